@@ -1,0 +1,122 @@
+"""`ea data draw`, `check-drawn` and `prompts`. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ea_data.draw.check import Report
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command("draw")
+def draw(
+    out: Annotated[Path, typer.Argument(help="Folder to make; it must be absent or empty.")],
+    num_clips: Annotated[int, typer.Option(help="How many clips.")] = 100,
+    num_pictures: Annotated[int, typer.Option(help="How many pictures besides.")] = 0,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal sets.")] = 0,
+    split: Annotated[str, typer.Option(help="Which combinations: train, heldout or all.")] = "train",
+    height: Annotated[int, typer.Option(help="Pixels, even.")] = 64,
+    width: Annotated[int, typer.Option(help="Pixels, even.")] = 64,
+    num_frames: Annotated[int, typer.Option(help="Frames a clip.")] = 18,
+    fps: Annotated[int, typer.Option(help="Frames a second.")] = 12,
+    style: Annotated[str, typer.Option(help="How shapes are drawn: filled.")] = "filled",
+) -> None:
+    """Draw a data set: coloured shapes that move, with captions and truth."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ea_data.draw.write import DrawConfig, write_set
+
+    config = DrawConfig(num_clips, num_pictures, seed, split, height, width, num_frames, fps, style)
+    console = Console(stderr=True)
+    total = num_clips + num_pictures
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("drawing", total=total)
+        write_set(out, config, on_item=lambda number: progress.update(task, completed=number))
+    console.print(
+        f"drew {num_clips} clips and {num_pictures} pictures into {out}", highlight=False, soft_wrap=True
+    )
+
+
+@app.command("check-drawn")
+def check_drawn(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Drawn sets, folders of clips with sidecars, or clips.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write adherence.json.")
+    ] = None,
+) -> None:
+    """Measure from the pixels alone whether clips show what their prompts ask for."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from ea_data.draw.check import check_clip, summarise
+    from ea_data.draw.files import find_sources, read_frames
+
+    if output is not None and output.is_dir():
+        output = output / "adherence.json"
+    console = Console(stderr=True)
+    sources, skipped = find_sources(paths)
+    items = [
+        check_clip(source.prompt, read_frames(source.path), str(source.path), source.truth)
+        for source in track(sources, "checking", console=console, transient=True)
+    ]
+    report = summarise(items)
+    Console().print(_table(report))
+    if skipped:
+        console.print(
+            f"passed over {len(skipped)} files without a prompt, first {skipped[0]}", soft_wrap=True
+        )
+    if output is not None:
+        _write_atomically(output, json.dumps(report.to_dict(), indent=1) + "\n")
+        console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@app.command("prompts")
+def prompts(
+    num_prompts: Annotated[int, typer.Argument(help="How many prompts.")] = 100,
+    split: Annotated[str, typer.Option(help="Whose combinations: heldout, train or all.")] = "heldout",
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal prompts.")] = 0,
+) -> None:
+    """Print prompts, one a line, that name every attribute; held-out ones by default."""
+    from ea_data.draw.caption import sample_prompts
+
+    for line in sample_prompts(num_prompts, seed, split):
+        typer.echo(line)
+
+
+def _table(report: Report):
+    from rich.table import Table
+
+    table = Table(title=f"{len(report.items)} clips", title_justify="left")
+    table.add_column("attribute")
+    for column in ("rate", "right", "asked"):
+        table.add_column(column, justify="right")
+    for name, (right, asked) in report.counts.items():
+        rate = report.rate(name)
+        table.add_row(
+            name,
+            "-" if rate is None else f"{rate:.1%}",
+            str(right),
+            str(asked),
+            end_section=name == "background",
+        )
+    return table
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""Finds and reads the clips to check: drawn sets, generated files with their sidecars, frame folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from ea_data.draw.check import ATTRIBUTES
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+IMAGE_SUFFIXES = (".gif", ".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clip to check: a file or a folder of frames, its prompt, and the truth where it is known."""
+
+    path: Path
+    prompt: str
+    truth: dict[str, str] | None = None
+
+
+def read_frames(path: Path) -> np.ndarray:
+    """Frames of a video, a GIF, a picture or a folder of pictures in name order: uint8 RGB (T, H, W, 3).
+
+    Raises ValueError with the path for what cannot be read.
+    """
+    try:
+        if path.is_dir():
+            files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            frames = [np.asarray(Image.open(f).convert("RGB")) for f in files]
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            # An open file, not its name: names may be protocols to FFmpeg.
+            with path.open("rb") as file, av.open(file, "r") as container:
+                frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        else:
+            with Image.open(path) as image:
+                frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+    except (OSError, av.FFmpegError, UnidentifiedImageError, IndexError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not frames:
+        raise ValueError(f"cannot read {path}: it holds no frames")
+    if len({frame.shape for frame in frames}) > 1:
+        raise ValueError(f"cannot read {path}: its frames differ in size")
+    return np.stack(frames)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def _beneath(folder: Path, name: Any, listing: Path) -> Path:
+    path = folder / str(name)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{listing} names {name!r}, which lies outside its folder")
+    return path
+
+
+def _from_truth(listing: Path) -> list[Source]:
+    sources = []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            item = json.loads(line)
+            truth = {name: str(item["scene"][name]) for name in ATTRIBUTES}
+            sources.append(
+                Source(_beneath(listing.parent, item["file_path"], listing), item["caption"], truth)
+            )
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"cannot read line {number} of {listing}: {error!r}") from error
+    return sources
+
+
+def _from_dataset(listing: Path) -> list[Source]:
+    try:
+        return [
+            Source(_beneath(listing.parent, item["file_path"], listing), str(item["text"]))
+            for item in _read_json(listing)
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{listing} must be a list of objects with file_path and text, got {error!r}"
+        ) from error
+
+
+def _prompt_of(path: Path) -> str | None:
+    """The prompt in the sidecar of a clip, or None without one."""
+    sidecar = path.with_suffix(".json") if path.is_file() else path.with_name(path.name + ".json")
+    if not sidecar.is_file():
+        return None
+    prompt = _read_json(sidecar)
+    prompt = prompt.get("prompt") if isinstance(prompt, dict) else None
+    if not isinstance(prompt, str):
+        raise ValueError(f'{sidecar} must hold {{"prompt": "..."}}')
+    return prompt
+
+
+def _is_clip(path: Path) -> bool:
+    if path.is_dir():
+        return _prompt_of(path) is not None and any(
+            f.suffix.lower() in IMAGE_SUFFIXES for f in path.iterdir()
+        )
+    return path.suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES
+
+
+def _in_folder(folder: Path) -> tuple[list[Source], list[Path]]:
+    if (folder / "truth.jsonl").is_file():
+        return _from_truth(folder / "truth.jsonl"), []
+    if (folder / "dataset.json").is_file():
+        return _from_dataset(folder / "dataset.json"), []
+    found: list[Source] = []
+    skipped: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if _is_clip(path):
+            prompt = _prompt_of(path)
+            if prompt is None:
+                skipped.append(path)
+            else:
+                found.append(Source(path, prompt))
+    return found, skipped
+
+
+def find_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
+    """The clips that `paths` name, and the media files passed over because no prompt belongs to them.
+
+    A path is a drawn set, a folder of clips with sidecars (`clip.mp4` and `clip.json`; a folder of frames
+    `clip/` and `clip.json`), a truth.jsonl, a dataset.json, or one clip. Raises ValueError where nothing can
+    be checked.
+    """
+    sources: list[Source] = []
+    skipped: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"there is no file or folder {path}")
+        if path.suffix == ".jsonl":
+            sources += _from_truth(path)
+        elif path.suffix == ".json":
+            sources += _from_dataset(path)
+        elif (prompt := _prompt_of(path)) is not None:
+            sources.append(Source(path, prompt))
+        elif path.is_dir():
+            found, passed = _in_folder(path)
+            sources += found
+            skipped += passed
+        else:
+            skipped.append(path)
+    if not sources and skipped:
+        raise ValueError(f"no prompt beside {skipped[0]}; a sidecar of the same stem must hold one")
+    if not sources:
+        raise ValueError("no clip to check; give clips with a sidecar .json next to each, or a drawn set")
+    return sources, skipped

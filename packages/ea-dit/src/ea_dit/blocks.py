@@ -1,0 +1,72 @@
+"""One block of the network: attention within a frame, motion module, cross-attention to the text, MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention, FeedForward
+from .config import TransformerConfig
+from .motion import MotionModule
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (B, S, D) scaled and shifted by (B, 1, D) each, in one pass."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class TransformerBlock(nn.Module):
+    """(B, T * L, D) -> (B, T * L, D). Parameter names are the published ones."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, heads, dropout = config.width, config.num_attention_heads, config.dropout
+        affine, eps = config.norm_elementwise_affine, config.norm_eps
+        self.norm1 = nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
+        self.attn1 = Attention(width, heads, bias=config.attention_bias, dropout=dropout)
+        self.attn_temporal = MotionModule(config)
+        self.attn2 = Attention(
+            width,
+            heads,
+            context_width=config.cross_attention_dim,
+            bias=config.attention_bias,
+            dropout=dropout,
+        )
+        self.norm2 = nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
+        self.ff = FeedForward(width, config.activation_fn, dropout)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        self.use_motion = True
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        text_keys: Tensor,
+        text_values: Tensor,
+        text_bias: Tensor | None,
+        num_frames: int,
+        height: int,
+        width: int,
+    ) -> Tensor:
+        """One step of the residual stream.
+
+        Args:
+            x: tokens (B, T * L, D), frame after frame, each frame row by row; L = height * width.
+            modulation: (B, 6, D) from adaLN-single.
+            text_keys, text_values: (B, heads, text tokens, D / heads) from `attn2.keys_values`.
+            text_bias: (B, 1, 1, text tokens) or None where every token counts.
+        """
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + modulation).chunk(
+            6, dim=1
+        )  # (B, 1, D)
+
+        frames = (
+            modulate(self.norm1(x), shift1, scale1).unflatten(1, (num_frames, -1)).flatten(0, 1)
+        )  # (B * T, L, D)
+        x = torch.addcmul(x, gate1, self.attn1(frames).view_as(x))
+        if self.use_motion:
+            x = self.attn_temporal(x, num_frames, height, width)
+        x = x + self.attn2.attend(
+            x, text_keys, text_values, text_bias
+        )  # PixArt: no norm before cross-attention
+        return torch.addcmul(x, gate2, self.ff(modulate(self.norm2(x), shift2, scale2)))

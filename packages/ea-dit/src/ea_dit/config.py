@@ -1,0 +1,259 @@
+"""The one config of the denoiser: what a `config.json` may say, checked once, each error in one line.
+
+`Transformer3DModel.__init__` takes the same keys (diffusers reads its signature); `from_mapping` turns them
+into this frozen dataclass, from which every layer is built. The defaults are EasyAnimate V2's
+published values. Numbers that follow from others (width, skips, whether sizes are conditions) are properties.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+ACTIVATIONS = ("gelu-approximate", "gelu", "geglu")
+MOTION_TYPES = ("Vanilla", "VanillaGrid")
+MOTION_NORM_GROUPS = 32  # fixed in V2, whatever `norm_num_groups` says
+TIME_CHANNELS = 256  # sinusoidal features of a timestep, before its MLP
+SIZE_CONDITION_SAMPLE_SIZE = 128  # PixArt's rule: the 1024-pixel model is the one that is told sizes
+
+# Published keys that would change the network in ways this package does not build: only these values pass.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "basic_block_type": ("motionmodule",),
+    "norm_type": ("ada_norm_single",),
+    "attention_type": ("default",),
+    "patch_3d": (False, None),
+    "fake_3d": (False, None),
+    "casual_3d": (False, None),
+    "casual_3d_upsampler_index": (None,),
+    "num_vector_embeds": (None,),
+    "only_cross_attention": (False, None),
+    "double_self_attention": (False, None),
+    "time_position_encoding_before_transformer": (False, None),
+}
+_ONLY_MOTION: dict[str, tuple[Any, ...]] = {
+    "cross_frame_attention_mode": (None,),
+    "global_attention": (False, None),
+    "qk_norm": (False, None),
+}
+# Published keys without any effect here: the arithmetic is the same, or the branch they steer is not built.
+_WITHOUT_EFFECT = {
+    "norm_num_groups",
+    "num_embeds_ada_norm",
+    "time_patch_size",
+    "upcast_attention",
+    "use_linear_projection",
+}
+_WITHOUT_EFFECT_MOTION = {"global_num_attention_heads"}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_positive(name: str, value: Any) -> None:
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    _require(
+        is_int and value > 0, f"`{name}` must be a positive integer, got {value!r}; set it in config.json"
+    )
+
+
+def _take(
+    cls: type, values: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], ignored: set[str], where: str
+) -> dict[str, Any]:
+    """Split `values` into the fields of `cls`; refuse what is unsupported, report what is unknown."""
+    known = {f.name for f in fields(cls)}
+    unknown = []
+    for name, value in values.items():
+        if name in only and value not in only[name]:
+            raise ValueError(
+                f"`{where}{name}` must be {only[name][0]!r}, got {value!r}; ea-dit builds no other kind"
+            )
+        if name not in known and name not in only and name not in ignored and not name.startswith("_"):
+            unknown.append(name)
+    if unknown:
+        logger.warning(
+            "unknown keys in the config of Transformer3DModel, ignored: %s",
+            ", ".join(where + n for n in unknown),
+        )
+    return {name: value for name, value in values.items() if name in known}
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """`motion_module_kwargs` of a published config.
+
+    Attributes:
+        num_attention_heads: heads of the temporal attentions.
+        num_transformer_block: transformer blocks in one motion module.
+        attention_block_types: one "Temporal_Self" for each attention of such a block.
+        temporal_position_encoding: add a sinusoidal position before each temporal attention.
+        temporal_position_encoding_max_len: rows of that table, so the largest number of latent frames.
+        temporal_attention_dim_div: inner width is the model's width divided by this.
+        block_size: with "VanillaGrid", tokens attend over block_size x block_size neighbours x time.
+        zero_initialize: start the output projection at zero, so that a fresh module is the identity.
+    """
+
+    num_attention_heads: int = 8
+    num_transformer_block: int = 1
+    attention_block_types: tuple[str, ...] = ("Temporal_Self", "Temporal_Self")
+    temporal_position_encoding: bool = True
+    temporal_position_encoding_max_len: int = 4096
+    temporal_attention_dim_div: int = 1
+    block_size: int = 1
+    zero_initialize: bool = True
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any] | None) -> MotionConfig:
+        """Build from a JSON object. Raises ValueError (one line) for what this package cannot build."""
+        if values is None:
+            return cls()
+        where = "motion_module_kwargs."
+        # Differs from EasyAnimate: a string is refused, never evaluated.
+        _require(
+            isinstance(values, Mapping),
+            f"`motion_module_kwargs` must be a JSON object, got {type(values).__name__};"
+            " write {...} without quotes",
+        )
+        kwargs = _take(cls, values, _ONLY_MOTION, _WITHOUT_EFFECT_MOTION, where)
+        if "attention_block_types" in kwargs:
+            kwargs["attention_block_types"] = tuple(kwargs["attention_block_types"])
+        return cls(**kwargs)
+
+    def __post_init__(self) -> None:
+        where = "motion_module_kwargs."
+        for name in (
+            "num_attention_heads",
+            "num_transformer_block",
+            "temporal_position_encoding_max_len",
+            "temporal_attention_dim_div",
+            "block_size",
+        ):
+            _require_positive(where + name, getattr(self, name))
+        bad = [kind for kind in self.attention_block_types if kind != "Temporal_Self"]
+        _require(
+            not bad, f"`{where}attention_block_types` may only hold 'Temporal_Self', got {bad[:1]}; remove it"
+        )
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The validated config of `Transformer3DModel`; names are the published keys.
+
+    Attributes:
+        sample_size: the native size in latents (64 for 512 pixels): position embeddings of other sizes are
+            interpolated to it, and 128 adds resolution and aspect ratio as conditions.
+        caption_channels: width of the text encoder's output (4096 for T5 XXL); None: the text already has
+            `cross_attention_dim` channels and is not projected.
+        enable_uvit: long skips from the first half to the second.
+    """
+
+    num_attention_heads: int = 16
+    attention_head_dim: int = 72
+    in_channels: int = 4
+    out_channels: int | None = 8
+    num_layers: int = 28
+    dropout: float = 0.0
+    cross_attention_dim: int | None = 1152
+    attention_bias: bool = True
+    sample_size: int = 64
+    patch_size: int = 2
+    activation_fn: str = "gelu-approximate"
+    norm_elementwise_affine: bool = False
+    norm_eps: float = 1e-6
+    caption_channels: int | None = 4096
+    enable_uvit: bool = True
+    motion_module_type: str = "Vanilla"
+    motion_module_kwargs: MotionConfig = field(default_factory=MotionConfig)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> TransformerConfig:
+        """Build from a config.json's keys; unknown ones are logged. Raises ValueError, one line."""
+        kwargs = _take(cls, values, _ONLY, _WITHOUT_EFFECT, "")
+        motion = MotionConfig.from_mapping(kwargs.pop("motion_module_kwargs", None))
+        return cls(**kwargs, motion_module_kwargs=motion)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_attention_heads",
+            "attention_head_dim",
+            "in_channels",
+            "num_layers",
+            "sample_size",
+            "patch_size",
+        ):
+            _require_positive(name, getattr(self, name))
+        for name in ("out_channels", "cross_attention_dim", "caption_channels"):
+            if getattr(self, name) is not None:
+                _require_positive(name, getattr(self, name))
+        _require(0.0 <= self.dropout < 1.0, f"`dropout` must be in [0, 1), got {self.dropout}; use 0.0")
+        _require(
+            self.activation_fn in ACTIVATIONS,
+            f"`activation_fn` must be one of {', '.join(ACTIVATIONS)}, got {self.activation_fn!r}",
+        )
+        _require(
+            self.motion_module_type in MOTION_TYPES,
+            f"`motion_module_type` must be one of {', '.join(MOTION_TYPES)}, got {self.motion_module_type!r}",
+        )
+        width, motion = self.width, self.motion_module_kwargs
+        _require(
+            width % 4 == 0 and width % MOTION_NORM_GROUPS == 0,
+            "`num_attention_heads` x `attention_head_dim` must be a multiple of "
+            f"{MOTION_NORM_GROUPS} (the motion modules' norm groups), got {width}",
+        )
+        _require(
+            width % (motion.num_attention_heads * motion.temporal_attention_dim_div) == 0,
+            f"`motion_module_kwargs.num_attention_heads` {motion.num_attention_heads} x"
+            f" `temporal_attention_dim_div` {motion.temporal_attention_dim_div} must divide the width"
+            f" {width}; change one of them",
+        )
+        _require(
+            not self.has_size_conditions or width % 3 == 0,
+            f"`sample_size` {SIZE_CONDITION_SAMPLE_SIZE} adds size conditions: 3 must divide width {width}",
+        )
+
+    @property
+    def width(self) -> int:
+        """D, the width of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text embeddings that the model takes."""
+        return self.caption_channels or self.cross_attention_dim or self.width
+
+    @property
+    def output_channels(self) -> int:
+        return self.in_channels if self.out_channels is None else self.out_channels
+
+    @property
+    def has_size_conditions(self) -> bool:
+        return self.sample_size == SIZE_CONDITION_SAMPLE_SIZE
+
+    @property
+    def motion_block_size(self) -> int:
+        """Side of the spatial block that one temporal attention covers; 1 without a grid."""
+        return self.motion_module_kwargs.block_size if self.motion_module_type == "VanillaGrid" else 1
+
+    @property
+    def max_frames(self) -> int | None:
+        """Most latent frames that the motion modules can place in time, None: no limit."""
+        motion = self.motion_module_kwargs
+        return motion.temporal_position_encoding_max_len if motion.temporal_position_encoding else None
+
+    @property
+    def num_skips(self) -> int:
+        """Number of U-ViT skips: 13 of 28 blocks, 2 of 6, 3 of 7; a middle block or two take no part.
+
+        Differs from EasyAnimate, which writes 13 and 15 whatever the depth (and breaks below 28 blocks).
+        """
+        return (self.num_layers - 1) // 2 if self.enable_uvit else 0
+
+    @property
+    def first_skip_block(self) -> int:
+        """Index of the first block that receives a skip (15 of 28); `num_layers` where there is none."""
+        return self.num_layers - self.num_skips

@@ -1,0 +1,129 @@
+"""Motion modules: the only place where frames see each other.
+
+Shapes: tokens of b videos lie as (b, t * h * w, d). A temporal attention works on sequences through time, so
+the module moves to ((b h w), t, d) once, runs all its layers there, and moves back once. With "VanillaGrid" a
+sequence holds t x n x n tokens, those of an n x n block of neighbours in every frame; "Vanilla" is n = 1.
+After AnimateDiff (arXiv 2307.04725).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .attention import Attention, FeedForward
+from .config import MOTION_NORM_GROUPS, TransformerConfig
+
+
+class TemporalPosition(nn.Module):
+    """Sinusoidal position in time: a table `pe` (1, max_len, D), sines in even, cosines in odd channels.
+
+    A persistent buffer, since published checkpoints hold it.
+    """
+
+    pe: Tensor
+
+    def __init__(self, width: int, max_len: int) -> None:
+        super().__init__()
+        frames = torch.arange(max_len)[:, None]
+        frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+        angles = frames * frequencies  # (max_len, D/2)
+        self.register_buffer("pe", torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None])
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """(N, T * n * n, D) -> the same, each token with its frame's position added."""
+        positions = self.pe[:, :num_frames]
+        repeats = x.shape[1] // num_frames  # n * n tokens of a frame share its position
+        return x + (positions if repeats == 1 else positions.repeat_interleave(repeats, dim=1))
+
+
+class TemporalAttention(Attention):
+    """Self-attention through time, positions added before the projections."""
+
+    def __init__(self, width: int, config: TransformerConfig) -> None:
+        motion = config.motion_module_kwargs
+        super().__init__(width, motion.num_attention_heads, bias=False)
+        self.pos_encoder = (
+            TemporalPosition(width, motion.temporal_position_encoding_max_len)
+            if motion.temporal_position_encoding
+            else None
+        )
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:  # type: ignore[override]
+        """(N, T * n * n, D) -> (N, T * n * n, D)."""
+        if self.pos_encoder is not None:
+            x = self.pos_encoder(x, num_frames)
+        if x.shape[1] == 1 and not torch.is_grad_enabled():
+            # A picture: attention over one token returns its value. (In training queries and keys keep their
+            # zero gradients, which data-parallel wrappers wait for.)
+            return self.to_out[1](self.to_out[0](self.to_v(x)))
+        return self.attend(x, *self.keys_values(x))
+
+
+class TemporalBlock(nn.Module):
+    """Pre-norm transformer block through time: one or more attentions, then a gated MLP."""
+
+    def __init__(self, width: int, config: TransformerConfig) -> None:
+        super().__init__()
+        kinds = config.motion_module_kwargs.attention_block_types
+        self.attention_blocks = nn.ModuleList([TemporalAttention(width, config) for _ in kinds])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in kinds])
+        self.ff = FeedForward(width, "geglu")
+        self.ff_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
+            x = x + attention(norm(x), num_frames)
+        return x + self.ff(self.ff_norm(x))
+
+
+class TemporalTransformer(nn.Module):
+    """Group norm per frame, projection in, temporal blocks, projection out (zero at first), residual."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        motion = config.motion_module_kwargs
+        inner = config.width // motion.temporal_attention_dim_div
+        self.block_size = config.motion_block_size
+        self.norm = nn.GroupNorm(MOTION_NORM_GROUPS, config.width, eps=1e-6)
+        self.proj_in = nn.Linear(config.width, inner)
+        self.transformer_blocks = nn.ModuleList(
+            [TemporalBlock(inner, config) for _ in range(motion.num_transformer_block)]
+        )
+        self.proj_out = nn.Linear(inner, config.width)
+        if motion.zero_initialize:
+            nn.init.zeros_(self.proj_out.weight)
+            nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, tokens: Tensor, num_frames: int, height: int, width: int) -> Tensor:
+        """(B, T * H * W, D) -> (B, T * H * W, D); H and W count tokens."""
+        grid = {
+            "t": num_frames,
+            "h": height // self.block_size,
+            "w": width // self.block_size,
+            "n": self.block_size,
+        }
+        # Statistics per frame, over space and a group's channels. As an image in channels-last memory, which
+        # the tokens already are, so that nothing is copied on the CPU.
+        images = rearrange(tokens, "b (t h w) d -> (b t) d h w", t=num_frames, h=height, w=width)
+        x = self.norm(images)
+        x = rearrange(x, "(b t) d (h n) (w m) -> (b h w) (t n m) d", m=self.block_size, **grid)
+        x = self.proj_in(x)
+        for block in self.transformer_blocks:
+            x = block(x, num_frames)
+        x = self.proj_out(x)
+        return tokens + rearrange(x, "(b h w) (t n m) d -> b (t h n w m) d", m=self.block_size, **grid)
+
+
+class MotionModule(nn.Module):
+    """Holder of the published name `temporal_transformer`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.temporal_transformer = TemporalTransformer(config)
+
+    def forward(self, tokens: Tensor, num_frames: int, height: int, width: int) -> Tensor:
+        return self.temporal_transformer(tokens, num_frames, height, width)

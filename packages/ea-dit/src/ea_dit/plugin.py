@@ -1,0 +1,37 @@
+"""What ea-dit brings to the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ea_runtime.hookspecs import hookimpl
+from ea_runtime.records import DenoiserRecord, RecipeRecord
+
+
+def _transformer() -> Any:
+    from ea_dit.model import Transformer3DModel
+
+    return Transformer3DModel
+
+
+def _recipe() -> Any:
+    from ea_dit.recipe import DitRecipe
+
+    return DitRecipe
+
+
+@hookimpl
+def ea_denoisers() -> list[DenoiserRecord]:
+    return [
+        DenoiserRecord(
+            "transformer3d",
+            "Diffusion transformer of EasyAnimate V2: motion modules, U-ViT skips, learned variance",
+            _transformer,
+            class_names=("Transformer3DModel",),
+        )
+    ]
+
+
+@hookimpl
+def ea_recipes() -> list[RecipeRecord]:
+    return [RecipeRecord("dit", "The denoiser: noise and learned-range variance on encoded clips and pictures", _recipe)]

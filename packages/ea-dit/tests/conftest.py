@@ -1,0 +1,75 @@
+"""Fixtures: tiny models, seeded inputs, and the folder of golden tensors where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ea_dit import Transformer3DModel
+
+TINY: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 8,
+    "num_layers": 4,
+    "cross_attention_dim": 32,
+    "caption_channels": 24,
+    "sample_size": 8,
+    "motion_module_kwargs": {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16},
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of golden tensors: `shared/reference` beside the checkout."""
+    for folder in Path(__file__).resolve().parents:
+        if (folder / "packages").is_dir():
+            found = folder.parent / "shared" / "reference"
+            if not found.is_dir():
+                pytest.skip(f"golden tensors are not on this machine: {found} is absent")
+            return found
+    pytest.skip("golden tensors are found from a checkout only, and no parent folder holds packages/")
+
+
+@pytest.fixture
+def make_model() -> Callable[..., Transformer3DModel]:
+    """Build a tiny model; `randomized` fills its zero-initialised layers too, so that every branch counts."""
+
+    def make(randomized: bool = True, **changes: Any) -> Transformer3DModel:
+        model = Transformer3DModel(**{**TINY, **changes})
+        if randomized:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if not parameter.any():
+                        parameter.normal_(std=0.05)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_inputs() -> Callable[..., dict[str, Tensor]]:
+    """Seeded arguments of a forward pass."""
+
+    def make(
+        batch: int = 2, frames: int = 3, height: int = 4, width: int = 6, tokens: int = 5
+    ) -> dict[str, Tensor]:
+        mask = torch.ones(batch, tokens, dtype=torch.long)
+        mask[:, tokens - 2 :] = 0
+        return {
+            "hidden_states": torch.randn(batch, 4, frames, height, width),
+            "timestep": torch.randint(0, 1000, (batch,)),
+            "encoder_hidden_states": torch.randn(batch, tokens, 24),
+            "encoder_attention_mask": mask,
+        }
+
+    return make

@@ -1,0 +1,119 @@
+"""Folders that appear whole or not at all: written beside, synced, listed with hashes, renamed, pruned after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ea_runtime.errors import UserError
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `target`; on success it is hashed, synced and renamed to `target`.
+
+    On any error it is removed and `target` stays as it was. An existing `target` is replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _write_manifest(partial)
+        for path in sorted(partial.rglob("*")):
+            _sync(path)
+        _sync(partial)
+        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file that the manifest lists is there with its hash."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return all(_sha256(folder / name) == digest for name, digest in listed.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint-N of a run, oldest first, complete or not."""
+    found = []
+    if run.is_dir():
+        for path in run.iterdir():
+            match = _NAME.fullmatch(path.name)
+            if match and path.is_dir():
+                found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def newest_complete(run: Path) -> tuple[int, Path] | None:
+    """The newest checkpoint whose manifest holds, or None where the run has none."""
+    for step, path in reversed(checkpoints(run)):
+        if is_complete(path):
+            return step, path
+    return None
+
+
+def prune(run: Path, keep: int) -> None:
+    """Removes all but the newest `keep` complete checkpoints, and what killed saves left behind."""
+    complete = [path for _, path in checkpoints(run) if is_complete(path)]
+    for path in complete[:-keep]:
+        shutil.rmtree(path)
+    if complete:
+        newest = int(complete[-1].name.split("-")[1])
+        for step, path in checkpoints(run):
+            if step < newest and path not in complete:
+                shutil.rmtree(path)
+    for leftover in run.glob(".checkpoint-*.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raises UserError where the disk of `folder` has fewer than `needed` bytes left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"the disk of {str(folder)!r} has {free / 1e6:.0f} MB left, a checkpoint needs {needed / 1e6:.0f} MB; "
+            "free some space or choose another `out`"
+        )
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {
+        str(path.relative_to(folder)): _sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,137 @@
+"""The `ea` program: global options, lazily built commands, and errors in one line.
+
+A command's module is imported when that command runs, never for `ea --help`; torch is imported by the work
+itself. Commands come from the `ea_commands` hook.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_group
+
+from ea_runtime.errors import UserError, nearest
+from ea_runtime.plugins import get_host, make_host, set_host
+
+#: Base class of what typer raises for wrong words on the command line (typer carries its own click).
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are built when they are run, and shown by their summary until then."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(get_host().records("commands"))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        entry = get_host().records("commands").get(cmd_name)
+        if entry is None:
+            return None
+        return TyperCommand(name=cmd_name, help=entry.record.summary, callback=lambda: None)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, rest = args[0], args[1:]
+        entries = get_host().records("commands")
+        if name not in entries:
+            if name.startswith("-"):
+                raise UserError(f"no such option {name!r}; `ea --help` lists the options and commands")
+            raise UserError(f"no command is called {name!r}; there are: {', '.join(sorted(entries))}{nearest(name, entries)}")
+        app = entries[name].record.build()
+        single = len(app.registered_commands) == 1 and not app.registered_groups and app.registered_callback is None
+        command = get_command(app) if single else get_group(app)
+        command.name = name
+        return name, command, rest
+
+
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from ea_runtime import __version__
+
+        typer.echo(f"ea-runtime {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="Load a local plugin file (it runs with your rights); repeatable.")
+    ] = None,
+    no_plugins: Annotated[bool, typer.Option("--no-plugins", help="Load no installed plugin package.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Text to video in the manner of EasyAnimate V2: generate, train, prepare data, check models."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the program and exits: 0 done, 1 a fault of ours, 2 a wrong request, 130 stopped by Ctrl-C."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Runs the program with these words and returns the exit code. Prints errors as one line on stderr."""
+    debug = "--debug" in argv
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        words, files, no_plugins = _take_global_options(argv)
+        # the host is wanted before the command is known, so its options are read ahead, wherever they stand
+        set_host(make_host(files, entry_points=False if no_plugins else None))
+        result = app(words, prog_name="ea", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except typer.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        if debug:
+            raise
+        return _fail("stopped", 130)
+    except _UsageError as error:
+        return _fail(error.format_message() if hasattr(error, "format_message") else str(error), 2)  # pyright: ignore[reportAttributeAccessIssue]
+    except BrokenPipeError:
+        return 0
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        return _fail(str(error), 2)
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(f"{type(error).__name__}: {error} (a fault of ea; --debug shows where)", 1)
+
+
+def _take_global_options(argv: list[str]) -> tuple[list[str], list[str], bool]:
+    words: list[str] = []
+    files: list[str] = []
+    no_plugins = False
+    rest = iter(argv)
+    for word in rest:
+        if word == "--":
+            words += [word, *rest]
+        elif word == "--plugin":
+            file = next(rest, None)
+            if file is None:
+                raise UserError("`--plugin` must be followed by a Python file")
+            files.append(file)
+        elif word.startswith("--plugin="):
+            files.append(word.removeprefix("--plugin="))
+        elif word == "--no-plugins":
+            no_plugins = True
+        elif word != "--debug":
+            words.append(word)
+    return words, files, no_plugins
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    typer.echo(f"error: {line}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

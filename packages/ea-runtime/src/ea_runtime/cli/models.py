@@ -1,0 +1,164 @@
+"""`ea models`: what models there are, whether a folder would load, and pickles turned into safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ea_runtime.folder_check import FolderReport, PartReport
+
+app = typer.Typer(help="List, check and convert model folders.", no_args_is_help=True)
+
+_SHOWN = 5
+
+
+@app.command("list")
+def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Lists the bundled models and those in the folder that EA_MODELS_DIR names."""
+    from ea_runtime.folder_layout import PARTS, known_models
+
+    rows: list[dict[str, Any]] = []
+    for name, folder, origin in known_models():
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        parts = [spec.name for spec in PARTS.values() if (folder / spec.folder / "config.json").is_file()]
+        size = sum(path.stat().st_size for path in files)
+        rows.append({"name": name, "from": origin, "folder": str(folder), "bytes": size, "parts": parts})
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("name", "from", "size", "parts", "folder"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["from"], _size(row["bytes"]), ", ".join(row["parts"]), row["folder"])
+    Console().print(table)
+    if not rows:
+        typer.echo("no model is installed; give a model folder to the other commands")
+
+
+@app.command()
+def check(
+    folder: Annotated[str, typer.Argument(help="A model folder, or the name of an installed model.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every tensor name.")] = False,
+) -> None:
+    """Says what is in a model folder and whether it loads: exit code 0 yes, 1 no, 2 no such folder.
+
+    Only headers are read, so this is quick for weights of any size.
+    """
+    from ea_runtime.folder_check import check_folder
+
+    report = check_folder(folder)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _show(report)
+    if not report.is_loadable:
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="A model folder with pickled weights, or one such file.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A new folder for the result; without it, beside the originals."),
+    ] = None,
+) -> None:
+    """Turns pickled weights (.bin, .pt, .pth, .ckpt) into safetensors. The originals stay.
+
+    A pickle can hold code. It is read in a separate process that accepts tensors and nothing else.
+    """
+    from ea_runtime.convert_folder import convert_file, convert_folder
+
+    written = [convert_file(folder, output)] if folder.is_file() else convert_folder(folder, output)
+    for item in written:
+        typer.echo(
+            f"{item.source.name} -> {item.target}: {item.num_tensors} tensors, {_size(item.num_bytes)}"
+        )
+        if item.skipped:
+            typer.echo(f"  left out, no tensors: {', '.join(ascii(name)[1:-1] for name in item.skipped)}")
+    if not written:
+        typer.echo("nothing to convert: no part of this folder is pickled")
+
+
+def _show(report: FolderReport) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    console.print(f"model folder {escape(report.folder)}", soft_wrap=True)
+    for part in report.parts:
+        _show_part(console, part)
+    for problem in report.problems:
+        console.print(f"[red]problem[/red]  {escape(problem)}", soft_wrap=True)
+    _show_memory(console, report.memory)
+    verdict = (
+        "[green]this folder loads[/green]" if report.is_loadable else "[red]this folder does not load[/red]"
+    )
+    console.print(verdict)
+
+
+def _show_part(console: Any, part: PartReport) -> None:
+    from rich.markup import escape
+
+    state = "[green]ok[/green]" if part.state == "ok" else f"[red]{escape(part.state)}[/red]"
+    console.print(f"[bold]{part.folder}[/bold]  {state}", soft_wrap=True)
+    if part.class_name:
+        console.print(f"  class       {part.class_name}" + (f" ({part.package})" if part.package else ""))
+    if part.num_tensors:
+        parameters = f", {part.num_parameters:,} parameters" if part.num_parameters else ""
+        dtypes = ", ".join(
+            f"{name} {count / max(part.num_values, 1):.0%}" for name, count in part.dtypes.items()
+        )
+        files = f"{len(part.files)} file" + "s" * (len(part.files) != 1)
+        console.print(
+            f"  weights     {part.num_tensors:,} tensors{parameters}, {_size(part.num_bytes)} in {files}, {dtypes}",
+            soft_wrap=True,
+        )
+    wrong = [f"{item['name']} must be {item['expected']}, is {item['got']}" for item in part.wrong_shape]
+    findings = {
+        "missing": part.missing,
+        "unexpected": part.unexpected,
+        "wrong shape": wrong,
+        "config keys": [f"{name} (ignored)" for name in part.unknown_keys],
+    }
+    for label, names in findings.items():
+        if names:
+            shown = "; ".join(ascii(name)[1:-1] for name in names[:_SHOWN])
+            more = f"; and {len(names) - _SHOWN} more (--json lists all)" if len(names) > _SHOWN else ""
+            console.print(f"  {label:<11} {len(names)}: {escape(shown + more)}", soft_wrap=True)
+    if part.pickles:
+        names = escape(", ".join(ascii(name)[1:-1] for name in part.pickles[:_SHOWN]))
+        console.print(
+            f"  [yellow]pickles     {len(part.pickles)}: {names} (never loaded)[/yellow]", soft_wrap=True
+        )
+
+
+def _show_memory(console: Any, memory: dict[str, Any]) -> None:
+    if not memory:
+        return
+    total = {name: sum(part[name] for part in memory["weights"].values()) for name in ("fp32", "bf16")}
+    console.print(f"memory of the weights: {_size(total['fp32'])} in fp32, {_size(total['bf16'])} in bf16")
+    denoise, decode = memory["denoise_estimate"], memory["decode_estimate"]
+    for what, item in (("denoising, with guidance", denoise), ("decoding, chunk by chunk", decode)):
+        sizes = item["bytes_by_dtype"]
+        console.print(
+            f"  estimate  {what}, {item['height']}x{item['width']}, {item['num_frames']} frames: "
+            f"{_size(sizes['fp32'])} in fp32, {_size(sizes['bf16'])} in bf16 on top",
+            soft_wrap=True,
+        )
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"

@@ -1,0 +1,101 @@
+"""Every hook of ea, in one place. A plugin implements any of them with `hookimpl`.
+
+A plugin is a module (or object) with functions of these names, found in three ways: an installed package
+with an entry point of group `ea`, a local file given as `--plugin FILE.py`, or what ea itself ships.
+A plugin runs with the rights of the user who starts ea: there is no sandbox. No hook is called per frame
+or per step; each returns records (ea_runtime.records), whose `build` is called when the part is needed.
+docs/hooks.md shows a running example of each.
+"""
+
+from __future__ import annotations
+
+import pluggy
+
+from ea_runtime.records import (
+    CaptionerRecord,
+    CommandRecord,
+    DenoiserRecord,
+    EngineRecord,
+    FilterRecord,
+    RecipeRecord,
+    Record,
+    SamplerRecord,
+    ScorerRecord,
+    SplitterRecord,
+    TextEncoderRecord,
+    VaeRecord,
+)
+
+hookspec = pluggy.HookspecMarker("ea")
+hookimpl = pluggy.HookimplMarker("ea")
+
+
+@hookspec
+def ea_samplers() -> list[SamplerRecord]:  # pyright: ignore[reportReturnType]
+    """Samplers: what `--sampler` and `pipe(sampler=)` accept."""
+
+
+@hookspec
+def ea_vaes() -> list[VaeRecord]:  # pyright: ignore[reportReturnType]
+    """Video VAEs, found by the `_class_name` in a model folder's vae/config.json."""
+
+
+@hookspec
+def ea_denoisers() -> list[DenoiserRecord]:  # pyright: ignore[reportReturnType]
+    """Denoisers, found by the `_class_name` in a model folder's transformer/config.json."""
+
+
+@hookspec
+def ea_text_encoders() -> list[TextEncoderRecord]:  # pyright: ignore[reportReturnType]
+    """Text encoders, found by the architecture in a model folder's text_encoder/config.json."""
+
+
+@hookspec
+def ea_recipes() -> list[RecipeRecord]:  # pyright: ignore[reportReturnType]
+    """Training recipes: what `ea train NAME CONFIG` accepts."""
+
+
+@hookspec
+def ea_splitters() -> list[SplitterRecord]:  # pyright: ignore[reportReturnType]
+    """Splitters: how raw video is cut into clips."""
+
+
+@hookspec
+def ea_scorers() -> list[ScorerRecord]:  # pyright: ignore[reportReturnType]
+    """Scorers: numbers about a clip, for filters to compare."""
+
+
+@hookspec
+def ea_filters() -> list[FilterRecord]:  # pyright: ignore[reportReturnType]
+    """Filters: verdicts over a clip's scores."""
+
+
+@hookspec
+def ea_captioners() -> list[CaptionerRecord]:  # pyright: ignore[reportReturnType]
+    """Captioners: words for a clip."""
+
+
+@hookspec
+def ea_engines() -> list[EngineRecord]:  # pyright: ignore[reportReturnType]
+    """Engines: what runs the networks."""
+
+
+@hookspec
+def ea_commands() -> list[CommandRecord]:  # pyright: ignore[reportReturnType]
+    """Commands of the `ea` program."""
+
+
+#: kind (as in `ea plugins`) -> (hook name, record class)
+KINDS: dict[str, tuple[str, type[Record]]] = {
+    "samplers": ("ea_samplers", SamplerRecord),
+    "vaes": ("ea_vaes", VaeRecord),
+    "denoisers": ("ea_denoisers", DenoiserRecord),
+    "text_encoders": ("ea_text_encoders", TextEncoderRecord),
+    "recipes": ("ea_recipes", RecipeRecord),
+    "splitters": ("ea_splitters", SplitterRecord),
+    "scorers": ("ea_scorers", ScorerRecord),
+    "filters": ("ea_filters", FilterRecord),
+    "captioners": ("ea_captioners", CaptionerRecord),
+    "engines": ("ea_engines", EngineRecord),
+    "commands": ("ea_commands", CommandRecord),
+}

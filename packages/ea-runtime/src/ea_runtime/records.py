@@ -1,0 +1,104 @@
+"""What plugins hand to the host: frozen records whose `build` imports the heavy code only when called.
+
+A record is cheap to make. Its `build` is a function that does its imports inside, so that listing every
+plugin of an installation loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One named, replaceable part.
+
+    name: what users type; lower case letters, digits, `-`, `_` and `+`.
+    summary: one line for lists and help.
+    build: makes the part; each subclass says from what and what comes back. Imports inside.
+    options: the pydantic model of the part's settings, where it has any.
+    """
+
+    name: str
+    summary: str
+    build: Callable[..., Any]
+    options: type[BaseModel] | None = None
+
+    def __post_init__(self) -> None:
+        allowed = self.name and all(c.isascii() and (c.isalnum() or c in "-_+") for c in self.name)
+        if not allowed or self.name != self.name.lower():
+            raise ValueError(
+                f"`name` of a {type(self).__name__} must be lower case letters, digits, '-', '_' or '+', "
+                f"got {self.name!r}"
+            )
+        if not callable(self.build):
+            raise ValueError(f"`build` of {type(self).__name__} {self.name!r} must be callable, got {self.build!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerRecord(Record):
+    """`build(**scheduler_config)` returns a diffusers scheduler (set_timesteps, scale_model_input, step)."""
+
+
+@dataclass(frozen=True, slots=True)
+class VaeRecord(Record):
+    """`build()` returns a video VAE class. `class_names`: the `_class_name`s of config.json that it loads."""
+
+    class_names: tuple[str, ...] = field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiserRecord(Record):
+    """`build()` returns a denoiser class. `class_names`: the `_class_name`s of config.json that it loads."""
+
+    class_names: tuple[str, ...] = field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoderRecord(Record):
+    """`build(folder, device=, dtype=)` returns an encoder with `encode(prompts)`.
+
+    `class_names`: the `architectures` of text_encoder/config.json that it loads.
+    """
+
+    class_names: tuple[str, ...] = field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeRecord(Record):
+    """`build()` returns a class that follows `ea_runtime.training.recipe.Recipe`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitterRecord(Record):
+    """`build(options)` returns a callable that cuts one video file into spans."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerRecord(Record):
+    """`build(options)` returns a callable that turns a clip's frames into a score."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRecord(Record):
+    """`build(options)` returns a pure function of a clip's record: kept, or dropped with a reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionerRecord(Record):
+    """`build(options)` returns a callable that describes a clip in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord(Record):
+    """`build(**settings)` returns an engine that runs the denoiser and the VAE."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRecord(Record):
+    """`build()` returns a typer.Typer: several commands become `ea NAME ...`, a single one becomes `ea NAME`."""

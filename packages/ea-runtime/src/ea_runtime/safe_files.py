@@ -1,0 +1,91 @@
+"""Reading small files of a folder that may be hostile: no path leaves it, no file is larger than a cap.
+
+A model folder comes from somebody else. Every name in it is checked before it is opened, links are followed
+only where they stay inside, and what is quoted in an error is cut and escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from ea_runtime.errors import UserError
+
+#: config.json, scheduler_config.json, ea.json: a published one has under 5 KB.
+MAX_CONFIG_BYTES = 1 << 20
+#: *.index.json: T5 XXL has 40 KB.
+MAX_INDEX_BYTES = 16 << 20
+
+
+def quote(text: object, limit: int = 80) -> str:
+    """`text` as it may stand in an error: escaped (no control characters reach a terminal) and cut."""
+    shown = ascii(text)
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The real path of `name` (relative, `/` between parts) beneath `folder`.
+
+    Raises UserError for an absolute name, one with `..`, a backslash or a NUL, and one whose links lead out
+    of the folder. Nothing is opened and the file need not exist. In a Hugging Face cache the files are links
+    into `blobs` beside `snapshots`; those count as inside.
+    """
+    pieces = name.split("/")
+    plain = name and "\\" not in name and "\0" not in name and ":" not in name
+    if not plain or any(piece in ("", ".", "..") for piece in pieces):
+        raise UserError(
+            f"a file name in model folder {quote(str(folder))} must be a relative path without '..', "
+            f"got {quote(name)}; do not use this folder unless you trust its source"
+        )
+    try:
+        real = (folder / name).resolve()
+        roots = [folder.resolve()]
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise UserError(
+            f"{quote(name)} in model folder {quote(str(folder))} cannot be followed: {error}"
+        ) from error
+    if roots[0].parent.name == "snapshots":
+        roots.append(roots[0].parent.parent / "blobs")
+    if not any(real == root or real.is_relative_to(root) for root in roots):
+        raise UserError(
+            f"{quote(name)} in model folder {quote(str(folder))} is a link that leaves the folder; "
+            "replace it by a copy of the file that it points to"
+        )
+    return real
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file (not a pipe or a device, which would block or never end)."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def read_json(folder: Path, name: str, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """The JSON object in file `name` of `folder`, at most `limit` bytes. Raises UserError."""
+    path = inside(folder, name)
+    where = f"{quote(name)} in model folder {quote(str(folder))}"
+    if not is_file(path):
+        raise UserError(f"{where} is missing or no regular file; download the folder again")
+    size = path.stat().st_size
+    if size > limit:
+        raise UserError(f"{where} has {size:,} bytes, more than the {limit:,} such a file may have")
+    try:
+        with path.open("rb") as file:
+            value = json.loads(file.read(limit).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is no valid JSON ({_first_line(error)}); download it again") from error
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must hold a JSON object, got {quote(type(value).__name__)}")
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return quote(lines[0])[1:-1] if lines else type(error).__name__

@@ -1,0 +1,138 @@
+"""A set as the denoiser sees it: latents and text features, computed once and kept in one safe file.
+
+The file is keyed by the set's dataset.json, the weights of the VAE and the text encoder, and the frame count;
+when any of them changes, another file is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ea_runtime.errors import UserError
+from ea_runtime.training.clips import ClipSet, to_float
+from ea_runtime.training.recipe import Context
+
+#: Clips coded at a time.
+BATCH = 16
+
+
+class EncodedSet:
+    """Latent moments (fp16) and token features (fp16) of every item, in memory.
+
+    shapes: one (C, t, h, w) a sample, the bucket key. Sample numbers count the used items (see `kinds`).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        parts: Path,
+        num_frames: int,
+        kinds: Literal["both", "videos", "pictures"],
+        context: Context,
+    ) -> None:
+        clips = ClipSet(folder, keep_bytes=0)
+        used = {"both": list(range(len(clips))), "videos": clips.videos(), "pictures": clips.pictures()}[kinds]
+        if not used:
+            raise UserError(f"`data.kinds` is {kinds!r}, but {str(folder)!r} has none; draw some or choose 'both'")
+        path = folder / "cache" / f"encoded-{_key(folder, parts, num_frames)}.safetensors"
+        if not path.exists():
+            _encode(clips, parts, num_frames, path, context)
+        context.say(f"latents and text: {path.name}")
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            self.scale = float(file.metadata()["scaling_factor"])
+        self._moments = {key: tensors[f"moments/{key}"] for key in ("image", "video") if f"moments/{key}" in tensors}
+        place = tensors["place"].tolist()
+        self._where = [("video" if clips.items[i].is_video else "image", place[i]) for i in used]
+        self._tokens = tensors["tokens"]  # (sum of lengths, D)
+        ends = tensors["token_ends"].tolist()
+        self._spans = [(ends[i - 1] if i else 0, ends[i]) for i in used]
+        self._empty = (ends[len(clips) - 1], ends[len(clips)])
+        self.shapes = [(k, *self._moments[k].shape[1:]) for k, _ in self._where]
+
+    def latents(self, indices: list[int], generator: torch.Generator) -> Tensor:
+        """Samples of the posteriors times the scaling factor, float32 (B, C, t, h, w)."""
+        kind = self._where[indices[0]][0]
+        rows = torch.tensor([self._where[i][1] for i in indices])
+        mean, std = self._moments[kind][rows].float().chunk(2, dim=1)
+        return (mean + std * torch.randn(mean.shape, generator=generator)) * self.scale
+
+    def text(self, indices: list[int], dropped: list[bool]) -> tuple[Tensor, Tensor]:
+        """Features (B, L, D) float32 and mask (B, L), L the longest of the batch; dropped ones see the empty prompt."""
+        spans = [self._empty if drop else self._spans[i] for i, drop in zip(indices, dropped, strict=True)]
+        longest = max(end - start for start, end in spans)
+        text = torch.zeros(len(spans), longest, self._tokens.shape[1])
+        mask = torch.zeros(len(spans), longest, dtype=torch.int64)
+        for row, (start, end) in enumerate(spans):
+            text[row, : end - start] = self._tokens[start:end]
+            mask[row, : end - start] = 1
+        return text, mask
+
+
+def _key(folder: Path, parts: Path, num_frames: int) -> str:
+    digest = hashlib.sha256(f"1:{num_frames}".encode())
+    files = [folder / "dataset.json"]
+    for part in ("vae", "text_encoder", "tokenizer"):
+        files += sorted(p for p in (parts / part).glob("*") if p.suffix in (".json", ".safetensors", ".model"))
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{str(file)!r} is not there; `data.path` must be a set and `data.parts` a model folder")
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+@torch.inference_mode()
+def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: Context) -> None:
+    from ea_runtime.folder import load_parts
+
+    loaded = load_parts(parts, device=context.device, dtype=torch.float32, parts=("vae", "text"))
+    vae, text = loaded.vae, loaded.text
+    place = torch.zeros(len(clips), dtype=torch.int64)
+    moments: dict[str, list[Tensor]] = {"image": [], "video": []}
+    for kind, members in (("image", clips.pictures()), ("video", clips.videos())):
+        wanted = 1 if kind == "image" else num_frames
+        for start in range(0, len(members), BATCH):
+            batch = members[start : start + BATCH]
+            place[batch] = torch.arange(start, start + len(batch))
+            frames = torch.from_numpy(to_float([_cut(clips, i, wanted) for i in batch])).to(context.device)
+            posterior = vae.encode(frames).latent_dist
+            moments[kind].append(torch.cat([posterior.mean, posterior.std], dim=1).half().cpu())
+            if start // BATCH % 50 == 0:
+                context.say(f"coding {kind}s: {start + len(batch)} of {len(members)}")
+    tensors: dict[str, Tensor] = {f"moments/{k}": torch.cat(v) for k, v in moments.items() if v}
+    tensors |= _encode_text([item.text for item in clips.items], text)
+    tensors["place"] = place
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"scaling_factor": repr(float(vae.config.scaling_factor))})
+    partial.replace(path)
+
+
+def _encode_text(captions: list[str], text: Any) -> dict[str, Tensor]:
+    """Features of every caption and, last, of the empty prompt; padding is cut."""
+    tokens, ends, total = [], [], 0
+    prompts = [*captions, ""]
+    for start in range(0, len(prompts), 256):
+        encoded = text.encode(prompts[start : start + 256])
+        for embeds, mask in zip(encoded.embeds, encoded.mask, strict=True):
+            kept = embeds[mask.bool()].half().cpu()
+            tokens.append(kept)
+            total += len(kept)
+            ends.append(total)
+    return {"tokens": torch.cat(tokens), "token_ends": torch.tensor(ends)}
+
+
+def _cut(clips: ClipSet, index: int, wanted: int) -> Any:
+    frames = clips.frames(index)
+    if len(frames) < wanted:
+        name = clips.items[index].path.name
+        raise UserError(f"`data.num_frames` is {wanted}, but {name} has {len(frames)} frames; lower it or leave such files out")
+    return frames[:wanted]

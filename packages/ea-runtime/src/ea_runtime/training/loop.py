@@ -1,0 +1,227 @@
+"""The one training loop: order, optimiser, averages, log, checkpoints that resume to the bit, progress.
+
+A run is a folder: config.json (as run), log.jsonl (a line a step), checkpoint-N/ (a loadable model folder
+`model/` with the averaged weights, and the training state), and at the end `final/`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ea_runtime.checkpoint import atomic_folder, newest_complete, prune, require_space
+from ea_runtime.errors import UserError
+from ea_runtime.training.average import WeightAverage
+from ea_runtime.training.muon import MuonAdamW
+from ea_runtime.training.options import TrainOptions
+from ea_runtime.training.order import BatchOrder
+from ea_runtime.training.progress import TrainingProgress
+from ea_runtime.training.recipe import Recipe
+from ea_runtime.training.state import load_state, save_state
+
+#: A step whose loss or gradient is not finite is skipped; this many in a row end the run.
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+class Trainer:
+    """Trains one recipe in one folder. `run(resume=...)` returns the path of the finished model folder."""
+
+    def __init__(self, recipe: Recipe, options: TrainOptions, out: Path, config: dict[str, Any]) -> None:
+        self.recipe = recipe
+        self.options = options
+        self.out = out
+        self.config = config
+        self.modules = recipe.modules()
+        self.order = BatchOrder(recipe.buckets(), options.batch_size, options.seed)
+        self.optimizer = MuonAdamW(
+            self._groups(), lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
+        )
+        self.averages = {name: WeightAverage(module, options.ema) for name, module in self.modules.items()}
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.step = 0
+        self.skipped = 0
+        self._stop = False
+
+    def run(self, *, resume: bool) -> Path:
+        """Trains to the last step and writes `final/`. SIGTERM and Ctrl-C save a checkpoint and stop cleanly."""
+        self._open(resume)
+        previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with TrainingProgress(self.options.steps, self.step) as progress, self._log() as log:
+                while self.step < self.options.steps and not self._stop:
+                    line = self._one_step()
+                    log.write(json.dumps(line) + "\n")
+                    if self.step % self.options.log_every == 0:
+                        progress.show(line)
+                    if self.step % self.options.save_every == 0 or self.step == self.options.steps or self._stop:
+                        log.flush()
+                        self._save()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self.step < self.options.steps:
+            raise KeyboardInterrupt
+        return self._finish()
+
+    def _one_step(self) -> dict[str, Any]:
+        options = self.options
+        started = time.perf_counter()
+        indices = self.order.batch(self.step)
+        rate = self._rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        self.optimizer.zero_grad(set_to_none=True)
+        figures: dict[str, float] = {}
+        total = 0.0
+        parts = [part for part in _split(indices, options.accumulate) if part]
+        for part in parts:
+            weight = len(part) / len(indices)
+            with torch.autocast(self._device_type(), torch.bfloat16, enabled=options.dtype == "bf16"):
+                loss, more = self.recipe.loss(part, self.generator, self.step)
+            (loss * weight).backward()
+            total += float(loss.detach()) * weight
+            for key, value in more.items():
+                figures[key] = figures.get(key, 0.0) + value * weight
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip))
+        if math.isfinite(total) and math.isfinite(norm):
+            self.optimizer.step()
+            for average in self.averages.values():
+                average.update()
+            self.skipped = 0
+        else:
+            self.skipped += 1
+            if self.skipped >= MAX_SKIPPED_IN_A_ROW:
+                raise UserError(
+                    f"{self.skipped} steps in a row had a loss or gradient that is not finite; "
+                    "lower `train.lr`, or look at the data of the last lines of log.jsonl"
+                )
+        self.step += 1
+        return {
+            "step": self.step, "loss": total, "lr": options.lr * rate, "grad_norm": norm,
+            "seconds": time.perf_counter() - started, "samples": len(indices), "skipped": self.skipped > 0, **figures
+        }  # fmt: skip
+
+    def _groups(self) -> list[dict[str, Any]]:
+        groups = []
+        for group in self.recipe.parameter_groups():
+            kind = group.get("kind", "adamw")
+            if kind == "muon" and self.options.muon_lr == 0:
+                kind = "adamw"
+            peak = (self.options.muon_lr if kind == "muon" else self.options.lr) * group.get("lr_scale", 1.0)
+            params = [p for p in group["params"] if p.requires_grad]
+            if params:
+                groups.append({"params": params, "kind": kind, "peak": peak, "lr": peak})
+        if not groups:
+            raise UserError("the recipe leaves nothing to train; check its `trainable` patterns")
+        return groups
+
+    def _rate(self, step: int) -> float:
+        options = self.options
+        if step < options.warmup:
+            return (step + 1) / options.warmup
+        part = min(1.0, (step - options.warmup) / max(1, options.steps - options.warmup))
+        if options.schedule == "constant":
+            return 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * part)) if options.schedule == "cosine" else 1 - part
+        return options.final_lr + (1 - options.final_lr) * fall
+
+    def _open(self, resume: bool) -> None:
+        newest = newest_complete(self.out)
+        if newest is not None and not resume:
+            raise UserError(f"`out` {str(self.out)!r} holds a run at step {newest[0]}; go on with --resume or choose another")
+        self.out.mkdir(parents=True, exist_ok=True)
+        if newest is None:
+            (self.out / "config.json").write_text(json.dumps(self.config, indent=1) + "\n", encoding="utf-8")
+            (self.out / "log.jsonl").unlink(missing_ok=True)
+            return
+        self._same_config()
+        position = load_state(
+            newest[1], modules=self.modules, averages=self.averages, optimizer=self.optimizer, generator=self.generator
+        )
+        self.step = position["step"]
+        self.skipped = position["skipped"]
+        self._cut_log()
+
+    def _same_config(self) -> None:
+        """A run goes on with its own config; only where and how often it saves, and its threads, may change."""
+        old = json.loads((self.out / "config.json").read_text(encoding="utf-8"))
+        free = {"train.save_every", "train.keep", "train.log_every", "train.threads", "train.device", "run.out"}
+        before, now = _flat(old), _flat(self.config)
+        keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in free)
+        if keys:
+            changes = ", ".join(f"{k} ({before.get(k)!r} -> {now.get(k)!r})" for k in keys)
+            raise UserError(f"the run in {str(self.out)!r} was made with another config: {changes}; choose another `out`")
+
+    def _cut_log(self) -> None:
+        """Drops lines past the checkpoint: those steps will be done again."""
+        path = self.out / "log.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["step"] <= self.step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                break  # a torn last line of a killed run
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def _log(self) -> Any:
+        return (self.out / "log.jsonl").open("a", encoding="utf-8")
+
+    def _save(self) -> None:
+        size = sum(p.numel() * 4 for module in self.modules.values() for p in module.parameters())
+        require_space(self.out, size * 6)
+        with atomic_folder(self.out / f"checkpoint-{self.step}") as folder:
+            save_state(
+                folder, modules=self.modules, averages=self.averages, optimizer=self.optimizer,
+                generator=self.generator, position={"step": self.step, "skipped": self.skipped},
+            )  # fmt: skip
+            self._swap_averages(lambda: self.recipe.save(folder / "model"))
+        prune(self.out, self.options.keep)
+
+    def _swap_averages(self, work: Any) -> None:
+        from contextlib import ExitStack
+
+        with ExitStack() as stack:
+            for average in self.averages.values():
+                stack.enter_context(average.swapped_in())
+            work()
+
+    def _finish(self) -> Path:
+        for average in self.averages.values():
+            average.install()
+        self.recipe.finish()
+        target = self.out / "final"
+        with atomic_folder(target) as folder:
+            self.recipe.save(folder)
+        return target
+
+    def _ask_to_stop(self, number: int, frame: Any) -> None:
+        self._stop = True
+
+    def _device_type(self) -> str:
+        return next(p for module in self.modules.values() for p in module.parameters()).device.type
+
+
+def _split(indices: list[int], parts: int) -> list[list[int]]:
+    size = -(-len(indices) // parts)
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

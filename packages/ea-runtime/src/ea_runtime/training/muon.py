@@ -1,0 +1,103 @@
+"""Muon for matrices and convolution kernels, AdamW for the rest, in one optimiser.
+
+Muon (K. Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks"): the momentum of a
+weight matrix is replaced by the nearest semi-orthogonal matrix, found by five Newton-Schulz iterations.
+torch.optim.Muon takes 2-D parameters only; here a convolution kernel counts as the matrix (out, in * taps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """(M, N) -> (M, N), singular values pulled towards 1 (within about 0.7 to 1.2)."""
+    wide = matrix.size(0) <= matrix.size(1)
+    x = matrix if wide else matrix.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return x if wide else x.T
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Groups carry `kind`: "muon" (parameters of two or more dimensions) or "adamw".
+
+    lr, weight_decay (decoupled), betas (AdamW), momentum (Muon, Nesterov), eps. A Muon update is scaled by
+    max(1, rows / columns) ** 0.5, so that rates carry over between shapes.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+    ) -> None:
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum, "kind": "adamw"
+        }  # fmt: skip
+        super().__init__(groups, defaults)
+        for group in self.param_groups:
+            if group["kind"] not in ("adamw", "muon"):
+                raise ValueError(f"`kind` of a parameter group must be 'adamw' or 'muon', got {group['kind']!r}")
+            if group["kind"] == "muon" and any(p.ndim < 2 for p in group["params"]):
+                raise ValueError("Muon takes parameters of two or more dimensions only")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient."""
+        assert closure is None, "closures are not used by the loop"
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["kind"] == "muon":
+                for parameter in params:
+                    self._muon(parameter, group)
+            elif params:
+                self._adamw(params, group)
+
+    def _muon(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        gradient = parameter.grad
+        assert gradient is not None
+        momentum = state["momentum"]
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"])  # Nesterov
+        matrix = orthogonalise(update.flatten(1))
+        scale = max(1.0, matrix.size(0) / matrix.size(1)) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(matrix.view_as(parameter), alpha=-group["lr"] * scale)
+
+    def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        for parameter in params:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.int64)
+                state["mean"] = torch.zeros_like(parameter)
+                state["square"] = torch.zeros_like(parameter)
+            state["step"] += 1
+        step = int(self.state[params[0]]["step"])
+        gradients = [p.grad for p in params]
+        means = [self.state[p]["mean"] for p in params]
+        squares = [self.state[p]["square"] for p in params]
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, (1 - beta2**step) ** 0.5)
+        torch._foreach_add_(roots, group["eps"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_addcdiv_(params, means, roots, -group["lr"] / (1 - beta1**step))

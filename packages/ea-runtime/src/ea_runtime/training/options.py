@@ -1,0 +1,110 @@
+"""The options of a run, read from TOML: [run], [train], and the recipe's own tables."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ea_runtime.errors import UserError, nearest
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class TrainOptions(BaseModel):
+    """How long, how fast and how often; the same for every recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(gt=0, description="optimiser steps in all")
+    batch_size: int = Field(gt=0, description="samples a step")
+    accumulate: int = Field(1, gt=0, description="micro batches a step; batch_size is split into that many")
+    lr: float = Field(gt=0, description="AdamW's peak learning rate")
+    muon_lr: float = Field(0.0, ge=0, description="peak rate of the groups that a recipe gives to Muon")
+    warmup: int = Field(100, ge=0, description="steps of linear warm-up")
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    final_lr: float = Field(0.0, ge=0, le=1, description="rate at the last step, as a part of the peak")
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, reached by (1+n)/(10+n)")
+    seed: int = 0
+    dtype: Literal["fp32", "bf16"] = Field("fp32", description="autocast type; weights and optimiser stay fp32")
+    device: str = "auto"
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves it to torch")
+    save_every: int = Field(500, gt=0)
+    keep: int = Field(2, gt=0, description="checkpoints that stay")
+    log_every: int = Field(1, gt=0)
+
+
+class RunTable(BaseModel):
+    """Which recipe and where the run's folder is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recipe: str
+    out: str
+
+
+class RunConfig(BaseModel):
+    """A whole config file. `recipe_options` holds the tables that the recipe itself validates."""
+
+    run: RunTable
+    train: TrainOptions
+    recipe_options: dict[str, Any]
+
+
+def read_config(path: Path, settings: list[str] | None = None) -> RunConfig:
+    """Reads and validates a TOML file; `settings` are `table.key=value` overrides.
+
+    Raises UserError naming the key for anything unknown, missing or out of range.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"`config` must be a TOML file, got {str(path)!r}, which is not there") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"`config` {path.name} is not valid TOML: {error}") from error
+    for setting in settings or []:
+        _apply(tables, setting)
+    for needed in ("run", "train"):
+        if needed not in tables:
+            raise UserError(f"`config` {path.name} must have a table [{needed}]")
+    run = validate(RunTable, tables.pop("run"), f"{path.name} [run]")
+    train = validate(TrainOptions, tables.pop("train"), f"{path.name} [train]")
+    return RunConfig(run=run, train=train, recipe_options=tables)
+
+
+def validate(model: type[M], table: Any, where: str) -> M:
+    """`model` from a table; faults become one line that names the key and what was expected."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "table"
+        if first["type"] == "extra_forbidden":
+            known = list(model.model_fields)
+            raise UserError(f"{where}: unknown key `{key}`{nearest(key.rsplit('.', 1)[-1], known)}") from None
+        if first["type"] == "missing":
+            raise UserError(f"{where}: key `{key}` is missing") from None
+        raise UserError(f"{where}: `{key}`: {first['msg']}, got {first['input']!r}") from None
+
+
+def _apply(tables: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) < 2:
+        raise UserError(f"`--set` must read table.key=value, for example train.steps=100, got {setting!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = tables
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UserError(f"`--set`: {part!r} in {key!r} is a value, not a table")
+    table[parts[-1]] = value

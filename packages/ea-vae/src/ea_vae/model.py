@@ -1,0 +1,277 @@
+"""AutoencoderKLMagvit: the video VAE of EasyAnimate V2 (MagViT and slice mode).
+
+Shapes: frames (B, 3, T, H, W) in -1..1; latents (B, 4, t, H / 8, W / 8) in the VAE's own scale
+(`scaling_factor` is not applied here: a denoiser's latents are divided by it before they come in).
+Causality holds between chunks: within one, the norms and the mid block's attention see all its frames.
+`encode` and `decode` are the networks of the reference; `encode_video`, `decode_video` and `iter_decode`
+take videos of any number of frames (see chunking.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from . import chunking, streaming
+from .blocks import Decoder, Encoder
+from .config import VaeConfig
+from .conv import Mode
+from .posterior import Generators, Posterior
+from .tiling import TileSize, decoder_tile, encoder_tile, run_tiled
+
+
+class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
+    """Video VAE with causal 3-D convolutions; arguments are those of `VaeConfig`, all of them keywords.
+
+    `from_pretrained(folder, subfolder="vae")` reads the published checkpoints as they are, `_class_name`
+    `AutoencoderKL` included.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["DownBlock", "UpBlock", "MidBlock3D"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        ch: int | None = None,
+        ch_mult: Sequence[int] | None = None,
+        block_out_channels: Sequence[int] | None = None,
+        use_gc_blocks: Sequence[bool] | None = None,
+        down_block_types: Sequence[str] | None = None,
+        up_block_types: Sequence[str] | None = None,
+        mid_block_type: str = "MidBlock3D",
+        mid_block_use_attention: bool = True,
+        mid_block_attention_type: str = "3d",
+        mid_block_num_attention_heads: int = 1,
+        layers_per_block: int = 2,
+        act_fn: str = "silu",
+        num_attention_heads: int = 1,
+        latent_channels: int = 4,
+        norm_num_groups: int = 32,
+        scaling_factor: float = 0.1825,
+        slice_compression_vae: bool = False,
+        use_tiling: bool = False,
+        mini_batch_encoder: int = 9,
+        mini_batch_decoder: int = 3,
+        sample_size: int | None = None,
+        force_upcast: bool = True,
+    ) -> None:
+        super().__init__()
+        self.settings = VaeConfig.from_dict(self.config)
+        settings = self.settings
+        self.register_to_config(
+            block_out_channels=list(settings.channels),
+            down_block_types=list(settings.down_block_types or ()),
+            up_block_types=list(settings.up_block_types or ()),
+        )
+        moments = 2 * settings.latent_channels
+        self.encoder = Encoder(settings)
+        self.decoder = Decoder(settings)
+        self.quant_conv = nn.Conv3d(moments, moments, 1)
+        self.post_quant_conv = nn.Conv3d(settings.latent_channels, settings.latent_channels, 1)
+        self.use_tiling = use_tiling
+        self.tile_sample_min_size = 384
+        self.tile_overlap_factor = 0.25
+
+    # -- one pass ----------------------------------------------------------------------------------
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
+        """Encode frames in one pass (MagViT: the whole of `x` is one chunk; slice mode: slice by slice).
+
+        Args:
+            x: (B, 3, T, H, W) in -1..1; H and W multiples of 8; T is 4k + 1, in slice mode also 4k.
+            return_dict: a tuple of the distribution when False.
+
+        Returns:
+            `AutoencoderKLOutput`. Its `.latent_dist` has `.parameters` (B, 8, t, H / 8, W / 8), mean and
+            log-variance; `.mode()` and `.sample(generator)` (B, 4, t, H / 8, W / 8).
+
+        Raises:
+            ValueError: `x` has another rank, channel count, type, size or number of frames.
+        """
+        chunking.check_frames(x, self.settings, chunked=False)
+        pieces = chunking.encode_pieces(x.shape[2], self.settings, chunked=False)
+        moments = [self.encode_piece(x[:, :, piece.start : piece.stop], piece.mode) for piece in pieces]
+        posterior = Posterior(torch.cat(moments, dim=2))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Any:
+        """Decode latents in one pass (MagViT: the whole of `z` is one chunk; slice mode: slice by slice).
+
+        Args:
+            z: (B, 4, t, h, w), the VAE's own scale.
+            return_dict: a tuple of the frames when False.
+            generator: unused, for callers written for diffusers' VAEs.
+
+        Returns:
+            `DecoderOutput`. Its `.sample` is (B, 3, T, 8 h, 8 w), about -1..1, not clamped; T is 4 t - 3, in
+            slice mode 4 t where t is even.
+
+        Raises:
+            ValueError: `z` has another rank or channel count.
+        """
+        chunking.check_latents(z, self.settings)
+        pieces = chunking.decode_pieces(z.shape[2], self.settings, chunked=False)
+        parts = []
+        for piece in pieces:
+            part = z[:, :, piece.start - piece.num_before : piece.stop + piece.num_after]
+            parts.append(self.decode_piece(part, piece.mode, piece.num_before, piece.num_after))
+        frames = torch.cat(parts, dim=2)
+        return DecoderOutput(sample=frames) if return_dict else (frames,)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """Encode and decode in one pass each; shapes as in `encode` and `decode`."""
+        posterior = self.encode(sample).latent_dist
+        z = posterior.sample(generator) if sample_posterior else posterior.mode()
+        return self.decode(z, return_dict=return_dict)
+
+    @apply_forward_hook
+    def encode_piece(self, x: Tensor, mode: Mode) -> Tensor:
+        """Moments (B, 8, t, h, w) of frames (B, 3, T, H, W) coded together, tiled where tiling is on."""
+
+        def network(part: Tensor) -> Tensor:
+            return self.quant_conv(self.encoder(part, mode))
+
+        tile = encoder_tile(self.tile_latent_min_size, self.tile_overlap_factor, self.settings.spatial_ratio)
+        return self._maybe_tiled(network, x, tile)
+
+    @apply_forward_hook
+    def decode_piece(self, z: Tensor, mode: Mode, num_before: int = 0, num_after: int = 0) -> Tensor:
+        """Frames (B, 3, T, H, W) of latents (B, 4, t, h, w) coded together, tiled where tiling is on.
+
+        The first `num_before` and the last `num_after` latent frames belong to neighbouring slices; they are
+        looked at and yield no frames.
+        """
+
+        def network(part: Tensor) -> Tensor:
+            return self.decoder(self.post_quant_conv(part), mode, num_before, num_after)
+
+        tile = decoder_tile(self.tile_latent_min_size, self.tile_overlap_factor, self.settings.spatial_ratio)
+        return self._maybe_tiled(network, z, tile)
+
+    def _maybe_tiled(self, network: Callable[[Tensor], Tensor], x: Tensor, tile: TileSize) -> Tensor:
+        x = x.to(self.device, self.dtype)  # here, where an offloading hook has put the weights in place
+        # Differs from EasyAnimate: it tiles only frames that exceed the tile in height and in width, so that
+        # one long side alone could exhaust memory.
+        if self.use_tiling and max(x.shape[3:]) > tile.size:
+            return run_tiled(network, x, tile)
+        return network(x)
+
+    # -- videos ------------------------------------------------------------------------------------
+
+    def encode_video(
+        self, frames: Tensor, generator: Generators = None, sample: bool | None = None
+    ) -> Tensor:
+        """Encode a video of any number of frames, chunk by chunk, without gradients.
+
+        Args:
+            frames: (B, 3, T, H, W) in -1..1, on any device; T is 9k, 9k + 1 or 9k + 5 (slice mode: 4k or
+                4k + 1, of which 8k and 8k + 1 decode to as many frames, the others if `num_frames` is told).
+            generator: for the posterior's noise: one for the batch, or a list with one for each video.
+            sample: draw from the posterior (True) or take its mean (False). Left out: draw if there is a
+                generator.
+
+        Returns:
+            Latents (B, 4, t, H / 8, W / 8), the VAE's own scale.
+
+        Raises:
+            ValueError: `frames` has another rank, channel count, type, size or number of frames.
+        """
+        return streaming.encode_video(self, frames, generator, sample)
+
+    def decode_video(
+        self,
+        latents: Tensor,
+        smooth: bool = True,
+        generator: Generators = None,
+        num_frames: int | None = None,
+    ) -> Tensor:
+        """Decode latents of any number of latent frames, chunk by chunk, without gradients.
+
+        Args:
+            latents: (B, 4, t, h, w), the VAE's own scale.
+            smooth: soften the seams between chunks as EasyAnimate V2 does. All frames but the first 4 and the
+                last 5 (slice mode: 4) are averaged with what they become when coded once more, in chunks that
+                begin 4 frames later. Costs an encoding and another decoding.
+            generator: for that second coding's noise: one for the batch, or a list with one for each video.
+            num_frames: slice mode: the number of frames that were encoded, which tells whether frame 0 was
+                coded alone. Left out: it was if t is odd, as EasyAnimate takes it.
+
+        Returns:
+            Frames (B, 3, T, 8 h, 8 w), clamped to -1..1.
+
+        Raises:
+            ValueError: `latents` has another rank or channel count, or cannot stand for `num_frames`.
+        """
+        return torch.cat(list(self.iter_decode(latents, smooth, generator, num_frames)), dim=2)
+
+    def iter_decode(
+        self,
+        latents: Tensor,
+        smooth: bool = True,
+        generator: Generators = None,
+        num_frames: int | None = None,
+    ) -> Iterator[Tensor]:
+        """`decode_video`, yielding (B, 3, n, 8 h, 8 w) as soon as n more frames are final (n varies: 1 to 9).
+
+        Memory does not grow with the number of frames. Arguments and errors are those of `decode_video`.
+        """
+        return streaming.iter_decode(self, latents, smooth, generator, num_frames)
+
+    def num_latents_for(self, num_frames: int) -> int:
+        """Latent frames that `encode_video` makes of `num_frames` frames; ValueError if they do not fit."""
+        chunking.check_num_frames(num_frames, self.settings, chunked=True)
+        return chunking.count_latents(chunking.encode_pieces(num_frames, self.settings), self.settings)
+
+    def num_frames_for(self, num_latents: int) -> int:
+        """Frames that `decode_video` makes of `num_latents` latent frames."""
+        return chunking.count_frames(chunking.decode_pieces(num_latents, self.settings), self.settings)
+
+    # -- switches ----------------------------------------------------------------------------------
+
+    @property
+    def tile_latent_min_size(self) -> int:
+        """Tile edge in latent positions."""
+        return self.tile_sample_min_size // self.settings.spatial_ratio
+
+    def enable_tiling(
+        self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None
+    ) -> None:
+        """Work tile by tile on frames larger than a tile.
+
+        Args:
+            tile_sample_min_size: tile edge in pixels, a multiple of 8 (first 384).
+            tile_overlap_factor: fraction of a tile that it shares with its neighbour, 0 to 0.5 (first 0.25).
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        ratio = self.settings.spatial_ratio
+        size = self.tile_sample_min_size if tile_sample_min_size is None else tile_sample_min_size
+        overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
+        if size < ratio or size % ratio:
+            use = max(ratio, size // ratio * ratio)
+            raise ValueError(f"`tile_sample_min_size` must be a multiple of {ratio}, got {size}; use {use}")
+        if not 0 <= overlap <= 0.5:
+            raise ValueError(f"`tile_overlap_factor` must be from 0 to 0.5, got {overlap}")
+        self.use_tiling, self.tile_sample_min_size, self.tile_overlap_factor = True, size, overlap
+
+    def disable_tiling(self) -> None:
+        """Work on whole frames again."""
+        self.use_tiling = False
