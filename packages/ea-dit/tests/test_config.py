@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -76,7 +75,7 @@ def test_unknown_keys_are_reported_not_fatal(caplog: pytest.LogCaptureFixture) -
     assert "_class_name" not in caplog.text
 
 
-def test_from_config_reports_stray_keys_and_goes_on(tmp_path) -> None:
+def test_from_config_reports_stray_keys_and_goes_on() -> None:
     # diffusers keeps its own logger, which does not propagate: listen there.
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
@@ -84,10 +83,7 @@ def test_from_config_reports_stray_keys_and_goes_on(tmp_path) -> None:
     logger = logging.getLogger("diffusers.configuration_utils")
     logger.addHandler(handler)
     try:
-        config = json.loads(
-            '{"_class_name": "Transformer3DModel", "num_layers": 2, "attention_head_dim": 2,'
-            ' "cross_attention_dim": 32, "caption_channels": 8, "optimization_step": 2100, "use_ema_warmup": false}'
-        )
+        config = {"_class_name": "Transformer3DModel", "num_layers": 2, "optimization_step": 2100}
         with torch.device("meta"):
             model = Transformer3DModel.from_config(config)
     finally:

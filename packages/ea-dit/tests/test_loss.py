@@ -60,7 +60,7 @@ def test_gradients_equal_finite_differences(snr: bool) -> None:
     output, x_start, noise = make()
     timesteps = torch.tensor([0, 249, 250, 999])
     x_start[0, 0, 0, 0] = torch.tensor([-1.0, 1.0])  # the open-ended bins
-    # Near the target: far from it, at t = 0, the bins' probability is at its floor, where the gradient is zero.
+    # Near the target: far from it, at t = 0, a bin's probability is at its floor and the gradient zero.
     output[:, :2] = noise + 0.01 * output[:, :2]
     output.requires_grad_()
     losses = training_loss(output, x_start, noise, timesteps, snr=snr)

@@ -31,8 +31,8 @@ def position_embedding_2d(
     meets coordinates that it knows at every other. The first half of
     `dim` holds the column, the second half the row.
     """
-    # Differs from EasyAnimate, which computes in float64 on the host at each call: float32 is off by less than 5e-6,
-    # needs no transfer, and leaves no float64 in exported graphs, where TensorRT refuses it.
+    # Differs from EasyAnimate, which computes in float64 on the host at each call: float32 is off by less than
+    # 5e-6, needs no transfer, and leaves no float64 in exported graphs, where TensorRT refuses it.
     rows = torch.arange(height, dtype=torch.float32, device=device) * (base_size / height / scale)
     columns = torch.arange(width, dtype=torch.float32, device=device) * (base_size / width / scale)
     row_part = sincos_1d(rows, dim // 2)[:, None].expand(height, width, dim // 2)

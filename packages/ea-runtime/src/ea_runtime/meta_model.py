@@ -1,12 +1,13 @@
 """Models without weights, and weights put into them: the memory of loading is one copy of the weights.
 
-A model is built with its parameters on torch's meta device (shapes only). What its constructor computes,
-such as sinusoidal position tables, is computed as usual, so buffers that no file holds are right.
+A model is built on torch's meta device (shapes only) where all that it holds comes from files. Where its
+constructor computes something that no file holds, such as a position table kept as an attribute, it is built
+once more with its parameters alone on the meta device, so that what it computes is right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -32,25 +33,25 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def build_without_weights(build: Callable[[], ModuleT]) -> ModuleT:
-    """`build()` with parameters and saved buffers on the meta device and computed buffers real.
+    """`build()` with parameters and saved buffers on the meta device and all else real.
 
     The global random state is left as it was. A model that computes with memory from `torch.empty` is built
     the usual way instead: slower, never wrong.
     """
     with torch.random.fork_rng(devices=[]):
+        try:
+            # published transformers compute 1 GB of position tables that their file holds as well: not here
+            with torch.device("meta"):
+                model = build()
+            if not any(_computed(model)):
+                return model
+        except Exception:  # a constructor that reads a value (`.item()`), or a wrong config: once more tells
+            pass
         with _EmptyOnMeta():
             model = build()
-        if any(buffer.is_meta for _, buffer in _unsaved_buffers(model)):
+        if any(tensor.is_meta for tensor in _computed(model)):
             model = build()
-    moved: dict[int, nn.Parameter] = {}  # a tied parameter stays one object
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and not parameter.is_meta:
-                empty = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-                module._parameters[name] = moved.setdefault(id(parameter), empty)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                module._buffers[name] = buffer.to("meta")
+    _drop_values(model)
     return model
 
 
@@ -60,11 +61,7 @@ def build_shapes(build: Callable[[], ModuleT]) -> ModuleT:
         try:
             with torch.device("meta"):
                 return build()
-        except (
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-        ):  # a constructor that reads a value, as `.item()` does
+        except Exception:  # as above
             return build_without_weights(build)
 
 
@@ -178,6 +175,38 @@ def _first(names: Iterable[str], count: int = 3) -> str:
     names = list(names)
     shown = ", ".join(quote(name)[1:-1] for name in names[:count])
     return f"{shown}, ..." if len(names) > count else shown
+
+
+def _computed(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that no file holds: unsaved buffers, and plain attributes in lists and dicts too."""
+    for _, buffer in _unsaved_buffers(model):
+        yield buffer
+    own = ("_parameters", "_buffers", "_modules")
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in own:
+                yield from _tensors_in(value, 3)
+
+
+def _tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, (list, tuple, set, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(item, depth - 1)
+
+
+def _drop_values(model: nn.Module) -> None:
+    """Moves parameters and saved buffers that have values to the meta device."""
+    moved: dict[int, nn.Parameter] = {}  # a tied parameter stays one object
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                empty = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+                module._parameters[name] = moved.setdefault(id(parameter), empty)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                module._buffers[name] = buffer.to("meta")
 
 
 def _unsaved_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:

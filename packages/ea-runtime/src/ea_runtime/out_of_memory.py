@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,13 +40,13 @@ def explained(doing: str, geometry: Geometry, num_frames: int, height: int, widt
     except Exception as error:
         if isinstance(error, UserError) or not is_out_of_memory(error):
             raise
-        message = f"memory ran out while {doing} {num_frames} frames of {width}x{height}; "
-        message += f"try {smaller(geometry, num_frames, height, width)}"
-    else:
-        return
-    # outside the except block: the traceback, which holds the failed run's tensors, is gone here
-    free_memory()
-    raise OutOfMemoryError(message)
+        # the traceback holds the failed run's tensors, and the new error would keep it
+        traceback.clear_frames(error.__traceback__)
+        free_memory()
+        raise OutOfMemoryError(
+            f"memory ran out while {doing} {num_frames} frames of {width}x{height}; "
+            f"try {smaller(geometry, num_frames, height, width)}"
+        ) from error
 
 
 def smaller(geometry: Geometry, num_frames: int, height: int, width: int) -> str:

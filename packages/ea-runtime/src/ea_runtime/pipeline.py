@@ -210,8 +210,7 @@ class VideoPipeline:
         )  # fmt: skip
         guidance = settings_of.check_guidance(defaults.guidance if guidance_scale is None else guidance_scale)
         batch = given.check(self.text, has_guidance=guidance > 1)
-        shape = self._shape(batch, num_frames, height, width, latents)
-        num_frames, height, width = shape
+        num_frames, height, width = shape = self._shape(batch, num_frames, height, width, latents)
         steps = settings_of.check_steps(defaults.steps if num_inference_steps is None else num_inference_steps)
         record = settings_of.check_sampler(defaults.sampler if sampler is None else sampler)
         plan_steps(record, self.scheduler_config, steps)
@@ -238,9 +237,9 @@ class VideoPipeline:
             "output": output,
             "batch_size": batch_size,
         }
+        generators = make_generators(seeds, generator, batch)
         settings |= {"generator": _copies(generator)} if seed is None else {"seed": seed}
         settings |= {} if latents is None else {"latents": latents}
-        generators = make_generators(seeds, generator, batch)
 
         step = on_step or (lambda phase, done, total: None)
         timings: dict[str, float] = {}
@@ -251,6 +250,7 @@ class VideoPipeline:
                 logger.warning("%s", note)
             with self._timed("denoising", timings), explained("denoising", self.geometry, *shape):
                 found = self._denoise(record, text, settings, latents, generators, step)
+        found = found.clone()  # made outside inference mode: an ordinary tensor
         result = VideoOutput(None, found, settings, timings, notes, [draw_seed(one) for one in generators])
         if output == "frames":
             with self._timed("decoding", timings):
@@ -392,4 +392,4 @@ def _copies(generator: Any) -> Any:
     """Generators as they are now: the run uses up the given ones."""
     if isinstance(generator, torch.Generator):
         return generator.clone_state()
-    return [one.clone_state() if isinstance(one, torch.Generator) else one for one in generator]
+    return [one.clone_state() for one in generator]

@@ -223,7 +223,7 @@ def check_prompts(prompt: Any, name: str = "prompt") -> list[str]:
     for text in prompts:
         if not isinstance(text, str):
             raise UserError(f"`{name}` must be text or a list of texts, got a list with {_short(text)}")
-        check_prompt(text)
+        check_prompt(text, name=name)
     return prompts
 
 

@@ -113,7 +113,7 @@ class TextEncoder:
         return self
 
     def encode(self, prompts: Sequence[str], max_length: int = MAX_LENGTH) -> Encoded:
-        """Cleans each prompt twice, as V2 does, cuts and pads it to `max_length` tokens, and runs T5.
+        """Cleans each prompt as V2 does, cuts and pads it to `max_length` tokens, and runs T5.
 
         prompts: B strings of at most MAX_PROMPT_BYTES each; "" is allowed and has one token, `</s>`.
         Raises UserError for no prompts, one that is not a string, one over the cap, and max_length below 1.
@@ -126,7 +126,7 @@ class TextEncoder:
             raise UserError(f"`max_length` must be 1 or more tokens, got {max_length}; the default is {MAX_LENGTH}")
         for prompt in prompts:
             check_prompt(prompt)
-        cleaned = [clean_caption(clean_caption(prompt)) for prompt in prompts]
+        cleaned = [clean_caption(prompt) for prompt in prompts]
         ids, mask, num_tokens, truncated = self.tokenize(cleaned, max_length)
         return Encoded(self.encode_tokens(ids, mask), mask.to(self.device), cleaned, num_tokens, truncated)
 

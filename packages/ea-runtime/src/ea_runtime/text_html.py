@@ -98,12 +98,11 @@ def _character(reference: str) -> str:
     """The character of a numeric reference ("233", "xe9"); numbers below 256 are read as Windows-1252."""
     is_hex = reference[:1] in ("x", "X")
     number = int(reference[1:], 16) if is_hex else int(reference)
+    if number == 0 or 0xD800 <= number < 0xE000 or number > 0x10FFFF:
+        return "\N{REPLACEMENT CHARACTER}"
     if number < 256:
-        try:
-            return bytes([number]).decode("windows-1252")
-        except UnicodeDecodeError:
-            return chr(number)
-    return chr(number) if number < 0x110000 else "\N{REPLACEMENT CHARACTER}"
+        return bytes([number]).decode("windows-1252", "ignore") or chr(number)
+    return chr(number)
 
 
 class _VisibleText:

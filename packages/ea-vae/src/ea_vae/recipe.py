@@ -22,12 +22,17 @@ LATENT_STD = 1 / 0.18215
 
 
 class DataTable(BaseModel):
-    """`path`: the set. `num_frames`: frames a sample, 1 or a chunk's 9; longer clips give a random window."""
+    """`path`: the set. `num_frames`: frames a sample, 1 or a chunk's 9; longer clips give a random window.
+
+    `kinds`: what of the set is used. `limit`: use the first so many of them only; 0: all.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
     num_frames: int = Field(9, gt=0)
+    kinds: Literal["both", "videos", "pictures"] = "both"
+    limit: int = Field(0, ge=0)
 
 
 class LossTable(BaseModel):
@@ -74,6 +79,7 @@ class VaeRecipe:
         self.options = options
         self.context = context
         self.set = ClipSet(Path(options.data.path))
+        self.used = self.set.choose(options.data.kinds)[: options.data.limit or None]
         if options.init.folder:
             self.vae = AutoencoderKLMagvit.from_pretrained(options.init.folder)
         else:
@@ -106,7 +112,7 @@ class VaeRecipe:
 
     def buckets(self) -> list[tuple[int, int]]:
         """By size: crops are not taken."""
-        return [(item.height, item.width) for item in self.set.items]
+        return [(self.set.items[i].height, self.set.items[i].width) for i in self.used]
 
     def loss(
         self, indices: list[int], generator: torch.Generator, step: int
@@ -142,10 +148,10 @@ class VaeRecipe:
         wanted = self.options.data.num_frames
         clips = []
         for index in indices:
-            frames = self.set.frames(index)
+            frames = self.set.frames(self.used[index])
             have = len(frames)
             if have < wanted:
-                name = self.set.items[index].path.name
+                name = self.set.items[self.used[index]].path.name
                 raise UserError(
                     f"`data.num_frames` is {wanted}, but {name} has {have}; lower it or leave such files out"
                 )
@@ -161,8 +167,8 @@ class VaeRecipe:
         """Means of up to 256 samples, (B, C, T, h, w), spread evenly over the set."""
         self.vae.eval()
         generator = torch.Generator().manual_seed(self.context.seed)
-        count = min(256, len(self.set))
-        indices = [round(i * (len(self.set) - 1) / max(1, count - 1)) for i in range(count)]
+        count = min(256, len(self.used))
+        indices = [round(i * (len(self.used) - 1) / max(1, count - 1)) for i in range(count)]
         parts = [
             self.vae.encode(self._batch(indices[i : i + 8], generator)).latent_dist.mode()  # pyright: ignore[reportAttributeAccessIssue]
             for i in range(0, count, 8)

@@ -118,10 +118,8 @@ def _show_part(console: Any, part: PartReport) -> None:
             f"{name} {count / max(part.num_values, 1):.0%}" for name, count in part.dtypes.items()
         )
         files = f"{len(part.files)} file" + "s" * (len(part.files) != 1)
-        console.print(
-            f"  weights     {part.num_tensors:,} tensors{parameters}, {_size(part.num_bytes)} in {files}, {dtypes}",
-            soft_wrap=True,
-        )
+        sizes = f"{part.num_tensors:,} tensors{parameters}, {_size(part.num_bytes)} in {files}, {dtypes}"
+        console.print(f"  weights     {sizes}", soft_wrap=True)
     wrong = [f"{item['name']} must be {item['expected']}, is {item['got']}" for item in part.wrong_shape]
     findings = {
         "missing": part.missing,

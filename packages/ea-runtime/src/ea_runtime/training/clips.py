@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class ClipSet:
 
         item = self.items[index]
         try:
-            frames = np.asarray(read_frames(item.path))
+            frames = np.stack(list(read_frames(item.path)))
         except (OSError, ValueError) as error:
             raise UserError(f"{item.path.name} of {str(self.folder)!r} cannot be decoded: {error}") from error
         if frames.nbytes <= self._room:
@@ -56,13 +57,12 @@ class ClipSet:
             self._kept[index] = frames
         return frames
 
-    def videos(self) -> list[int]:
-        """Indices of the clips."""
-        return [i for i, item in enumerate(self.items) if item.is_video]
-
-    def pictures(self) -> list[int]:
-        """Indices of the pictures."""
-        return [i for i, item in enumerate(self.items) if not item.is_video]
+    def choose(self, kinds: Literal["both", "videos", "pictures"]) -> list[int]:
+        """Indices of the items of that kind. Raises UserError where there are none."""
+        chosen = [i for i, item in enumerate(self.items) if kinds == "both" or item.is_video == (kinds == "videos")]
+        if not chosen:
+            raise UserError(f"`data.kinds` is {kinds!r}, but {str(self.folder)!r} has none; draw some or choose 'both'")
+        return chosen
 
 
 def read_items(folder: Path) -> list[Item]:

@@ -38,9 +38,7 @@ class EncodedSet:
         context: Context,
     ) -> None:
         clips = ClipSet(folder, keep_bytes=0)
-        used = {"both": list(range(len(clips))), "videos": clips.videos(), "pictures": clips.pictures()}[kinds]
-        if not used:
-            raise UserError(f"`data.kinds` is {kinds!r}, but {str(folder)!r} has none; draw some or choose 'both'")
+        used = clips.choose(kinds)
         path = folder / "cache" / f"encoded-{_key(folder, parts, num_frames)}.safetensors"
         if not path.exists():
             _encode(clips, parts, num_frames, path, context)
@@ -97,7 +95,8 @@ def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: C
     vae, text = loaded.vae, loaded.text
     place = torch.zeros(len(clips), dtype=torch.int64)
     moments: dict[str, list[Tensor]] = {"image": [], "video": []}
-    for kind, members in (("image", clips.pictures()), ("video", clips.videos())):
+    for kind in ("image", "video"):
+        members = [i for i, item in enumerate(clips.items) if item.is_video == (kind == "video")]
         wanted = 1 if kind == "image" else num_frames
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]

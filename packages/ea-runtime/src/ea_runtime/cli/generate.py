@@ -1,0 +1,254 @@
+"""`ea generate`: a prompt becomes a video or a picture, with a sidecar that makes it again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ea_runtime.cli.generate_plan import Job, Plan
+    from ea_runtime.pipeline import VideoPipeline
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to show.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="tiny (bundled), or a model folder.  [default: tiny]")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames: 1 is a picture. Default: the model's own.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels. Default: the model's own.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How closely to follow the prompt; 1 is off. Default: the model's own.")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="euler, euler-a, dpm++, pndm, ddim, unipc, or a plugin's.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Number that the noise follows from; --prompts counts up from it.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="File with one prompt a line; outputs are numbered.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of the file. Default: the model's own.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps. Default: the best there is.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: suits the device.")] = None,
+    smooth: Annotated[
+        bool | None,
+        typer.Option("--smooth/--no-smooth", help="A second pass over the seams between chunks of frames (on)."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o",
+            help="out.mp4, out.gif, out.png (1 frame: a picture, more: a contact sheet) or frames/. "
+            "Default: named after the prompt.",
+        ),
+    ] = None,
+    sidecar: Annotated[
+        str | None, typer.Option("--from", help="An output's .json: makes the same again; other options change it.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same name.")] = False,
+) -> None:  # fmt: skip
+    """Make a video (or, with --num-frames 1, a picture) from a prompt."""
+    start = time.perf_counter()
+    from rich.console import Console
+
+    from ea_runtime.cli.generate_plan import Wishes, make_plan
+    from ea_runtime.progress import notes_on
+
+    console = Console(stderr=True, highlight=False)
+    wishes = Wishes(
+        prompt, prompts, sidecar, model, negative, num_frames, size, steps, guidance, sampler, seed, fps, device,
+        dtype, smooth, output, overwrite,
+    )  # fmt: skip
+    with notes_on(console), _stopped_by_sigterm():
+        plan = make_plan(wishes)
+        _run(plan, console, start)
+
+
+def _run(plan: Plan, console: Console, start: float) -> None:
+    shared: dict[str, float] = {}
+    with console.status("loading torch"), _timed("imports", shared):
+        from ea_runtime.pipeline import VideoPipeline
+    with console.status(f"loading {plan.model}"), _timed("loading", shared):
+        pipe = VideoPipeline.from_pretrained(plan.model, device=_device(plan), dtype=plan.dtype)
+        _same_threads(plan, pipe)
+        model_sha256 = _hashed(plan.model)
+    for number, job in enumerate(plan.jobs, 1):
+        if len(plan.jobs) > 1:
+            console.print(f"{number}/{len(plan.jobs)} {job.settings['prompt']}", markup=False, style="bold")
+        console.print(_summary(plan, pipe, job), markup=False, soft_wrap=True)
+        timings = dict(shared) if number == 1 else {}
+        digest = _make(plan, pipe, job, console, timings, model_sha256)
+        timings["total"] = time.perf_counter() - start
+        start = time.perf_counter()
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
+        console.print(f"{parts} · {job.sidecar}", markup=False, style="dim", soft_wrap=True)
+        _compare(plan, job, digest, console)
+        typer.echo(job.output.path)
+
+
+def _make(
+    plan: Plan, pipe: VideoPipeline, job: Job, console: Console, timings: dict[str, float], model_sha256: Callable[[], str]
+) -> str:
+    """Makes one video and its sidecar; returns the output's sha256."""
+    from ea_runtime.device import describe, dtype_name
+    from ea_runtime.progress import GenerationProgress
+    from ea_runtime.sidecar import content_hash, versions, write_sidecar
+
+    import torch
+
+    settings = job.settings
+    count = settings["num_frames"]
+    with GenerationProgress(console) as progress:
+        result = pipe(**settings, output="latents", on_step=progress.on_step)
+        timings |= result.timings | {"decoding": 0.0, "writing": 0.0}
+        frames = pipe.iter_frames(
+            result.latents, seed=result.decode_seeds[0], smooth=settings["smooth"], num_frames=count
+        )
+        with _timed("writing", timings), job.output.writer(plan.fps, count) as write:
+            progress.on_step("decoding", 0, count)
+            done = 0
+            while True:
+                with _timed("decoding", timings):
+                    frame = next(frames, None)
+                if frame is None:
+                    break
+                write(frame)
+                done += 1
+                progress.on_step("decoding", done, count)
+    timings["writing"] -= timings["decoding"]  # decoding ran inside
+    digest = content_hash(job.output.path)
+    is_path = os.sep in plan.model or Path(plan.model).is_dir()
+    record = {
+        "settings": settings,
+        "fps": plan.fps,
+        "model": {"name": os.path.abspath(plan.model) if is_path else plan.model, "sha256": model_sha256()},
+        "device": {
+            "device": str(pipe.device),
+            "name": describe(pipe.device),
+            "dtype": dtype_name(pipe.dtype),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": versions(),
+        "output": {
+            "file": job.output.path.name,
+            "kind": job.output.kind,
+            "sha256": digest,
+            "frames": count,
+            "width": settings["width"],
+            "height": settings["height"],
+        },
+        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+        "notes": result.notes,
+    }
+    write_sidecar(job.sidecar, record)
+    return digest
+
+
+def _summary(plan: Plan, pipe: VideoPipeline, job: Job) -> str:
+    from ea_runtime.device import describe, dtype_name
+
+    s = job.settings
+    what = "a picture" if s["num_frames"] == 1 else f"{s['num_frames']} frames at {plan.fps:g} fps"
+    kind = " as a contact sheet" if job.output.kind == "png" and s["num_frames"] > 1 else ""
+    return (
+        f"{plan.model} on {describe(pipe.device)}, {dtype_name(pipe.dtype)}: {what}{kind}, {s['width']}x{s['height']}, "
+        f"{s['num_inference_steps']} steps {s['sampler']}, guidance {s['guidance_scale']:g}, seed {s['seed']}"
+    )
+
+
+def _device(plan: Plan) -> str | None:
+    """The device asked for; a recorded one only where this machine has it."""
+    from ea_runtime.device import choose_device
+    from ea_runtime.errors import UserError
+
+    if plan.recorded is None or plan.device is None:
+        return plan.device
+    try:
+        choose_device(plan.device)
+    except UserError:
+        if plan.device != plan.recorded["device"]["device"]:
+            raise
+        return None
+    return plan.device
+
+
+def _same_threads(plan: Plan, pipe: VideoPipeline) -> None:
+    """On a CPU the order of sums, and so the last bits, depend on the number of threads."""
+    import torch
+
+    threads = None if plan.recorded is None else plan.recorded["device"].get("threads")
+    if pipe.device.type == "cpu" and isinstance(threads, int) and 1 <= threads <= 4 * (os.cpu_count() or 1):
+        torch.set_num_threads(threads)
+
+
+def _hashed(model: str) -> Callable[[], str]:
+    """The model's hash, counted while the video is made: a published text encoder has 20 GB."""
+    from ea_runtime.model_hash import model_hash
+
+    found: list[str] = []
+    # daemon: Ctrl-C does not wait for it
+    thread = threading.Thread(target=lambda: found.append(model_hash(model)), daemon=True)
+    thread.start()
+
+    def wait() -> str:
+        thread.join()
+        return found[0] if found else model_hash(model)
+
+    return wait
+
+
+def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
+    """Says whether a repeated run gave the recorded file, and if not what differs."""
+    from ea_runtime.sidecar import read_sidecar
+
+    if plan.recorded is None or plan.recorded["output"]["kind"] != job.output.kind:
+        return
+    old, new = plan.recorded, read_sidecar(job.sidecar)
+    if old["settings"] != new["settings"] or old["fps"] != new["fps"]:
+        return
+    if old["output"]["sha256"] == digest:
+        console.print("same content as recorded", style="green")
+        return
+    changed = [f"{n} {old['versions'][n]} -> {v}" for n, v in new["versions"].items() if old["versions"].get(n, v) != v]
+    changed += [f"{k} {old['device'].get(k)} -> {v}" for k, v in new["device"].items() if old["device"].get(k) != v]
+    changed += ["the model's files"] if old["model"]["sha256"] != new["model"]["sha256"] else []
+    why = "; ".join(changed) or "nothing that is recorded"
+    console.print(f"note: the content differs from the recorded one; changed: {why}", style="yellow", markup=False)
+
+
+@contextmanager
+def _timed(name: str, timings: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does, so that nothing half-written stays behind."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals are somebody else's there
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
