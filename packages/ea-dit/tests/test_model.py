@@ -278,6 +278,14 @@ class TestErrors:
         assert f"`{name}`" in str(error.value)
         assert "\n" not in str(error.value)
 
+    def test_context_of_another_batch(self, make_model, make_inputs) -> None:
+        model, inputs = make_model(), make_inputs()
+        context = model.text_context(inputs["encoder_hidden_states"][:1])
+        with pytest.raises(
+            ValueError, match="`text_context` must hold 4 blocks of batch 2, got 4 of batch 1"
+        ):
+            model(inputs["hidden_states"], timestep=5, text_context=context)
+
     def test_grid_needs_whole_blocks(self, make_model, make_inputs) -> None:
         with pytest.raises(ValueError, match="multiples of 4, got 4x6; use 4x4"):
             make_model(**GRID)(**make_inputs())

@@ -28,11 +28,11 @@ def position_embedding_2d(
     """Fixed embedding of a height x width grid of patches: (height * width, dim), float32.
 
     Positions of any grid are interpolated to 0 .. base_size / scale, so that a model trained at one size
-    meets coordinates that it knows at every other. The first half of
-    `dim` holds the column, the second half the row.
+    meets coordinates that it knows at every other. The first half of `dim` holds the column, the second the
+    row.
     """
-    # Differs from EasyAnimate, which computes in float64 on the host at each call: float32 is off by less than
-    # 5e-6, needs no transfer, and leaves no float64 in exported graphs, where TensorRT refuses it.
+    # Differs from EasyAnimate, which computes in float64 on the host at each call: float32 is off by less
+    # than 5e-6, needs no transfer, and leaves no float64 in exported graphs, where TensorRT refuses it.
     rows = torch.arange(height, dtype=torch.float32, device=device) * (base_size / height / scale)
     columns = torch.arange(width, dtype=torch.float32, device=device) * (base_size / width / scale)
     row_part = sincos_1d(rows, dim // 2)[:, None].expand(height, width, dim // 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,6 +56,15 @@ def check_text(config: TransformerConfig, text: Tensor | None, mask: Tensor | No
         raise ValueError(
             f"`encoder_attention_mask` must have shape ({batch}, {text.shape[1]}), got {tuple(mask.shape)};"
             " it holds 1 for text and 0 for padding"
+        )
+
+
+def check_context(keys: Sequence[Tensor], config: TransformerConfig, batch: int) -> None:
+    """Raise ValueError, one line, unless a text context's keys are those of this model and batch."""
+    if len(keys) != config.num_layers or keys[0].shape[0] != batch:
+        raise ValueError(
+            f"`text_context` must hold {config.num_layers} blocks of batch {batch}, got {len(keys)} of batch"
+            f" {keys[0].shape[0] if keys else 0}; make it with text_context() of this model, for this batch"
         )
 
 

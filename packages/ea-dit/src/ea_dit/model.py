@@ -36,7 +36,7 @@ from .attention import mask_bias
 from .blocks import TransformerBlock, modulate
 from .config import TransformerConfig
 from .embeddings import AdaLayerNormSingle, PatchEmbed, TextProjection
-from .inputs import batch_timestep, check_latents, check_text, size_conditions
+from .inputs import batch_timestep, check_context, check_latents, check_text, size_conditions
 
 
 @dataclass
@@ -185,12 +185,12 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, batch)
             assert encoder_hidden_states is not None
             text_context = self.text_context(encoder_hidden_states, encoder_attention_mask)
+        check_context(text_context.keys, self.cfg, batch)
 
         x = self.pos_embed(hidden_states)  # (B, T * L, D)
         timestep = batch_timestep(timestep, batch, x.device)  # (B,)
-        modulation, embedded = self.adaln_single(
-            timestep, resolution, aspect_ratio, x.dtype
-        )  # (B, 6, D), (B, D)
+        # (B, 6, D) and (B, D)
+        modulation, embedded = self.adaln_single(timestep, resolution, aspect_ratio, x.dtype)
 
         skips: list[Tensor] = []
         for index, block in enumerate(self.blocks):

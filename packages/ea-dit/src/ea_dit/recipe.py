@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from ea_runtime.errors import UserError
 from ea_runtime.training.encoded import EncodedSet
+from ea_runtime.training.precision import run_in, short_attention
 from ea_runtime.training.recipe import Context
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -90,6 +91,7 @@ class DitRecipe:
         if options.init.freeze_motion:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(".attn_temporal." not in name)
+        self.dtype = torch.bfloat16 if context.dtype == "bf16" else torch.float32
         self.model.to(context.device)
         self.model.train()
 
@@ -115,13 +117,16 @@ class DitRecipe:
         text, mask = self.set.text(indices, dropped.tolist())
         noise = torch.randn(latents.shape, generator=generator).to(device)
         timesteps = self._timesteps(len(indices), generator).to(device)
-        output = self.model(
-            add_noise(latents, noise, timesteps),
-            timestep=timesteps,
-            encoder_hidden_states=text.to(device),
-            encoder_attention_mask=mask.to(device),
-            added_cond_kwargs=self._sizes(latents),
-        ).sample
+        with short_attention(device):
+            output = run_in(
+                self.model,
+                self.dtype,
+                add_noise(latents, noise, timesteps).to(self.dtype),
+                timestep=timesteps,
+                encoder_hidden_states=text.to(device, self.dtype),
+                encoder_attention_mask=mask.to(device),
+                added_cond_kwargs=self._sizes(latents),
+            ).sample
         terms = training_loss(output.float(), latents, noise, timesteps)
         weight = self._weights(timesteps)
         total = (weight * terms["mse"] + terms["vb"]).mean()

@@ -22,8 +22,8 @@ _ASCII_SPACES = " \n\t\f\r"
 
 # Before its security releases of 2025, html.parser reads an unclosed construct to the end of the text from every "<"
 # anew. Up to this much work (openings times characters) a text is parsed in one piece, past it in windows.
-MAX_WORK = 1 << 22
-WINDOW = 4096
+MAX_WORK = 1 << 20
+WINDOW = 1024
 
 _LONG_REFERENCE = re.compile(r"&#([0-9]{1000,})")
 
@@ -75,7 +75,9 @@ def _pieces(markup: str) -> list[str]:
                 cut = markup.find("<", start + WINDOW)
             if cut < 0:
                 cut = len(markup)
-        pieces.append(markup[start:cut])
+        # Nothing closes behind the last ">", so each "<" there stands alone.
+        last = markup.rfind(">", start, cut) + 1 or start
+        pieces += [markup[start:last], *re.findall(r"<[^<]*|[^<]+", markup[last:cut])]
         start = cut
     return pieces
 

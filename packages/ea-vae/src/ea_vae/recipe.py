@@ -118,11 +118,12 @@ class VaeRecipe:
         self, indices: list[int], generator: torch.Generator, step: int
     ) -> tuple[Tensor, dict[str, float]]:
         frames = self._batch(indices, generator)  # (B, 3, T, H, W)
-        posterior = self.vae.encode(frames).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
-        latents = mean + torch.exp(0.5 * logvar) * noise
-        output = self.vae.decode(latents).sample.float()  # pyright: ignore[reportAttributeAccessIssue]
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.context.dtype == "bf16"):
+            posterior = self.vae.encode(frames).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+            latents = mean + torch.exp(0.5 * logvar) * noise
+            output = self.vae.decode(latents).sample.float()  # pyright: ignore[reportAttributeAccessIssue]
         l1 = F.l1_loss(output, frames)
         mse = F.mse_loss(output, frames)
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()

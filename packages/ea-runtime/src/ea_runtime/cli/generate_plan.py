@@ -63,7 +63,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that is to be done. `recorded`: the sidecar that is repeated, if any."""
+    """All that is to be done.
+
+    recorded: the sidecar that is repeated, if any. classes: kind of record -> class of the model's networks.
+    """
 
     model: str
     fps: float
@@ -71,7 +74,7 @@ class Plan:
     dtype: str | None
     jobs: list[Job]
     recorded: dict[str, Any] | None = None
-    notes: list[str] = field(default_factory=list)
+    classes: dict[str, str] = field(default_factory=dict)
 
 
 def make_plan(wishes: Wishes) -> Plan:
@@ -81,7 +84,8 @@ def make_plan(wishes: Wishes) -> Plan:
     model = wishes.model or (recorded["model"]["name"] if recorded else "tiny")
     folder = resolve_folder(model)
     _, defaults = read_defaults(folder)
-    geometry = Geometry.from_configs(_config(folder, "vae"), _config(folder, "denoiser"))
+    configs = {name: _config(folder, name) for name in ("vae", "denoiser")}
+    geometry = Geometry.from_configs(configs["vae"], configs["denoiser"])
 
     before: dict[str, Any] = recorded["settings"] if recorded else {}
     width, height = (None, None) if wishes.size is None else parse_size(wishes.size)
@@ -125,6 +129,7 @@ def make_plan(wishes: Wishes) -> Plan:
         dtype=dtype,
         jobs=jobs,
         recorded=recorded,
+        classes={PARTS[name].kind: str(c.get("_class_name")) for name, c in configs.items() if c is not None},
     )
 
 

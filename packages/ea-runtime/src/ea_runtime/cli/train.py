@@ -37,26 +37,30 @@ def train(
     from ea_runtime.training.loop import Trainer
     from ea_runtime.training.recipe import Context
 
+    from ea_runtime.training.processes import process_group
+
     recipe_class = record.build()
     options = validate(recipe_class.options_model, run.recipe_options, config.name)
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
-    device = choose_device(run.train.device)
-    console = Console(stderr=True)
+    device = str(choose_device(run.train.device))
+    words = ["train", recipe, str(config), *(f"--set={s}" for s in settings or []), *(["--resume"] if resume else [])]
     out = Path(run.run.out)
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False)
-
-    torch.manual_seed(run.train.seed)
-    context = Context(seed=run.train.seed, device=device, out=out, say=say)
-    instance = recipe_class(options, context)
-    trainable = sum(p.numel() for m in instance.modules().values() for p in m.parameters() if p.requires_grad)
-    say(f"{recipe}: {trainable / 1e6:.2f} M trainable parameters, {len(instance.buckets())} samples, device {device}")
     as_run = {
         "run": run.run.model_dump(),
         "train": run.train.model_dump(mode="json"),
         **options.model_dump(mode="json"),
     }
-    final = Trainer(instance, run.train, out, as_run).run(resume=resume)
-    say(f"done: {final}")
+    with process_group(run.train.processes, words) as rank:
+        console = Console(stderr=True, quiet=rank > 0)
+
+        def say(line: str) -> None:
+            console.print(line, highlight=False)
+
+        torch.manual_seed(run.train.seed)
+        context = Context(seed=run.train.seed, device=device, out=out, say=say, dtype=run.train.dtype)
+        instance = recipe_class(options, context)
+        trainable = sum(p.numel() for m in instance.modules().values() for p in m.parameters() if p.requires_grad)
+        say(f"{recipe}: {trainable / 1e6:.2f} M trainable parameters, {len(instance.buckets())} samples, {device}")
+        final = Trainer(instance, run.train, out, as_run).run(resume=resume)
+        say(f"done: {final}")

@@ -7,6 +7,7 @@ when any of them changes, another file is made.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ea_runtime.errors import UserError
 from ea_runtime.training.clips import ClipSet, to_float
+from ea_runtime.training.processes import wait_for_all, world
 from ea_runtime.training.recipe import Context
 
 #: Clips coded at a time.
@@ -40,8 +42,9 @@ class EncodedSet:
         clips = ClipSet(folder, keep_bytes=0)
         used = clips.choose(kinds)
         path = folder / "cache" / f"encoded-{_key(folder, parts, num_frames)}.safetensors"
-        if not path.exists():
+        if world()[0] == 0 and not path.exists():
             _encode(clips, parts, num_frames, path, context)
+        wait_for_all()
         context.say(f"latents and text: {path.name}")
         tensors = load_file(path)
         with safe_open(path, framework="pt") as file:
@@ -91,6 +94,8 @@ def _key(folder: Path, parts: Path, num_frames: int) -> str:
 def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: Context) -> None:
     from ea_runtime.folder import load_parts
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or threads)  # the other processes wait
     loaded = load_parts(parts, device=context.device, dtype=torch.float32, parts=("vae", "text"))
     vae, text = loaded.vae, loaded.text
     place = torch.zeros(len(clips), dtype=torch.int64)
@@ -110,6 +115,7 @@ def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: C
     tensors |= _encode_text([item.text for item in clips.items], text)
     tensors["place"] = place
     path.parent.mkdir(exist_ok=True)
+    torch.set_num_threads(threads)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"scaling_factor": repr(float(vae.config.scaling_factor))})
     partial.replace(path)

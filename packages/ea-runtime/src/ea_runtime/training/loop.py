@@ -6,14 +6,17 @@ A run is a folder: config.json (as run), log.jsonl (a line a step), checkpoint-N
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from ea_runtime.checkpoint import atomic_folder, newest_complete, prune, require_space
 from ea_runtime.errors import UserError
@@ -21,6 +24,7 @@ from ea_runtime.training.average import WeightAverage
 from ea_runtime.training.muon import MuonAdamW
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.order import BatchOrder
+from ea_runtime.training.processes import sum_over_processes, wait_for_all, world
 from ea_runtime.training.progress import TrainingProgress
 from ea_runtime.training.recipe import Recipe
 from ea_runtime.training.state import load_state, save_state
@@ -40,26 +44,29 @@ class Trainer:
         self.modules = recipe.modules()
         self.order = BatchOrder(recipe.buckets(), options.batch_size, options.seed)
         self.optimizer = MuonAdamW(
-            self._groups(), lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
-        )
+            self._groups(), lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay,
+            dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32,
+        )  # fmt: skip
         self.averages = {name: WeightAverage(module, options.ema) for name, module in self.modules.items()}
-        self.generator = torch.Generator().manual_seed(options.seed)
+        self.rank, self.processes = world()
         self.step = 0
         self.skipped = 0
         self._stop = False
+        self._figure_names: list[str] | None = None
 
     def run(self, *, resume: bool) -> Path:
         """Trains to the last step and writes `final/`. SIGTERM and Ctrl-C save a checkpoint and stop cleanly."""
         self._open(resume)
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with TrainingProgress(self.options.steps, self.step) as progress, self._log() as log:
-                while self.step < self.options.steps and not self._stop:
-                    line = self._one_step()
+            with TrainingProgress(self.options.steps, self.step, show=self.rank == 0) as progress, self._log() as log:
+                stop = False
+                while self.step < self.options.steps and not stop:
+                    line, stop = self._one_step()
                     log.write(json.dumps(line) + "\n")
                     if self.step % self.options.log_every == 0:
                         progress.show(line)
-                    if self.step % self.options.save_every == 0 or self.step == self.options.steps or self._stop:
+                    if self.step % self.options.save_every == 0 or self.step == self.options.steps or stop:
                         log.flush()
                         self._save()
         finally:
@@ -69,28 +76,27 @@ class Trainer:
             raise KeyboardInterrupt
         return self._finish()
 
-    def _one_step(self) -> dict[str, Any]:
+    def _one_step(self) -> tuple[dict[str, Any], bool]:
+        """One step; the line for the log, and whether any process was asked to stop."""
         options = self.options
         started = time.perf_counter()
         indices = self.order.batch(self.step)
         rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        self.optimizer.zero_grad(set_to_none=True)
-        figures: dict[str, float] = {}
-        total = 0.0
-        parts = [part for part in _split(indices, options.accumulate) if part]
-        for part in parts:
+        self.optimizer.zero_grad(set_to_none=False)
+        generator = torch.Generator().manual_seed(_seed(options.seed, self.step, self.rank))
+        figures = {"loss": 0.0, "stop": float(self._stop)}
+        for part in _split(indices[self.rank :: self.processes], options.accumulate):
             weight = len(part) / len(indices)
-            with torch.autocast(self._device_type(), torch.bfloat16, enabled=options.dtype == "bf16"):
-                loss, more = self.recipe.loss(part, self.generator, self.step)
+            loss, more = self.recipe.loss(part, generator, self.step)
             (loss * weight).backward()
-            total += float(loss.detach()) * weight
-            for key, value in more.items():
+            for key, value in {"loss": float(loss.detach()), **more}.items():
                 figures[key] = figures.get(key, 0.0) + value * weight
+        figures = self._sum(figures)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip))
-        if math.isfinite(total) and math.isfinite(norm):
+        if math.isfinite(figures["loss"]) and math.isfinite(norm):
             self.optimizer.step()
             for average in self.averages.values():
                 average.update()
@@ -103,10 +109,29 @@ class Trainer:
                     "lower `train.lr`, or look at the data of the last lines of log.jsonl"
                 )
         self.step += 1
-        return {
-            "step": self.step, "loss": total, "lr": options.lr * rate, "grad_norm": norm,
-            "seconds": time.perf_counter() - started, "samples": len(indices), "skipped": self.skipped > 0, **figures
+        stop = figures.pop("stop") > 0
+        line = {
+            "step": self.step, **figures, "lr": options.lr * rate, "grad_norm": norm,
+            "seconds": time.perf_counter() - started, "samples": len(indices), "skipped": self.skipped > 0,
         }  # fmt: skip
+        return line, stop
+
+    def _sum(self, figures: dict[str, float]) -> dict[str, float]:
+        """Sums gradients and figures over the processes. One with an empty share takes part with zeros."""
+        if self.processes == 1:
+            return figures
+        gradients = []
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        if self._figure_names is None:
+            names: list[Any] = [list(figures)]
+            dist.broadcast_object_list(names)  # the first process always has a share
+            self._figure_names = names[0]
+        sums = sum_over_processes(gradients, [figures.get(name, 0.0) for name in self._figure_names])
+        return dict(zip(self._figure_names, sums, strict=True))
 
     def _groups(self) -> list[dict[str, Any]]:
         groups = []
@@ -137,17 +162,20 @@ class Trainer:
         if newest is not None and not resume:
             raise UserError(f"`out` {str(self.out)!r} holds a run at step {newest[0]}; go on with --resume or choose another")
         self.out.mkdir(parents=True, exist_ok=True)
-        if newest is None:
+        wait_for_all()
+        if newest is None and self.rank == 0:
             (self.out / "config.json").write_text(json.dumps(self.config, indent=1) + "\n", encoding="utf-8")
             (self.out / "log.jsonl").unlink(missing_ok=True)
+        if newest is None:
             return
         self._same_config()
         position = load_state(
-            newest[1], modules=self.modules, averages=self.averages, optimizer=self.optimizer, generator=self.generator
+            newest[1], modules=self.modules, averages=self.averages, optimizer=self.optimizer
         )
         self.step = position["step"]
         self.skipped = position["skipped"]
-        self._cut_log()
+        if self.rank == 0:
+            self._cut_log()
 
     def _same_config(self) -> None:
         """A run goes on with its own config; only where and how often it saves, and its threads, may change."""
@@ -175,18 +203,23 @@ class Trainer:
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def _log(self) -> Any:
-        return (self.out / "log.jsonl").open("a", encoding="utf-8")
+        path = self.out / "log.jsonl" if self.rank == 0 else os.devnull
+        return open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def _save(self) -> None:
+        if self.rank > 0:
+            wait_for_all()
+            return
         size = sum(p.numel() * 4 for module in self.modules.values() for p in module.parameters())
         require_space(self.out, size * 6)
         with atomic_folder(self.out / f"checkpoint-{self.step}") as folder:
             save_state(
                 folder, modules=self.modules, averages=self.averages, optimizer=self.optimizer,
-                generator=self.generator, position={"step": self.step, "skipped": self.skipped},
+                position={"step": self.step, "skipped": self.skipped},
             )  # fmt: skip
             self._swap_averages(lambda: self.recipe.save(folder / "model"))
         prune(self.out, self.options.keep)
+        wait_for_all()
 
     def _swap_averages(self, work: Any) -> None:
         from contextlib import ExitStack
@@ -197,10 +230,12 @@ class Trainer:
             work()
 
     def _finish(self) -> Path:
+        target = self.out / "final"
+        if self.rank > 0:
+            return target
         for average in self.averages.values():
             average.install()
         self.recipe.finish()
-        target = self.out / "final"
         with atomic_folder(target) as folder:
             self.recipe.save(folder)
         return target
@@ -208,12 +243,15 @@ class Trainer:
     def _ask_to_stop(self, number: int, frame: Any) -> None:
         self._stop = True
 
-    def _device_type(self) -> str:
-        return next(p for module in self.modules.values() for p in module.parameters()).device.type
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed for the draws of a step in a process."""
+    digest = hashlib.sha256(f"{seed}:{step}:{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _split(indices: list[int], parts: int) -> list[list[int]]:
-    size = -(-len(indices) // parts)
+    size = max(1, -(-len(indices) // parts))
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 

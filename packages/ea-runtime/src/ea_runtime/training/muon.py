@@ -16,21 +16,21 @@ from torch import Tensor
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """(M, N) -> (M, N), singular values pulled towards 1 (within about 0.7 to 1.2)."""
+def orthogonalise(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(M, N) -> (M, N), singular values pulled towards 1 (within about 0.7 to 1.2). `dtype`: of the products."""
     wide = matrix.size(0) <= matrix.size(1)
-    x = matrix if wide else matrix.T
+    x = (matrix if wide else matrix.T).to(dtype)
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return x if wide else x.T
+    return (x if wide else x.T).to(matrix.dtype)
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Groups carry `kind`: "muon" (parameters of two or more dimensions) or "adamw".
 
-    lr, weight_decay (decoupled), betas (AdamW), momentum (Muon, Nesterov), eps. A Muon update is scaled by
+    lr, weight_decay (decoupled), betas (AdamW), momentum (Muon, Nesterov), eps; `dtype` of Muon's products. A Muon update is scaled by
     max(1, rows / columns) ** 0.5, so that rates carry over between shapes.
     """
 
@@ -42,11 +42,13 @@ class MuonAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum, "kind": "adamw"
         }  # fmt: skip
         super().__init__(groups, defaults)
+        self.dtype = dtype
         for group in self.param_groups:
             if group["kind"] not in ("adamw", "muon"):
                 raise ValueError(f"`kind` of a parameter group must be 'adamw' or 'muon', got {group['kind']!r}")
@@ -74,7 +76,7 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum = state["momentum"]
         momentum.lerp_(gradient, 1 - group["momentum"])
         update = gradient.lerp(momentum, group["momentum"])  # Nesterov
-        matrix = orthogonalise(update.flatten(1))
+        matrix = orthogonalise(update.flatten(1), dtype=self.dtype)
         scale = max(1.0, matrix.size(0) / matrix.size(1)) ** 0.5
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(matrix.view_as(parameter), alpha=-group["lr"] * scale)

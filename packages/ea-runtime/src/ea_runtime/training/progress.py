@@ -15,9 +15,9 @@ QUIET_SECONDS = 30.0
 class TrainingProgress:
     """Shows step, loss (running mean), rate, samples a second and time left."""
 
-    def __init__(self, steps: int, done: int) -> None:
-        self.console = Console(stderr=True)
-        self.live = self.console.is_terminal
+    def __init__(self, steps: int, done: int, show: bool = True) -> None:
+        self.console = Console(stderr=True, quiet=not show)
+        self.live = show and self.console.is_terminal
         self.loss: float | None = None
         self.speed: float | None = None
         self.last_print = 0.0

@@ -18,19 +18,21 @@ class Context:
     """What the loop tells a recipe about the run.
 
     seed: the run's seed. device: where the networks live. out: the run's folder. say: shows one line to the user.
+    dtype: "fp32" or "bf16", the type to compute in; weights stay fp32 (see ea_runtime.training.precision).
     """
 
     seed: int
     device: str
     out: Path
     say: Any
+    dtype: str = "fp32"
 
 
 class Recipe(Protocol):
     """Made as `Recipe(options, context)`; the loop owns order, optimiser, EMA, checkpoints and log.
 
-    Everything random inside `loss` must come from the generator that is passed, so that a resumed run draws
-    what an uninterrupted one would have drawn.
+    Everything random inside `loss` must come from the generator that is passed. The loop seeds it from (seed,
+    step, process), so that a resumed run draws what an uninterrupted one would have drawn.
     """
 
     options_model: type[BaseModel]

@@ -20,11 +20,10 @@ def save_state(
     modules: dict[str, nn.Module],
     averages: dict[str, WeightAverage],
     optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
     position: dict[str, Any],
 ) -> None:
-    """Writes state.safetensors (weights, averages, optimiser, generator) and state.json (position, rates)."""
-    tensors: dict[str, Tensor] = {"generator": generator.get_state()}
+    """Writes state.safetensors (weights, averages, optimiser) and state.json (position, rates)."""
+    tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         tensors |= {f"weight/{name}/{key}": value for key, value in module.state_dict().items()}
     for name, average in averages.items():
@@ -43,12 +42,10 @@ def load_state(
     modules: dict[str, nn.Module],
     averages: dict[str, WeightAverage],
     optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
 ) -> dict[str, Any]:
     """Restores what save_state wrote, to the bit, and returns the position."""
     tensors = load_file(folder / "state.safetensors")
     written = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    generator.set_state(tensors["generator"])
     for name, module in modules.items():
         weights = _below(tensors, f"weight/{name}/")
         if not weights:

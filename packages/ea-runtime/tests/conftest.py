@@ -1,0 +1,58 @@
+"""Fixtures for tests of model folders: a host with two small networks, and a whole folder of a few KB."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ea_runtime.plugins import Host, set_host
+
+FAKE_NETWORKS = Path(__file__).parent / "fake_networks.py"
+
+
+@pytest.fixture(scope="session")
+def fake_host() -> Host:
+    """A host with what ea_runtime brings and the two networks of fake_networks.py, nothing installed."""
+    return Host(files=[FAKE_NETWORKS], entry_points=False)
+
+
+@pytest.fixture
+def use_fake_host(fake_host: Host) -> Iterator[Host]:
+    """Makes `fake_host` the process's host for one test."""
+    set_host(fake_host)
+    yield fake_host
+    set_host(None)
+
+
+@pytest.fixture(scope="session")
+def folder_source(fake_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete model folder of small random networks; copy it before changing it."""
+    from transformers import T5Config, T5EncoderModel
+
+    from ea_runtime.text import TextEncoder, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("model") / "small"
+    torch.manual_seed(0)
+    for part, name in (("vae", "fake-vae"), ("transformer", "fake-denoiser")):
+        network = fake_host.get("vaes" if part == "vae" else "denoisers", name).build()()
+        (folder / part).mkdir(parents=True)
+        config = {"_class_name": type(network).__name__, "_diffusers_version": "0.0", **network.config}
+        (folder / part / "config.json").write_text(json.dumps(config))
+        tensors = {key: value.clone() for key, value in network.state_dict().items() if key != "last.weight"}
+        save_file(tensors, folder / part / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    tokenizer = train_tokenizer(["a red circle moves right"], vocab_size=400)
+    config = T5Config(vocab_size=400, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=2)
+    TextEncoder(T5EncoderModel(config), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model_folder(folder_source: Path, tmp_path: Path, use_fake_host: Host) -> Path:
+    """A copy of `folder_source` to load or to spoil, with the host that knows its networks."""
+    return Path(shutil.copytree(folder_source, tmp_path / "model"))
