@@ -39,7 +39,7 @@ SINISTER = (
 Mutation = Callable[[Path], None]
 
 
-PICKLE_NAMES = ("pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt", "model.pth", "last.ckpt")
+PICKLE_NAMES = ("pytorch_model.bin", "model.pt", "last.ckpt")
 BAD_INDEX_FILES: tuple[Any, ...] = (
     "..", "", "a/b.safetensors", "C:\\x.safetensors", "x.safetensors\0", "file:///etc/passwd",
     "https://example.org/x.safetensors", "evil.bin", 7, None, ["kept.safetensors"], {},

@@ -13,6 +13,7 @@ from ea_runtime.training.recipe import Context
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ea_dit.init import initialize_weights
 from ea_dit.loss import NUM_TIMESTEPS, add_noise, schedule, training_loss
 from ea_dit.model import Transformer3DModel
 
@@ -54,7 +55,11 @@ class DitOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     class Init(BaseModel):
-        """`folder`: start from this transformer instead of [model]. `freeze_motion`: train all but motion modules."""
+        """`folder`: start from this transformer instead of [model].
+
+        `freeze_motion`: leave the motion modules out and as they are. Fresh ones change nothing, so a first
+        stage on pictures is exact without them and takes less than half the time.
+        """
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,6 +87,7 @@ class DitRecipe:
             self.model = Transformer3DModel.from_pretrained(options.init.folder)
         else:
             self.model = Transformer3DModel.from_config(options.model)  # pyright: ignore[reportAssignmentType]
+            initialize_weights(self.model)
         config = self.model.cfg
         if config.output_channels != 2 * config.in_channels:
             raise UserError(
@@ -89,6 +95,7 @@ class DitRecipe:
                 f"got {config.output_channels}"
             )
         if options.init.freeze_motion:
+            self.model.set_motion_modules(False)
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(".attn_temporal." not in name)
         self.dtype = torch.bfloat16 if context.dtype == "bf16" else torch.float32

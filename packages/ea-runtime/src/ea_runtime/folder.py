@@ -140,7 +140,7 @@ def read_part_config(folder: Path, spec: PartSpec) -> dict[str, Any]:
     if not is_file(inside(folder, f"{spec.folder}/config.json")):
         stem = "model" if spec.name == "text" else "diffusion_pytorch_model"
         raise UserError(
-            f"model folder {quote(str(folder))} has no {spec.name}; expected {spec.folder}/config.json and "
+            f"model folder {quote(str(folder))} has no {spec.title}; expected {spec.folder}/config.json and "
             f"{spec.folder}/{stem}.safetensors"
         )
     return read_json(folder, f"{spec.folder}/config.json")
@@ -162,11 +162,11 @@ def find_record(host: Host, spec: PartSpec, name: str) -> Record:
         ]
         if blocked:
             raise MissingPackageError(
-                f"the {spec.name} of this model is a {name}, which {spec.package} brings, but that plugin is "
+                f"the {spec.title} of this model is a {name}, which {spec.package} brings, but that plugin is "
                 f"{blocked[0].state}; see `ea plugins`"
             )
         raise MissingPackageError(
-            f"the {spec.name} of this model is a {name}, which no installed package brings; "
+            f"the {spec.title} of this model is a {name}, which no installed package brings; "
             f"run `pip install {spec.package}`"
         )
     raise UserError(

@@ -36,6 +36,7 @@ class PartSpec:
     """One network of a model folder: its subfolder, the host's kind of record, the package that brings it."""
 
     name: str
+    title: str
     folder: str
     kind: str
     package: str
@@ -43,11 +44,11 @@ class PartSpec:
 
 
 PARTS: dict[str, PartSpec] = {
-    "vae": PartSpec("vae", "vae", "vaes", "ea-vae", ("AutoencoderKL", "AutoencoderKLMagvit")),
+    "vae": PartSpec("vae", "VAE", "vae", "vaes", "ea-vae", ("AutoencoderKL", "AutoencoderKLMagvit")),
     "denoiser": PartSpec(
-        "denoiser", "transformer", "denoisers", "ea-dit", ("Transformer2DModel", "Transformer3DModel")
+        "denoiser", "denoiser", "transformer", "denoisers", "ea-dit", ("Transformer2DModel", "Transformer3DModel")
     ),
-    "text": PartSpec("text", "text_encoder", "text_encoders", "ea-runtime", ("T5EncoderModel",)),
+    "text": PartSpec("text", "text encoder", "text_encoder", "text_encoders", "ea-runtime", ("T5EncoderModel",)),
 }
 
 
@@ -164,7 +165,7 @@ def class_name(config: dict[str, Any], spec: PartSpec) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w{0,99}", name):
         raise UserError(
             f"{spec.folder}/config.json must name its class as `_class_name`, got {quote(name)}; "
-            f"a {spec.name} of this project says {spec.class_names[-1]!r}"
+            f"a {spec.title} of this project says {spec.class_names[-1]!r}"
         )
     return name
 

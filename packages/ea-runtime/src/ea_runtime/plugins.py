@@ -1,21 +1,24 @@
 """Finding plugins, asking them for their records, and surviving those that are broken.
 
 Three sources, loaded in this order: what ea_runtime ships, entry points of group `ea`, local files
-(`--plugin FILE.py`). `EA_PLUGINS_BLOCK=a,b` leaves plugins out by name; `EA_NO_PLUGINS=1` (or
-`--no-plugins`) leaves out all but ours and those given as files.
+(`--plugin FILE.py`). `EA_PLUGINS_BLOCK=a,b` leaves plugins out by their name or their package's;
+`EA_NO_PLUGINS=1` (or `--no-plugins`) leaves out all but ours and those given as files.
+
+A plugin is taken whole or not at all. Two records of one kind and name are never resolved silently: asking for
+that name is an error that names both packages, and everything else goes on working.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -23,6 +26,7 @@ import pluggy
 from ea_runtime import hookspecs
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.hookspecs import KINDS
+from ea_runtime.plugin_sources import PluginFault, entry_points_of_group, read_hooks, watched
 from ea_runtime.records import Record
 
 logger = logging.getLogger("ea")
@@ -44,169 +48,158 @@ class Entry:
 
 @dataclass(slots=True)
 class PluginInfo:
-    """One plugin as `ea plugins` shows it. `state`: "ok", "blocked", or "broken: <one line>"."""
+    """One plugin as `ea plugins` shows it.
+
+    state: "ok", "blocked", or "broken: <one line>". seconds: wall time that loading it took.
+    """
 
     name: str
     package: str
     version: str
     state: str = "ok"
     entries: list[Entry] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class Host:
-    """The plugins of this process and their records by kind and name."""
+    """The plugins of this process and their records by kind and name.
+
+    files: local plugin files; a fault in one raises UserError. entry_points: whether installed packages are
+    asked. block: names of plugins or packages to leave out.
+    """
 
     def __init__(
         self, *, files: Iterable[str | Path] = (), entry_points: bool = True, block: Iterable[str] = ()
     ) -> None:
         self._manager = pluggy.PluginManager("ea")
         self._manager.add_hookspecs(hookspecs)
-        self._block = frozenset(block)
-        self._entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
-        self._clashes: dict[tuple[str, str], str] = {}
+        self._block = {_canonical(name): name for name in block}
+        self._claims: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in KINDS}
+        self._paths: set[Path] = set()
         self.plugins: dict[str, PluginInfo] = {}
+        #: names in the blocklist that no installed plugin has
+        self.unknown_blocks: list[str] = []
 
         from ea_runtime import builtin
 
-        self._add(builtin, "ea-runtime", "ea-runtime", _own_version())
+        self.add(builtin, "ea-runtime", "ea-runtime", _own_version())
+        used = set()
         if entry_points:
-            for point, package, version in _entry_points():
-                self._load_entry_point(point, package, version)
+            for point, package, version in entry_points_of_group(GROUP):
+                names = {_canonical(point.name), _canonical(package)}
+                used |= names
+                self._load_entry_point(point, package, version, is_blocked=bool(names & self._block.keys()))
+            self.unknown_blocks = [name for key, name in self._block.items() if key not in used]
         for file in files:
             self._load_file(Path(file))
 
     def records(self, kind: str) -> dict[str, Entry]:
-        """The entries of a kind ("samplers", "vaes", ...) by name, in the order they were found."""
-        if kind not in KINDS:
-            raise UserError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}{nearest(kind, KINDS)}")
-        for (clash_kind, _), message in self._clashes.items():
-            if clash_kind == kind:
-                raise UserError(message)
-        return self._entries[kind]
+        """The entries of a kind ("samplers", "vaes", ...) by name, in the order they were found.
+
+        A name that two plugins claim is not among them: `get` says why.
+        """
+        return {name: entries[0] for name, entries in self._of_kind(kind).items() if len(entries) == 1}
 
     def get(self, kind: str, name: str) -> Record:
-        """The record of that kind and name. Raises UserError listing the names that exist."""
-        entries = self.records(kind)
-        if name in entries:
-            return entries[name].record
-        what = _SINGULAR.get(kind, kind.rstrip("s"))
-        known = ", ".join(entries) or "none is installed"
-        raise UserError(f"no {what} is called {name!r}; there are: {known}{nearest(name, entries)}")
+        """The record of that kind and name. Raises UserError listing the names that exist, or for a name that two claim."""
+        claims = self._of_kind(kind)
+        if name in claims:
+            if len(claims[name]) > 1:
+                raise UserError(_clash(claims[name]))
+            return claims[name][0].record
+        known = ", ".join(self.records(kind)) or "none is installed"
+        raise UserError(f"no {_singular(kind)} is called {name!r}; there are: {known}{nearest(name, claims)}")
 
     def find_class(self, kind: str, class_name: str) -> Record | None:
-        """The VAE, denoiser or text encoder record that loads a `_class_name`, or None."""
-        for entry in self.records(kind).values():
-            if class_name in getattr(entry.record, "class_names", ()):
-                return entry.record
-        return None
+        """The VAE, denoiser or text encoder record that loads a `_class_name`, or None.
 
-    def clashes(self) -> list[str]:
-        """One line for each name that two plugins claim."""
-        return list(self._clashes.values())
+        Raises UserError where two plugins claim the class, or the name of the one that does.
+        """
+        claims = self._of_kind(kind)
+        found = [e for entries in claims.values() for e in entries if class_name in getattr(e.record, "class_names", ())]
+        if not found:
+            return None
+        if len(found) > 1:
+            raise UserError(_clash(found, f"load the class {class_name!r}"))
+        return self.get(kind, found[0].record.name)
 
-    def _load_entry_point(self, point: EntryPoint, package: str, version: str) -> None:
-        name = point.name
-        if name in self.plugins:
-            taken = self.plugins[name]
-            # pluggy would drop the second one without a word
-            key = f"{name} ({package})"
-            reason = f"its entry point {name!r} is also one of {taken.package}; rename one or block it"
-            self._broken(key, package, version, reason)
-            return
-        if name in self._block or package in self._block:
-            self.plugins[name] = PluginInfo(name, package, version, state="blocked")
+    def clashes(self, kind: str | None = None) -> dict[tuple[str, str], str]:
+        """(kind, name) -> one line, for each name that several plugins claim."""
+        return {
+            (of, name): _clash(entries)
+            for of, claims in self._claims.items()
+            for name, entries in claims.items()
+            if len(entries) > 1 and kind in (None, of)
+        }
+
+    def add(self, plugin: Any, name: str, package: str, version: str) -> None:
+        """Asks one plugin object or module for its records. Raises PluginFault where it is broken; then nothing is taken."""
+        info = PluginInfo(name, package, version)
+        with watched(info):
+            records = read_hooks(self._manager, plugin, name)
+        info.entries = [Entry(record, kind, name, package, version) for kind, record in records]
+        self.plugins[name] = info
+        for entry in info.entries:
+            self._claims[entry.kind].setdefault(entry.record.name, []).append(entry)
+
+    def _load_entry_point(self, point: Any, package: str, version: str, *, is_blocked: bool) -> None:
+        # pluggy would drop the second of two plugins of one name without a word
+        name = point.name if point.name not in self.plugins else f"{point.name} ({package})"
+        info = PluginInfo(name, package, version)
+        if is_blocked:
+            info.state = "blocked"
+            self.plugins[name] = info
             return
         try:
-            module = point.load()
-        except Exception as error:
-            self._broken(name, package, version, _one_line(error))
-            return
-        except SystemExit as error:
-            self._broken(name, package, version, f"it called exit({error.code}) while being imported")
-            return
-        self._add(module, name, package, version)
+            with watched(info):
+                module = point.load()
+            self.add(module, name, package, version)
+            self.plugins[name].seconds += info.seconds
+        except PluginFault as fault:
+            info.state = f"broken: {fault}"
+            self.plugins[name] = info
+            logger.warning("plugin %s (package %s) is left out: %s", name, package, fault)
 
     def _load_file(self, path: Path) -> None:
         """A local plugin file. Its faults are the user's to mend now, so they raise."""
-        if not path.is_file():
-            raise UserError(f"`--plugin` must be a Python file, got {str(path)!r}, which is not there")
+        if path.is_dir() or not path.exists():
+            wrong = "which is a folder" if path.is_dir() else "which is not there"
+            raise UserError(f"`--plugin` must be a Python file, got {str(path)!r}, {wrong}")
         path = path.resolve()
-        tag = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-        module_name = f"ea_local_{path.stem}_{tag}"
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        if spec is None or spec.loader is None:
-            raise UserError(f"`--plugin` must be a Python file (.py), got {str(path)!r}")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except SyntaxError as error:
-            del sys.modules[module_name]
+        if path in self._paths:
+            return
+        if path.stem in self.plugins:
             raise UserError(
-                f"plugin file {path.name}, line {error.lineno}: {error.msg}; mend it or leave out --plugin"
-            ) from error
-        except Exception as error:
-            del sys.modules[module_name]
-            raise UserError(f"plugin file {path.name} failed while being imported: {_one_line(error)}") from error
-        name = path.stem
-        if name in self.plugins:
-            raise UserError(f"plugin file {path.name}: a plugin called {name!r} is already loaded; rename the file")
-        self._add(module, name, str(path.name), "file")
-        state = self.plugins[name].state
-        if state != "ok":
-            raise UserError(f"plugin file {path.name}: {state.removeprefix('broken: ')}")
-
-    def _add(self, module: Any, name: str, package: str, version: str) -> None:
-        info = PluginInfo(name, package, version)
-        self.plugins[name] = info
-        misspelt = [a for a in dir(module) if a.startswith("ea_") and _is_hook(module, a) and not _is_spec(a)]
-        if misspelt:
-            known = [spec for spec, _ in KINDS.values()]
-            self._broken(name, package, version, f"it has no known hook {misspelt[0]!r}{nearest(misspelt[0], known)}")
-            return
+                f"plugin file {path.name}: a plugin called {path.stem!r} is already loaded; rename the file"
+            )
+        info = PluginInfo(path.stem, path.name, "file")
+        module = _module_of(path)
+        sys.modules[module.__name__] = module
         try:
-            self._manager.register(module, name=name)
-        except (ValueError, pluggy.PluginValidationError) as error:
-            self._broken(name, package, version, _one_line(error))
-            return
-        for kind, (hook, record_type) in KINDS.items():
-            implementations = [i for i in getattr(self._manager.hook, hook).get_hookimpls() if i.plugin is module]
-            for implementation in implementations:
-                try:
-                    records = implementation.function()
-                    self._collect(kind, record_type, records, info)
-                except Exception as error:
-                    self._forget(name)
-                    self._broken(name, package, version, f"{hook}: {_one_line(error)}")
-                    return
-
-    def _collect(self, kind: str, record_type: type[Record], records: Any, info: PluginInfo) -> None:
-        if not isinstance(records, (list, tuple)):
-            raise TypeError(f"must return a list of {record_type.__name__}, got {type(records).__name__}")
-        for record in records:
-            if not isinstance(record, record_type):
-                raise TypeError(f"must return {record_type.__name__}s, got a {type(record).__name__}")
-            entry = Entry(record, kind, info.name, info.package, info.version)
-            other = self._entries[kind].get(record.name)
-            if other is not None:
-                what = _SINGULAR.get(kind, kind.rstrip("s"))
-                self._clashes[(kind, record.name)] = (
-                    f"two plugins bring a {what} called {record.name!r}: {other.plugin} (package {other.package}) "
-                    f"and {info.name} (package {info.package}); block one with EA_PLUGINS_BLOCK={info.name}"
+            with watched(info):
+                _execute(module)
+            self.add(module, info.name, info.package, info.version)
+        except PluginFault as fault:
+            del sys.modules[module.__name__]
+            cause = fault.__cause__
+            if isinstance(cause, SyntaxError):
+                line = f"plugin file {path.name}, line {cause.lineno}: {cause.msg}; mend it or leave out --plugin"
+                raise UserError(line) from cause
+            raise UserError(f"plugin file {path.name}: {fault}") from cause
+        self._paths.add(path)
+        for entry in self.plugins[info.name].entries:
+            others = self._claims[entry.kind][entry.record.name]
+            if len(others) > 1:
+                what, other = _singular(entry.kind), others[0]
+                raise UserError(
+                    f"plugin file {path.name}: it brings the {what} {entry.record.name!r}, which package "
+                    f"{other.package} {other.version} brings too; give yours another name"
                 )
-                info.state = f"broken: {record.name!r} is also a {what} of {other.plugin}"
-                continue
-            self._entries[kind][record.name] = entry
-            info.entries.append(entry)
 
-    def _forget(self, plugin: str) -> None:
-        for entries in self._entries.values():
-            for name in [n for n, e in entries.items() if e.plugin == plugin]:
-                del entries[name]
-
-    def _broken(self, name: str, package: str, version: str, reason: str) -> None:
-        self.plugins[name] = PluginInfo(name, package, version, state=f"broken: {reason}")
-        logger.warning("plugin %s (package %s) is left out: %s", name, package, reason)
+    def _of_kind(self, kind: str) -> dict[str, list[Entry]]:
+        if kind not in KINDS:
+            raise UserError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}{nearest(kind, KINDS)}")
+        return self._claims[kind]
 
 
 _host: Host | None = None
@@ -223,7 +216,7 @@ def get_host() -> Host:
 def make_host(files: Iterable[str | Path] = (), *, entry_points: bool | None = None) -> Host:
     """A host from the environment (EA_NO_PLUGINS, EA_PLUGINS_BLOCK) and local files."""
     if entry_points is None:
-        entry_points = os.environ.get("EA_NO_PLUGINS", "") not in ("1", "true", "yes")
+        entry_points = os.environ.get("EA_NO_PLUGINS", "").strip().lower() in ("", "0", "false", "no", "off")
     block = [name.strip() for name in os.environ.get("EA_PLUGINS_BLOCK", "").split(",") if name.strip()]
     return Host(files=files, entry_points=entry_points, block=block)
 
@@ -239,28 +232,37 @@ def list_plugins() -> list[PluginInfo]:
     return list(get_host().plugins.values())
 
 
-def _entry_points() -> list[tuple[EntryPoint, str, str]]:
-    found: dict[tuple[str, str], tuple[EntryPoint, str, str]] = {}
-    for distribution in distributions():
-        package = distribution.metadata["Name"]
-        for point in distribution.entry_points:
-            if point.group == GROUP:
-                # an editable install can be listed twice; the first on sys.path wins
-                found.setdefault((package, point.name), (point, package, distribution.version))
-    return sorted(found.values(), key=lambda item: (item[1], item[0].name))
+def _clash(entries: list[Entry], what: str | None = None) -> str:
+    first = entries[0]
+    count = "two" if len(entries) == 2 else str(len(entries))
+    what = what or f"bring the {_singular(first.kind)} {first.record.name!r}"
+    who = " and ".join(f"{e.plugin} (package {e.package} {e.version})" for e in entries)
+    return f"{count} plugins {what}: {who}; leave one out, for example with EA_PLUGINS_BLOCK={entries[-1].plugin}"
 
 
-def _is_hook(module: Any, attribute: str) -> bool:
-    return hasattr(getattr(module, attribute, None), "ea_impl")
+def _module_of(path: Path) -> ModuleType:
+    """An empty module for a file; its name is the file's and unique to its place."""
+    from hashlib import sha256
+
+    tag = sha256(str(path).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"ea_local_{path.stem}_{tag}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"`--plugin` must be a Python file (.py), got {str(path)!r}")
+    return importlib.util.module_from_spec(spec)
 
 
-def _is_spec(attribute: str) -> bool:
-    return any(attribute == hook for hook, _ in KINDS.values())
+def _execute(module: ModuleType) -> None:
+    assert module.__spec__ is not None
+    assert module.__spec__.loader is not None
+    module.__spec__.loader.exec_module(module)
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _singular(kind: str) -> str:
+    return _SINGULAR.get(kind, kind.removesuffix("s"))
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _own_version() -> str:

@@ -57,10 +57,14 @@ class Encoded:
         """One line for each prompt that was cut, to be shown to the user."""
         seen = self.mask.shape[1] - 1
         return [
-            f"prompt is {count} tokens, the last {count - seen} are not seen: {text!r}"
+            f"prompt is {count} tokens, the last {count - seen} are not seen: {_shorten(text)!r}"
             for count, text in zip(self.num_tokens, self.truncated, strict=True)
             if text
         ]
+
+
+def _shorten(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
 class TextEncoder:

@@ -18,7 +18,7 @@ from urllib.parse import unquote_plus
 from ea_runtime.errors import UserError
 from ea_runtime.text_html import shorten_references, visible_text
 
-#: The longest prompt in UTF-8 bytes: some 30 times what 120 tokens hold, and cleaned within a fraction of a second.
+#: The longest prompt in UTF-8 bytes: some 25 times what 120 tokens hold, and cleaned within a fraction of a second.
 MAX_PROMPT_BYTES = 16 * 1024
 
 # ftfy repairs a text of one line as a whole, in time that can grow with the square of its length. Pieces of this many
@@ -34,12 +34,11 @@ def check_prompt(prompt: str, *, name: str = "prompt", max_bytes: int = MAX_PROM
     if not isinstance(prompt, str):
         raise UserError(f"`{name}` must be a string, got {type(prompt).__name__}")
     # A character takes at least one byte, so an oversized prompt is refused before it is encoded.
-    size = len(prompt)
-    if size <= max_bytes:
-        size = len(prompt.encode("utf-8", "surrogatepass"))
+    is_long = len(prompt) > max_bytes
+    size = len(prompt) if is_long else len(prompt.encode("utf-8", "surrogatepass"))
     if size > max_bytes:
         raise UserError(
-            f"`{name}` must take at most {max_bytes:,} bytes, got {size:,} or more; shorten it "
+            f"`{name}` must take at most {max_bytes:,} bytes, got {'at least ' if is_long else ''}{size:,}; shorten it "
             "(only its first 120 tokens, about 600 characters, count)"
         )
 

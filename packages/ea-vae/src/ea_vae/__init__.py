@@ -1,8 +1,21 @@
-"""The video VAE of EasyAnimate V2."""
+"""ea-vae: the video VAE of EasyAnimate V2."""
 
 from __future__ import annotations
 
-from .config import VaeConfig
-from .model import AutoencoderKLMagvit
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import VaeConfig
+    from .model import AutoencoderKLMagvit
 
 __all__ = ["AutoencoderKLMagvit", "VaeConfig"]
+
+_HOMES = {"AutoencoderKLMagvit": "model", "VaeConfig": "config"}
+
+
+def __getattr__(name: str) -> object:
+    # Lazy, so that the host can import ea_vae.plugin (for `ea --help`, say) without torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,168 @@
+"""Which module of a model each layer of a LoRA file goes on; everything is checked here, nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ea_runtime.errors import UserError, nearest
+from ea_runtime.safe_files import quote
+from torch import nn
+
+from ea_lora.io import Layer, LoraFile, count_parts, largest_change
+from ea_lora.keys import PARTS, Part, find_targets, fits, flatten
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Match:
+    """A layer and the module that it changes, at `path` of its network."""
+
+    layer: Layer
+    path: str
+    module: nn.Module
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.module.get_parameter("weight")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matching:
+    """How a file fits a model. ignored: layers that the model has no module for. left_out: those not asked for."""
+
+    file: LoraFile
+    matches: tuple[Match, ...]
+    ignored: tuple[Layer, ...]
+    left_out: tuple[Layer, ...]
+
+    def summary(self) -> str:
+        """One line: counts, and the first ignored names."""
+        line = f"LoRA {quote(str(self.file.path))}: {len(self.matches)} layers matched, {len(self.ignored)} ignored"
+        if self.left_out:
+            line += f", {len(self.left_out)} left out on request"
+        if self.ignored:
+            shown = ", ".join(quote(layer.name)[1:-1] for layer in self.ignored[:3])
+            line += f" (the model has no {shown}{', ...' if len(self.ignored) > 3 else ''})"
+        return line
+
+
+def networks_of(pipe: Any) -> dict[Part, nn.Module | None]:
+    """The networks of a pipeline that LoRA can go on; a bare module counts as a denoiser.
+
+    Raises UserError for anything else.
+    """
+    if hasattr(pipe, "denoiser"):
+        denoiser, text = pipe.denoiser, getattr(pipe, "text", None)
+    else:
+        denoiser, text = pipe, None
+    if not isinstance(denoiser, nn.Module):
+        raise UserError(f"`pipe` must be a VideoPipeline or a torch module, got {quote(type(pipe).__name__)}")
+    if not isinstance(text, nn.Module):
+        text = getattr(text, "model", None)  # our TextEncoder holds its T5 there
+    return {"denoiser": denoiser, "text": text if isinstance(text, nn.Module) else None}
+
+
+def match_lora(
+    file: LoraFile,
+    networks: Mapping[Part, nn.Module | None],
+    parts: Collection[str] = PARTS,
+    exclude: Sequence[str] = (),
+) -> Matching:
+    """Find the module of each layer and check that it fits. Nothing is changed; modules may be on the meta device.
+
+    parts: networks to adapt. exclude: shell patterns over module paths to leave alone ("*attn_temporal*").
+
+    Raises UserError: layers for a text encoder where there is none, no layer that fits, a layer of another shape,
+    two layers for one module.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"`parts` may hold {', '.join(PARTS)}, got {quote(part)}{nearest(str(part), PARTS)}")
+    label = f"LoRA file {quote(str(file.path))}"
+    _require_networks(file, networks, parts, label)
+    targets = {part: _by_flat_name(module) for part, module in networks.items() if module is not None}
+    matches: dict[tuple[Part, str], Match] = {}
+    ignored: list[Layer] = []
+    left_out: list[Layer] = []
+    for layer in file.layers:
+        found = _find(layer, targets.get(layer.part, {}), label)
+        if layer.part not in parts or (found is not None and fits(found[0], exclude)):
+            left_out.append(layer)
+        elif found is None:
+            ignored.append(layer)
+        else:
+            match = Match(layer, *found)
+            _check_fit(match, label)
+            if (layer.part, match.path) in matches:
+                first = matches[layer.part, match.path].layer.name
+                raise UserError(f"{label} has two layers for {match.path}: {quote(first)} and {quote(layer.name)}")
+            matches[layer.part, match.path] = match
+    if not matches:
+        raise UserError(_no_match(file, targets, ignored, left_out, label))
+    return Matching(file, tuple(matches.values()), tuple(ignored), tuple(left_out))
+
+
+def _require_networks(
+    file: LoraFile, networks: Mapping[Part, nn.Module | None], parts: Collection[str], label: str
+) -> None:
+    for_text = file.of_part("text")
+    if for_text and "text" in parts and networks.get("text") is None:
+        raise UserError(
+            f"{label} has {len(for_text)} layers for a text encoder, and there is none here; load the model with its "
+            "text encoder, or give parts=('denoiser',) (--no-text) to leave them out"
+        )
+
+
+def _by_flat_name(network: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
+    """Targets by flattened path; two paths may flatten to one name."""
+    found: dict[str, list[tuple[str, nn.Module]]] = {}
+    for path, module in find_targets(network).items():
+        found.setdefault(flatten(path), []).append((path, module))
+    return found
+
+
+def _find(
+    layer: Layer, targets: Mapping[str, list[tuple[str, nn.Module]]], label: str
+) -> tuple[str, nn.Module] | None:
+    candidates = targets.get(flatten(layer.path), [])
+    if len(candidates) > 1:
+        exact = [candidate for candidate in candidates if candidate[0] == layer.path]
+        if len(exact) != 1:
+            paths = " and ".join(path for path, _ in candidates)
+            raise UserError(f"{label}: {quote(layer.name)} can mean {paths}; name it with dots")
+        return exact[0]
+    return candidates[0] if candidates else None
+
+
+def _check_fit(match: Match, label: str) -> None:
+    layer, weight = match.layer, match.weight
+    outputs, inputs = weight.shape[:2]
+    if (layer.num_outputs, layer.num_inputs) != (outputs, inputs):
+        raise UserError(
+            f"{label}: {quote(layer.name)} is for {layer.num_inputs} -> {layer.num_outputs} channels, {match.path} has "
+            f"{inputs} -> {outputs}; it was trained on another model"
+        )
+    if weight.dtype not in _FLOATS:
+        raise UserError(f"{match.path} has weights of {str(weight.dtype)[6:]}; LoRA needs 16-bit floats or wider")
+    if largest_change(layer) > torch.finfo(weight.dtype).max:
+        raise UserError(
+            f"{label}: {quote(layer.name)} goes beyond the range of {str(weight.dtype)[6:]}; load the model in bfloat16 "
+            "or float32"
+        )
+
+
+def _no_match(
+    file: LoraFile, targets: Mapping[Part, Mapping[str, Any]], ignored: list[Layer], left_out: list[Layer], label: str
+) -> str:
+    has = " and ".join(f"{count} for the {part}" for part, count in count_parts(file.layers).items())
+    could = " and ".join(f"{len(names)} in the {part}" for part, names in targets.items())
+    if not ignored:
+        return f"{label} has {has}, and all {len(left_out)} are left out by `parts` and `exclude`; leave out less"
+    return (
+        f"{label} has layers that fit nothing here: {has} (first {quote(ignored[0].name)}), 0 match the modules of this "
+        f"model ({could}); it was trained on another model"
+    )
