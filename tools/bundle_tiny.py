@@ -52,7 +52,9 @@ def write_json(path: Path, value: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--vae", type=Path, required=True, help="folder of the VAE")
     parser.add_argument("--text", type=Path, required=True, help="folder with text_encoder/ and tokenizer/")
     parser.add_argument("--transformer", type=Path, help="folder of the denoiser")

@@ -239,7 +239,7 @@ def test_bounds_and_kinds_that_cannot_be_written(tmp_path: Path) -> None:
 def test_several_candidates_are_named(model_folder: Path) -> None:
     make_pickled(model_folder, "vae", "step-100.ckpt")
     shutil.copy(model_folder / "vae/step-100.ckpt", model_folder / "vae/step-200.ckpt")
-    with pytest.raises(UserError, match="several weight files .*'step-100.ckpt', 'step-200.ckpt'"):
+    with pytest.raises(UserError, match=r"several weight files .*'step-100.ckpt', 'step-200.ckpt'"):
         convert_folder(model_folder)
 
 

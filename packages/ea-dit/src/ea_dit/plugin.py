@@ -34,4 +34,8 @@ def ea_denoisers() -> list[DenoiserRecord]:
 
 @hookimpl
 def ea_recipes() -> list[RecipeRecord]:
-    return [RecipeRecord("dit", "The denoiser: noise and learned-range variance on encoded clips and pictures", _recipe)]
+    return [
+        RecipeRecord(
+            "dit", "The denoiser: noise and learned-range variance on encoded clips and pictures", _recipe
+        )
+    ]

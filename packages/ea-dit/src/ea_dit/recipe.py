@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from ea_runtime.errors import UserError
-from ea_runtime.training.encoded import EncodedSet
-from ea_runtime.training.precision import run_in, short_attention
-from ea_runtime.training.recipe import Context
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ea_dit.init import initialize_weights
 from ea_dit.loss import NUM_TIMESTEPS, add_noise, schedule, training_loss
 from ea_dit.model import Transformer3DModel
+from ea_runtime.errors import UserError
+from ea_runtime.training.encoded import EncodedSet
+from ea_runtime.training.precision import run_in, short_attention
+from ea_runtime.training.recipe import Context
 
 
 class DataTable(BaseModel):
@@ -81,7 +81,11 @@ class DitRecipe:
         self.options = options
         self.context = context
         self.set = EncodedSet(
-            Path(options.data.path), Path(options.data.parts), options.data.num_frames, options.data.kinds, context
+            Path(options.data.path),
+            Path(options.data.parts),
+            options.data.num_frames,
+            options.data.kinds,
+            context,
         )
         if options.init.folder:
             self.model = Transformer3DModel.from_pretrained(options.init.folder)
@@ -117,10 +121,12 @@ class DitRecipe:
     def buckets(self) -> list[tuple[int, ...]]:
         return self.set.shapes
 
-    def loss(self, indices: list[int], generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, indices: list[int], generator: torch.Generator, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
         data, device = self.options.data, self.context.device
         dropped = torch.rand(len(indices), generator=generator) < data.drop_text
-        latents = self.set.latents(indices, generator).to(device)  # (B, C, t, h, w), unit scale
+        latents = self.set.latents(indices).to(device)  # (B, C, t, h, w), unit scale
         text, mask = self.set.text(indices, dropped.tolist())
         noise = torch.randn(latents.shape, generator=generator).to(device)
         timesteps = self._timesteps(len(indices), generator).to(device)

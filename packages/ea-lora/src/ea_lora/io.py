@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ea_runtime.errors import UserError
-from ea_runtime.safe_files import is_file, quote
-from ea_runtime.safe_weights import PartWeights, is_pickle, iter_tensors, read_header
 from safetensors.torch import save
 from torch import Tensor
 
 from ea_lora.keys import KOHYA_PREFIXES, PARTS, Part, Role, flatten, relative_of_lora, split_key, split_name
+from ea_runtime.errors import UserError
+from ea_runtime.safe_files import is_file, quote
+from ea_runtime.safe_weights import PartWeights, is_pickle, iter_tensors, read_header
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 #: where sd-webui's first hash of a LoRA begins and how many bytes it covers
@@ -31,7 +31,8 @@ _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
 class Layer:
     """One layer of a LoRA; the change of the module's weight is `scale * up @ down`.
 
-    name: as the file has it. part, path: which network and module; a path may have `_` where the module has `.`.
+    name: as the file has it. part, path: which network and module; a path may have `_` where the module has
+    `.`.
     down: (R, I). up: (O, R). Both may end in dimensions of 1 (convolutions). alpha: one number, or None: R.
     """
 
@@ -84,11 +85,11 @@ class LoraFile:
 def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     """Read and check a LoRA file.
 
-    Every layer has a down and an up matrix of one rank above 0, all numbers are finite floats, alpha is above 0,
-    and no tensor is left over. Nothing is unpickled.
+    Every layer has a down and an up matrix of one rank above 0, all numbers are finite floats, alpha is above
+    0, and no tensor is left over. Nothing is unpickled.
 
-    Raises UserError, one line: no such file, empty, a pickle, damaged, no LoRA, a relative of LoRA, or any of the
-    above.
+    Raises UserError, one line: no such file, empty, a pickle, damaged, no LoRA, a relative of LoRA, or any of
+    the above.
     """
     file = Path(path)
     label = f"LoRA file {quote(str(path))}"
@@ -98,7 +99,9 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     return LoraFile(file, layers, dict(weights.metadata))
 
 
-def write_lora(path: str | os.PathLike[str], layers: Iterable[Layer], metadata: Mapping[str, str] | None = None) -> None:
+def write_lora(
+    path: str | os.PathLike[str], layers: Iterable[Layer], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write layers under V2's names, with the hashes that other tools look for; whole or not at all.
 
     metadata: text by key; keys of training begin with `ss_`, as kohya's. `sshs_*` are computed.
@@ -123,7 +126,7 @@ def write_lora(path: str | os.PathLike[str], layers: Iterable[Layer], metadata: 
 
 
 def content_hashes(data: bytes) -> dict[str, str]:
-    """`sshs_model_hash` (sha256 of the tensors) and `sshs_legacy_hash` of a safetensors file with `ss_` metadata only."""
+    """`sshs_model_hash` (sha256 of the tensors) and `sshs_legacy_hash` of a file with `ss_` metadata only."""
     start = 8 + int.from_bytes(data[:8], "little")
     legacy = data[_LEGACY_START : _LEGACY_START + _LEGACY_BYTES]
     return {
@@ -133,7 +136,7 @@ def content_hashes(data: bytes) -> dict[str, str]:
 
 
 def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
-    """The file with this metadata, sorted: safetensors itself writes it in an order that changes from run to run."""
+    """The file with this metadata, sorted: safetensors itself writes it in another order at each run."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     named = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -156,7 +159,9 @@ def _write(path: Path, data: bytes) -> None:
             finally:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"LoRA file {quote(str(path))} cannot be written: {error.strerror or error}") from error
+        raise UserError(
+            f"LoRA file {quote(str(path))} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def _read_header(file: Path, label: str) -> PartWeights:
@@ -182,18 +187,22 @@ def _group(tensors: Mapping[str, Tensor], label: str) -> dict[str, dict[Role, Te
         found = split_key(key)
         method = relative_of_lora(key)
         if method is not None:
-            raise UserError(f"{label} holds {quote(key)}, which is {method}; only plain LoRA in V2's layout can be used")
+            raise UserError(
+                f"{label} holds {quote(key)}, which is {method}; only plain LoRA in V2's layout can be used"
+            )
         if found is None:
             strangers.append(key)
         else:
             grouped.setdefault(found[0], {})[found[1]] = tensors[key]
     if not grouped:
         first = f", first {quote(strangers[0])}" if strangers else ""
-        raise UserError(f"{label} holds no LoRA: {len(strangers)} tensors{first}; is it a whole model's file?")
+        raise UserError(
+            f"{label} holds no LoRA: {len(strangers)} tensors{first}; is it a whole model's file?"
+        )
     if strangers:
         raise UserError(
-            f"{label} holds {len(strangers)} tensors that are no part of a LoRA, first {quote(strangers[0])}; "
-            "it was not made for this or is damaged"
+            f"{label} holds {len(strangers)} tensors that are no part of a LoRA, first "
+            f"{quote(strangers[0])}; it was not made for this or is damaged"
         )
     return grouped
 
@@ -202,29 +211,35 @@ def _layer(name: str, roles: Mapping[Role, Tensor], label: str) -> Layer:
     where = f"{label}: layer {quote(name)}"
     for role in ("down", "up"):
         if role not in roles:
-            raise UserError(f"{where} has no lora_{role}.weight; the file is damaged, copy or download it again")
+            raise UserError(
+                f"{where} has no lora_{role}.weight; the file is damaged, copy or download it again"
+            )
     for role, tensor in roles.items():
         if tensor.dtype not in _FLOATS:
             raise UserError(f"{where}: {role} must be of 16-bit floats or wider, got {str(tensor.dtype)[6:]}")
         if not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{where}: {role} holds NaN or infinity; training went wrong, use an earlier save")
+            raise UserError(
+                f"{where}: {role} holds NaN or infinity; training went wrong, use an earlier save"
+            )
     down, up, alpha = roles["down"], roles["up"], roles.get("alpha")
     for role, tensor in (("down", down), ("up", up)):
         if tensor.ndim < 2 or any(size != 1 for size in tensor.shape[2:]):
             raise UserError(
-                f"{where}: {role} must be a matrix (or end in dimensions of 1), got shape {list(tensor.shape)}; "
-                "only Linear and 1x1 convolutions can be adapted"
+                f"{where}: {role} must be a matrix (or end in dimensions of 1), got shape "
+                f"{list(tensor.shape)}; only Linear and 1x1 convolutions can be adapted"
             )
     if down.shape[0] == 0 or up.shape[1] == 0:
         raise UserError(f"{where} has rank 0, so it would do nothing; train with a rank of 1 or more")
     if down.shape[0] != up.shape[1] or 0 in (*down.shape, *up.shape):
         raise UserError(
-            f"{where}: down {list(down.shape)} must be (rank, inputs) and up {list(up.shape)} (outputs, rank) "
-            "of one rank; the file is damaged"
+            f"{where}: down {list(down.shape)} must be (rank, inputs) and up {list(up.shape)} "
+            "(outputs, rank) of one rank; the file is damaged"
         )
     if alpha is not None:
         if alpha.numel() != 1:
-            raise UserError(f"{where}: alpha must be one number, got shape {list(alpha.shape)}; the file is damaged")
+            raise UserError(
+                f"{where}: alpha must be one number, got shape {list(alpha.shape)}; the file is damaged"
+            )
         if float(alpha) <= 0:
             raise UserError(f"{where}: alpha must be above 0, got {float(alpha):g}; the file is damaged")
         alpha = alpha.reshape(())

@@ -4,9 +4,11 @@ EasyAnimate V2 writes kohya's names: a module's path with `_` for `.`, behind a 
 
     lora_unet__transformer_blocks_0_attn1_to_q.lora_down.weight    (rank, in)
     lora_unet__transformer_blocks_0_attn1_to_q.lora_up.weight      (out, rank)
-    lora_unet__transformer_blocks_0_attn1_to_q.alpha               one number; the layer's scale is alpha / rank
+    lora_unet__transformer_blocks_0_attn1_to_q.alpha               one number; the layer's scale is alpha /
+    rank
 
-Names with dots (`diffusion_model.transformer_blocks.0.attn1.to_q.lora_down.weight`, ComfyUI's way) are read too.
+Names with dots (`diffusion_model.transformer_blocks.0.attn1.to_q.lora_down.weight`, ComfyUI's way) are read
+too.
 """
 
 from __future__ import annotations
@@ -74,18 +76,21 @@ def split_name(name: str) -> tuple[Part, str]:
 
 
 def flatten(path: str) -> str:
-    """`transformer_blocks.0.attn1.to_q` -> `transformer_blocks_0_attn1_to_q`. Not reversible without the model."""
+    """`blocks.0.attn1.to_q` -> `blocks_0_attn1_to_q`. The way back needs the model."""
     return path.replace(".", "_")
 
 
 def is_target(module: nn.Module) -> bool:
     """Whether LoRA can go on this module: a Linear, or a convolution whose kernel is 1 in every direction."""
     if isinstance(module, NonDynamicallyQuantizableLinear):
-        return False  # torch's own multi-head attention reads its weight and never calls it: hooks would be dead
+        return (
+            False  # torch's own multi-head attention reads its weight and never calls it: hooks would be dead
+        )
     if isinstance(module, nn.Linear):
         return True
-    is_pointwise = isinstance(module, _CONVOLUTIONS) and set(module.kernel_size) == {1}
-    return is_pointwise and module.groups == 1 and module.padding_mode == "zeros"
+    if not isinstance(module, _CONVOLUTIONS) or set(module.kernel_size) != {1}:
+        return False
+    return module.groups == 1 and module.padding_mode == "zeros"
 
 
 def find_targets(
@@ -93,7 +98,8 @@ def find_targets(
 ) -> dict[str, nn.Module]:
     """The modules of a network that LoRA can go on, by path.
 
-    include, exclude: shell patterns over paths, such as "*attn_temporal*" (V2's motion modules) or "*.to_[qkv]";
+    include, exclude: shell patterns over paths, such as "*attn_temporal*" (V2's motion modules) or
+    "*.to_[qkv]";
         a module counts where any of `include` and none of `exclude` fits.
     """
     return {

@@ -1,4 +1,4 @@
-"""Which module of a model each layer of a LoRA file goes on; everything is checked here, nothing is changed."""
+"""Which module of a model each layer of a LoRA file goes on; all is checked here, nothing is changed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ea_runtime.errors import UserError, nearest
-from ea_runtime.safe_files import quote
 from torch import nn
 
 from ea_lora.io import Layer, LoraFile, count_parts, largest_change
 from ea_lora.keys import PARTS, Part, find_targets, fits, flatten
+from ea_runtime.errors import UserError, nearest
+from ea_runtime.safe_files import quote
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -32,7 +32,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matching:
-    """How a file fits a model. ignored: layers that the model has no module for. left_out: those not asked for."""
+    """How a file fits a model. ignored: layers without a module there. left_out: those not asked for."""
 
     file: LoraFile
     matches: tuple[Match, ...]
@@ -41,7 +41,8 @@ class Matching:
 
     def summary(self) -> str:
         """One line: counts, and the first ignored names."""
-        line = f"LoRA {quote(str(self.file.path))}: {len(self.matches)} layers matched, {len(self.ignored)} ignored"
+        counts = f"{len(self.matches)} layers matched, {len(self.ignored)} ignored"
+        line = f"LoRA {quote(str(self.file.path))}: {counts}"
         if self.left_out:
             line += f", {len(self.left_out)} left out on request"
         if self.ignored:
@@ -72,19 +73,24 @@ def match_lora(
     parts: Collection[str] = PARTS,
     exclude: Sequence[str] = (),
 ) -> Matching:
-    """Find the module of each layer and check that it fits. Nothing is changed; modules may be on the meta device.
+    """Find the module of each layer and check that it fits. Nothing is changed; modules may be on the meta
+    device.
 
     parts: networks to adapt. exclude: shell patterns over module paths to leave alone ("*attn_temporal*").
 
-    Raises UserError: layers for a text encoder where there is none, no layer that fits, a layer of another shape,
-    two layers for one module.
+    Raises UserError: layers for a text encoder where there is none, no layer that fits, a layer of another
+    shape, two layers for one module.
     """
     for part in parts:
         if part not in PARTS:
-            raise UserError(f"`parts` may hold {', '.join(PARTS)}, got {quote(part)}{nearest(str(part), PARTS)}")
+            raise UserError(
+                f"`parts` may hold {', '.join(PARTS)}, got {quote(part)}{nearest(str(part), PARTS)}"
+            )
     label = f"LoRA file {quote(str(file.path))}"
     _require_networks(file, networks, parts, label)
-    targets = {part: _by_flat_name(module) for part, module in networks.items() if module is not None}
+    targets: dict[Part, dict[str, list[tuple[str, nn.Module]]]] = {
+        part: _by_flat_name(module) for part, module in networks.items() if module is not None
+    }
     matches: dict[tuple[Part, str], Match] = {}
     ignored: list[Layer] = []
     left_out: list[Layer] = []
@@ -99,7 +105,9 @@ def match_lora(
             _check_fit(match, label)
             if (layer.part, match.path) in matches:
                 first = matches[layer.part, match.path].layer.name
-                raise UserError(f"{label} has two layers for {match.path}: {quote(first)} and {quote(layer.name)}")
+                raise UserError(
+                    f"{label} has two layers for {match.path}: {quote(first)} and {quote(layer.name)}"
+                )
             matches[layer.part, match.path] = match
     if not matches:
         raise UserError(_no_match(file, targets, ignored, left_out, label))
@@ -112,8 +120,8 @@ def _require_networks(
     for_text = file.of_part("text")
     if for_text and "text" in parts and networks.get("text") is None:
         raise UserError(
-            f"{label} has {len(for_text)} layers for a text encoder, and there is none here; load the model with its "
-            "text encoder, or give parts=('denoiser',) (--no-text) to leave them out"
+            f"{label} has {len(for_text)} layers for a text encoder, and there is none here; load the model "
+            "with its text encoder, or give parts=('denoiser',) (--no-text) to leave them out"
         )
 
 
@@ -143,26 +151,32 @@ def _check_fit(match: Match, label: str) -> None:
     outputs, inputs = weight.shape[:2]
     if (layer.num_outputs, layer.num_inputs) != (outputs, inputs):
         raise UserError(
-            f"{label}: {quote(layer.name)} is for {layer.num_inputs} -> {layer.num_outputs} channels, {match.path} has "
-            f"{inputs} -> {outputs}; it was trained on another model"
+            f"{label}: {quote(layer.name)} is for {layer.num_inputs} -> {layer.num_outputs} channels, "
+            f"{match.path} has {inputs} -> {outputs}; it was trained on another model"
         )
     if weight.dtype not in _FLOATS:
-        raise UserError(f"{match.path} has weights of {str(weight.dtype)[6:]}; LoRA needs 16-bit floats or wider")
+        raise UserError(
+            f"{match.path} has weights of {str(weight.dtype)[6:]}; LoRA needs 16-bit floats or wider"
+        )
     if largest_change(layer) > torch.finfo(weight.dtype).max:
         raise UserError(
-            f"{label}: {quote(layer.name)} goes beyond the range of {str(weight.dtype)[6:]}; load the model in bfloat16 "
-            "or float32"
+            f"{label}: {quote(layer.name)} goes beyond the range of {str(weight.dtype)[6:]}; load the "
+            "model in bfloat16 or float32"
         )
 
 
 def _no_match(
-    file: LoraFile, targets: Mapping[Part, Mapping[str, Any]], ignored: list[Layer], left_out: list[Layer], label: str
+    file: LoraFile,
+    targets: Mapping[Part, Mapping[str, Any]],
+    ignored: list[Layer],
+    left_out: list[Layer],
+    label: str,
 ) -> str:
     has = " and ".join(f"{count} for the {part}" for part, count in count_parts(file.layers).items())
     could = " and ".join(f"{len(names)} in the {part}" for part, names in targets.items())
     if not ignored:
-        return f"{label} has {has}, and all {len(left_out)} are left out by `parts` and `exclude`; leave out less"
+        return f"{label} has {has}, and `parts` and `exclude` leave all {len(left_out)} out; leave out less"
     return (
-        f"{label} has layers that fit nothing here: {has} (first {quote(ignored[0].name)}), 0 match the modules of this "
-        f"model ({could}); it was trained on another model"
+        f"{label} has layers that fit nothing here: {has} (first {quote(ignored[0].name)}), 0 match "
+        f"the modules of this model ({could}); it was trained on another model"
     )

@@ -1,13 +1,13 @@
 """LoRA on a loaded model: weights are never written, so taking it off leaves every bit as it was.
 
-Each adapted module gets a forward hook that adds `weight * scale * up(down(x))` to its output, and its two small
-matrices as buffers that no state dict shows.
+Each adapted module gets a forward hook that adds `weight * scale * up(down(x))` to its output, and its two
+small matrices as buffers that no state dict shows.
 
-Why hooks and not peft's layers: `peft.inject_adapter_in_model` puts a wrapper in each Linear's place. The state
-dict then says `to_q.base_layer.weight`, so saving, hashing, exporting or looking a module up while a LoRA is on meets
-another model, and taking it off means rebuilding the tree. With a hook all of that stays, several LoRAs lie side by
-side, and removal deletes what was added. The matrices are buffers so that they follow their module between devices
-(`low_vram` moves networks at every step) and dtypes.
+Why hooks and not peft's layers: `peft.inject_adapter_in_model` puts a wrapper in each Linear's place. The
+state dict then says `to_q.base_layer.weight`, so saving, hashing, exporting or looking a module up while a
+LoRA is on meets another model, and taking it off means rebuilding the tree. With a hook all of that stays,
+several LoRAs lie side by side, and removal deletes what was added. The matrices are buffers so that they
+follow their module between devices (`low_vram` moves networks at every step) and dtypes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from ea_runtime.errors import UserError
-from ea_runtime.safe_files import quote
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ea_lora.io import Layer, LoraFile, read_lora
 from ea_lora.keys import PARTS
 from ea_lora.matching import Match, Matching, match_lora, networks_of
+from ea_runtime.errors import UserError
+from ea_runtime.safe_files import quote
 
 logger = logging.getLogger("ea")
 
@@ -39,13 +39,14 @@ _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 @dataclass(eq=False)
 class _Shared:
-    """What the hooks of one LoRA have in common. Points at no module: a model must be freed when it is dropped."""
+    """What the hooks of one LoRA share. Points at no module, or a dropped model would stay in memory."""
 
     path: str
     weight: float
     matched: tuple[str, ...]
     ignored: tuple[str, ...]
     left_out: tuple[str, ...]
+    summary: str
 
 
 class _Delta:
@@ -56,18 +57,21 @@ class _Delta:
         self.names = names
         self.scale = scale
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
         factor = self.scale * self.shared.weight
         if factor == 0.0:
             return None  # the module's own output, to the bit
         x: Tensor = args[0] if args else kwargs["input"]
         down, up = (module.get_buffer(name) for name in self.names)
         if isinstance(module, nn.Linear):
-            low = F.linear(x, down)  # (..., R)
+            low = F.linear(x, down).reshape(-1, len(down))  # (N, R)
             # the second product is added where it is computed: one pass over the output less
-            rows = torch.addmm(output.flatten(0, -2), low.flatten(0, -2), up.t(), alpha=factor) if x.ndim > 1 else None
-            return torch.add(output, F.linear(low, up), alpha=factor) if rows is None else rows.view_as(output)
-        convolve = _CONVOLVE[down.ndim]
+            sums = torch.addmm(output.reshape(len(low), -1), low, up.t(), alpha=factor)  # (N, O)
+            return sums.view_as(output)
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        convolve: Any = _CONVOLVE[down.ndim]
         low = convolve(x, down, None, module.stride, module.padding)  # (B, R, ...)
         return torch.add(output, convolve(low, up), alpha=factor)
 
@@ -76,7 +80,7 @@ class _Delta:
 class LoadedLora:
     """A LoRA that is on a model. Change `weight` at any time; also a context manager that unloads at its end.
 
-    path: the file. matched, ignored, left_out: names of layers.
+    path: the file. matched, ignored, left_out: names of layers; summary: their counts in one line.
     """
 
     _shared: _Shared
@@ -97,6 +101,10 @@ class LoadedLora:
     @property
     def left_out(self) -> tuple[str, ...]:
         return self._shared.left_out
+
+    @property
+    def summary(self) -> str:
+        return self._shared.summary
 
     @property
     def weight(self) -> float:
@@ -155,9 +163,11 @@ def load_lora(
             _require_hooks_work(part, network)
     file = path if isinstance(path, LoraFile) else read_lora(path)
     matching = match_lora(file, networks, parts, exclude)
-    prepared = [(match, *_prepare(match)) for match in matching.matches]  # all that can fail comes before any change
+    prepared = [
+        (match, *_prepare(match)) for match in matching.matches
+    ]  # all that can fail comes before any change
     lora = _attach(matching, prepared, weight)
-    logger.log(logging.WARNING if matching.ignored else logging.INFO, "%s", matching.summary())
+    logger.log(logging.WARNING if matching.ignored else logging.INFO, "%s", lora.summary)
     if not any(bool(up.any()) for _, _, up in prepared):
         logger.warning("LoRA %s changes nothing: every up matrix is 0, as before training", quote(lora.path))
     return lora
@@ -179,7 +189,7 @@ def unload_lora(pipe: Any, lora: LoadedLora | None = None) -> None:
 
 
 def loaded_loras(pipe: Any) -> list[LoadedLora]:
-    """What is on a model, in the order of loading. Read from the modules themselves, so copies of a model tell too."""
+    """What is on a model, in the order of loading. The modules themselves tell; those of copies do too."""
     found: dict[int, LoadedLora] = {}
     for module, key, hook in _hooks(pipe):
         lora = found.setdefault(id(hook.shared), LoadedLora(hook.shared, []))
@@ -199,7 +209,9 @@ def _prepare(match: Match) -> tuple[Tensor, Tensor]:
     """down and up as the module needs them: its device, dtype and number of dimensions."""
     weight = match.weight
     if weight.is_meta:
-        raise UserError(f"{match.path} has no weights in memory (meta device); load the LoRA before offloading")
+        raise UserError(
+            f"{match.path} has no weights in memory (meta device); load the LoRA before offloading"
+        )
     tail = (1,) * (weight.ndim - 2)
     # a pipeline runs in inference mode; tensors made there could never be used outside it
     with torch.inference_mode(False), torch.no_grad():
@@ -210,8 +222,8 @@ def _prepare(match: Match) -> tuple[Tensor, Tensor]:
     for name, tensor in (("down", down), ("up", up)):
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(
-                f"LoRA layer {quote(match.layer.name)}: {name} does not fit into {str(weight.dtype)[6:]}; load the model "
-                "in bfloat16 or float32"
+                f"LoRA layer {quote(match.layer.name)}: {name} does not fit into {str(weight.dtype)[6:]}; "
+                "load the model in bfloat16 or float32"
             )
     return down, up
 
@@ -226,6 +238,7 @@ def _attach(matching: Matching, prepared: list[tuple[Match, Tensor, Tensor]], we
         matched=names([match.layer for match in matching.matches]),
         ignored=names(matching.ignored),
         left_out=names(matching.left_out),
+        summary=matching.summary(),
     )
     lora = LoadedLora(shared, [])
     try:
@@ -258,7 +271,9 @@ def _hooks(pipe: Any) -> Iterator[tuple[nn.Module, int, _Delta]]:
 
 
 def _require_hooks_work(part: str, network: nn.Module) -> None:
-    """A compiled module keeps running what it was compiled from: a LoRA put on it later would silently do nothing."""
+    """A compiled module keeps running what it was compiled from: a LoRA put on it later would do nothing."""
     for module in network.modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise UserError(f"the {part} is compiled, and a LoRA put on it now would do nothing; load it, then compile")
+            raise UserError(
+                f"the {part} is compiled, and a LoRA put on it now would do nothing; load it, then compile"
+            )

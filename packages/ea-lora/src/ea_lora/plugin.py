@@ -16,4 +16,6 @@ def _commands() -> Any:
 
 @hookimpl
 def ea_commands() -> list[CommandRecord]:
-    return [CommandRecord("lora", "Look into LoRA files, prove what they do to a model, merge them.", _commands)]
+    return [
+        CommandRecord("lora", "Look into LoRA files, prove what they do to a model, merge them.", _commands)
+    ]

@@ -1,4 +1,4 @@
-"""What ea_runtime itself brings through the hooks: samplers, the T5 text encoder, the torch engine, commands."""
+"""What ea_runtime itself brings through the hooks: samplers, the T5 text encoder, commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def _t5(folder: str, **settings: Any) -> Any:
 def ea_text_encoders() -> list[TextEncoderRecord]:
     return [
         TextEncoderRecord(
-            "t5", "T5 encoder of transformers, 120 tokens, captions cleaned as V2 does", _t5, class_names=("T5EncoderModel",)
+            "t5",
+            "T5 encoder of transformers, 120 tokens, captions cleaned as V2 does",
+            _t5,
+            class_names=("T5EncoderModel",),
         )
     ]
 

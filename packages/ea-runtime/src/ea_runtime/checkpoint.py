@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: written beside, synced, listed with hashes, renamed, pruned after."""
+"""Folders that appear whole or not at all: written beside, hashed, synced, renamed, pruned afterwards."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -33,23 +34,25 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         for path in sorted(partial.rglob("*")):
             _sync(path)
         _sync(partial)
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
         if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(target, old)
         os.replace(partial, target)
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file that the manifest lists is there with its hash."""
+    """Whether `folder` has a manifest and every file that it lists, with its hash. Never raises."""
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return all(_sha256(folder / name) == digest for name, digest in listed.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return bool(listed) and all(_sha256(folder / name) == digest for name, digest in listed.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -73,7 +76,11 @@ def newest_complete(run: Path) -> tuple[int, Path] | None:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Removes all but the newest `keep` complete checkpoints, and what killed saves left behind."""
+    """Removes all but the newest `keep` (1 or more) complete checkpoints, and what killed saves left behind.
+
+    Damaged checkpoints go once a newer one is complete. Nobody else may be saving in `run` meanwhile.
+    """
+    assert keep > 0
     complete = [path for _, path in checkpoints(run) if is_complete(path)]
     for path in complete[:-keep]:
         shutil.rmtree(path)
@@ -82,8 +89,9 @@ def prune(run: Path, keep: int) -> None:
         for step, path in checkpoints(run):
             if step < newest and path not in complete:
                 shutil.rmtree(path)
-    for leftover in run.glob(".checkpoint-*.partial-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for name in (".checkpoint-*", ".final"):
+        for leftover in (*run.glob(f"{name}.partial-*"), *run.glob(f"{name}.old-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -92,14 +100,14 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"the disk of {str(folder)!r} has {free / 1e6:.0f} MB left, a checkpoint needs {needed / 1e6:.0f} MB; "
-            "free some space or choose another `out`"
+            f"the disk of {str(folder)!r} has {free / 1e6:.0f} MB left, a checkpoint needs "
+            f"{needed / 1e6:.0f} MB; free some space or choose another `out`"
         )
 
 
 def _write_manifest(folder: Path) -> None:
     files = {
-        str(path.relative_to(folder)): _sha256(path)
+        path.relative_to(folder).as_posix(): _sha256(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }

@@ -1,7 +1,7 @@
 """`ea models convert`: pickled weights of a folder (or one file) become safetensors, originals kept.
 
-Every pickle is read in a child process of its own (convert_weights.py). A target appears whole or not at
-all: it is written under a temporary name beside its place, checked, and renamed.
+Pickles are read in a child process (convert_weights.py). Targets appear whole or not at all: they are written
+into a temporary folder beside their place, checked, and renamed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ea_runtime.errors import UserError
 from ea_runtime.folder_layout import PARTS, resolve_folder
-from ea_runtime.safe_files import MAX_INDEX_BYTES, inside, is_file, quote, read_json
+from ea_runtime.safe_files import MAX_INDEX_BYTES, inside, is_file, quote, quote_path, read_json
 from ea_runtime.safe_weights import MAX_SHARDS, STEMS, is_pickle, read_header
 
 _MAX_OUTPUT = 1 << 20
@@ -40,7 +40,7 @@ class Converted:
 class _Job:
     """The pickles of one part and the names of their targets; an index where there are shards."""
 
-    folder: str
+    part: str
     files: tuple[tuple[str, str], ...]
     index: tuple[str, dict[str, str]] | None = None
 
@@ -57,15 +57,12 @@ def convert_folder(model: str | os.PathLike[str], out: Path | None = None) -> li
     jobs = [job for name in _part_folders(folder) if (job := _plan(folder, name)) is not None]
     if out is not None:
         return _convert_copy(folder, jobs, out)
-    written: list[Converted] = []
-    try:
-        for job in jobs:
-            written += _convert_part(folder, folder, job)
-    except BaseException:
-        for item in written:  # parts done before the one that failed: all or nothing
-            item.target.unlink(missing_ok=True)
-        raise
-    return written
+    if not jobs:
+        return []
+    with _temporary_folder(folder / "convert") as staged:
+        written = _convert_jobs(folder, staged, jobs)
+        _move_in(staged, folder)
+    return [replace(item, target=folder / item.target.relative_to(staged)) for item in written]
 
 
 def convert_file(source: Path, out: Path | None = None) -> Converted:
@@ -76,11 +73,11 @@ def convert_file(source: Path, out: Path | None = None) -> Converted:
     """
     if not is_file(source):
         raise UserError(
-            f"there is no file {quote(str(source))}; give a model folder or a pickled weight file"
+            f"there is no file {quote_path(source)}; give a model folder or a pickled weight file"
         )
     if not is_pickle(source.name):
         raise UserError(
-            f"{quote(str(source))} must be a pickled weight file (.bin, .pt, .pth, .ckpt); nothing to convert"
+            f"{quote_path(source)} must be a pickled weight file (.bin, .pt, .pth, .ckpt); nothing to convert"
         )
     if out is None:
         target = source.with_suffix(".safetensors")
@@ -89,9 +86,12 @@ def convert_file(source: Path, out: Path | None = None) -> Converted:
     else:
         target = out / f"{STEMS[0]}.safetensors"
     if target.exists():
-        raise UserError(f"{quote(str(target))} exists already; remove it or give another --output")
+        raise UserError(f"{quote_path(target)} exists already; remove it or give another --output")
     target.parent.mkdir(parents=True, exist_ok=True)
-    return _convert_one(source, target)
+    with _temporary_folder(target) as staged:
+        item = _convert_files([(source, staged / target.name)])[0]
+        os.replace(item.target, target)
+    return replace(item, target=target)
 
 
 def _part_folders(folder: Path) -> list[str]:
@@ -113,7 +113,7 @@ def _plan(folder: Path, part: str) -> _Job | None:
     chosen = usual or pickles
     if len(indices) > 1 or len(chosen) > 1:
         raise UserError(
-            f"{part} of model folder {quote(str(folder))} has several weight files "
+            f"{part} of model folder {quote_path(folder)} has several weight files "
             f"({', '.join(map(quote, chosen[:3]))}); "
             "convert the right one by itself: `ea models convert FILE -o FOLDER`"
         )
@@ -122,7 +122,7 @@ def _plan(folder: Path, part: str) -> _Job | None:
 
 def _plan_shards(folder: Path, part: str, index_name: str, stem: str) -> _Job:
     weight_map = read_json(folder, f"{part}/{index_name}", MAX_INDEX_BYTES).get("weight_map")
-    where = f"{part}/{index_name} in model folder {quote(str(folder))}"
+    where = f"{part}/{index_name} in model folder {quote_path(folder)}"
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{where} must have a `weight_map` from tensor names to files; download it again")
     shards = sorted({str(name) for name in weight_map.values()})
@@ -146,26 +146,17 @@ def _plan_shards(folder: Path, part: str, index_name: str, stem: str) -> _Job:
 
 def _convert_copy(folder: Path, jobs: list[_Job], out: Path) -> list[Converted]:
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"`--output` must be a new or empty folder, got {quote(str(out))}")
+        raise UserError(f"`--output` must be a new or empty folder, got {quote_path(out)}")
     if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"`--output` must lie outside the model folder, got {quote(str(out))}")
+        raise UserError(f"`--output` must lie outside the model folder, got {quote_path(out)}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_folder(out) as temporary:
-        _copy_rest(folder, temporary)
-        written = [item for job in jobs for item in _convert_part(folder, temporary, job)]
+    with _temporary_folder(out) as staged:
+        _copy_rest(folder, staged)
+        written = _convert_jobs(folder, staged, jobs)
         if out.is_dir():
             out.rmdir()
-        os.replace(temporary, out)
-    return [
-        Converted(
-            item.source,
-            out / item.target.relative_to(temporary),
-            item.num_tensors,
-            item.num_bytes,
-            item.skipped,
-        )
-        for item in written
-    ]
+        os.replace(staged, out)
+    return [replace(item, target=out / item.target.relative_to(staged)) for item in written]
 
 
 def _copy_rest(folder: Path, target: Path) -> None:
@@ -180,66 +171,69 @@ def _copy_rest(folder: Path, target: Path) -> None:
             shutil.copyfile(real, target / name)
 
 
-def _convert_part(folder: Path, out: Path, job: _Job) -> list[Converted]:
-    directory = out / job.folder if out != folder else inside(folder, job.folder)
-    directory.mkdir(parents=True, exist_ok=True)
-    written: list[Converted] = []
-    try:
-        for source, target in job.files:
-            written.append(_convert_one(inside(folder, f"{job.folder}/{source}"), directory / target))
+def _convert_jobs(folder: Path, out: Path, jobs: list[_Job]) -> list[Converted]:
+    """Writes the targets of all jobs beneath `out`, in part folders."""
+    pairs = []
+    for job in jobs:
+        (out / job.part).mkdir(parents=True, exist_ok=True)
+        pairs += [(inside(folder, f"{job.part}/{old}"), out / job.part / new) for old, new in job.files]
+    written = _convert_files(pairs) if pairs else []
+    for job in jobs:
         if job.index is not None:
-            _write_index(directory, job.index, written)
-    except BaseException:
-        for item in written:
-            item.target.unlink(missing_ok=True)
-        raise
+            _write_index(out / job.part, job.index)
     return written
 
 
-def _write_index(directory: Path, index: tuple[str, dict[str, str]], written: list[Converted]) -> None:
+def _write_index(directory: Path, index: tuple[str, dict[str, str]]) -> None:
     name, weight_map = index
-    held = {item.target.name: set(read_header(item.target).tensors) for item in written}
-    absent = [key for key, file in weight_map.items() if key not in held[file]]
+    headers = {file: read_header(directory / file) for file in set(weight_map.values())}
+    absent = [key for key, file in weight_map.items() if key not in headers[file].tensors]
     if absent:
         raise UserError(
-            f"the index names {len(absent)} tensors that its files do not hold, first "
+            f"the index of {directory.name} names {len(absent)} tensors that its files do not hold, first "
             f"{quote(absent[0])}; download it again"
         )
-    content = {"metadata": {"total_size": sum(item.num_bytes for item in written)}, "weight_map": weight_map}
-    with _temporary_file(directory / name) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(temporary, directory / name)
+    total = sum(header.num_bytes for header in headers.values())
+    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _convert_one(source: Path, target: Path) -> Converted:
-    with _temporary_file(target) as temporary:
-        report = _run_child(source, temporary)
-        header = read_header(temporary, target.name)  # the child's word is not taken for it
-        os.replace(temporary, target)
-    skipped = tuple(str(name) for name in report.get("skipped", ()))
-    return Converted(source, target, len(header.tensors), header.num_bytes, skipped)
+def _move_in(staged: Path, folder: Path) -> None:
+    """Renames every staged file to its place; takes back what was moved where one cannot be."""
+    moved: list[Path] = []
+    try:
+        for path in sorted(path for path in staged.rglob("*") if path.is_file()):
+            target = folder / path.relative_to(staged)
+            os.replace(path, target)
+            moved.append(target)
+    except BaseException:
+        for target in moved:
+            target.unlink(missing_ok=True)
+        raise
 
 
-def _run_child(source: Path, target: Path) -> dict:
-    """Runs convert_weights. Raises UserError with its one line, or what became of it."""
-    size = source.stat().st_size
-    timeout = 120 + size / (5 << 20)
+def _convert_files(pairs: list[tuple[Path, Path]]) -> list[Converted]:
+    reports = _run_child(pairs)
+    written = []
+    for (source, target), report in zip(pairs, reports, strict=True):
+        header = read_header(target)  # the child's word is not taken for it
+        skipped = report.get("skipped")
+        skipped = tuple(str(name) for name in skipped) if isinstance(skipped, list) else ()
+        written.append(Converted(source, target, len(header.tensors), header.num_bytes, skipped))
+    return written
+
+
+def _run_child(pairs: list[tuple[Path, Path]]) -> list[dict]:
+    """Runs convert_weights over (source, target) pairs and gives its report of each.
+
+    Raises UserError with its one line about the first file that failed, or with what became of the process.
+    """
+    timeout = 120 + sum(source.stat().st_size for source, _ in pairs) / (5 << 20)
     # -P: the working folder is not on the import path, so a torch.py that lies there stays unread
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "ea_runtime.convert_weights",
-        str(source.resolve()),
-        str(target.resolve()),
-    ]
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "",
-    }
-    where = quote(str(source))
+    command = [sys.executable, "-P", "-m", "ea_runtime.convert_weights"]
+    command += [str(path.resolve()) for pair in pairs for path in pair]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     try:
         done = subprocess.run(
             command,
@@ -251,36 +245,39 @@ def _run_child(source: Path, target: Path) -> dict:
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"converting {where} took more than {timeout:.0f} s and was stopped; nothing was written"
+            f"converting {quote_path(pairs[0][0])} took more than {timeout:.0f} s and was stopped; nothing "
+            "was written"
         ) from error
-    lines = done.stdout[-_MAX_OUTPUT:].decode("utf-8", "replace").strip().splitlines()
-    try:
-        report = json.loads(lines[-1]) if lines else {}
-    except (ValueError, RecursionError):
-        report = {}
-    if done.returncode == 0 and isinstance(report, dict) and target.exists():
-        return report
-    reason = report.get("error") if isinstance(report, dict) else None
-    if not reason:
-        tail = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = f"the process that read it ended with code {done.returncode}" + (
-            f" ({quote(tail[-1], 160)})" if tail else ""
-        )
-    raise UserError(f"{where} was not converted: {reason}; get the weights as safetensors from their author")
+    reports = _reports(done.stdout)
+    good = [report for report in reports if "error" not in report][: len(pairs)]
+    if done.returncode == 0 and len(good) == len(pairs) and all(target.exists() for _, target in pairs):
+        return good
+    reason = next((str(report["error"]) for report in reports if "error" in report), None)
+    if reason is None:
+        tail = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        reason = f"the process that read it ended with code {done.returncode}"
+        reason += f" ({quote(tail[0], 160)})" if tail else ""
+    failed = pairs[min(len(good), len(pairs) - 1)][0]
+    raise UserError(
+        f"{quote_path(failed)} was not converted: {reason}; get the weights as safetensors from their author"
+    )
 
 
-@contextmanager
-def _temporary_file(target: Path) -> Iterator[Path]:
-    """A name beside `target` that no one else uses; whatever lies there afterwards is removed."""
-    folder = Path(tempfile.mkdtemp(prefix=".convert-", dir=target.parent))
-    try:
-        yield folder / target.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _reports(output: bytes) -> list[dict]:
+    found = []
+    for line in output[:_MAX_OUTPUT].decode("utf-8", "replace").splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
 
 
 @contextmanager
 def _temporary_folder(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out`, for whole files to be renamed from; removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     folder.chmod(0o755)
     try:

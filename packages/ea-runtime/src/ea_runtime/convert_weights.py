@@ -5,9 +5,10 @@ It runs apart from everything else, so that a file made to do harm meets: torch'
 on memory, time and file sizes, and a parent that accepts nothing but a file which passes its own reading of
 the header.
 
-    python -P -m ea_runtime.convert_weights SOURCE TARGET
+    python -P -m ea_runtime.convert_weights SOURCE TARGET [SOURCE TARGET ...]
 
-Prints one JSON line: {"tensors": n, "bytes": n, "skipped": [...]} or {"error": "..."} with exit code 3.
+Prints one JSON line for each file, {"tensors": n, "bytes": n, "skipped": [...]}, or {"error": "..."}, and
+then ends with exit code 3.
 """
 
 from __future__ import annotations
@@ -55,20 +56,21 @@ class RefusedError(Exception):
 
 
 def main(argv: list[str]) -> int:
-    source, target = Path(argv[0]), Path(argv[1])
+    sources, targets = [Path(name) for name in argv[::2]], [Path(name) for name in argv[1::2]]
     try:
-        size = source.stat().st_size
-        _limit_resources(size)
+        sizes = [source.stat().st_size for source in sources]
+        _limit_resources(max(sizes), sum(sizes))
         import torch
 
         torch.set_num_threads(1)
-        _forbid(target)
-        report = convert(source, target, max_bytes=4 * size + (64 << 20))
-        code = 0
+        _forbid(targets)
+        for source, target, size in zip(sources, targets, sizes, strict=True):
+            report = convert(source, target, max_bytes=4 * size + (64 << 20))
+            sys.stdout.write(json.dumps(report) + "\n")
     except Exception as error:  # whatever a hostile file provokes is one line to the parent
-        report, code = {"error": _reason(error)}, 3
-    sys.stdout.write(json.dumps(report) + "\n")
-    return code
+        sys.stdout.write(json.dumps({"error": _reason(error)}) + "\n")
+        return 3
+    return 0
 
 
 def convert(source: Path, target: Path, *, max_bytes: int) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def _load(source: Path) -> Any:
     return torch.load(source, **options)
 
 
-def _limit_resources(size: int) -> None:
+def _limit_resources(size: int, total: int) -> None:
     try:
         import resource
     except ImportError:  # Windows: the parent's time limit is what remains
@@ -176,7 +178,7 @@ def _limit_resources(size: int) -> None:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_DATA: (6 << 30) + 4 * size,
         resource.RLIMIT_FSIZE: (128 << 20) + 4 * size,
-        resource.RLIMIT_CPU: 120 + size // (10 << 20),
+        resource.RLIMIT_CPU: 120 + total // (10 << 20),
     }
     for kind, limit in limits.items():
         _, hard = resource.getrlimit(kind)
@@ -184,18 +186,17 @@ def _limit_resources(size: int) -> None:
             resource.setrlimit(kind, (limit, hard))
 
 
-def _forbid(target: Path) -> None:
-    """From here on this process starts none, connects nowhere, and writes to no file but `target`."""
-    allowed = os.path.abspath(target)
+def _forbid(targets: list[Path]) -> None:
+    """From here on this process starts none, connects nowhere, and writes to no file but `targets`."""
+    allowed = {os.devnull, *(os.path.abspath(target) for target in targets)}
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
         if event in _FORBIDDEN_EVENTS:
             raise RefusedError(f"it tried to do more than hold tensors ({event})")
-        if event == "open" and isinstance(args[0], (str, bytes)) and (args[2] or 0) & writing:
-            path = os.path.abspath(os.fsdecode(args[0]))
-            if path not in (allowed, os.devnull):
-                raise RefusedError("it tried to write to another file")
+        is_write = event == "open" and isinstance(args[0], (str, bytes)) and (args[2] or 0) & writing
+        if is_write and os.path.abspath(os.fsdecode(args[0])) not in allowed:
+            raise RefusedError("it tried to write to another file")
 
     sys.addaudithook(watch)
 

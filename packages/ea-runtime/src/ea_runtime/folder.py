@@ -26,7 +26,7 @@ from ea_runtime.folder_layout import (
 from ea_runtime.plugins import Host, get_host
 from ea_runtime.records import Record
 from ea_runtime.safe_config import check_config, check_no_code
-from ea_runtime.safe_files import inside, is_file, quote, read_json
+from ea_runtime.safe_files import inside, is_file, quote, quote_path, read_json
 from ea_runtime.safe_weights import PartWeights, find_weights
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def load_parts(
     Args:
         model: "tiny" (bundled), a name beneath EA_MODELS_DIR, or a folder (layout: folder_layout.py).
         device: where the weights go.
-        dtype: of all floating-point weights and buffers; None keeps each tensor's own.
+        dtype: of all floating-point weights and buffers; None keeps each tensor's own (of T5: float32).
         parts: some of "vae", "denoiser", "text"; None loads all three.
 
     Raises:
@@ -129,10 +129,10 @@ def plan_part(folder: Path, spec: PartSpec, host: Host | None = None) -> PartPla
         if os.path.lexists(folder / spec.folder / "adapter_config.json"):
             # transformers would follow it to another model, wherever that lies
             raise UserError(
-                f"{spec.folder} of model folder {quote(str(folder))} has an adapter_config.json; remove "
+                f"{spec.folder} of model folder {quote_path(folder)} has an adapter_config.json; remove "
                 "that file"
             )
-    return PartPlan(spec, f"{spec.folder} of model folder {quote(str(folder))}", config, record, weights)
+    return PartPlan(spec, f"{spec.folder} of model folder {quote_path(folder)}", config, record, weights)
 
 
 def read_part_config(folder: Path, spec: PartSpec) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def read_part_config(folder: Path, spec: PartSpec) -> dict[str, Any]:
     if not is_file(inside(folder, f"{spec.folder}/config.json")):
         stem = "model" if spec.name == "text" else "diffusion_pytorch_model"
         raise UserError(
-            f"model folder {quote(str(folder))} has no {spec.title}; expected {spec.folder}/config.json and "
+            f"model folder {quote_path(folder)} has no {spec.title}; expected {spec.folder}/config.json and "
             f"{spec.folder}/{stem}.safetensors"
         )
     return read_json(folder, f"{spec.folder}/config.json")
@@ -162,8 +162,8 @@ def find_record(host: Host, spec: PartSpec, name: str) -> Record:
         ]
         if blocked:
             raise MissingPackageError(
-                f"the {spec.title} of this model is a {name}, which {spec.package} brings, but that plugin is "
-                f"{blocked[0].state}; see `ea plugins`"
+                f"the {spec.title} of this model is a {name}, which {spec.package} brings, but that plugin "
+                f"is {blocked[0].state}; see `ea plugins`"
             )
         raise MissingPackageError(
             f"the {spec.title} of this model is a {name}, which no installed package brings; "
@@ -253,7 +253,7 @@ def check_tokenizer(folder: Path) -> None:
     names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
     if not {"spiece.model", "tokenizer.json"} & set(names):
         raise UserError(
-            f"model folder {quote(str(folder))} has no tokenizer; expected tokenizer/spiece.model or "
+            f"model folder {quote_path(folder)} has no tokenizer; expected tokenizer/spiece.model or "
             "tokenizer/tokenizer.json"
         )
     for name in names:
@@ -262,7 +262,7 @@ def check_tokenizer(folder: Path) -> None:
             if path.is_dir():
                 continue
             raise UserError(
-                f"tokenizer/{quote(name)[1:-1]} in model folder {quote(str(folder))} is no regular file"
+                f"tokenizer/{quote(name)[1:-1]} in model folder {quote_path(folder)} is no regular file"
             )
         if path.stat().st_size > MAX_TOKENIZER_BYTES:
             raise UserError(

@@ -12,7 +12,7 @@ from ea_runtime.errors import UserError
 from ea_runtime.folder import PartPlan, build_from_config, plan_part, read_part_config, unknown_keys
 from ea_runtime.folder_layout import PARTS, PartSpec, class_name, read_defaults, resolve_folder
 from ea_runtime.plugins import get_host
-from ea_runtime.safe_files import inside, quote, read_json
+from ea_runtime.safe_files import inside, quote_path, read_json
 from ea_runtime.safe_weights import PartWeights, find_weights, is_pickle
 
 
@@ -69,7 +69,7 @@ def check_folder(model: str | os.PathLike[str]) -> FolderReport:
     if not any(os.path.lexists(folder / spec.folder) for spec in PARTS.values()):
         expected = ", ".join(f"{spec.folder}/" for spec in PARTS.values())
         raise UserError(
-            f"folder {quote(str(folder))} holds no model; expected {expected} each with a config.json"
+            f"folder {quote_path(folder)} holds no model; expected {expected} each with a config.json"
         )
     reports, configs = [], {}
     for spec in PARTS.values():
@@ -142,6 +142,8 @@ def _compare(report: PartReport, plan: PartPlan) -> None:
 def _build_t5(plan: PartPlan) -> Any:
     from transformers import T5Config, T5EncoderModel
 
+    if plan.config.get("model_type") != "t5":  # transformers asks for it when the folder is loaded
+        raise UserError(f"{plan.spec.folder}/config.json must have `model_type` 't5'; add it")
     try:
         return T5EncoderModel(T5Config.from_dict(plan.config))
     except (

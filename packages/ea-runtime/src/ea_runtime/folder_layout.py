@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ea_runtime.errors import UserError, nearest
-from ea_runtime.safe_files import inside, is_file, quote, read_json
+from ea_runtime.safe_files import inside, is_file, quote, quote_path, read_json
 from ea_runtime.samplers.schedule import schedule_of_model
 
 BUNDLED = ("tiny",)
@@ -46,9 +46,16 @@ class PartSpec:
 PARTS: dict[str, PartSpec] = {
     "vae": PartSpec("vae", "VAE", "vae", "vaes", "ea-vae", ("AutoencoderKL", "AutoencoderKLMagvit")),
     "denoiser": PartSpec(
-        "denoiser", "denoiser", "transformer", "denoisers", "ea-dit", ("Transformer2DModel", "Transformer3DModel")
+        "denoiser",
+        "denoiser",
+        "transformer",
+        "denoisers",
+        "ea-dit",
+        ("Transformer2DModel", "Transformer3DModel"),
     ),
-    "text": PartSpec("text", "text encoder", "text_encoder", "text_encoders", "ea-runtime", ("T5EncoderModel",)),
+    "text": PartSpec(
+        "text", "text encoder", "text_encoder", "text_encoders", "ea-runtime", ("T5EncoderModel",)
+    ),
 }
 
 
@@ -192,7 +199,7 @@ def _read_generation(folder: Path) -> GenerationDefaults:
         fault = error.errors()[0]
         name = ".".join(str(piece) for piece in fault["loc"])
         raise UserError(
-            f"ea.json in model folder {quote(str(folder))}: {name}: {fault['msg']}, got "
+            f"ea.json in model folder {quote_path(folder)}: {name}: {fault['msg']}, got "
             f"{quote(fault['input'])}"
         ) from error
 
@@ -205,7 +212,7 @@ def _read_scheduler(folder: Path) -> dict[str, Any]:
     def check(key: str, holds: bool, expected: str) -> None:
         if not holds:
             raise UserError(
-                f"{name} in {quote(str(folder))}: `{key}` must be {expected}, got {quote(settings[key])}"
+                f"{name} in {quote_path(folder)}: `{key}` must be {expected}, got {quote(settings[key])}"
             )
 
     steps, start, end = settings["num_train_timesteps"], settings["beta_start"], settings["beta_end"]

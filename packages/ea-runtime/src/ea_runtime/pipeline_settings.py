@@ -25,6 +25,8 @@ MAX_SEED = (1 << 63) - 1
 #: What EasyAnimate V2 divides latents by, whatever the VAE's config says.
 V2_SCALE = 0.18215
 _REFERENCE_CLASS_DEFAULT = 0.1825
+#: Latent frames that a motion module has positions for, where its config does not say.
+MAX_POSITIONS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Geometry:
         motion = _get(denoiser, "motion_module_kwargs") or {}
         is_grid = _get(denoiser, "motion_module_type") == "VanillaGrid"
         grid = int(_get(motion, "block_size") or 1) if is_grid else 1
-        has_positions = _get(motion, "temporal_position_encoding")
+        has_positions = bool(motion) and _get(motion, "temporal_position_encoding") is not False
         return cls(
             latent_channels=int(_get(denoiser, "in_channels") or _get(vae, "latent_channels") or 4),
             spatial_ratio=ratio,
@@ -67,7 +69,9 @@ class Geometry:
             chunk_frames=int(_get(vae, "mini_batch_encoder") or 9),
             chunk_latents=int(_get(vae, "mini_batch_decoder") or 3),
             is_slice=bool(_get(vae, "slice_compression_vae")),
-            max_latent_frames=_get(motion, "temporal_position_encoding_max_len") if has_positions else None,
+            max_latent_frames=(
+                int(_get(motion, "temporal_position_encoding_max_len") or MAX_POSITIONS) if has_positions else None
+            ),
             scale=latent_scale(vae),
         )
 

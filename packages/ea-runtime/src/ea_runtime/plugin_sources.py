@@ -1,4 +1,4 @@
-"""What is done to one plugin: found, imported and asked, with every way it can fail turned into a PluginFault."""
+"""What is done to one plugin: found, imported and asked. Every way it can fail becomes a PluginFault."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HOOKS = tuple(hook for hook, _ in KINDS.values())
 
 
 class PluginFault(Exception):
-    """A plugin is broken; the message is one line. The cause, where there is one, is what the plugin raised."""
+    """A plugin is broken; the message is one line. Its `__cause__` is what the plugin raised, if it did."""
 
 
 def entry_points_of_group(group: str) -> list[tuple[EntryPoint, str, str]]:
@@ -53,7 +53,7 @@ def entry_points_of_group(group: str) -> list[tuple[EntryPoint, str, str]]:
 
 
 def read_hooks(manager: pluggy.PluginManager, plugin: Any, name: str) -> list[tuple[str, Record]]:
-    """Registers a plugin and returns (kind, record) of all its hooks. Raises PluginFault and takes nothing back to it."""
+    """Registers a plugin and returns (kind, record) of its hooks. After a PluginFault nothing is registered."""
     _check_names(plugin)
     if manager.register(plugin, name=name) is None:
         raise PluginFault("it was blocked by another plugin")
@@ -66,7 +66,7 @@ def read_hooks(manager: pluggy.PluginManager, plugin: Any, name: str) -> list[tu
                     num_hooks += 1
                     records += [(kind, r) for r in _ask(implementation.function, hook, record_type)]
         if not num_hooks:
-            raise PluginFault(f"it has no hook; a plugin implements one of {', '.join(_HOOKS)} with @hookimpl")
+            raise PluginFault("it has no hook; docs/hooks.md shows one of each")
         _check_unique(records)
     except BaseException:
         manager.unregister(plugin)
@@ -76,7 +76,7 @@ def read_hooks(manager: pluggy.PluginManager, plugin: Any, name: str) -> list[tu
 
 @contextmanager
 def watched(info: PluginInfo) -> Iterator[None]:
-    """Runs a plugin's code: measures it, keeps it off stdout, and turns whatever it raises into a PluginFault."""
+    """Around a plugin's code: measures it, keeps it off stdout, turns what it raises into a PluginFault."""
     timer = threading.Timer(PATIENCE, _tell, [info])
     timer.daemon = True
     timer.start()
@@ -116,7 +116,9 @@ def _ask(function: Any, hook: str, record_type: type[Record]) -> list[Record]:
     except Exception as error:
         raise PluginFault(f"{hook}: {one_line(error)}") from error
     if not isinstance(records, (list, tuple)):
-        raise PluginFault(f"{hook} must return a list of {record_type.__name__}, got {type(records).__name__}")
+        raise PluginFault(
+            f"{hook} must return a list of {record_type.__name__}, got {type(records).__name__}"
+        )
     for record in records:
         if not isinstance(record, record_type):
             raise PluginFault(f"{hook} must return {record_type.__name__}s, got a {type(record).__name__}")
@@ -145,7 +147,10 @@ def _check_unique(records: list[tuple[str, Record]]) -> None:
 
 def _tell(info: PluginInfo) -> None:
     logger.warning(
-        "waiting for plugin %s (package %s) to load; EA_PLUGINS_BLOCK=%s leaves it out", info.name, info.package, info.name
+        "waiting for plugin %s (package %s) to load; EA_PLUGINS_BLOCK=%s leaves it out",
+        info.name,
+        info.package,
+        info.name,
     )
 
 

@@ -4,8 +4,8 @@ Three sources, loaded in this order: what ea_runtime ships, entry points of grou
 (`--plugin FILE.py`). `EA_PLUGINS_BLOCK=a,b` leaves plugins out by their name or their package's;
 `EA_NO_PLUGINS=1` (or `--no-plugins`) leaves out all but ours and those given as files.
 
-A plugin is taken whole or not at all. Two records of one kind and name are never resolved silently: asking for
-that name is an error that names both packages, and everything else goes on working.
+A plugin is taken whole or not at all. Of two records of one kind and name neither wins: asking for that name
+is an error that names both packages, and everything else goes on working.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ class Host:
         return {name: entries[0] for name, entries in self._of_kind(kind).items() if len(entries) == 1}
 
     def get(self, kind: str, name: str) -> Record:
-        """The record of that kind and name. Raises UserError listing the names that exist, or for a name that two claim."""
+        """The record of that kind and name.
+
+        Raises UserError that lists the names there are, or the packages that both claim this one.
+        """
         claims = self._of_kind(kind)
         if name in claims:
             if len(claims[name]) > 1:
@@ -116,7 +119,8 @@ class Host:
         Raises UserError where two plugins claim the class, or the name of the one that does.
         """
         claims = self._of_kind(kind)
-        found = [e for entries in claims.values() for e in entries if class_name in getattr(e.record, "class_names", ())]
+        entries = [entry for claimants in claims.values() for entry in claimants]
+        found = [entry for entry in entries if class_name in getattr(entry.record, "class_names", ())]
         if not found:
             return None
         if len(found) > 1:
@@ -133,7 +137,10 @@ class Host:
         }
 
     def add(self, plugin: Any, name: str, package: str, version: str) -> None:
-        """Asks one plugin object or module for its records. Raises PluginFault where it is broken; then nothing is taken."""
+        """Takes the records of one plugin object or module.
+
+        Raises PluginFault where it is broken; then nothing of it is taken.
+        """
         info = PluginInfo(name, package, version)
         with watched(info):
             records = read_hooks(self._manager, plugin, name)
@@ -183,8 +190,8 @@ class Host:
             del sys.modules[module.__name__]
             cause = fault.__cause__
             if isinstance(cause, SyntaxError):
-                line = f"plugin file {path.name}, line {cause.lineno}: {cause.msg}; mend it or leave out --plugin"
-                raise UserError(line) from cause
+                where = f"plugin file {path.name}, line {cause.lineno}"
+                raise UserError(f"{where}: {cause.msg}; mend it or leave out --plugin") from cause
             raise UserError(f"plugin file {path.name}: {fault}") from cause
         self._paths.add(path)
         for entry in self.plugins[info.name].entries:
@@ -237,7 +244,8 @@ def _clash(entries: list[Entry], what: str | None = None) -> str:
     count = "two" if len(entries) == 2 else str(len(entries))
     what = what or f"bring the {_singular(first.kind)} {first.record.name!r}"
     who = " and ".join(f"{e.plugin} (package {e.package} {e.version})" for e in entries)
-    return f"{count} plugins {what}: {who}; leave one out, for example with EA_PLUGINS_BLOCK={entries[-1].plugin}"
+    remedy = f"leave one out, for example with EA_PLUGINS_BLOCK={entries[-1].plugin}"
+    return f"{count} plugins {what}: {who}; {remedy}"
 
 
 def _module_of(path: Path) -> ModuleType:

@@ -6,6 +6,7 @@ plugin of an installation loads no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Record:
     """One named, replaceable part.
 
-    name: what users type; lower case letters, digits, `-`, `_` and `+`.
+    name: what users type; lower case letters, digits, `-`, `_` and `+`, first a letter or digit.
     summary: one line for lists and help.
     build: makes the part; each subclass says from what and what comes back. Imports inside.
     options: the pydantic model of the part's settings, where it has any.
@@ -30,14 +31,22 @@ class Record:
     options: type[BaseModel] | None = None
 
     def __post_init__(self) -> None:
-        allowed = self.name and all(c.isascii() and (c.isalnum() or c in "-_+") for c in self.name)
-        if not allowed or self.name != self.name.lower():
+        allowed = isinstance(self.name, str) and re.fullmatch(r"[a-z0-9][a-z0-9_+-]*", self.name)
+        if not allowed:
             raise ValueError(
                 f"`name` of a {type(self).__name__} must be lower case letters, digits, '-', '_' or '+', "
-                f"got {self.name!r}"
+                f"first a letter or digit, got {self.name!r}"
             )
         if not callable(self.build):
-            raise ValueError(f"`build` of {type(self).__name__} {self.name!r} must be callable, got {self.build!r}")
+            raise ValueError(
+                f"`build` of {type(self).__name__} {self.name!r} must be callable, got {self.build!r}"
+            )
+        if not isinstance(self.summary, str) or not self.summary or "\n" in self.summary:
+            raise ValueError(
+                f"`summary` of {type(self).__name__} {self.name!r} must be one line, got {self.summary!r}"
+            )
+        if not isinstance(getattr(self, "class_names", ()), tuple):
+            raise ValueError(f"`class_names` of {type(self).__name__} {self.name!r} must be a tuple of names")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +110,4 @@ class EngineRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class CommandRecord(Record):
-    """`build()` returns a typer.Typer: several commands become `ea NAME ...`, a single one becomes `ea NAME`."""
+    """`build()` returns a typer.Typer: one command becomes `ea NAME`, several become `ea NAME ...`."""

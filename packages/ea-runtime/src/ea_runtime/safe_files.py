@@ -26,6 +26,11 @@ def quote(text: object, limit: int = 80) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
 
 
+def quote_path(path: Path | str) -> str:
+    """A path as it may stand in an error: its end tells files apart, so it is cut later than other text."""
+    return quote(str(path), 400)
+
+
 def inside(folder: Path, name: str) -> Path:
     """The real path of `name` (relative, `/` between parts) beneath `folder`.
 
@@ -37,7 +42,7 @@ def inside(folder: Path, name: str) -> Path:
     plain = name and "\\" not in name and "\0" not in name and ":" not in name
     if not plain or any(piece in ("", ".", "..") for piece in pieces):
         raise UserError(
-            f"a file name in model folder {quote(str(folder))} must be a relative path without '..', "
+            f"a file name in model folder {quote_path(folder)} must be a relative path without '..', "
             f"got {quote(name)}; do not use this folder unless you trust its source"
         )
     try:
@@ -45,13 +50,13 @@ def inside(folder: Path, name: str) -> Path:
         roots = [folder.resolve()]
     except (OSError, RuntimeError) as error:  # a loop of links
         raise UserError(
-            f"{quote(name)} in model folder {quote(str(folder))} cannot be followed: {error}"
+            f"{quote(name)} in model folder {quote_path(folder)} cannot be followed: {error}"
         ) from error
     if roots[0].parent.name == "snapshots":
         roots.append(roots[0].parent.parent / "blobs")
     if not any(real == root or real.is_relative_to(root) for root in roots):
         raise UserError(
-            f"{quote(name)} in model folder {quote(str(folder))} is a link that leaves the folder; "
+            f"{quote(name)} in model folder {quote_path(folder)} is a link that leaves the folder; "
             "replace it by a copy of the file that it points to"
         )
     return real
@@ -68,7 +73,7 @@ def is_file(path: Path) -> bool:
 def read_json(folder: Path, name: str, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object in file `name` of `folder`, at most `limit` bytes. Raises UserError."""
     path = inside(folder, name)
-    where = f"{quote(name)} in model folder {quote(str(folder))}"
+    where = f"{quote(name)} in model folder {quote_path(folder)}"
     if not is_file(path):
         raise UserError(f"{where} is missing or no regular file; download the folder again")
     size = path.stat().st_size

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import MAX_INDEX_BYTES, inside, is_file, quote, read_json
+from ea_runtime.safe_files import MAX_INDEX_BYTES, inside, is_file, quote, quote_path, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -113,16 +113,16 @@ def find_weights(folder: Path, part: str) -> PartWeights:
     expected = f"{part}/{STEMS[is_text]}.safetensors (or its shards with .safetensors.index.json)"
     if indices or singles:
         raise UserError(
-            f"{part} of model folder {quote(str(folder))} has weights under other names; expected {expected}"
+            f"{part} of model folder {quote_path(folder)} has weights under other names; expected {expected}"
         )
     pickles = [name for name in names if is_pickle(name) or name.endswith(".bin.index.json")]
     if pickles:
         raise UserError(
-            f"{part} of model folder {quote(str(folder))} holds its weights as a pickle "
+            f"{part} of model folder {quote_path(folder)} holds its weights as a pickle "
             f"({quote(pickles[0])}), which can "
             f"run code and is not loaded; run `ea models convert {folder}` first"
         )
-    raise UserError(f"{part} of model folder {quote(str(folder))} has no weights; expected {expected}")
+    raise UserError(f"{part} of model folder {quote_path(folder)} has no weights; expected {expected}")
 
 
 def read_header(path: Path, label: str | None = None) -> PartWeights:
@@ -205,7 +205,7 @@ def _single(folder: Path, name: str) -> PartWeights:
 
 def _sharded(folder: Path, part: str, index_name: str) -> PartWeights:
     index = read_json(folder, f"{part}/{index_name}", MAX_INDEX_BYTES)
-    where = f"{quote(f'{part}/{index_name}')} in model folder {quote(str(folder))}"
+    where = f"{quote(f'{part}/{index_name}')} in model folder {quote_path(folder)}"
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{where} must have a `weight_map` from tensor names to files; download it again")

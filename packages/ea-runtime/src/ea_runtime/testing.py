@@ -1,99 +1,73 @@
-"""Small stand-ins for the parts of a model, for tests of plugins and of what uses a pipeline.
+"""Help for those who test plugins: a host with a plugin in it, and small stand-ins for the parts of a model.
 
-They follow the contracts of the real ones (names, shapes, value ranges, errors) and compute in milliseconds on a CPU.
+    from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae, host_with
 
-    pipe = VideoPipeline(FakeVae(), FakeDenoiser(), FakeTextEncoder())
-    pipe("a red circle", num_frames=9, height=32, width=32, num_inference_steps=2).frames
+    def test_my_sampler():
+        with host_with(my_plugin):
+            pipe = VideoPipeline(FakeVae(), FakeDenoiser(), FakeTextEncoder())
+            frames = pipe("a red circle", 9, height=32, width=32, num_inference_steps=2, sampler="mine").frames
+
+Importing this module loads no torch; the Fake classes load it when they are first named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from textwrap import dedent
+from typing import TYPE_CHECKING, Any
 
-import torch
-from einops import rearrange, repeat
-from torch import Tensor, nn
+from ea_runtime import plugins
+from ea_runtime.plugins import Host
 
+if TYPE_CHECKING:
+    from ea_runtime.testing_parts import FakeDenoiser, FakeTextEncoder, FakeVae
 
-class FakeTextEncoder:
-    """Embeddings that follow from a text's letters. Texts over `num_tokens` letters are cut."""
-
-    def __init__(self, width: int = 8, num_tokens: int = 12) -> None:
-        self.width = width
-        self.num_tokens = num_tokens
-
-    def encode(self, prompts: Sequence[str]) -> SimpleNamespace:
-        """-> .embeds (B, L, D), .mask (B, L), .truncated: what was cut off each text."""
-        embeds = torch.zeros(len(prompts), self.num_tokens, self.width)
-        mask = torch.zeros(len(prompts), self.num_tokens, dtype=torch.int64)
-        for row, text in enumerate(prompts):
-            mask[row, 0] = 1
-            for column, letter in enumerate(text[: self.num_tokens]):
-                embeds[row, column] = torch.sin(torch.arange(1, self.width + 1) * float(ord(letter)))
-                mask[row, column] = 1
-        return SimpleNamespace(embeds=embeds, mask=mask, truncated=[text[self.num_tokens :] for text in prompts])
+__all__ = ["FakeDenoiser", "FakeTextEncoder", "FakeVae", "host_with", "write_package"]
 
 
-class FakeDenoiser(nn.Module):
-    """Predicts a mixture of its input, the text and the time; 2C channels, of which the second C are nonsense."""
+@contextmanager
+def host_with(*plugin: Any, entry_points: bool = False, name: str = "under-test") -> Iterator[Host]:
+    """Makes a host of what ea_runtime brings and these plugins the process's host, until the block ends.
 
-    def __init__(self, text_width: int = 8, channels: int = 4, **config: Any) -> None:
-        super().__init__()
-        values = {"in_channels": channels, "out_channels": 2 * channels, "patch_size": 2, "sample_size": 64}
-        self.config = SimpleNamespace(**(values | config))
-        generator = torch.Generator().manual_seed(0)
-        self.mix = nn.Parameter(torch.randn(channels, channels, generator=generator) / channels)
-        self.text = nn.Parameter(torch.randn(channels, text_width, generator=generator) / text_width)
+    plugin: a module, or an object whose methods are marked with @hookimpl. entry_points: whether installed
+    packages are there too. name: what the plugins are called; the second is "under-test-2".
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        encoder_attention_mask: Tensor | None = None,
-        added_cond_kwargs: dict[str, Any] | None = None,
-    ) -> SimpleNamespace:
-        """(R, C, t, h, w), (R,), (R, L, D), (R, L) -> .sample (R, 2C, t, h, w)."""
-        text = encoder_hidden_states
-        if encoder_attention_mask is not None:
-            text = text * encoder_attention_mask[..., None].to(text.dtype)
-        told = torch.einsum("cd,rd->rc", self.text, text.mean(1))[:, :, None, None, None]
-        time = (timestep.to(told.dtype) / 1000)[:, None, None, None, None]
-        noise = torch.einsum("ec,rcthw->rethw", self.mix, hidden_states) + hidden_states / 2 + told * (1 - time)
-        return SimpleNamespace(sample=torch.cat([noise, torch.full_like(noise, 1e3)], dim=1))
+    Raises PluginFault with the reason `ea plugins` would show where a plugin is broken.
+    """
+    host = Host(entry_points=entry_points)
+    for number, one in enumerate(plugin, start=1):
+        own = name if number == 1 else f"{name}-{number}"
+        host.add(one, own, own, "test")
+    before = plugins._host
+    plugins.set_host(host)
+    try:
+        yield host
+    finally:
+        plugins.set_host(before)
 
 
-class FakeVae(nn.Module):
-    """Enlarges latents 8 times in space and 3 latent frames to 9 frames, as MagViT's chunks; smoothing adds noise."""
+def write_package(
+    site: Path, package: str, code: str, *, plugin: str | None = None, target: str | None = None, version: str = "1.0"
+) -> Path:
+    """Writes a plugin package into a folder of sys.path as an installer would: a module and its metadata.
 
-    def __init__(self, **config: Any) -> None:
-        super().__init__()
-        values = {"latent_channels": 4, "scaling_factor": 0.18215, "mini_batch_encoder": 9, "mini_batch_decoder": 3}
-        self.config = SimpleNamespace(**(values | config))
-        self.gain = nn.Parameter(torch.tensor(0.1))
-        self.use_tiling = False
-        self.num_chunks = 0
+    site: such a folder. package: its name; the module is that with underscores. code: of the module. plugin: the
+    entry point's name, as the package. target: what it points at, the module. Returns the module's file.
+    """
+    module = package.replace("-", "_")
+    file = site / f"{module}.py"
+    file.write_text(dedent(code), encoding="utf-8")
+    metadata = site / f"{module}-{version}.dist-info"
+    metadata.mkdir(parents=True, exist_ok=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    (metadata / "entry_points.txt").write_text(f"[ea]\n{plugin or package} = {target or module}\n")
+    return file
 
-    def iter_decode(
-        self, latents: Tensor, smooth: bool = True, generator: torch.Generator | None = None
-    ) -> Iterator[Tensor]:
-        """Latents (1, C, t, h, w) -> (1, 3, n, 8h, 8w) in -1..1, chunk by chunk."""
-        for chunk in latents.split(self.config.mini_batch_decoder, dim=2):
-            self.num_chunks += 1
-            times = 1 if chunk.shape[2] == 1 else self.config.mini_batch_encoder // chunk.shape[2]
-            frames = repeat(chunk[:, :3], "b c t h w -> b c (t n) (h p) (w q)", n=times, p=8, q=8)
-            frames = torch.tanh(frames * self.gain)
-            if smooth:
-                noise = torch.randn(frames.shape[2:], generator=generator)
-                frames = frames + 0.05 * rearrange(noise, "t h w -> 1 1 t h w").to(frames)
-            yield frames.clamp(-1, 1)
 
-    def enable_tiling(self) -> None:
-        """Only remembered: there is nothing to tile here."""
-        self.use_tiling = True
-
-    def disable_tiling(self) -> None:
-        """Whole frames again."""
-        self.use_tiling = False
+def __getattr__(name: str) -> Any:
+    if name.startswith("Fake") and name in __all__:
+        return getattr(import_module("ea_runtime.testing_parts"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -43,8 +43,8 @@ class Encoded:
     """What the denoiser gets of B prompts, and what a person should know about it.
 
     embeds: (B, L, D). mask: (B, L) int64, 1 on tokens (`</s>` included) and 0 on padding.
-    cleaned: each prompt as the encoder saw it. num_tokens: each prompt's tokens without `</s>`, before the cut.
-    truncated: the part of each cleaned prompt that was cut off, "" where nothing was.
+    cleaned: each prompt as the encoder saw it. num_tokens: each prompt's tokens without `</s>`, before the
+    cut. truncated: the part of each cleaned prompt that was cut off, "" where nothing was.
     """
 
     embeds: Tensor
@@ -83,8 +83,8 @@ class TextEncoder:
     ) -> TextEncoder:
         """Loads `folder`/text_encoder (config.json, *.safetensors) and `folder`/tokenizer.
 
-        dtype: float32 when not given. Raises UserError, one line each, for missing, pickled, damaged or incomplete
-        weights, a config that is not T5's, and a missing or damaged tokenizer.
+        dtype: float32 when not given. Raises UserError, one line each, for missing, pickled, damaged or
+        incomplete weights, a config that is not T5's, and a missing or damaged tokenizer.
         """
         part = Path(folder) / "text_encoder"
         check_weights(part, Path(folder))
@@ -127,7 +127,9 @@ class TextEncoder:
         if not prompts:
             raise UserError("`prompts` must hold at least one prompt, got none; an empty prompt is ''")
         if max_length < 1:
-            raise UserError(f"`max_length` must be 1 or more tokens, got {max_length}; the default is {MAX_LENGTH}")
+            raise UserError(
+                f"`max_length` must be 1 or more tokens, got {max_length}; the default is {MAX_LENGTH}"
+            )
         for prompt in prompts:
             check_prompt(prompt)
         cleaned = [clean_caption(prompt) for prompt in prompts]
@@ -135,12 +137,13 @@ class TextEncoder:
         return Encoded(self.encode_tokens(ids, mask), mask.to(self.device), cleaned, num_tokens, truncated)
 
     def tokenize(self, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor, list[int], list[str]]:
-        """Texts as they are, padded: ids (B, L) and mask (B, L), int64 on CPU; tokens before the cut; what was cut."""
+        """Texts as they are, padded: ids, mask (B, L) int64 on CPU; tokens before the cut; what was cut."""
         import torch
 
         tokenizer = self.tokenizer
         pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-        assert pad is not None and end is not None, "load_tokenizer checked this"
+        assert pad is not None, "load_tokenizer checked this"
+        assert end is not None, "load_tokenizer checked this"
         # Token by token and not with the tokenizer's own truncation, which says nothing about what it cut.
         whole = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         rows, masks, counts, cut = [], [], [], []
@@ -153,14 +156,18 @@ class TextEncoder:
         return torch.tensor(rows), torch.tensor(masks), counts, cut
 
     def encode_tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """T5 over token ids (B, L) with mask (B, L), both int64 on any device: embeddings (B, L, D), no gradient."""
+        """T5 over token ids and mask, (B, L) int64 on any device: embeddings (B, L, D), no gradient."""
         import torch
 
         with torch.no_grad():
-            return self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+            return self.model(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
+            ).last_hidden_state
 
 
-def t5(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> TextEncoder:
+def t5(
+    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> TextEncoder:
     """The host's builder of this encoder: see TextEncoder.from_pretrained."""
     return TextEncoder.from_pretrained(folder, device=device, dtype=dtype)
 
@@ -169,23 +176,29 @@ def _load_model(part: Path, dtype: torch.dtype | None) -> T5EncoderModel:
     import torch
     from transformers import T5EncoderModel
 
-    settings: dict[str, Any] = {"dtype": dtype or torch.float32, "use_safetensors": True, "local_files_only": True}
+    settings: dict[str, Any] = {
+        "dtype": dtype or torch.float32,
+        "use_safetensors": True,
+        "local_files_only": True,
+    }
     try:
         with _quiet():
             model, info = T5EncoderModel.from_pretrained(str(part), output_loading_info=True, **settings)
     except Exception as error:  # transformers and safetensors raise a dozen kinds on damaged files
-        raise UserError(f"the text encoder in {str(part)!r} cannot be loaded ({error}); copy it again") from error
+        raise UserError(
+            f"the text encoder in {str(part)!r} cannot be loaded ({error}); copy it again"
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"the text encoder in {str(part)!r} lacks {len(missing)} tensors, first {missing[0]!r}; copy it again"
+            f"the text encoder in {str(part)!r} lacks {len(missing)} tensors, as {missing[0]!r}; copy it again"
         )
     return model
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps transformers' own progress bars and load reports off the terminal; our errors say what matters."""
+    """Keeps transformers' progress bars and load reports off the terminal; our errors say what matters."""
     from transformers.utils import logging
 
     was_on, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -1,10 +1,11 @@
-"""Caption cleaning as EasyAnimate V2 does it (DeepFloyd IF's rules, by way of PixArt), in time linear in the length.
+"""Caption cleaning as EasyAnimate V2 does it (the rules of DeepFloyd IF, by way of PixArt), in linear time.
 
-The published weights were trained on captions that went through these rules, oddities included, so a prompt has to
-go through the same. The rules are applied in the order of `clean_once`, and then all over again.
+The published weights were trained on captions that went through these rules, oddities included, so a prompt
+has to go through the same. The rules are applied in the order of `clean_once`, and then all over again.
 
-V2 spells them all as regular expressions, of which six take time quadratic in the length (36 s for 32 KB). Those six
-are written here so that no character is looked at more often than a fixed number of times; what they give is the same.
+V2 spells them all as regular expressions, of which six take time quadratic in the length (36 s for 32 KB).
+Those six are written here so that no character is looked at more often than a fixed number of times; what
+they give is the same.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from urllib.parse import unquote_plus
 from ea_runtime.errors import UserError
 from ea_runtime.text_html import shorten_references, visible_text
 
-#: The longest prompt in UTF-8 bytes: some 25 times what 120 tokens hold, and cleaned within a fraction of a second.
+#: The longest prompt in UTF-8 bytes: some 25 times what 120 tokens hold, and cleaned within 0.2 s.
 MAX_PROMPT_BYTES = 16 * 1024
 
-# ftfy repairs a text of one line as a whole, in time that can grow with the square of its length. Pieces of this many
-# characters bound that; 120 tokens are about 600 characters, so what the encoder sees lies in the first piece.
+# ftfy repairs a text of one line as a whole, in time that can grow with the square of its length. Pieces of
+# this many characters bound that; 120 tokens are about 600 characters, so what the encoder sees lies in the
+# first piece.
 REPAIR_CHARACTERS = 2048
 
 
@@ -37,17 +39,19 @@ def check_prompt(prompt: str, *, name: str = "prompt", max_bytes: int = MAX_PROM
     is_long = len(prompt) > max_bytes
     size = len(prompt) if is_long else len(prompt.encode("utf-8", "surrogatepass"))
     if size > max_bytes:
+        got = f"at least {size:,}" if is_long else f"{size:,}"
         raise UserError(
-            f"`{name}` must take at most {max_bytes:,} bytes, got {'at least ' if is_long else ''}{size:,}; shorten it "
-            "(only its first 120 tokens, about 600 characters, count)"
+            f"`{name}` must take at most {max_bytes:,} bytes, got {got}; shorten it (only its "
+            " first 120 tokens, about 600 characters, count)"
         )
 
 
 def clean_caption(caption: str) -> str:
-    """V2's whole cleaning, two passes: any string in, lower case without markup, addresses, file names and noise out.
+    """V2's whole cleaning, two passes: lower case, without markup, addresses, file names and noise.
 
-    Source: EasyAnimate V2, `_text_preprocessing`. The second pass is not idle: what the first uncovers (a comma that
-    is now last, a reference that was escaped twice) goes too. Has no cap on the length: see `check_prompt`.
+    Source: EasyAnimate V2, `_text_preprocessing`. The second pass is not idle: what the first uncovers (a
+    comma that is now last, a reference that was escaped twice) goes too. Has no cap on the length: see
+    `check_prompt`.
     """
     return clean_once(clean_once(caption))
 
@@ -55,8 +59,9 @@ def clean_caption(caption: str) -> str:
 def clean_once(caption: str) -> str:
     """One pass of the cleaning. Source: EasyAnimate V2, `_clean_caption`.
 
-    Differs from EasyAnimate: never raises (V2 does on `<![x` and on numeric references of over 4,300 digits); mojibake
-    is repaired in pieces of REPAIR_CHARACTERS instead of whole lines; see also `text_html.visible_text`.
+    Differs from EasyAnimate: never raises (V2 does on `<![x` and on numeric references of over 4,300 digits);
+    mojibake is repaired in pieces of REPAIR_CHARACTERS instead of whole lines; see also
+    `text_html.visible_text`.
     """
     text = unquote_plus(caption).strip().lower()
     text = text.replace("<person>", "person")
@@ -128,10 +133,10 @@ _AFTER_REPAIR = _rules(
     (r"\bclick\b\s(?:for|on)\s\w+", ""),
     (rf"\b(?:{_EXTENSION})(?:\simages?)?", ""),
     (r"\bpage\s++\d++\b", ""),
-    # V2: \b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b . Whole words only, so nothing that matched need be given back.
+    # V2: \b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b . Whole words only, so no match need be given back.
     (r"\b\d*+[a-zA-Z]++\d++[a-zA-Z]++\d[a-zA-Z\d]*+\b", " "),
-    # V2: \b\d+\.?\d*[xх×]\d+\.?\d*\b (the second x is Cyrillic). Where a number may end, in the order V2 tries it.
-    (r"\b\d++(?:\.\d*+)?[xх×]\d++(?:\.\d++\b|\.\b|\b)", ""),  # noqa: RUF001
+    # V2: \b\d+\.?\d*[xх×]\d+\.?\d*\b (the second x is Cyrillic). Ends in the order in which V2 tries them.
+    (r"\b\d++(?:\.\d*+)?[xх×]\d++(?:\.\d++\b|\.\b|\b)", ""),
     (r"\b\s++:\s++", ": "),
     (r"(\D[,./])\b", r"\1 "),
     (r"\s+", " "),
@@ -146,39 +151,46 @@ _BOUNDARY = re.compile(r"\b")
 
 
 class _Address(NamedTuple):
-    """A host name with a domain: it may start at any word boundary from `first` to before `dot`, and ends at `end`."""
+    """A host name with a domain: starts at any word boundary from `first` to before `dot`, ends at `end`."""
 
     first: int
     dot: int
     end: int
 
+    def start(self, text: str, done: int) -> int | None:
+        """The first word boundary that is left of it once the text up to `done` is spoken for."""
+        low = max(self.first, done)
+        match = _BOUNDARY.search(text, low, self.dot) if low < self.dot else None
+        return match.start() if match and match.start() < self.dot else None
+
 
 def _drop_addresses(text: str, scheme: re.Pattern[str]) -> str:
     """Drops `scheme` (http:// without what follows) and host names with their path (example.com/a).
 
-    V2: \\b(?:SCHEME|[a-zA-Z0-9.\\-]+[.](?:com|co|...)[\\w/-]*\\b/?(?!@)), which scans a run of host characters anew from
-    each word boundary in it. A run has at most one match: it starts at the run's first boundary and takes the last
-    domain that can end there.
+    V2: \\b(?:SCHEME|[a-zA-Z0-9.\\-]+[.](?:com|co|...)[\\w/-]*\\b/?(?!@)), which scans a run of host
+    characters anew from each word boundary in it. A run has at most one match: it starts at the run's first
+    boundary and takes the last domain that can end there.
     """
-    addresses = _addresses(text)
-    address = next(addresses, None)
-    named = scheme.search(text)
     kept: list[str] = []
     done = 0
-    while address or named:
-        if named and named.start() < done:
-            named = scheme.search(text, done)
-            continue
-        start = _first_boundary(text, max(done, address.first), address.dot) if address else None
-        if address and start is None:
-            address = next(addresses, None)
-        elif named and (start is None or named.start() <= start):
+    named = scheme.search(text)
+    for address in _addresses(text):
+        start = address.start(text, done)
+        while named and start is not None and named.start() <= start:
             kept.append(text[done : named.start()])
             done = named.end()
-        elif address and start is not None:
+            named = scheme.search(text, done)
+            if start < done:
+                start = address.start(text, done)
+        if start is not None:
             kept.append(text[done:start])
             done = address.end
-            address = next(addresses, None)
+            if named and named.start() < done:
+                named = scheme.search(text, done)
+    while named:
+        kept.append(text[done : named.start()])
+        done = named.end()
+        named = scheme.search(text, done)
     return "".join(kept) + text[done:]
 
 
@@ -207,13 +219,6 @@ def _address_end(text: str, start: int) -> int | None:
     return None
 
 
-def _first_boundary(text: str, start: int, stop: int) -> int | None:
-    if start >= stop:
-        return None
-    match = _BOUNDARY.search(text, start, stop)
-    return match.start() if match and match.start() < stop else None
-
-
 _FILE_END = re.compile(rf"\.(?:{_EXTENSION})")
 
 
@@ -234,14 +239,14 @@ _ENDLESS_MOJIBAKE = re.compile("(Ã[ƒ\x83]{8})[ƒ\x83]+")
 
 
 def _repair(text: str) -> str:
-    """ftfy's repair of mojibake, widths, ligatures, quotes, line breaks and control characters; composes to NFC."""
+    """ftfy's repair of mojibake, widths, ligatures, quotes, line breaks and control characters; gives NFC."""
     import ftfy
 
     return ftfy.fix_text(_ENDLESS_MOJIBAKE.sub(r"\1", text), max_decode_length=REPAIR_CHARACTERS)
 
 
 def _trim(text: str) -> str:
-    """What V2 takes off both ends. Note that the text may still start or end with a space, which then shields it."""
+    """What V2 takes off both ends. The text may still start or end with a space, which then shields it."""
     if len(text) > 2 and text[0] in "\"'" and text[-1] in "\"'":
         text = text[1:-1]
     if text and text[0] in "'_,-:;":

@@ -1,7 +1,7 @@
-"""The visible text of a prompt that contains HTML, as Beautiful Soup's `.text` gives it, without building a tree.
+"""The visible text of a prompt with HTML in it: what Beautiful Soup's `.text` gives, without its tree.
 
-Both stand on Python's html.parser; what Beautiful Soup adds is kept here: which elements hide their text, how white
-space between tags shrinks, how references become characters.
+Both stand on Python's html.parser; what Beautiful Soup adds is kept here: which elements hide their text, how
+white space between tags shrinks, how references become characters.
 """
 
 from __future__ import annotations
@@ -15,13 +15,38 @@ from html.parser import HTMLParser
 _HIDES_TEXT = frozenset({"rp", "rt", "script", "style", "template"})
 _KEEPS_SPACES = frozenset({"pre", "textarea"})
 _NEVER_CLOSED = frozenset(
-    "area base basefont bgsound br col command embed frame hr image img input isindex keygen link menuitem meta nextid"
-    " param source spacer track wbr".split()
+    [
+        "area",
+        "base",
+        "basefont",
+        "bgsound",
+        "br",
+        "col",
+        "command",
+        "embed",
+        "frame",
+        "hr",
+        "image",
+        "img",
+        "input",
+        "isindex",
+        "keygen",
+        "link",
+        "menuitem",
+        "meta",
+        "nextid",
+        "param",
+        "source",
+        "spacer",
+        "track",
+        "wbr",
+    ]
 )
 _ASCII_SPACES = " \n\t\f\r"
 
-# Before its security releases of 2025, html.parser reads an unclosed construct to the end of the text from every "<"
-# anew. Up to this much work (openings times characters) a text is parsed in one piece, past it in windows.
+# Before its security releases of 2025, html.parser reads an unclosed construct to the end of the text from
+# every "<" anew. Up to this much work (openings times characters) a text is parsed in one piece, past it in
+# windows.
 MAX_WORK = 1 << 20
 WINDOW = 1024
 
@@ -29,10 +54,11 @@ _LONG_REFERENCE = re.compile(r"&#([0-9]{1000,})")
 
 
 def visible_text(markup: str) -> str:
-    """The text of `markup` without tags, comments and declarations, references resolved; time linear in its length.
+    """The text of `markup` without tags, comments and declarations, references resolved; in linear time.
 
-    Differs from EasyAnimate: text with very many "<" (see MAX_WORK) is parsed in windows of about WINDOW characters,
-    each cut before a "<"; and markup that html.parser rejects (`<![x`) stays as it is instead of raising.
+    Differs from EasyAnimate: text with very many "<" (see MAX_WORK) is parsed in windows of about WINDOW
+    characters, each cut before a "<"; and markup that html.parser rejects (`<![x`) stays as it is instead of
+    raising.
     """
     if "<" not in markup and "&" not in markup:
         # What remains of the parser here: a text of nothing but white space is one space, or one line break.
@@ -52,8 +78,8 @@ def visible_text(markup: str) -> str:
 def shorten_references(text: str) -> str:
     """Cuts numeric character references of 1,000 digits and more to a few, keeping what they mean.
 
-    Python refuses to read integers of more than 4,300 digits; here such a reference is either padded with zeros or
-    far beyond the last character.
+    Python refuses to read integers of more than 4,300 digits; here such a reference is either padded with
+    zeros or far beyond the last character.
     """
 
     def shorter(match: re.Match[str]) -> str:
@@ -115,7 +141,8 @@ class _VisibleText:
         self.run: list[str] = []
         self.open: list[str] = []
         self.num_open: Counter[str] = Counter()
-        # Elements such as <br> are closed as they open; an end tag that follows all the same closes nothing else.
+        # Elements such as <br> are closed as they open; an end tag that follows all the same closes nothing
+        # else.
         self.closed_early: Counter[str] = Counter()
 
     def end_run(self, is_visible: bool | None = None) -> None:

@@ -1,9 +1,9 @@
 """A small T5-compatible tokenizer, made from captions: how it is counted, saved and loaded.
 
-The vocabulary is, in order: `<pad>` 0, `</s>` 1, `<unk>` 2 (T5's ids), the commonest words of the captions, single
-characters, and the 256 bytes. A word outside the vocabulary is spelled in characters, and a character outside it in
-bytes, so every prompt has tokens. Words are counted, not searched for by EM as SentencePiece does: on a few hundred
-distinct words the result is the same and it is a pure function of the captions.
+The vocabulary is, in order: `<pad>` 0, `</s>` 1, `<unk>` 2 (T5's ids), the commonest words of the captions,
+single characters, and the 256 bytes. A word outside the vocabulary is spelled in characters, and a character
+outside it in bytes, so every prompt has tokens. Words are counted, not searched for by EM as SentencePiece
+does: on a few hundred distinct words the result is the same and it is a pure function of the captions.
 
 Source of the model: Kudo, Subword Regularization (unigram language model), https://arxiv.org/abs/1804.10959.
 """
@@ -37,7 +37,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 512) -> PreTraine
     """A tokenizer whose vocabulary holds the captions' commonest words: at most `vocab_size` tokens.
 
     captions: the training texts, already cleaned and in lower case.
-    vocab_size: an upper bound; fewer when the captions have fewer words. At least 354 (special tokens, printable
+    vocab_size: an upper bound; fewer when the captions have fewer words. At least 354 (special tokens,
+    printable
         ASCII and bytes).
 
     The same captions give the same tokenizer. Raises UserError for a `vocab_size` below what is always in.
@@ -56,7 +57,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 512) -> PreTraine
     ranked = sorted(words, key=lambda w: (-words[w], w))[: room - len(extra)]
     total = sum(words.values()) or 1
     vocabulary = [(token, 0.0) for token in SPECIAL]
-    vocabulary += [(WORD_START + word, max(math.log(words[word] / total), CHARACTER_SCORE + 1)) for word in ranked]
+    vocabulary += [
+        (WORD_START + word, max(math.log(words[word] / total), CHARACTER_SCORE + 1)) for word in ranked
+    ]
     # An empty word start is cheap: before a spelled-out word it must not count as a character of its own.
     vocabulary += [(c, -1.0 if c == WORD_START else CHARACTER_SCORE) for c in sorted(always) + extra]
     vocabulary += [(f"<0x{byte:02X}>", BYTE_SCORE) for byte in range(NUM_BYTES)]
@@ -69,17 +72,29 @@ def _build(vocabulary: list[tuple[str, float]]) -> PreTrainedTokenizerBase:
 
     backend = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement=WORD_START, prepend_scheme="always")]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement=WORD_START, prepend_scheme="always"),
+        ]
     )
     backend.decoder = decoders.Sequence(
-        [decoders.Replace(WORD_START, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace(WORD_START, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     backend.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=SPECIAL[0], eos_token=SPECIAL[1], unk_token=SPECIAL[2], extra_ids=0
+        tokenizer_object=backend,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        unk_token=SPECIAL[2],
+        extra_ids=0,
     )
 
 
@@ -97,17 +112,17 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Loads a `tokenizer/` folder: T5's own layout (spiece.model, or tokenizer.json), or one that we saved.
 
-    The class is chosen here from two known ones, so no code in or behind the folder is run whatever its config says.
-    Raises UserError where the folder holds no tokenizer or a damaged one.
+    The class is chosen here from two known ones, so no code in or behind the folder is run whatever its
+    config says. Raises UserError where the folder holds no tokenizer or a damaged one.
     """
     has_json, has_spiece = (folder / "tokenizer.json").is_file(), (folder / "spiece.model").is_file()
     if not has_json and not has_spiece:
-        raise UserError(
-            f"{str(folder)!r} holds no tokenizer; expected tokenizer.json or spiece.model, as the model was published"
-        )
-    from transformers import PreTrainedTokenizerFast, T5TokenizerFast
+        raise UserError(f"{str(folder)!r} holds no tokenizer; expected tokenizer.json or spiece.model in it")
+    from transformers import PreTrainedTokenizerFast
+    from transformers import T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  an alias
 
-    # transformers 5 rebuilds a T5 tokenizer without the byte fallback; the generic class takes tokenizer.json as is.
+    # transformers 5 rebuilds a T5 tokenizer without the byte fallback; the generic class takes tokenizer.json
+    # as is.
     is_ours = has_json and _tokenizer_class(folder) in ("PreTrainedTokenizerFast", "TokenizersBackend")
     cls: Any = PreTrainedTokenizerFast if is_ours else T5TokenizerFast
     try:
@@ -115,7 +130,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except UserError:
         raise
     except Exception as error:  # tokenizers raises bare Exception on damaged files
-        raise UserError(f"the tokenizer in {str(folder)!r} cannot be read ({error}); copy it again") from error
+        raise UserError(
+            f"the tokenizer in {str(folder)!r} cannot be read ({error}); copy it again"
+        ) from error
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {str(folder)!r} has no <pad> or no </s>; expected a T5 tokenizer")
     return tokenizer

@@ -14,11 +14,13 @@ _INDEX = "model.safetensors.index.json"
 def check_weights(part: Path, model_folder: Path) -> None:
     """Raises UserError, one line, unless `part` holds a T5 config and safetensors.
 
-    Pickled weights are refused here: reading one runs what its author wrote. An index may only name files that lie
-    beside it.
+    Pickled weights are refused here: reading one runs what its author wrote. An index may only name files
+    that lie beside it.
     """
     if not part.is_dir():
-        raise UserError(f"{str(model_folder)!r} has no text_encoder folder; expected config.json and *.safetensors in it")
+        raise UserError(
+            f"{str(model_folder)!r} has no text_encoder folder; expected config.json and *.safetensors in it"
+        )
     config = _read_json(part / "config.json", part)
     if config.get("model_type") != "t5":
         raise UserError(
@@ -28,19 +30,27 @@ def check_weights(part: Path, model_folder: Path) -> None:
     if (part / _INDEX).is_file():
         shards = _read_json(part / _INDEX, part).get("weight_map")
         names = set(shards.values()) if isinstance(shards, dict) else set()
-        if not names or not all(isinstance(n, str) and n == Path(n).name and n.endswith(".safetensors") for n in names):
-            raise UserError(f"{_INDEX} in {str(part)!r} must map tensors to .safetensors files beside it; copy it again")
+        if not names or not all(
+            isinstance(n, str) and n == Path(n).name and n.endswith(".safetensors") for n in names
+        ):
+            raise UserError(
+                f"{_INDEX} in {str(part)!r} must map tensors to .safetensors files beside it; copy it again"
+            )
         lacking = sorted(name for name in names if not (part / name).is_file())
         if lacking:
-            raise UserError(f"the text encoder in {str(part)!r} lacks the shard {lacking[0]!r}; copy it again")
+            raise UserError(
+                f"the text encoder in {str(part)!r} lacks the shard {lacking[0]!r}; copy it again"
+            )
     elif not (part / "model.safetensors").is_file():
         pickled = sorted(path.name for pattern in _PICKLES for path in part.glob(pattern))
         if pickled:
             raise UserError(
-                f"the text encoder in {str(part)!r} is pickled ({pickled[0]}), which can run code when it is read; "
+                f"the text encoder in {str(part)!r} is pickled ({pickled[0]}), which can run code when read; "
                 f"turn it into safetensors with `ea models convert {model_folder}`"
             )
-        raise UserError(f"the text encoder in {str(part)!r} has no weights; expected model.safetensors or its shards")
+        raise UserError(
+            f"the text encoder in {str(part)!r} has no weights; expected model.safetensors or its shards"
+        )
 
 
 def _read_json(path: Path, part: Path) -> dict:

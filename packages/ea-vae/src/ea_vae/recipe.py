@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from ea_runtime.errors import UserError
-from ea_runtime.training.clips import ClipSet, to_float
-from ea_runtime.training.recipe import Context
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ea_runtime.errors import UserError
+from ea_runtime.training.clips import ClipSet, to_float
+from ea_runtime.training.recipe import Context
 from ea_vae.conv import CausalConv3d
 from ea_vae.model import AutoencoderKLMagvit
 

@@ -1,9 +1,9 @@
 """The training recipe "text": a small T5 encoder whose token embeddings say what a drawn clip's caption says.
 
-The denoiser is trained on frozen embeddings, so what a caption means has to be readable from them beforehand. The
-encoder learns that by answering five questions (colour, shape, size, motion, background, each with an "unsaid"
-answer) through one learned-query attention a question: the same reading that cross-attention does. The five heads
-are thrown away when the encoder is saved.
+The denoiser is trained on frozen embeddings, so what a caption means has to be readable from them beforehand.
+The encoder learns that by answering five questions (colour, shape, size, motion, background, each with an
+"unsaid" answer) through one learned-query attention a question: the same reading that cross-attention does.
+The five heads are thrown away when the encoder is saved.
 
 Captions are drawn as training goes, from combinations of the training split alone; nothing is read from disk.
 
@@ -19,9 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ea_runtime.errors import UserError
-from ea_runtime.text import TextEncoder, train_tokenizer
-from ea_runtime.training.recipe import Context
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -34,6 +31,9 @@ from ea_data.draw.caption import (
     sample_prompts,
 )
 from ea_data.draw.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, sample_scene
+from ea_runtime.errors import UserError
+from ea_runtime.text import TextEncoder, train_tokenizer
+from ea_runtime.training.recipe import Context
 
 #: What is asked of a caption, and the answers; "unsaid" is the answer after the last.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -174,7 +174,7 @@ class TextRecipe:
         self.tokenizer = train_tokenizer(drawn, model.vocab_size)
         config = T5Config(
             **model.model_dump(exclude={"vocab_size"}), vocab_size=len(self.tokenizer),
-            pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=0, eos_token_id=1,
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
@@ -233,8 +233,8 @@ class TextRecipe:
     def _scaled(self) -> Any:
         """A copy of the encoder whose outputs have a standard deviation of 1 in every channel.
 
-        The denoiser's caption projection expects numbers of that size. The last layer norm's weight takes the factor
-        in, so the copy is an ordinary T5 encoder.
+        The denoiser's caption projection expects numbers of that size. The last layer norm's weight takes the
+        factor in, so the copy is an ordinary T5 encoder.
         """
         embeds, mask = self._embed([draw_caption(self.options.data, index) for index in range(2000)])
         std = embeds[mask.bool()].std(0)  # D
@@ -252,7 +252,7 @@ class TextRecipe:
 
 
 def heldout_captions(num_captions: int, seed: int) -> list[str]:
-    """Captions of combinations outside the training split: clips, fully named prompts and pictures in turn."""
+    """Captions of held-out combinations: clips, fully named prompts and pictures in turn."""
     full = iter(sample_prompts(-(-num_captions // 3), seed, "heldout"))
     captions = []
     for index in range(num_captions):

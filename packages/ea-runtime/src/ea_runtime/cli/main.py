@@ -7,6 +7,7 @@ itself. Commands come from the `ea_commands` hook.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Annotated, Any
 
@@ -15,7 +16,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from ea_runtime.errors import UserError, nearest
-from ea_runtime.plugins import get_host, make_host, set_host
+from ea_runtime.plugin_sources import one_line
+from ea_runtime.plugins import Host, get_host, make_host, set_host
 
 #: Base class of what typer raises for wrong words on the command line (typer carries its own click).
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -25,26 +27,49 @@ class LazyGroup(TyperGroup):
     """A group whose commands are built when they are run, and shown by their summary until then."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(get_host().records("commands"))
+        host = get_host()
+        return sorted({*host.records("commands"), *(name for _, name in host.clashes("commands"))})
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        entry = get_host().records("commands").get(cmd_name)
-        if entry is None:
+        host = get_host()
+        if ("commands", cmd_name) in host.clashes("commands"):
+            summary = "Brought by two plugins, so by none: see `ea plugins`."
+        elif cmd_name in host.records("commands"):
+            summary = host.records("commands")[cmd_name].record.summary
+        else:
             return None
-        return TyperCommand(name=cmd_name, help=entry.record.summary, callback=lambda: None)
+        return TyperCommand(name=cmd_name, help=summary, callback=lambda: None)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, rest = args[0], args[1:]
-        entries = get_host().records("commands")
-        if name not in entries:
+        names = self.list_commands(ctx)
+        if name not in names:
             if name.startswith("-"):
                 raise UserError(f"no such option {name!r}; `ea --help` lists the options and commands")
-            raise UserError(f"no command is called {name!r}; there are: {', '.join(sorted(entries))}{nearest(name, entries)}")
-        app = entries[name].record.build()
-        single = len(app.registered_commands) == 1 and not app.registered_groups and app.registered_callback is None
-        command = get_command(app) if single else get_group(app)
+            known = ", ".join(names)
+            raise UserError(f"no command is called {name!r}; there are: {known}{nearest(name, names)}")
+        command = _build(get_host(), name)
         command.name = name
         return name, command, rest
+
+
+def _build(host: Host, name: str) -> Any:
+    """The command of a record. Raises UserError that names the package where the plugin's part is broken."""
+    record = host.get("commands", name)
+    entry = host.records("commands")[name]
+    where = f"command {name!r} of plugin {entry.plugin} (package {entry.package} {entry.version})"
+    try:
+        app = record.build()
+    except (UserError, KeyboardInterrupt):
+        raise
+    # also SystemExit: a plugin's module must not end the program without a word
+    except BaseException as error:
+        raise UserError(f"{where} cannot be made: {one_line(error)}") from error
+    if not isinstance(app, typer.Typer):
+        got = type(app).__name__
+        raise UserError(f"{where} cannot be made: its build must return a typer.Typer, got {got}")
+    is_group = len(app.registered_commands) != 1 or app.registered_groups or app.registered_callback
+    return get_group(app) if is_group else get_command(app)
 
 
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
@@ -61,11 +86,15 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     plugin: Annotated[
-        list[str] | None, typer.Option(help="Load a local plugin file (it runs with your rights); repeatable.")
+        list[str] | None, typer.Option(help="Load a local plugin file; it runs as you. Repeatable.")
     ] = None,
-    no_plugins: Annotated[bool, typer.Option("--no-plugins", help="Load no installed plugin package.")] = False,
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Load no installed plugin package.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Text to video in the manner of EasyAnimate V2: generate, train, prepare data, check models."""
 
@@ -77,24 +106,28 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Runs the program with these words and returns the exit code. Prints errors as one line on stderr."""
-    debug = "--debug" in argv
+    debug = "--debug" in (argv[: argv.index("--")] if "--" in argv else argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         words, files, no_plugins = _take_global_options(argv)
         # the host is wanted before the command is known, so its options are read ahead, wherever they stand
         set_host(make_host(files, entry_points=False if no_plugins else None))
         result = app(words, prog_name="ea", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except typer.Exit as error:
         return error.exit_code
+    except BrokenPipeError:
+        # the reader left (`ea plugins | head -1`): Python's own flush at exit must not complain about it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise
         return _fail("stopped", 130)
     except _UsageError as error:
-        return _fail(error.format_message() if hasattr(error, "format_message") else str(error), 2)  # pyright: ignore[reportAttributeAccessIssue]
-    except BrokenPipeError:
-        return 0
+        message = error.format_message() if hasattr(error, "format_message") else str(error)  # pyright: ignore[reportAttributeAccessIssue]
+        return _fail(message, 2) if message else 2  # without a message it was help, printed already
     except (ValueError, OSError) as error:
         if debug:
             raise

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from ea_runtime.plugins import Host
+
 app = typer.Typer()
+
+_COLUMNS = ("name", "kind", "package", "version", "state")
+_STYLES = {"ok": None, "blocked": "yellow"}
+#: narrower terminals show no summaries: they would squeeze the rest
+_WIDE = 110
+_SLOW = 1.0
 
 
 @app.command()
@@ -23,27 +32,62 @@ def plugins(
     if kind is not None and kind not in KINDS:
         raise UserError(f"`--kind` must be one of {', '.join(KINDS)}, got {kind!r}{nearest(kind, KINDS)}")
     host = get_host()
+    rows = _rows(host, kind)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        _show(rows, _notes(host, kind))
+
+
+def _rows(host: Host, kind: str | None) -> list[dict[str, Any]]:
+    """One row for each record, and one for each plugin that brings none."""
+    clashes = host.clashes()
     rows = []
     for info in host.plugins.values():
-        shown = [e for e in info.entries if kind in (None, e.kind)]
-        for entry in shown:
-            rows.append((entry.record.name, entry.kind, info.package, info.version, "ok", entry.record.summary))
+        package = {"package": info.package, "version": info.version, "plugin": info.name}
+        for entry in info.entries:
+            if kind in (None, entry.kind):
+                reason = clashes.get((entry.kind, entry.record.name), "")
+                row = {"name": entry.record.name, "kind": entry.kind, **package}
+                rows.append(row | _state("duplicate" if reason else "ok", reason, entry.record.summary))
         if info.state != "ok" or (not info.entries and kind is None):
-            rows.append((info.name, "plugin", info.package, info.version, info.state, ""))
-    if as_json:
-        keys = ("name", "kind", "package", "version", "state", "summary")
-        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
-        return
+            # a plugin that could not be read may bring any kind: it is shown whatever was asked for
+            state, _, reason = info.state.partition(": ")
+            rows.append({"name": info.name, "kind": "plugin", **package} | _state(state, reason, ""))
+    return rows
+
+
+def _state(state: str, reason: str, summary: str) -> dict[str, str]:
+    return {"state": state, "reason": reason, "summary": summary}
+
+
+def _notes(host: Host, kind: str | None) -> list[tuple[str, str]]:
+    notes = [("duplicate", line) for line in host.clashes(kind).values()]
+    for info in host.plugins.values():
+        state, _, reason = info.state.partition(": ")
+        if reason:
+            notes.append((state, f"{info.name} (package {info.package}): {reason}"))
+        if info.seconds > _SLOW:
+            line = f"{info.name} (package {info.package}) took {info.seconds:.1f} s to load"
+            notes.append(("slow", f"{line}; heavy imports belong inside `build`"))
+    for name in host.unknown_blocks:
+        notes.append(("unknown", f"EA_PLUGINS_BLOCK names {name!r}, and no installed plugin is called that"))
+    return notes
+
+
+def _show(rows: list[dict[str, Any]], notes: list[tuple[str, str]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    console = Console(highlight=False)
+    columns = (*_COLUMNS, "summary") if console.width >= _WIDE else _COLUMNS
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("name", "kind", "package", "version", "state", "what it is"):
-        table.add_column(column, overflow="fold")
+    for column in columns:
+        table.add_column("what it is" if column == "summary" else column, overflow="fold")
     for row in rows:
-        style = None if row[4] == "ok" else "yellow" if row[4] == "blocked" else "red"
-        table.add_row(*row, style=style)
-    console = Console()
+        cells = (escape(str(row[column])) for column in columns)
+        table.add_row(*cells, style=_STYLES.get(row["state"], "red"))
     console.print(table)
-    for line in host.clashes():
-        console.print(f"[red]clash:[/red] {line}", highlight=False, soft_wrap=True)
+    for label, line in notes:
+        console.print(f"[bold]{label}:[/bold] {escape(line)}", soft_wrap=True)

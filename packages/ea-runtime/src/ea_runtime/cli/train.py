@@ -17,7 +17,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override a value: table.key=value. Repeatable.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
+    ] = False,
 ) -> None:
     """Trains a part of a model; the run's folder holds config, log, checkpoints and the final model."""
     from rich.console import Console
@@ -35,16 +37,21 @@ def train(
 
     from ea_runtime.device import choose_device
     from ea_runtime.training.loop import Trainer
-    from ea_runtime.training.recipe import Context
-
     from ea_runtime.training.processes import process_group
+    from ea_runtime.training.recipe import Context
 
     recipe_class = record.build()
     options = validate(recipe_class.options_model, run.recipe_options, config.name)
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     device = str(choose_device(run.train.device))
-    words = ["train", recipe, str(config), *(f"--set={s}" for s in settings or []), *(["--resume"] if resume else [])]
+    words = [
+        "train",
+        recipe,
+        str(config),
+        *(f"--set={s}" for s in settings or []),
+        *(["--resume"] if resume else []),
+    ]
     out = Path(run.run.out)
     as_run = {
         "run": run.run.model_dump(),
@@ -60,7 +67,11 @@ def train(
         torch.manual_seed(run.train.seed)
         context = Context(seed=run.train.seed, device=device, out=out, say=say, dtype=run.train.dtype)
         instance = recipe_class(options, context)
-        trainable = sum(p.numel() for m in instance.modules().values() for p in m.parameters() if p.requires_grad)
-        say(f"{recipe}: {trainable / 1e6:.2f} M trainable parameters, {len(instance.buckets())} samples, {device}")
+        trainable = sum(
+            p.numel() for m in instance.modules().values() for p in m.parameters() if p.requires_grad
+        )
+        say(
+            f"{recipe}: {trainable / 1e6:.2f} M trainable parameters, {len(instance.buckets())} samples, {device}"
+        )
         final = Trainer(instance, run.train, out, as_run).run(resume=resume)
         say(f"done: {final}")

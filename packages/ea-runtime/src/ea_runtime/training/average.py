@@ -59,7 +59,7 @@ class WeightAverage:
         return {**self.averages, "_updates": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restores what `state_dict` gave. Raises KeyError where a name is missing."""
         for name, average in self.averages.items():
             average.copy_(state[name])
         self.updates = int(state["_updates"])

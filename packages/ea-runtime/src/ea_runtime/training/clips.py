@@ -59,9 +59,13 @@ class ClipSet:
 
     def choose(self, kinds: Literal["both", "videos", "pictures"]) -> list[int]:
         """Indices of the items of that kind. Raises UserError where there are none."""
-        chosen = [i for i, item in enumerate(self.items) if kinds == "both" or item.is_video == (kinds == "videos")]
+        chosen = [
+            i for i, item in enumerate(self.items) if kinds == "both" or item.is_video == (kinds == "videos")
+        ]
         if not chosen:
-            raise UserError(f"`data.kinds` is {kinds!r}, but {str(self.folder)!r} has none; draw some or choose 'both'")
+            raise UserError(
+                f"`data.kinds` is {kinds!r}, but {str(self.folder)!r} has none; draw some or choose 'both'"
+            )
         return chosen
 
 
@@ -71,11 +75,15 @@ def read_items(folder: Path) -> list[Item]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"`data.path` must be a set with a dataset.json, got {str(folder)!r}; make one with `ea data draw`") from None
+        raise UserError(
+            f"`data.path` must be a set with a dataset.json, got {str(folder)!r}; make one with `ea data draw`"
+        ) from None
     except ValueError as error:
         raise UserError(f"{str(path)!r} is not valid JSON: {error}") from error
     if not isinstance(rows, list) or not rows:
-        raise UserError(f"{str(path)!r} must be a list of entries, got {'an empty list' if rows == [] else type(rows).__name__}")
+        raise UserError(
+            f"{str(path)!r} must be a list of entries, got {'an empty list' if rows == [] else type(rows).__name__}"
+        )
     return [_item(folder, number, row) for number, row in enumerate(rows)]
 
 
@@ -92,7 +100,13 @@ def _item(folder: Path, number: int, row: object) -> Item:
     path = folder / relative
     if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(folder):
         raise UserError(f"{where}: `file_path` must stay beneath the set, got {row['file_path']!r}")
-    return Item(path, row["text"], row.get("type", "image") == "video", int(row.get("width", 0)), int(row.get("height", 0)))
+    return Item(
+        path,
+        row["text"],
+        row.get("type", "image") == "video",
+        int(row.get("width", 0)),
+        int(row.get("height", 0)),
+    )
 
 
 def to_float(frames: Sequence[np.ndarray]) -> np.ndarray:

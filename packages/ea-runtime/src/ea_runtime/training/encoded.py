@@ -26,7 +26,7 @@ BATCH = 16
 
 
 class EncodedSet:
-    """Latent moments (fp16) and token features (fp16) of every item, in memory.
+    """Latents (fp16; one draw from the posterior) and token features (fp16) of every item, in memory.
 
     shapes: one (C, t, h, w) a sample, the bucket key. Sample numbers count the used items (see `kinds`).
     """
@@ -49,21 +49,22 @@ class EncodedSet:
         tensors = load_file(path)
         with safe_open(path, framework="pt") as file:
             self.scale = float(file.metadata()["scaling_factor"])
-        self._moments = {key: tensors[f"moments/{key}"] for key in ("image", "video") if f"moments/{key}" in tensors}
+        self._latents = {
+            key: tensors[f"latents/{key}"] for key in ("image", "video") if f"latents/{key}" in tensors
+        }
         place = tensors["place"].tolist()
         self._where = [("video" if clips.items[i].is_video else "image", place[i]) for i in used]
         self._tokens = tensors["tokens"]  # (sum of lengths, D)
         ends = tensors["token_ends"].tolist()
         self._spans = [(ends[i - 1] if i else 0, ends[i]) for i in used]
         self._empty = (ends[len(clips) - 1], ends[len(clips)])
-        self.shapes = [(k, *self._moments[k].shape[1:]) for k, _ in self._where]
+        self.shapes = [(k, *self._latents[k].shape[1:]) for k, _ in self._where]
 
-    def latents(self, indices: list[int], generator: torch.Generator) -> Tensor:
-        """Samples of the posteriors times the scaling factor, float32 (B, C, t, h, w)."""
+    def latents(self, indices: list[int]) -> Tensor:
+        """Latents times the scaling factor, float32 (B, C, t, h, w)."""
         kind = self._where[indices[0]][0]
         rows = torch.tensor([self._where[i][1] for i in indices])
-        mean, std = self._moments[kind][rows].float().chunk(2, dim=1)
-        return (mean + std * torch.randn(mean.shape, generator=generator)) * self.scale
+        return self._latents[kind][rows].float() * self.scale
 
     def text(self, indices: list[int], dropped: list[bool]) -> tuple[Tensor, Tensor]:
         """Features (B, L, D) float32 and mask (B, L), L the longest of the batch; dropped ones see the empty prompt."""
@@ -81,10 +82,14 @@ def _key(folder: Path, parts: Path, num_frames: int) -> str:
     digest = hashlib.sha256(f"1:{num_frames}".encode())
     files = [folder / "dataset.json"]
     for part in ("vae", "text_encoder", "tokenizer"):
-        files += sorted(p for p in (parts / part).glob("*") if p.suffix in (".json", ".safetensors", ".model"))
+        files += sorted(
+            p for p in (parts / part).glob("*") if p.suffix in (".json", ".safetensors", ".model")
+        )
     for file in files:
         if not file.exists():
-            raise UserError(f"{str(file)!r} is not there; `data.path` must be a set and `data.parts` a model folder")
+            raise UserError(
+                f"{str(file)!r} is not there; `data.path` must be a set and `data.parts` a model folder"
+            )
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()[:16]
@@ -99,7 +104,8 @@ def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: C
     loaded = load_parts(parts, device=context.device, dtype=torch.float32, parts=("vae", "text"))
     vae, text = loaded.vae, loaded.text
     place = torch.zeros(len(clips), dtype=torch.int64)
-    moments: dict[str, list[Tensor]] = {"image": [], "video": []}
+    latents: dict[str, list[Tensor]] = {"image": [], "video": []}
+    generator = torch.Generator().manual_seed(0)
     for kind in ("image", "video"):
         members = [i for i, item in enumerate(clips.items) if item.is_video == (kind == "video")]
         wanted = 1 if kind == "image" else num_frames
@@ -107,11 +113,10 @@ def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: C
             batch = members[start : start + BATCH]
             place[batch] = torch.arange(start, start + len(batch))
             frames = torch.from_numpy(to_float([_cut(clips, i, wanted) for i in batch])).to(context.device)
-            posterior = vae.encode(frames).latent_dist
-            moments[kind].append(torch.cat([posterior.mean, posterior.std], dim=1).half().cpu())
+            latents[kind].append(vae.encode_video(frames, generator=generator).half().cpu())
             if start // BATCH % 50 == 0:
                 context.say(f"coding {kind}s: {start + len(batch)} of {len(members)}")
-    tensors: dict[str, Tensor] = {f"moments/{k}": torch.cat(v) for k, v in moments.items() if v}
+    tensors: dict[str, Tensor] = {f"latents/{k}": torch.cat(v) for k, v in latents.items() if v}
     tensors |= _encode_text([item.text for item in clips.items], text)
     tensors["place"] = place
     path.parent.mkdir(exist_ok=True)
@@ -139,5 +144,7 @@ def _cut(clips: ClipSet, index: int, wanted: int) -> Any:
     frames = clips.frames(index)
     if len(frames) < wanted:
         name = clips.items[index].path.name
-        raise UserError(f"`data.num_frames` is {wanted}, but {name} has {len(frames)} frames; lower it or leave such files out")
+        raise UserError(
+            f"`data.num_frames` is {wanted}, but {name} has {len(frames)} frames; lower it or leave such files out"
+        )
     return frames[:wanted]

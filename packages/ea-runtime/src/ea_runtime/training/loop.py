@@ -57,9 +57,14 @@ class Trainer:
     def run(self, *, resume: bool) -> Path:
         """Trains to the last step and writes `final/`. SIGTERM and Ctrl-C save a checkpoint and stop cleanly."""
         self._open(resume)
-        previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {
+            number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
-            with TrainingProgress(self.options.steps, self.step, show=self.rank == 0) as progress, self._log() as log:
+            with (
+                TrainingProgress(self.options.steps, self.step, show=self.rank == 0) as progress,
+                self._log() as log,
+            ):
                 stop = False
                 while self.step < self.options.steps and not stop:
                     line, stop = self._one_step()
@@ -160,7 +165,9 @@ class Trainer:
     def _open(self, resume: bool) -> None:
         newest = newest_complete(self.out)
         if newest is not None and not resume:
-            raise UserError(f"`out` {str(self.out)!r} holds a run at step {newest[0]}; go on with --resume or choose another")
+            raise UserError(
+                f"`out` {str(self.out)!r} holds a run at step {newest[0]}; go on with --resume or choose another"
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         wait_for_all()
         if newest is None and self.rank == 0:
@@ -180,12 +187,21 @@ class Trainer:
     def _same_config(self) -> None:
         """A run goes on with its own config; only where and how often it saves, and its threads, may change."""
         old = json.loads((self.out / "config.json").read_text(encoding="utf-8"))
-        free = {"train.save_every", "train.keep", "train.log_every", "train.threads", "train.device", "run.out"}
+        free = {
+            "train.save_every",
+            "train.keep",
+            "train.log_every",
+            "train.threads",
+            "train.device",
+            "run.out",
+        }
         before, now = _flat(old), _flat(self.config)
         keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in free)
         if keys:
             changes = ", ".join(f"{k} ({before.get(k)!r} -> {now.get(k)!r})" for k in keys)
-            raise UserError(f"the run in {str(self.out)!r} was made with another config: {changes}; choose another `out`")
+            raise UserError(
+                f"the run in {str(self.out)!r} was made with another config: {changes}; choose another `out`"
+            )
 
     def _cut_log(self) -> None:
         """Drops lines past the checkpoint: those steps will be done again."""
@@ -204,7 +220,7 @@ class Trainer:
 
     def _log(self) -> Any:
         path = self.out / "log.jsonl" if self.rank == 0 else os.devnull
-        return open(path, "a", encoding="utf-8")  # noqa: SIM115
+        return open(path, "a", encoding="utf-8")
 
     def _save(self) -> None:
         if self.rank > 0:

@@ -17,7 +17,10 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(M, N) -> (M, N), singular values pulled towards 1 (within about 0.7 to 1.2). `dtype`: of the products."""
+    """(M, N) -> (M, N) of the same dtype, singular values pulled towards 1 (within about 0.7 to 1.2).
+
+    dtype: of the products. Zeros stay zeros.
+    """
     wide = matrix.size(0) <= matrix.size(1)
     x = (matrix if wide else matrix.T).to(dtype)
     x = x / (x.norm() + 1e-7)
@@ -30,8 +33,10 @@ def orthogonalise(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.flo
 class MuonAdamW(torch.optim.Optimizer):
     """Groups carry `kind`: "muon" (parameters of two or more dimensions) or "adamw".
 
-    lr, weight_decay (decoupled), betas (AdamW), momentum (Muon, Nesterov), eps; `dtype` of Muon's products. A Muon update is scaled by
-    max(1, rows / columns) ** 0.5, so that rates carry over between shapes.
+    lr, weight_decay (decoupled), betas and eps (AdamW), momentum (Muon, Nesterov), dtype (of Muon's products).
+    A Muon update is scaled by max(1, rows / columns) ** 0.5, so that rates carry over between shapes. The
+    parameters of an AdamW group must have their gradients at the same steps: they share one bias correction.
+    Raises ValueError for another `kind`, and for a vector in a Muon group.
     """
 
     def __init__(
@@ -51,7 +56,9 @@ class MuonAdamW(torch.optim.Optimizer):
         self.dtype = dtype
         for group in self.param_groups:
             if group["kind"] not in ("adamw", "muon"):
-                raise ValueError(f"`kind` of a parameter group must be 'adamw' or 'muon', got {group['kind']!r}")
+                raise ValueError(
+                    f"`kind` of a parameter group must be 'adamw' or 'muon', got {group['kind']!r}"
+                )
             if group["kind"] == "muon" and any(p.ndim < 2 for p in group["params"]):
                 raise ValueError("Muon takes parameters of two or more dimensions only")
 

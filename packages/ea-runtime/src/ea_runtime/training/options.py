@@ -30,9 +30,13 @@ class TrainOptions(BaseModel):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, reached by (1+n)/(10+n)")
+    ema: float = Field(
+        0.999, ge=0, lt=1, description="decay of the averaged weights, reached by (1+n)/(10+n)"
+    )
     seed: int = 0
-    dtype: Literal["fp32", "bf16"] = Field("fp32", description="type to compute in; weights and optimiser stay fp32")
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="type to compute in; weights and optimiser stay fp32"
+    )
     device: str = "auto"
     threads: int = Field(0, ge=0, description="CPU threads of a process; 0 leaves it to torch")
     processes: int = Field(1, gt=0, description="processes that share each batch and average their gradients")

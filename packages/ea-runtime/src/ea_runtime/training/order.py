@@ -10,7 +10,9 @@ import numpy as np
 class BatchOrder:
     """Batches of sample indices; each batch holds one bucket, every sample comes once an epoch.
 
-    A bucket's last batch of an epoch may be smaller than `batch_size`: nothing is dropped, nothing is doubled.
+    A bucket's last batch of an epoch may be smaller than `batch_size`: nothing is dropped or doubled.
+
+    buckets: one key a sample. batch_size: 1 or more. seed: 0 or more. Raises ValueError for no samples.
     """
 
     def __init__(self, buckets: Sequence[Hashable], batch_size: int, seed: int) -> None:

@@ -38,8 +38,15 @@ def process_group(processes: int, argv: list[str]) -> Iterator[int]:
     children: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(1, processes):
-            environment = {**os.environ, _STORE: str(folder / "store"), _RANK: str(rank), _WORLD: str(processes)}
-            children.append(subprocess.Popen([sys.executable, "-m", "ea_runtime.cli.main", *argv], env=environment))
+            environment = {
+                **os.environ,
+                _STORE: str(folder / "store"),
+                _RANK: str(rank),
+                _WORLD: str(processes),
+            }
+            children.append(
+                subprocess.Popen([sys.executable, "-m", "ea_runtime.cli.main", *argv], env=environment)
+            )
         _join(folder / "store", 0, processes)
         yield 0
         dist.destroy_process_group()

@@ -46,4 +46,6 @@ class TrainingProgress:
         elif time.monotonic() - self.last_print > QUIET_SECONDS:
             self.last_print = time.monotonic()
             left = (self.steps - line["step"]) * line["samples"] / max(self.speed, 1e-9)
-            self.console.print(f"step {line['step']}/{self.steps}  {text}  {left / 60:.1f} min left", highlight=False)
+            self.console.print(
+                f"step {line['step']}/{self.steps}  {text}  {left / 60:.1f} min left", highlight=False
+            )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Context:
     """What the loop tells a recipe about the run.
 
-    seed: the run's seed. device: where the networks live. out: the run's folder. say: shows one line to the user.
+    seed: the run's seed. device: where the networks live. out: the run's folder. say: shows a line to the user.
     dtype: "fp32" or "bf16", the type to compute in; weights stay fp32 (see ea_runtime.training.precision).
     """
 
@@ -31,8 +31,9 @@ class Context:
 class Recipe(Protocol):
     """Made as `Recipe(options, context)`; the loop owns order, optimiser, EMA, checkpoints and log.
 
-    Everything random inside `loss` must come from the generator that is passed. The loop seeds it from (seed,
-    step, process), so that a resumed run draws what an uninterrupted one would have drawn.
+    Everything random inside `loss` should come from the generator that is passed. The loop seeds it, and
+    torch's global one (which dropout uses), from (seed, step, process), so that a resumed run draws what an
+    uninterrupted one would have drawn. What else changes from step to step must lie in the modules.
     """
 
     options_model: type[BaseModel]
@@ -51,12 +52,14 @@ class Recipe(Protocol):
         """One key a sample; the samples of a batch share their key (picture or video, frames, size)."""
         ...
 
-    def loss(self, indices: list[int], generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The scalar loss of a batch and figures for the log."""
+    def loss(
+        self, indices: list[int], generator: torch.Generator, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The scalar loss of a batch (its mean) and figures for the log, of the same names at every call."""
         ...
 
     def finish(self) -> None:
-        """Called once after the last step with the averaged weights in place (for example to whiten latents)."""
+        """Called after the last step with the averaged weights in place (for example to whiten latents)."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -31,7 +31,10 @@ def save_state(
     state = optimizer.state_dict()
     for index, values in state["state"].items():
         tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items()}
-    save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, folder / "state.safetensors")
+    save_file(
+        {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()},
+        folder / "state.safetensors",
+    )
     text = json.dumps({"position": position, "optimizer_groups": state["param_groups"]}, indent=1)
     (folder / "state.json").write_text(text + "\n", encoding="utf-8")
 

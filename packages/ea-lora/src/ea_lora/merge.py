@@ -1,0 +1,216 @@
+"""A model folder with LoRAs worked into its weights, for tools that know no LoRA.
+
+The folder is copied and only the changed tensors are written anew, in place: all other bytes stay, and the
+memory needed is one tensor. `W + sum of weight * scale * up @ down` is computed in float32 and cast once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ea_lora.io import Layer, LoraFile, read_lora
+from ea_lora.keys import PARTS, Part
+from ea_lora.matching import Matching, match_lora
+from ea_lora.network import DEFAULT_WEIGHT, check_weight
+from ea_runtime.checkpoint import MANIFEST, atomic_folder, require_space
+from ea_runtime.errors import UserError
+from ea_runtime.folder import load_part, load_parts, plan_part
+from ea_runtime.folder_layout import PARTS as FOLDERS
+from ea_runtime.folder_layout import resolve_folder
+from ea_runtime.safe_files import inside, is_file, quote
+from ea_runtime.safe_weights import DTYPES, TensorEntry, find_weights, is_pickle
+
+#: written into the new folder: what was merged into which base, for people
+RECORD = "merged_loras.json"
+LoraSpec = str | os.PathLike[str] | LoraFile | tuple[str | os.PathLike[str] | LoraFile, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What was written: the folder, how many tensors changed, and how each file fitted."""
+
+    folder: Path
+    num_changed: int
+    matchings: tuple[Matching, ...]
+
+
+def merge_lora(
+    model: Any,
+    loras: LoraSpec | Sequence[LoraSpec],
+    out: str | os.PathLike[str],
+    *,
+    parts: Collection[str] = PARTS,
+    exclude: Sequence[str] = (),
+) -> Merged:
+    """Write a new model folder with LoRAs merged; the model and its folder stay as they are.
+
+    Args:
+        model: a model folder or name, or a pipeline that was loaded from one (its folder is what is merged,
+        in the
+            precision that lies there).
+        loras: a path, (path, weight), or a list of these; without a weight 0.55.
+        out: a folder that does not exist yet, or is empty.
+        parts, exclude: as in `load_lora`.
+
+    Raises UserError, with nothing written: all that `load_lora` refuses, `out` exists, the disk is too small,
+    a
+        result that is not finite in the folder's dtype.
+    """
+    source = _source_folder(model)
+    target = _target_folder(source, Path(out))
+    files = [
+        (read_lora(path) if not isinstance(path, LoraFile) else path, weight)
+        for path, weight in _specs(loras)
+    ]
+    wanted = [part for part in PARTS if part in parts and any(file.of_part(part) for file, _ in files)]
+    networks = load_networks(source, wanted)
+    matchings = tuple(match_lora(file, networks, parts, exclude) for file, _ in files)
+    changes = _changes(source, matchings, [weight for _, weight in files])
+    names = [name for name in _files_to_copy(source) if name not in (MANIFEST, RECORD)]
+    require_space(target.parent, sum(inside(source, name).stat().st_size for name in names) + (1 << 20))
+    with atomic_folder(target) as partial:
+        for name in names:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(inside(source, name), partial / name)
+        for change in changes:
+            change.apply(source, partial)
+        record = {"base": source.name, "loras": [_describe(file, weight) for file, weight in files]}
+        (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return Merged(target, len(changes), matchings)
+
+
+def load_networks(
+    folder: Path, parts: Collection[str], *, with_weights: bool = False
+) -> dict[Part, nn.Module | None]:
+    """The networks of a model folder, those not in `parts` as None.
+
+    with_weights: False gives the denoiser's modules and shapes only, on the meta device; a text encoder is
+    loaded
+        either way, as its builder knows nothing else.
+    """
+    networks: dict[Part, nn.Module | None] = {"denoiser": None, "text": None}
+    if "denoiser" in parts:
+        plan = plan_part(folder, FOLDERS["denoiser"])
+        networks["denoiser"] = load_part(plan, device="cpu" if with_weights else "meta")
+    if "text" in parts and is_file(inside(folder, f"{FOLDERS['text'].folder}/config.json")):
+        text = load_parts(folder, parts=("text",)).text
+        found = text if isinstance(text, nn.Module) else getattr(text, "model", None)
+        networks["text"] = found if isinstance(found, nn.Module) else None
+    return networks
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One tensor of the folder and what is added to it. Keeps layers, not their products: those are large."""
+
+    name: str
+    entry: TensorEntry
+    layers: tuple[tuple[Layer, float], ...]
+
+    def apply(self, source: Path, target: Path) -> None:
+        """Compute from `source` and write to the same place of the copy in `target`."""
+        place = target / self.entry.file.relative_to(source.resolve())
+        dtype = getattr(torch, DTYPES[self.entry.dtype][0])
+        with place.open("r+b", buffering=0) as file:
+            stored = torch.empty(self.entry.shape, dtype=dtype)
+            file.seek(self.entry.begin)
+            file.readinto(_bytes(stored))
+            merged = merge_weight(stored, self.layers)
+            if not bool(torch.isfinite(merged).all()):
+                raise UserError(
+                    f"{self.name} would hold NaN or infinity in {str(dtype)[6:]} after merging; "
+                    "use smaller weights"
+                )
+            file.seek(self.entry.begin)
+            file.write(_bytes(merged))
+
+
+def merge_weight(weight: Tensor, layers: Sequence[tuple[Layer, float]]) -> Tensor:
+    """A module's weight with LoRA layers at their strengths: summed in float32 or wider, cast once."""
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    for layer, strength in layers:
+        wide = wide + (strength * layer.delta()).to(wide).reshape(wide.shape)
+    return wide.to(weight.dtype)
+
+
+def _changes(source: Path, matchings: Sequence[Matching], weights: Sequence[float]) -> list[_Change]:
+    by_tensor: dict[tuple[Part, str], list[tuple[Layer, float]]] = {}
+    for matching, strength in zip(matchings, weights, strict=True):
+        for match in matching.matches:
+            key = (match.layer.part, f"{match.path}.weight")
+            by_tensor.setdefault(key, []).append((match.layer, strength))
+    found = {part: find_weights(source, FOLDERS[part].folder) for part in {part for part, _ in by_tensor}}
+    changes = []
+    for (part, name), layers in by_tensor.items():
+        entry = found[part].tensors.get(name)
+        if entry is None or DTYPES[entry.dtype][0] not in ("float64", "float32", "float16", "bfloat16"):
+            what = "has no" if entry is None else f"holds as {entry.dtype}"
+            raise UserError(
+                f"{FOLDERS[part].folder} of model folder {quote(str(source))} {what} {quote(name)}; "
+                "merging needs the weights in 16-bit floats or wider, under the names of their modules"
+            )
+        changes.append(_Change(name, entry, tuple(layers)))
+    return changes
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _specs(loras: LoraSpec | Sequence[LoraSpec]) -> list[tuple[str | os.PathLike[str] | LoraFile, float]]:
+    is_pair = isinstance(loras, tuple) and len(loras) == 2 and isinstance(loras[1], (int, float))
+    one = isinstance(loras, (str, os.PathLike, LoraFile)) or is_pair
+    items: Sequence[Any] = [loras] if one else list(loras)  # pyright: ignore[reportArgumentType]
+    if not items:
+        raise UserError("`loras` must name at least one LoRA file, got none")
+    pairs = [item if isinstance(item, tuple) else (item, DEFAULT_WEIGHT) for item in items]
+    return [(path, check_weight(weight)) for path, weight in pairs]
+
+
+def _source_folder(model: Any) -> Path:
+    if isinstance(model, (str, os.PathLike)):
+        return resolve_folder(model)
+    name = getattr(model, "model", None)
+    if not isinstance(name, (str, os.PathLike)):
+        raise UserError(
+            f"`model` must be a model folder or a pipeline that was loaded from one, got "
+            f"{quote(type(model).__name__)}; give the folder"
+        )
+    return resolve_folder(name)
+
+
+def _target_folder(source: Path, out: Path) -> Path:
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"`out` must be a new or empty folder, got {quote(str(out))}")
+    target = out.resolve()
+    if target.is_relative_to(source.resolve()):
+        raise UserError(f"`out` must lie outside the model folder, got {quote(str(out))}")
+    return target
+
+
+def _files_to_copy(source: Path) -> list[str]:
+    """Regular files, without pickles and hidden ones (a clone's history)."""
+    names = []
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        if any(piece.startswith(".") for piece in relative.parts) or is_pickle(path.name) or path.is_dir():
+            continue
+        if is_file(inside(source, relative.as_posix())):
+            names.append(relative.as_posix())
+    return names
+
+
+def _describe(file: LoraFile, weight: float) -> dict[str, Any]:
+    with file.path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"file": file.path.name, "sha256": digest, "weight": weight}

@@ -1,0 +1,239 @@
+"""Proof that a LoRA does something: what matched, each block's change, how far the output moves."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ea_lora.io import Layer, LoraFile, content_hashes, count_parts, read_lora
+from ea_lora.keys import PARTS, Part
+from ea_lora.matching import Match, match_lora, networks_of
+from ea_lora.merge import load_networks
+from ea_lora.network import load_lora
+from ea_runtime.denoise import size_conditions
+from ea_runtime.folder_layout import resolve_folder
+
+#: the probe: one picture and a short video, in latent frames, and the size of a latent frame
+_PROBE_FRAMES, _PROBE_SIZE, _PROBE_TOKENS, _PROBE_TIMESTEP = (1, 3), 16, 8, 500
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One matched layer at weight 1. norm: of its change (Frobenius); relative: over the weight's norm."""
+
+    part: str
+    path: str
+    block: str
+    rank: int
+    scale: float
+    norm: float
+    base_norm: float
+
+    @property
+    def relative(self) -> float:
+        return self.norm / self.base_norm if self.base_norm else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReport:
+    """The layers of one block together: root of the sum of squares of their norms."""
+
+    part: str
+    block: str
+    num_layers: int
+    norm: float
+    relative: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoraReport:
+    """What a LoRA would do to a model.
+
+    ignored, left_out: names of layers. probe: how far the denoiser's output moves at `weight`, relative, for
+    a "picture" and a "video" of seeded noise; empty where the denoiser is of an unknown kind.
+    """
+
+    path: str
+    summary: str
+    layers: tuple[LayerReport, ...]
+    blocks: tuple[BlockReport, ...]
+    ignored: tuple[str, ...]
+    left_out: tuple[str, ...]
+    weight: float
+    probe: dict[str, float]
+
+    @property
+    def does_something(self) -> bool:
+        return any(layer.norm > 0 for layer in self.layers)
+
+    def as_dict(self) -> dict[str, Any]:
+        layers = [asdict(layer) | {"relative": layer.relative} for layer in self.layers]
+        return asdict(self) | {"layers": layers, "does_something": self.does_something}
+
+
+def verify_lora(
+    model: Any,
+    path: str | os.PathLike[str] | LoraFile,
+    weight: float = 1.0,
+    *,
+    parts: Collection[str] = PARTS,
+    exclude: Sequence[str] = (),
+    probe: bool = True,
+) -> LoraReport:
+    """Match a LoRA with a model and measure its changes. The model is as before afterwards.
+
+    model: a pipeline, a torch module, or a model folder or name, whose denoiser (and text encoder, where the
+    file has layers for one) is loaded. probe: run the denoiser on noise without and with the LoRA at
+    `weight`.
+
+    Raises UserError as `load_lora` does.
+    """
+    file = path if isinstance(path, LoraFile) else read_lora(path)
+    if isinstance(model, (str, os.PathLike)):
+        wanted = {"denoiser", *(part for part in parts if file.of_part("text") and part == "text")}
+        networks = load_networks(resolve_folder(model), wanted, with_weights=True)
+    else:
+        networks = networks_of(model)
+    matching = match_lora(file, networks, parts, exclude)
+    layers = tuple(_report(match) for match in matching.matches)
+    denoiser = networks["denoiser"]
+    moved: dict[str, float] = {}
+    if probe and denoiser is not None and any(match.layer.part == "denoiser" for match in matching.matches):
+        moved = _probe(denoiser, file, weight, exclude)
+    return LoraReport(
+        path=str(file.path),
+        summary=matching.summary(),
+        layers=layers,
+        blocks=tuple(_blocks(layers)),
+        ignored=tuple(layer.name for layer in matching.ignored),
+        left_out=tuple(layer.name for layer in matching.left_out),
+        weight=weight,
+        probe=moved,
+    )
+
+
+def lora_info(path: str | os.PathLike[str] | LoraFile) -> dict[str, Any]:
+    """What a file says of itself, checked as for loading; needs no model. Raises UserError as `read_lora`
+    does.
+
+    `hash_matches`: whether the tensors are those that its `sshs_model_hash` was computed of; None without
+    one.
+    """
+    file = path if isinstance(path, LoraFile) else read_lora(path)
+    stored = file.metadata.get("sshs_model_hash")
+    return {
+        "path": str(file.path),
+        "bytes": file.path.stat().st_size,
+        "layers": dict(count_parts(file.layers)),
+        "ranks": sorted({layer.rank for layer in file.layers}),
+        "alphas": sorted({layer.scale * layer.rank for layer in file.layers}),
+        "dtypes": sorted({str(layer.down.dtype)[6:] for layer in file.layers}),
+        "parameters": sum(layer.down.numel() + layer.up.numel() for layer in file.layers),
+        "is_trained": any(bool(layer.up.any()) for layer in file.layers),
+        "hash_matches": None
+        if stored is None
+        else stored == content_hashes(Path(file.path).read_bytes())["sshs_model_hash"],
+        "metadata": dict(sorted(file.metadata.items())),
+    }
+
+
+def delta_norm(layer: Layer) -> float:
+    """Frobenius norm of the layer's change at weight 1, without forming the (outputs, inputs) product."""
+    down, up = (matrix.double() for matrix in layer.matrices())
+    # |U D|^2 = trace(D^T U^T U D) = sum of (U^T U) * (D D^T), both (R, R)
+    square = ((up.T @ up) * (down @ down.T)).sum()
+    return layer.scale * math.sqrt(max(float(square), 0.0))
+
+
+def block_of(path: str) -> str:
+    """A module's block: `transformer_blocks.3`, `transformer_blocks.3 motion`, or its path's first name."""
+    found = re.match(r"(?:[A-Za-z]\w*\.)+?\d+(?=\.|$)", path)
+    block = found.group() if found else path.split(".")[0]
+    return f"{block} motion" if ".attn_temporal." in path else block
+
+
+def _report(match: Match) -> LayerReport:
+    layer = match.layer
+    return LayerReport(
+        part=layer.part,
+        path=match.path,
+        block=block_of(match.path),
+        rank=layer.rank,
+        scale=layer.scale,
+        norm=delta_norm(layer),
+        base_norm=float(match.weight.detach().float().norm()),
+    )
+
+
+def _blocks(layers: Sequence[LayerReport]) -> list[BlockReport]:
+    groups: dict[tuple[str, str], list[LayerReport]] = {}
+    for layer in layers:
+        groups.setdefault((layer.part, layer.block), []).append(layer)
+
+    def report(part: str, block: str, members: list[LayerReport]) -> BlockReport:
+        norm, base = (math.sqrt(sum(value**2 for value in values)) for values in (
+            [layer.norm for layer in members], [layer.base_norm for layer in members],
+        ))  # fmt: skip
+        return BlockReport(part, block, len(members), norm, norm / base if base else math.inf)
+
+    found = [report(part, block, members) for (part, block), members in groups.items()]
+    order: dict[str, int] = {part: number for number, part in enumerate(PARTS)}
+    return sorted(found, key=lambda item: (order[item.part], _natural(item.block)))
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts block 2 before block 10."""
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", text)]
+
+
+def _probe(denoiser: nn.Module, file: LoraFile, weight: float, exclude: Sequence[str]) -> dict[str, float]:
+    """Relative change of the output, ||with - without|| / ||without||, on seeded noise and seeded text."""
+    config = getattr(denoiser, "config", None)
+    channels, width = (getattr(config, name, None) for name in ("in_channels", "caption_channels"))
+    if not isinstance(channels, int) or not isinstance(width, int):
+        return {}
+    parameter = next(denoiser.parameters())
+
+    def outputs() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for frames in _PROBE_FRAMES:
+            latents = torch.randn(1, channels, frames, _PROBE_SIZE, _PROBE_SIZE, generator=generator)
+            text = torch.randn(1, _PROBE_TOKENS, width, generator=generator).to(parameter)
+            pixels = 8 * _PROBE_SIZE
+            sample = denoiser(
+                latents.to(parameter),
+                timestep=torch.full((1,), _PROBE_TIMESTEP, device=parameter.device),
+                encoder_hidden_states=text,
+                encoder_attention_mask=torch.ones(1, _PROBE_TOKENS, device=parameter.device),
+                added_cond_kwargs=size_conditions(config, 1, pixels, pixels, text),
+            ).sample
+            found.append(sample.double())
+        return found
+
+    with torch.inference_mode():
+        before = outputs()
+        with load_lora(denoiser, file, weight, parts=("denoiser",), exclude=exclude):
+            after = outputs()
+    moved = [float((new - old).norm() / old.norm()) for new, old in zip(after, before, strict=True)]
+    return dict(zip(("picture", "video"), moved, strict=True))
+
+
+__all__ = [
+    "BlockReport",
+    "LayerReport",
+    "LoraReport",
+    "Part",
+    "block_of",
+    "delta_norm",
+    "lora_info",
+    "verify_lora",
+]
