@@ -24,7 +24,9 @@ def machine() -> dict[str, Any]:
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
         processor = names[0] if names else processor
     packages = ("torch", "diffusers", "transformers", "av", "numpy")
     return {
@@ -44,7 +46,9 @@ def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str, dict[str, Any]]
     def write(name: str, figures: dict[str, Any]) -> None:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{name}.json"
-        path.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n", encoding="utf-8"
+        )
         with capsys.disabled():
             print(f"\n{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
 

@@ -31,7 +31,11 @@ def test_help_against_the_bare_interpreter(benchmark: Any, report: Any) -> None:
     nothing, help_ = benchmark.pedantic(measure, rounds=1)
     report(
         "startup_help",
-        {"python -c pass": f"{nothing:.3f} s", "ea --help": f"{help_:.3f} s", "over it": f"{help_ - nothing:.3f} s"},
+        {
+            "python -c pass": f"{nothing:.3f} s",
+            "ea --help": f"{help_:.3f} s",
+            "over it": f"{help_ - nothing:.3f} s",
+        },
     )
 
 
@@ -41,7 +45,15 @@ def test_first_video(benchmark: Any, report: Any, tmp_path: Path) -> None:
 
     def run() -> dict[str, Any]:
         out = tmp_path / f"{next(number)}.mp4"
-        words = [sys.executable, "-m", "ea_runtime.cli.main", "generate", "a red circle moves right", "-o", str(out)]
+        words = [
+            sys.executable,
+            "-m",
+            "ea_runtime.cli.main",
+            "generate",
+            "a red circle moves right",
+            "-o",
+            str(out),
+        ]
         total = seconds(words)
         parts = json.loads(out.with_suffix(".json").read_text(encoding="utf-8")).get("timings", {})
         return {"total": total, **parts}

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 
 #: What suits the model: read by `ea generate` as its defaults.
 GENERATION = {
-    "height": 64, "width": 64, "num_frames": 18, "fps": 12, "steps": 20, "guidance": 4.0, "sampler": "dpm++", "seed": 43
+    "height": 64, "width": 64, "num_frames": 18, "fps": 12, "steps": 20, "guidance": 4.0, "sampler": "dpm++",
+    "seed": 43,
 }  # fmt: skip
 SCHEDULER = {
-    "_class_name": "DPMSolverMultistepScheduler", "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
-    "num_train_timesteps": 1000, "steps_offset": 1,
+    "_class_name": "DPMSolverMultistepScheduler", "beta_start": 0.0001, "beta_end": 0.02,
+    "beta_schedule": "linear", "num_train_timesteps": 1000, "steps_offset": 1,
 }  # fmt: skip
 INDEX = {
     "_class_name": "EasyAnimatePipeline",
@@ -44,6 +45,25 @@ def copy_part(source: Path, target: Path) -> None:
             save_file(tensors, target / path.name, metadata={"format": "pt"})
         elif path.suffix in (".json", ".model") and path.name != "manifest.json":
             shutil.copyfile(path, target / path.name)
+    for path in target.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def cut_positions(folder: Path, max_len: int) -> None:
+    """Keeps the first `max_len` rows of the motion modules' position tables, which are the same at any length.
+
+    V2's tables have 4,096 rows; in a small model they would weigh more than everything else.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["motion_module_kwargs"]["temporal_position_encoding_max_len"] = max_len
+    write_json(folder / "config.json", config)
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        tensors = {
+            k: v[:, :max_len].contiguous() if k.endswith("pos_encoder.pe") else v for k, v in tensors.items()
+        }
+        save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -58,6 +78,9 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True, help="folder of the VAE")
     parser.add_argument("--text", type=Path, required=True, help="folder with text_encoder/ and tokenizer/")
     parser.add_argument("--transformer", type=Path, help="folder of the denoiser")
+    parser.add_argument(
+        "--max-latent-frames", type=int, default=256, help="rows of the position tables that stay"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     copy_part(arguments.vae, arguments.out / "vae")
@@ -65,6 +88,7 @@ def main() -> None:
         copy_part(arguments.text / part, arguments.out / part)
     if arguments.transformer:
         copy_part(arguments.transformer, arguments.out / "transformer")
+        cut_positions(arguments.out / "transformer", arguments.max_latent_frames)
     write_json(arguments.out / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(arguments.out / "model_index.json", INDEX)
     write_json(arguments.out / "ea.json", GENERATION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from ea_runtime.plugins import Host, set_host
 
 RANK, ALPHA = 4, 2.0
 
@@ -77,7 +79,9 @@ LAYERS: dict[str, tuple[int, int]] = {
 CONVOLUTIONS = {"lora_unet__proj_in": 2, "lora_unet__mix": 1}
 
 
-def lora_tensors(seed: int = 0, rank: int = RANK, alpha: float = ALPHA, std: float = 0.3) -> dict[str, Tensor]:
+def lora_tensors(
+    seed: int = 0, rank: int = RANK, alpha: float = ALPHA, std: float = 0.3
+) -> dict[str, Tensor]:
     """A LoRA for the small networks."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
@@ -164,7 +168,9 @@ def golden_folder(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     folder = tmp_path_factory.mktemp("golden") / "model"
     shutil.copytree(reference / "dit_v2", folder / "transformer", copy_function=shutil.copyfile)
-    shutil.copytree(reference / "lora" / "text_encoder", folder / "text_encoder", copy_function=shutil.copyfile)
+    shutil.copytree(
+        reference / "lora" / "text_encoder", folder / "text_encoder", copy_function=shutil.copyfile
+    )
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     (folder / "transformer" / "golden.safetensors").unlink()
@@ -172,8 +178,35 @@ def golden_folder(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+FAKE_DENOISER = Path(__file__).parent / "fake_denoiser.py"
+#: the layers of fake_denoiser.py's model
+MODEL_LAYERS = ("proj_in", "mix", "blocks_0_to_q", "blocks_1_to_q", "proj_out")
+
+
+def model_tensors(**how: Any) -> dict[str, Tensor]:
+    """A LoRA for the model of `model_folder`: part of the one for the small denoiser."""
+    keys = tuple(f"lora_unet__{name}." for name in MODEL_LAYERS)
+    return {key: value for key, value in lora_tensors(**how).items() if key.startswith(keys)}
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Iterator[Path]:
+    """A model folder with a small float32 denoiser and no other network; the host knows its class."""
+    host = Host(files=[FAKE_DENOISER], entry_points=False)
+    set_host(host)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = host.get("denoisers", "small").build()()
+    folder = tmp_path / "model"
+    model.save_pretrained(folder / "transformer")
+    (folder / "README.md").write_text("a card\n")
+    yield folder
+    set_host(None)
+
+
 @pytest.fixture(scope="session")
 def small() -> SimpleNamespace:
     """The helpers above: test files cannot import each other with --import-mode=importlib."""
-    helpers = (lora_tensors, make_pipe, run, state_hash, pipe_hash, relative_error)
-    return SimpleNamespace(**{helper.__name__: helper for helper in helpers}, layers=LAYERS, rank=RANK, alpha=ALPHA)
+    values = {"layers": LAYERS, "rank": RANK, "alpha": ALPHA, "plugin": FAKE_DENOISER}
+    helpers = (lora_tensors, make_pipe, run, state_hash, pipe_hash, relative_error, model_tensors)
+    return SimpleNamespace(**{helper.__name__: helper for helper in helpers}, **values)

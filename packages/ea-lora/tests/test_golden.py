@@ -68,7 +68,9 @@ def outputs(model: Any, golden: dict[str, Tensor], name: str) -> tuple[Tensor, T
 def test_merged_equals_reference(
     golden_folder: Path, golden: dict[str, Tensor], reference: Path, tmp_path: Path, small: Any, name: str
 ) -> None:
-    merged = merge_lora(golden_folder, (reference / "lora" / f"{name}.safetensors", 0.55), tmp_path / "merged")
+    merged = merge_lora(
+        golden_folder, (reference / "lora" / f"{name}.safetensors", 0.55), tmp_path / "merged"
+    )
     assert merged.num_changed == LAYERS[name] + 14
     sample, words = outputs(load_model(tmp_path / "merged"), golden, name)
     assert small.relative_error(sample, golden[f"{name}.merged_0.55.sample"]) < TOLERANCE
@@ -139,7 +141,9 @@ def test_verify_says_what_happens_to_the_model(model: Any, reference: Path, smal
     assert small.state_hash(model.denoiser, model.text.model) == hashed
     names = [block.block for block in report.blocks if block.part == "denoiser"]
     assert names.index("transformer_blocks.2") < names.index("transformer_blocks.10")  # 10 is not before 2
-    assert {"transformer_blocks.27", "transformer_blocks.27 motion", "proj_out", "long_connect_fc.12"} <= {*names}
+    assert {"transformer_blocks.27", "transformer_blocks.27 motion", "proj_out", "long_connect_fc.12"} <= {
+        *names
+    }
     assert all(block.norm > 0 for block in report.blocks)
     assert report.probe["picture"] > 1e-3
     assert report.probe["video"] > 1e-3

@@ -264,7 +264,7 @@ def test_a_class_that_no_package_brings(model_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"width": "8"}, "does not describe a FakeDenoiser"),
+        ({"width": "8"}, "does not fit FakeDenoiser"),
         ({"mode": "fast"}, "`mode` must be plain or reads"),
         ({"num_layers": 10**9}, "`num_layers` must be at most 512"),
         ({"num_layers": 500}, "does not fit weights of 7 tensors"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.out_of_memory import OutOfMemoryError
 from ea_runtime.pipeline import VideoPipeline
@@ -127,7 +128,9 @@ def test_only_the_1024_pixel_model_is_told_sizes(sample_size):
             seen.append(added_cond_kwargs)
             return super().forward(hidden_states, timestep, **kwargs)
 
-    VideoPipeline(None, Asked(sample_size=sample_size), FakeTextEncoder())("x", output="latents", seed=1, **SMALL)
+    VideoPipeline(None, Asked(sample_size=sample_size), FakeTextEncoder())(
+        "x", output="latents", seed=1, **SMALL
+    )
     if sample_size == 64:
         assert seen[0] == {"resolution": None, "aspect_ratio": None}
     else:
@@ -218,7 +221,9 @@ def test_defaults_of_the_model_fill_what_is_left_out():
 
 def test_without_a_vae_latents_work_and_frames_name_the_package(pipe):
     bare = VideoPipeline(None, pipe.denoiser, pipe.text)
-    assert torch.equal(bare("x", seed=1, output="latents", **SMALL).latents, pipe("x", seed=1, **SMALL).latents)
+    assert torch.equal(
+        bare("x", seed=1, output="latents", **SMALL).latents, pipe("x", seed=1, **SMALL).latents
+    )
     with pytest.raises(MissingPackageError, match="ea-vae"):
         bare("x", seed=1, **SMALL)
 
@@ -323,7 +328,9 @@ def test_out_of_memory_while_decoding_goes_on_in_tiles(pipe, chunk):
     assert np.array_equal(result.frames, good.frames)  # the fake's tiles are exact
 
     counter[0] = 0
-    pipe.vae.iter_decode = lambda latents, smooth=True, generator=None: failing(latents, smooth, generator, 99)
+    pipe.vae.iter_decode = lambda latents, smooth=True, generator=None: failing(
+        latents, smooth, generator, 99
+    )
     with pytest.raises(OutOfMemoryError, match="decoding"):
         pipe("x", seed=1, **size)
     assert not pipe.vae.use_tiling

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from ea_runtime.errors import UserError
 from ea_runtime.pipeline import VideoPipeline
 from ea_runtime.pipeline_settings import Geometry, check_seeds, latent_scale
@@ -25,7 +26,11 @@ def pipe() -> VideoPipeline:
         def forward(self, *args, **kwargs):
             raise AssertionError("work began")
 
-    return VideoPipeline(FakeVae(), Untouched(motion_module_kwargs={"temporal_position_encoding_max_len": 64}), FakeTextEncoder())
+    return VideoPipeline(
+        FakeVae(),
+        Untouched(motion_module_kwargs={"temporal_position_encoding_max_len": 64}),
+        FakeTextEncoder(),
+    )
 
 
 BAD = [
@@ -94,7 +99,10 @@ def test_a_wrong_request_is_one_line_before_any_work(pipe, wrong, message):
         ({"prompt_embeds": torch.zeros(1, 2, 8)}, "negative_prompt_embeds"),
         ({"prompt_embeds": torch.zeros(2, 8)}, "(B, tokens, channels), got (2, 8)"),
         ({"prompt_embeds": [1]}, "got list"),
-        ({"prompt_embeds": torch.zeros(1, 2, 8), "prompt_attention_mask": torch.ones(1, 3)}, "shape (1, 2), got (1, 3)"),
+        (
+            {"prompt_embeds": torch.zeros(1, 2, 8), "prompt_attention_mask": torch.ones(1, 3)},
+            "shape (1, 2), got (1, 3)",
+        ),
         (
             {"prompt_embeds": torch.zeros(1, 2, 8), "negative_prompt_embeds": torch.zeros(1, 3, 8)},
             "(2, 8) tokens and channels like `prompt_embeds`, got (3, 8)",
@@ -119,7 +127,7 @@ def test_a_pipeline_needs_a_denoiser_and_knows_its_engines(tmp_path):
         VideoPipeline.from_pretrained("tiny", engine="warp")
     with pytest.raises(UserError, match="no model folder"):
         VideoPipeline.from_pretrained(tmp_path / "nothing")
-    with pytest.raises(UserError, match="(?i)has no vae"):
+    with pytest.raises(UserError, match=r"(?i)has no vae"):
         VideoPipeline.from_pretrained(tmp_path, device="cpu")
 
 
@@ -158,7 +166,9 @@ def test_slice_numbers_that_do_not_fit():
 def test_geometry_agrees_with_the_vae(is_slice):
     ea_vae = pytest.importorskip("ea_vae")
     small = {"ch": 8, "ch_mult": [1, 1, 1, 1], "layers_per_block": 1, "norm_num_groups": 4}
-    chunk = {"slice_compression_vae": True, "mini_batch_encoder": 8, "mini_batch_decoder": 2} if is_slice else {}
+    chunk = (
+        {"slice_compression_vae": True, "mini_batch_encoder": 8, "mini_batch_decoder": 2} if is_slice else {}
+    )
     vae = ea_vae.AutoencoderKLMagvit(**small, **chunk).eval()
     geometry = Geometry.from_configs(vae.config)
     assert geometry.spatial_ratio == 8
@@ -179,7 +189,7 @@ def test_published_configs():
     }  # fmt: skip
     denoiser = {
         "in_channels": 4, "patch_size": 2, "motion_module_type": "Vanilla",
-        "motion_module_kwargs": {"temporal_position_encoding": True, "temporal_position_encoding_max_len": 4096, "block_size": 1},
+        "motion_module_kwargs": {"temporal_position_encoding_max_len": 4096, "block_size": 1},
     }  # fmt: skip
     assert Geometry.from_configs(vae, denoiser) == Geometry(max_latent_frames=4096)
     grid = denoiser | {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {"block_size": 2}}

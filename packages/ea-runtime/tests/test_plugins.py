@@ -11,7 +11,7 @@ from textwrap import dedent
 import pytest
 
 from ea_runtime import plugin_sources
-from ea_runtime.errors import UserError
+from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.hookspecs import KINDS, hookimpl
 from ea_runtime.plugins import Host, get_host, list_plugins, make_host, set_host
 from ea_runtime.records import SamplerRecord, VaeRecord
@@ -125,6 +125,13 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
         Host(entry_points=False).get("vaes", "x")
     with pytest.raises(UserError, match="`kind` must be one of samplers.*did you mean 'samplers'"):
         Host(entry_points=False).records("sampler")
+
+
+def test_what_another_package_of_the_project_brings_names_that_package(site: Path) -> None:
+    with pytest.raises(MissingPackageError, match="the VAE 'magvit' comes with ea-vae; run `pip install ea-vae`"):
+        Host(entry_points=False).get("vaes", "magvit")
+    with pytest.raises(MissingPackageError, match="installed, but blocked: see `ea plugins`"):
+        Host(block=["ea-vae"]).get("vaes", "magvit")
 
 
 # --- leaving plugins out -----------------------------------------------------------------------------------

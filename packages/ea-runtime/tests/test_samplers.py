@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ea_runtime.samplers import SAMPLERS, V2_SCHEDULE, schedule_of_model
 
 NAMES = ["euler", "euler-a", "dpm++", "pndm", "ddim", "unipc"]
@@ -52,7 +53,13 @@ def test_unknown_keys_are_left_to_the_samplers_that_know_them():
 
 def test_a_folders_schedule_keeps_the_betas_and_not_the_solver():
     found = schedule_of_model(
-        {"_class_name": "X", "beta_end": 0.03, "steps_offset": 0, "timestep_spacing": "trailing", "clip_sample": False}
+        {
+            "_class_name": "X",
+            "beta_end": 0.03,
+            "steps_offset": 0,
+            "timestep_spacing": "trailing",
+            "clip_sample": False,
+        }
     )
     assert found == V2_SCHEDULE | {"beta_end": 0.03, "clip_sample": False}
     assert schedule_of_model(None) == V2_SCHEDULE
@@ -66,7 +73,9 @@ def sample(record, predict, x: torch.Tensor, steps: int, **config) -> torch.Tens
     drawing = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     x = x * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
-        x = scheduler.step(predict(scheduler.scale_model_input(x, t), t), t, x, return_dict=False, **drawing)[0]
+        x = scheduler.step(predict(scheduler.scale_model_input(x, t), t), t, x, return_dict=False, **drawing)[
+            0
+        ]
     return x
 
 
@@ -90,8 +99,9 @@ def test_a_gaussian_is_sampled_with_its_mean_and_spread(name):
 @pytest.mark.parametrize("name", list(GOLDEN_NAMES))
 def test_golden_sampling(name):
     pytest.importorskip("ea_dit")
-    from ea_runtime.pipeline import VideoPipeline
     from safetensors.torch import load_file
+
+    from ea_runtime.pipeline import VideoPipeline
 
     folder = reference("pipeline")
     golden = load_file(folder / "golden.safetensors")

@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+
 from ea_runtime.errors import UserError
 from ea_runtime.sidecar import content_hash, plan_sidecar, read_sidecar, versions, write_sidecar
 from ea_runtime.video import plan_output
@@ -71,7 +72,10 @@ BAD = [
     (json.dumps(changed(settings=RECORD["settings"] | {"seed": "1"})), "`seed` must be int, got str"),
     (json.dumps(changed(settings=RECORD["settings"] | {"seed": True})), "`seed` must be int, got bool"),
     (json.dumps(changed(settings=RECORD["settings"] | {"on_step": "x"})), "unknown 'on_step'"),
-    (json.dumps(changed(settings={k: v for k, v in RECORD["settings"].items() if k != "prompt"})), "`prompt`"),
+    (
+        json.dumps(changed(settings={k: v for k, v in RECORD["settings"].items() if k != "prompt"})),
+        "`prompt`",
+    ),
     (json.dumps(changed(fps=None)), "`fps`"),
     (json.dumps(changed(model={})), "`name`"),
 ]

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
+
 from ea_runtime.errors import UserError
 from ea_runtime.video import check_fps, plan_output, read_frames, write_video
 from ea_runtime.video_writers import contact_sheet
-from PIL import Image, ImageSequence
 
 
 def clip(count: int = 12, height: int = 48, width: int = 64) -> Iterator[np.ndarray]:
@@ -203,9 +204,13 @@ def test_what_exists_is_replaced_only_with_leave(tmp_path):
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / "out.gif"
-    with pytest.raises(UserError, match="exists already"), plan_output(path).writer(12) as write:
-        write(next(clip()))
+
+    def frames() -> Iterator[np.ndarray]:
+        yield from clip(2)
         path.write_text("mine")
+
+    with pytest.raises(UserError, match="exists already"):
+        write_video(path, frames())
     assert path.read_text() == "mine"
     assert names(tmp_path) == ["out.gif"]
 

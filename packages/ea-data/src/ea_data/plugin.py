@@ -22,9 +22,15 @@ def _text_recipe() -> Any:
 
 @hookimpl
 def ea_commands() -> list[CommandRecord]:
-    return [CommandRecord("data", "Draw training sets and check what a model made of their prompts.", _commands)]
+    return [
+        CommandRecord("data", "Draw training sets and check what a model made of their prompts.", _commands)
+    ]
 
 
 @hookimpl
 def ea_recipes() -> list[RecipeRecord]:
-    return [RecipeRecord("text", "A small T5 encoder and its tokenizer, from the captions of drawn scenes", _text_recipe)]
+    return [
+        RecipeRecord(
+            "text", "A small T5 encoder and its tokenizer, from the captions of drawn scenes", _text_recipe
+        )
+    ]

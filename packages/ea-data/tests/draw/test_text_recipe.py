@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,27 @@ def test_recipe_offers_what_the_loop_asks_for(trained: TextRecipe) -> None:
     assert set(trained.modules()) == {"text_encoder", "heads"}
     wanted = sum(p.numel() for module in trained.modules().values() for p in module.parameters())
     assert sum(p.numel() for group in trained.parameter_groups() for p in group["params"]) == wanted
+
+
+def test_the_loop_trains_and_resumes_it(tmp_path: Path) -> None:
+    """Four steps at once equal two, a stop, and two more; the result loads."""
+    from safetensors.torch import load_file
+
+    from ea_runtime.training.loop import Trainer
+    from ea_runtime.training.options import TrainOptions
+
+    config = {"steps": 4, "batch_size": 8, "lr": 1e-3, "warmup": 2, "save_every": 2, "keep": 3}
+
+    def run(out: Path, *, resume: bool) -> Path:
+        return Trainer(make(), TrainOptions.model_validate(config), out, {"train": config}).run(resume=resume)
+
+    whole = run(tmp_path / "whole", resume=False)
+    TextEncoder.from_pretrained(tmp_path / "whole" / "checkpoint-2" / "model")
+    parted = tmp_path / "parted"
+    shutil.copytree(tmp_path / "whole", parted, ignore=shutil.ignore_patterns("final", "checkpoint-4"))
+    first, second = (
+        load_file(folder / "text_encoder" / "model.safetensors")
+        for folder in (whole, run(parted, resume=True))
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert TextEncoder.from_pretrained(whole).encode([""]).embeds.isfinite().all()

@@ -14,6 +14,7 @@ from ea_dit.loss import NUM_TIMESTEPS, add_noise, schedule, training_loss
 from ea_dit.model import Transformer3DModel
 from ea_runtime.errors import UserError
 from ea_runtime.training.encoded import EncodedSet
+from ea_runtime.training.networks import build_network, load_network
 from ea_runtime.training.precision import run_in, short_attention
 from ea_runtime.training.recipe import Context
 
@@ -35,18 +36,19 @@ class DataTable(BaseModel):
 
 
 class LossTable(BaseModel):
-    """`min_snr`: weights the noise error by min(SNR, gamma) / SNR (Hang et al. 2023, arXiv 2303.09556); 0: off.
+    """`min_snr`: weights the noise error by min(SNR, gamma) / SNR (Hang et al. 2023, arXiv 2303.09556); 0:
+    off.
 
     Timesteps: `uniform_part` of them uniform, the rest sigmoid(normal(`t_mean`, `t_std`)) of the 1,000 steps,
     which spends more of a small budget where layout and motion are decided.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    min_snr: float = Field(5.0, ge=0)
-    uniform_part: float = Field(1.0, ge=0, le=1)
+    min_snr: float = Field(default=5.0, ge=0)
+    uniform_part: float = Field(default=1.0, ge=0, le=1)
     t_mean: float = 0.0
-    t_std: float = Field(1.0, gt=0)
+    t_std: float = Field(default=1.0, gt=0)
 
 
 class DitOptions(BaseModel):
@@ -73,37 +75,36 @@ class DitOptions(BaseModel):
 
 
 class DitRecipe:
-    """Trains Transformer3DModel on cached latents and cached text."""
+    """Trains Transformer3DModel on cached latents and cached text.
+
+    Raises UserError, one line, where the set, the start, or a size of [model] is wrong.
+    """
 
     options_model = DitOptions
 
     def __init__(self, options: DitOptions, context: Context) -> None:
         self.options = options
         self.context = context
-        self.set = EncodedSet(
-            Path(options.data.path),
-            Path(options.data.parts),
-            options.data.num_frames,
-            options.data.kinds,
-            context,
-        )
+        # before the set: a wrong config is told at once, and what coding draws cannot change the weights
         if options.init.folder:
-            self.model = Transformer3DModel.from_pretrained(options.init.folder)
+            self.model = load_network(Transformer3DModel, options.init.folder, "denoiser")
         else:
-            self.model = Transformer3DModel.from_config(options.model)  # pyright: ignore[reportAssignmentType]
+            self.model = build_network(Transformer3DModel, options.model)
             initialize_weights(self.model)
-        config = self.model.cfg
-        if config.output_channels != 2 * config.in_channels:
+        if self.model.cfg.output_channels != 2 * self.model.cfg.in_channels:
             raise UserError(
-                f"`model.out_channels` must be 2 x in_channels = {2 * config.in_channels} (noise and variance), "
-                f"got {config.output_channels}"
+                f"`model.out_channels` must be 2 x in_channels = {2 * self.model.cfg.in_channels} (noise and "
+                f"variance), got {self.model.cfg.output_channels}"
             )
+        data = options.data
+        self.set = EncodedSet(Path(data.path), Path(data.parts), data.num_frames, data.kinds, context)
+        self._check_widths()
         if options.init.freeze_motion:
             self.model.set_motion_modules(False)
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(".attn_temporal." not in name)
         self.dtype = torch.bfloat16 if context.dtype == "bf16" else torch.float32
-        self.model.to(context.device)
+        self.model.to(context.device)  # pyright: ignore[reportArgumentType]
         self.model.train()
 
     def modules(self) -> dict[str, nn.Module]:
@@ -118,7 +119,7 @@ class DitRecipe:
             (inner if is_matrix and is_inner else rest).append(parameter)
         return [{"params": inner, "kind": "muon"}, {"params": rest, "kind": "adamw"}]
 
-    def buckets(self) -> list[tuple[int, ...]]:
+    def buckets(self) -> list[tuple[str | int, ...]]:
         return self.set.shapes
 
     def loss(
@@ -151,6 +152,17 @@ class DitRecipe:
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder, safe_serialization=True)
 
+    def _check_widths(self) -> None:
+        cfg, latents = self.model.cfg, self.set.shapes[0][1]
+        for key, have, what, wanted in (
+            ("in_channels", cfg.in_channels, "VAE makes latents", latents),
+            ("caption_channels", cfg.text_width, "text encoder makes features", self.set.width),
+        ):
+            if have != wanted:
+                raise UserError(
+                    f"`model.{key}` must be {wanted}, as `data.parts`' {what} of that width, got {have}"
+                )
+
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         table = self.options.loss
         even = torch.rand(count, generator=generator)
@@ -173,4 +185,4 @@ class DitRecipe:
             return None
         b, _, _, h, w = latents.shape
         pixels = torch.tensor([h * 8.0, w * 8.0], device=latents.device).expand(b, 2)
-        return {"resolution": pixels, "aspect_ratio": (pixels[:, :1] / pixels[:, 1:])}
+        return {"resolution": pixels, "aspect_ratio": pixels[:, :1] / pixels[:, 1:]}

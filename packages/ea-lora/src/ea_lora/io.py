@@ -23,6 +23,8 @@ from ea_runtime.safe_files import is_file, quote
 from ea_runtime.safe_weights import PartWeights, is_pickle, iter_tensors, read_header
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: no weight changes by more than float16 can hold; what training gives is below 10
+_LARGEST_CHANGE = 65504.0
 #: where sd-webui's first hash of a LoRA begins and how many bytes it covers
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
 
@@ -94,7 +96,7 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     file = Path(path)
     label = f"LoRA file {quote(str(path))}"
     weights = _read_header(file, label)
-    tensors = dict(iter_tensors(weights))
+    tensors = dict(iter_tensors(weights, weights.tensors))
     layers = tuple(_layer(name, roles, label) for name, roles in _group(tensors, label).items())
     return LoraFile(file, layers, dict(weights.metadata))
 
@@ -244,13 +246,13 @@ def _layer(name: str, roles: Mapping[Role, Tensor], label: str) -> Layer:
             raise UserError(f"{where}: alpha must be above 0, got {float(alpha):g}; the file is damaged")
         alpha = alpha.reshape(())
     layer = Layer(name, *split_name(name), down, up, alpha)
-    if largest_change(layer) > torch.finfo(torch.float32).max:
-        raise UserError(f"{where} would change weights beyond the range of numbers; the file is damaged")
+    if _bound(layer) > _LARGEST_CHANGE:
+        raise UserError(f"{where} would change weights by up to {_bound(layer):.3g}; the file is damaged")
     return layer
 
 
-def largest_change(layer: Layer) -> float:
-    """A bound on the numbers that `delta` can hold."""
+def _bound(layer: Layer) -> float:
+    """No number of the layer's delta is larger."""
     return layer.scale * layer.rank * float(layer.down.abs().max()) * float(layer.up.abs().max())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ea_lora.io import Layer, LoraFile, count_parts, largest_change
+from ea_lora.io import Layer, LoraFile, count_parts
 from ea_lora.keys import PARTS, Part, find_targets, fits, flatten
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.safe_files import quote
@@ -157,11 +157,6 @@ def _check_fit(match: Match, label: str) -> None:
     if weight.dtype not in _FLOATS:
         raise UserError(
             f"{match.path} has weights of {str(weight.dtype)[6:]}; LoRA needs 16-bit floats or wider"
-        )
-    if largest_change(layer) > torch.finfo(weight.dtype).max:
-        raise UserError(
-            f"{label}: {quote(layer.name)} goes beyond the range of {str(weight.dtype)[6:]}; load the "
-            "model in bfloat16 or float32"
         )
 
 

@@ -75,15 +75,15 @@ def merge_lora(
     wanted = [part for part in PARTS if part in parts and any(file.of_part(part) for file, _ in files)]
     networks = load_networks(source, wanted)
     matchings = tuple(match_lora(file, networks, parts, exclude) for file, _ in files)
-    changes = _changes(source, matchings, [weight for _, weight in files])
     names = [name for name in _files_to_copy(source) if name not in (MANIFEST, RECORD)]
+    changes = _changes(source, names, matchings, [weight for _, weight in files])
     require_space(target.parent, sum(inside(source, name).stat().st_size for name in names) + (1 << 20))
     with atomic_folder(target) as partial:
         for name in names:
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(inside(source, name), partial / name)
         for change in changes:
-            change.apply(source, partial)
+            change.apply(partial)
         record = {"base": source.name, "loras": [_describe(file, weight) for file, weight in files]}
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return Merged(target, len(changes), matchings)
@@ -111,17 +111,17 @@ def load_networks(
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """One tensor of the folder and what is added to it. Keeps layers, not their products: those are large."""
+    """One tensor in a file of the folder and what is added to it. Keeps layers, not their large products."""
 
+    file: str
     name: str
     entry: TensorEntry
     layers: tuple[tuple[Layer, float], ...]
 
-    def apply(self, source: Path, target: Path) -> None:
-        """Compute from `source` and write to the same place of the copy in `target`."""
-        place = target / self.entry.file.relative_to(source.resolve())
+    def apply(self, folder: Path) -> None:
+        """Read the tensor from a copy of the folder and write the merged one in its place."""
         dtype = getattr(torch, DTYPES[self.entry.dtype][0])
-        with place.open("r+b", buffering=0) as file:
+        with (folder / self.file).open("r+b", buffering=0) as file:
             stored = torch.empty(self.entry.shape, dtype=dtype)
             file.seek(self.entry.begin)
             file.readinto(_bytes(stored))
@@ -143,7 +143,11 @@ def merge_weight(weight: Tensor, layers: Sequence[tuple[Layer, float]]) -> Tenso
     return wide.to(weight.dtype)
 
 
-def _changes(source: Path, matchings: Sequence[Matching], weights: Sequence[float]) -> list[_Change]:
+def _changes(
+    source: Path, names: Sequence[str], matchings: Sequence[Matching], weights: Sequence[float]
+) -> list[_Change]:
+    # files of a downloaded folder may be links to a store: entries know the real file, the copy has the name
+    files = {(name.split("/")[0], inside(source, name)): name for name in names}
     by_tensor: dict[tuple[Part, str], list[tuple[Layer, float]]] = {}
     for matching, strength in zip(matchings, weights, strict=True):
         for match in matching.matches:
@@ -159,7 +163,7 @@ def _changes(source: Path, matchings: Sequence[Matching], weights: Sequence[floa
                 f"{FOLDERS[part].folder} of model folder {quote(str(source))} {what} {quote(name)}; "
                 "merging needs the weights in 16-bit floats or wider, under the names of their modules"
             )
-        changes.append(_Change(name, entry, tuple(layers)))
+        changes.append(_Change(files[FOLDERS[part].folder, entry.file], name, entry, tuple(layers)))
     return changes
 
 

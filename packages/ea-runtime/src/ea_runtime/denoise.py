@@ -1,7 +1,7 @@
 """From noise to latents: the sampling loop with classifier-free guidance.
 
-Shape legend: N videos denoised together, R = 2N rows with guidance (without text first, then with it) or N without,
-C latent channels, t latent frames, h w latent size, L text tokens, D text width.
+Shape legend: N videos denoised together, R = 2N rows with guidance (without text first, then with it) or N
+without, C latent channels, t latent frames, h w latent size, L text tokens, D text width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ea_runtime.records import Record
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What N videos are told: embeddings (N, L, D) and mask (N, L), 1 on text; the negative ones likewise or None."""
+    """What N videos are told: embeddings (N, L, D) and mask (N, L), 1 on text; negative ones or None."""
 
     embeds: Tensor
     mask: Tensor
@@ -38,7 +38,7 @@ class Text:
 
 
 def plan_steps(record: Record, config: dict[str, Any], num_steps: int) -> Any:
-    """The sampler's scheduler, ready for `num_steps` steps. Raises UserError where the sampler cannot do so many."""
+    """The sampler's scheduler, ready for `num_steps` steps. Raises UserError where it cannot do so many."""
 
     def prepared(count: int) -> Any:
         scheduler = record.build(**config)
@@ -64,12 +64,17 @@ def plan_steps(record: Record, config: dict[str, Any], num_steps: int) -> Any:
 class NoisePredictor:
     """The denoiser with text, guidance and size conditions fixed: noisy latents in, noise out.
 
-    Text is projected once where the denoiser offers `text_context`. When memory runs out the rows are run one at a
-    time from then on.
+    Text is projected once where the denoiser offers `text_context`. When memory runs out the rows are run one
+    at a time from then on.
     """
 
     def __init__(
-        self, denoiser: Any, text: tuple[Tensor, Tensor], conditions: dict[str, Any], guidance: float, channels: int
+        self,
+        denoiser: Any,
+        text: tuple[Tensor, Tensor],
+        conditions: dict[str, Any],
+        guidance: float,
+        channels: int,
     ) -> None:
         self.denoiser = denoiser
         self.embeds, self.mask = text
@@ -108,7 +113,9 @@ class NoisePredictor:
         if hasattr(self.denoiser, "text_context"):
             rows = (start, stop)
             if rows not in self.contexts:
-                self.contexts[rows] = self.denoiser.text_context(self.embeds[start:stop], self.mask[start:stop])
+                self.contexts[rows] = self.denoiser.text_context(
+                    self.embeds[start:stop], self.mask[start:stop]
+                )
             arguments["text_context"] = self.contexts[rows]
         else:
             arguments["encoder_hidden_states"] = self.embeds[start:stop]
@@ -120,7 +127,7 @@ class NoisePredictor:
 
 
 def size_conditions(denoiser_config: Any, rows: int, height: int, width: int, like: Tensor) -> dict[str, Any]:
-    """What PixArt's 1024-pixel model (sample_size 128) is told of the size: (R, 2) and (R, 1); None for others."""
+    """What PixArt's 1024-pixel model (sample_size 128) is told: (R, 2) and (R, 1); None for others."""
     if getattr(denoiser_config, "sample_size", None) != 128:
         return {"resolution": None, "aspect_ratio": None}
     resolution = torch.tensor([[height, width]]).to(like).expand(rows, 2)
@@ -137,13 +144,13 @@ def denoise(
 ) -> Tensor:
     """Run the sampler.
 
-    noise: (N, C, t, h, w), unit variance, float32 on the device. generators: one for each video, for samplers that
-    draw. on_step: called after each network pass.
+    noise: (N, C, t, h, w), unit variance, float32 on the device. generators: one for each video, for samplers
+    that draw. on_step: called after each network pass.
 
     Returns latents (N, C, t, h, w), float32. Raises UserError where they are no longer finite.
     """
-    # Latents stay in float32 whatever the network runs in. Differs from EasyAnimate, where they are rounded to
-    # bfloat16 after every step.
+    # Latents stay in float32 whatever the network runs in. Differs from EasyAnimate, where they are rounded
+    # to bfloat16 after every step.
     x = noise * scheduler.init_noise_sigma
     accepted = inspect.signature(scheduler.step).parameters
     drawing: dict[str, Any] = {}
@@ -157,8 +164,8 @@ def denoise(
         if not torch.isfinite(x).all():
             name = str(predict.dtype).removeprefix("torch.")
             hint = "a lower guidance_scale" if name == "float32" else "dtype float32"
-            raise UserError(f"the latents became NaN or infinite at pass {done} of {count} in {name}; try {hint}")
+            raise UserError(
+                f"the latents became NaN or infinite at pass {done} of {count} in {name}; try {hint}"
+            )
         on_step()
     return x
-
-

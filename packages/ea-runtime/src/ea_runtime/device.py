@@ -35,7 +35,9 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= count:
             here = f"cuda:0 to cuda:{count - 1}" if count else "no CUDA device that this torch build can use"
-            raise UserError(f"`device` is {str(chosen)!r}, but this machine has {here}; use cpu or leave it out")
+            raise UserError(
+                f"`device` is {str(chosen)!r}, but this machine has {here}; use cpu or leave it out"
+            )
     elif chosen.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("`device` is 'mps', but this machine has no Apple GPU; use cpu or leave it out")
     elif chosen.type not in ("cpu", "cuda", "mps", "meta"):
@@ -46,8 +48,8 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
     """The format asked for, or what suits the device: cuda bfloat16, else float32.
 
-    A CUDA card without bfloat16 gets float16, as EasyAnimate V2 advises. Apple GPUs get float32: V2's networks
-    overflow float16 in places. On a CPU bfloat16 is about 30 times slower than float32.
+    A CUDA card without bfloat16 gets float16, as EasyAnimate V2 advises. Apple GPUs get float32: V2's
+    networks overflow float16 in places. On a CPU bfloat16 is about 30 times slower than float32.
 
     Raises UserError for a name that is no format.
     """
@@ -61,7 +63,9 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
     if chosen not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise UserError(f"`dtype` must be {', '.join(DTYPES)}, got {dtype}")
     if device.type == "cpu" and chosen in (torch.bfloat16, torch.float16):
-        logger.warning("%s on a CPU is many times slower than float32; leave the dtype out", dtype_name(chosen))
+        logger.warning(
+            "%s on a CPU is many times slower than float32; leave the dtype out", dtype_name(chosen)
+        )
     return chosen
 
 

@@ -26,7 +26,7 @@ from ea_runtime.folder_layout import (
 from ea_runtime.plugins import Host, get_host
 from ea_runtime.records import Record
 from ea_runtime.safe_config import check_config, check_no_code
-from ea_runtime.safe_files import inside, is_file, quote, quote_path, read_json
+from ea_runtime.safe_files import inside, is_file, plain, quote, quote_path, read_json
 from ea_runtime.safe_weights import PartWeights, find_weights
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def load_part(
     """A VAE or denoiser with its weights. Raises UserError; appends what was ignored to `notes`."""
     unknown = unknown_keys(plan.record.build(), plan.config)
     if unknown and notes is not None:
-        shown = ", ".join(quote(key)[1:-1] for key in unknown[:10])
+        shown = ", ".join(plain(key) for key in unknown[:10])
         notes.append(
             f"{plan.spec.folder}/config.json: keys that its class does not know are ignored: {shown}"
         )
@@ -229,14 +229,9 @@ def build_from_config(plan: PartPlan) -> Any:
         return cls.from_config(config)
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # a config is data from outside: whatever a constructor makes of it is a wrong config
-        lines = str(error).splitlines() or [""]
-        reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + lines[0]
-        raise UserError(
-            f"{plan.spec.folder}/config.json does not describe a {cls.__name__}: {reason[:300]}"
-        ) from error
+    except Exception as error:  # whatever a constructor makes of data from outside: the config is wrong
+        reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + plain(error, 300)
+        raise UserError(f"{plan.spec.folder}/config.json does not fit {cls.__name__}: {reason}") from error
 
 
 def unknown_keys(cls: type, config: dict[str, Any]) -> list[str]:
@@ -262,12 +257,11 @@ def check_tokenizer(folder: Path) -> None:
             if path.is_dir():
                 continue
             raise UserError(
-                f"tokenizer/{quote(name)[1:-1]} in model folder {quote_path(folder)} is no regular file"
+                f"tokenizer/{plain(name)} in model folder {quote_path(folder)} is no regular file"
             )
         if path.stat().st_size > MAX_TOKENIZER_BYTES:
             raise UserError(
-                f"tokenizer/{quote(name)[1:-1]} has more than {MAX_TOKENIZER_BYTES:,} bytes; do not use "
-                "this folder"
+                f"tokenizer/{plain(name)} has more than {MAX_TOKENIZER_BYTES:,} bytes; do not use this folder"
             )
         if name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
             check_no_code(read_json(folder, f"tokenizer/{name}"), f"tokenizer/{name}")

@@ -12,7 +12,7 @@ from ea_runtime.errors import UserError
 from ea_runtime.folder import PartPlan, build_from_config, plan_part, read_part_config, unknown_keys
 from ea_runtime.folder_layout import PARTS, PartSpec, class_name, read_defaults, resolve_folder
 from ea_runtime.plugins import get_host
-from ea_runtime.safe_files import inside, quote_path, read_json
+from ea_runtime.safe_files import inside, plain, quote_path, read_json
 from ea_runtime.safe_weights import PartWeights, find_weights, is_pickle
 
 
@@ -146,13 +146,9 @@ def _build_t5(plan: PartPlan) -> Any:
         raise UserError(f"{plan.spec.folder}/config.json must have `model_type` 't5'; add it")
     try:
         return T5EncoderModel(T5Config.from_dict(plan.config))
-    except (
-        Exception
-    ) as error:  # a config is data from outside: whatever a constructor makes of it is a wrong config
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise UserError(
-            f"{plan.spec.folder}/config.json does not describe a T5EncoderModel: {lines[0][:300]}"
-        ) from error
+    except Exception as error:  # whatever a constructor makes of data from outside: the config is wrong
+        reason = plain(error, 300)
+        raise UserError(f"{plan.spec.folder}/config.json does not fit T5EncoderModel: {reason}") from error
 
 
 def _memory(reports: list[PartReport], configs: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,11 @@ def make_generators(seeds: Sequence[int] | None, generator: Any, batch: int) -> 
 
 
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-    """Unit noise (B, C, t, h, w) in float32, each video from its own generator, on the generators' device (CPU)."""
-    rows = [torch.randn(tuple(shape[1:]), generator=g, device=g.device, dtype=torch.float32).cpu() for g in generators]
+    """Unit noise (B, C, t, h, w) in float32 on the CPU, each video drawn from its own generator."""
+    rows = [
+        torch.randn(tuple(shape[1:]), generator=g, device=g.device, dtype=torch.float32).cpu()
+        for g in generators
+    ]
     return torch.stack(rows)
 
 
@@ -39,12 +42,15 @@ def draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(0, 1 << 62, (1,), generator=generator, device=generator.device).item())
 
 
-def iter_frames(vae: Any, latents: Tensor, *, smooth: bool, seed: int, num_frames: int) -> Iterator[np.ndarray]:
+def iter_frames(
+    vae: Any, latents: Tensor, *, smooth: bool, seed: int, num_frames: int
+) -> Iterator[np.ndarray]:
     """Decode one video and yield its frames as they become final; memory does not grow with their number.
 
     Where memory runs out, decoding starts again in tiles, once, and goes on behind the frames already given.
 
-    latents: (1, C, t, h, w), the VAE's own scale. Yields (H, W, 3) uint8. Raises UserError for NaN in the frames.
+    latents: (1, C, t, h, w), the VAE's own scale. Yields (H, W, 3) uint8. Raises UserError for NaN in the
+    frames.
     """
     given = 0
     was_tiled = getattr(vae, "use_tiling", False)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import quote
-from ea_runtime.safe_weights import PartWeights, empty_tensors, iter_tensors
+from ea_runtime.safe_files import plain
+from ea_runtime.safe_weights import DTYPES, PartWeights, empty_tensors, iter_tensors
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -122,15 +122,20 @@ def fill(
     names = set(model.state_dict())
     tied = _tied(model)
     full_precision = _full_precision_names(model) if dtype is torch.float16 else ()
+    # where the device or the dtype is another, a copy of each is made anyway: read all into the same memory
+    stored = {getattr(torch, DTYPES[name][0]) for name in weights.dtypes}
+    kind = torch.device(device).type
+    is_copied = kind != "cpu" or (dtype is not None and stored != {dtype})
+    if kind == "meta":
+        tensors = empty_tensors(weights, names)
+    else:
+        tensors = iter_tensors(weights, names, is_shared=is_copied)
     state: dict[str, Tensor] = {}
-    source = empty_tensors if torch.device(device).type == "meta" else iter_tensors
-    for name, tensor in source(weights):
-        if name not in names:
-            continue
+    for name, tensor in tensors:
         target = torch.float32 if any(piece in full_precision for piece in name.split(".")) else dtype
         if target is None or not tensor.is_floating_point():
             target = tensor.dtype
-        state[name] = tensor.to(device=device, dtype=target)
+        state[name] = tensor.to(device=device, dtype=target, copy=is_copied)
     state.update({name: state[source] for name, source in comparison.shared.items()})
     model.load_state_dict(state, strict=True, assign=True)
     del state
@@ -151,9 +156,7 @@ def require_fit(comparison: Comparison, label: str) -> None:
     if comparison.missing:
         faults.append(f"{len(comparison.missing)} tensors are missing ({_first(comparison.missing)})")
     if comparison.wrong_shape:
-        shown = [
-            f"{quote(n)[1:-1]} must be {list(e)}, is {list(g)}" for n, e, g in comparison.wrong_shape[:3]
-        ]
+        shown = [f"{plain(n)} must be {list(e)}, is {list(g)}" for n, e, g in comparison.wrong_shape[:3]]
         more = ", ..." if len(comparison.wrong_shape) > 3 else ""
         faults.append(f"{len(comparison.wrong_shape)} have another shape ({', '.join(shown)}{more})")
     if comparison.unexpected:
@@ -173,7 +176,7 @@ def describe_unexpected(comparison: Comparison, label: str) -> str | None:
 
 def _first(names: Iterable[str], count: int = 3) -> str:
     names = list(names)
-    shown = ", ".join(quote(name)[1:-1] for name in names[:count])
+    shown = ", ".join(plain(name) for name in names[:count])
     return f"{shown}, ..." if len(names) > count else shown
 
 

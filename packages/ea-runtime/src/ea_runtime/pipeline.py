@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ea")
 
-#: called as on_step(phase, done, total): phase "text" counts texts, "denoising" network passes, "decoding" frames
+#: called as on_step(phase, done, total): phase "text" counts texts, "denoising" network passes, "decoding"
+#: frames
 OnStep = Callable[[str, int, int], None]
 
 
@@ -40,9 +41,10 @@ OnStep = Callable[[str, int, int], None]
 class VideoOutput:
     """What a run gives.
 
-    frames: (B, T, H, W, 3) uint8, or None with output="latents". latents: (B, C, t, h, w) float32 on the CPU, the
-    denoiser's scale. settings: `pipe(**settings)` repeats the run. timings: seconds by phase. notes: lines for the
-    user, such as text that was cut off. decode_seeds: for `VideoPipeline.iter_frames`, one for each video.
+    frames: (B, T, H, W, 3) uint8, or None with output="latents". latents: (B, C, t, h, w) float32 on the CPU,
+    the denoiser's scale. settings: `pipe(**settings)` repeats the run. timings: seconds by phase. notes:
+    lines for the user, such as text that was cut off. decode_seeds: for `VideoPipeline.iter_frames`, one for
+    each video.
     """
 
     frames: np.ndarray | None
@@ -59,8 +61,8 @@ class VideoPipeline:
     Args:
         vae: decodes latents (`iter_decode`); None allows output="latents" only.
         denoiser: predicts noise.
-        text: a TextEncoder (anything with `encode(prompts)`); a bare T5EncoderModel or None, which want embeddings in
-            place of prompts.
+        text: a TextEncoder (anything with `encode(prompts)`); a bare T5EncoderModel or None, which want
+            embeddings in place of prompts.
         scheduler_config: the noise schedule (betas, steps); None is V2's. Taken as it is.
         defaults: what a call leaves out; None is V2's script.
         device, dtype: move the parts there; None leaves them.
@@ -111,8 +113,9 @@ class VideoPipeline:
     ) -> VideoPipeline:
         """Load a model folder or the bundled "tiny".
 
-        device: None takes cuda, mps or cpu, the first there is. dtype: None takes what suits the device (device.py);
-        with float16 the VAE runs in float32, as in V2. parts: of "vae", "denoiser", "text"; None loads all.
+        device: None takes cuda, mps or cpu, the first there is. dtype: None takes what suits the device
+        (device.py); with float16 the VAE runs in float32, as in V2. parts: of "vae", "denoiser", "text"; None
+        loads all.
 
         Raises MissingPackageError where a part's package is not installed, UserError for everything else.
         """
@@ -158,7 +161,9 @@ class VideoPipeline:
         for part in (self.vae, self.denoiser, self.text):
             if hasattr(part, "to"):
                 part_dtype = torch.float32 if part is self.vae and new_dtype == torch.float16 else new_dtype
-                part.to(**{k: v for k, v in {"device": new_device, "dtype": part_dtype}.items() if v is not None})
+                part.to(
+                    **{k: v for k, v in {"device": new_device, "dtype": part_dtype}.items() if v is not None}
+                )
         return self
 
     def __call__(
@@ -189,16 +194,18 @@ class VideoPipeline:
             prompt: a text, or a list for several videos; "" is allowed; None with `prompt_embeds`.
             negative_prompt: what to stay away from; one for all videos or one for each.
             num_frames: 1 (a picture) or what fits the VAE. height, width: pixels, multiples of 16.
-            num_inference_steps: of the sampler. guidance_scale: classifier-free guidance; 1 and below turn it off.
-            seed: video i draws from seed + i (a list: from its own), always on the CPU in float32. None picks one
-                and tells it in `settings`. generator: in place of a seed; it is used up.
+            num_inference_steps: of the sampler. guidance_scale: classifier-free guidance; 1 and below turn it
+            off.
+            seed: video i draws from seed + i (a list: from its own), always on the CPU in float32. None picks
+                one and tells it in `settings`. generator: in place of a seed; it is used up.
             latents: unit noise (B, C, t, h, w) to start from in place of drawn noise.
-            prompt_embeds, negative_prompt_embeds: (B, L, D) in place of texts; *_attention_mask: (B, L), None: all ones.
+            prompt_embeds, negative_prompt_embeds: (B, L, D) in place of texts; *_attention_mask: (B, L),
+            None: all ones.
             output: "frames", or "latents" without decoding (then `iter_frames` decodes as a stream).
             on_step: progress; an exception raised in it stops the run.
             smooth: V2's second pass over the seams between the VAE's chunks.
-            batch_size: videos per network pass. With 1 each video of a batch equals a run of its own to the bit;
-                more is faster on a GPU and differs from it by rounding.
+            batch_size: videos per network pass. With 1 each video of a batch equals a run of its own to the
+                bit; more is faster on a GPU and differs from it by rounding.
 
         Raises UserError, before any work, for what cannot be done; MissingPackageError without a VAE;
             OutOfMemoryError; UserError where latents or frames are no longer finite.
@@ -211,7 +218,9 @@ class VideoPipeline:
         guidance = settings_of.check_guidance(defaults.guidance if guidance_scale is None else guidance_scale)
         batch = given.check(self.text, has_guidance=guidance > 1)
         num_frames, height, width = shape = self._shape(batch, num_frames, height, width, latents)
-        steps = settings_of.check_steps(defaults.steps if num_inference_steps is None else num_inference_steps)
+        steps = settings_of.check_steps(
+            defaults.steps if num_inference_steps is None else num_inference_steps
+        )
         record = settings_of.check_sampler(defaults.sampler if sampler is None else sampler)
         plan_steps(record, self.scheduler_config, steps)
         if output not in ("frames", "latents"):
@@ -270,7 +279,9 @@ class VideoPipeline:
         self._require_vae()
         latents = latents.unsqueeze(0) if latents.ndim == 4 else latents
         if latents.ndim != 5 or latents.shape[0] != 1:
-            raise UserError(f"`latents` must be of one video (1, C, t, h, w), got shape {tuple(latents.shape)}")
+            raise UserError(
+                f"`latents` must be of one video (1, C, t, h, w), got shape {tuple(latents.shape)}"
+            )
         count = self.geometry.num_frames(latents.shape[2]) if num_frames is None else num_frames
         ratio = self.geometry.spatial_ratio
         height, width = latents.shape[3] * ratio, latents.shape[4] * ratio
@@ -303,7 +314,9 @@ class VideoPipeline:
         geometry.check_budget(batch, num_frames, height, width, self.max_pixels)
         expected = geometry.latent_shape(batch, num_frames, height, width)
         if latents is not None and tuple(latents.shape) != expected:
-            raise UserError(f"`latents` must have shape {expected} for this request, got {tuple(latents.shape)}")
+            raise UserError(
+                f"`latents` must have shape {expected} for this request, got {tuple(latents.shape)}"
+            )
         return num_frames, height, width
 
     def _denoise(
@@ -351,7 +364,9 @@ class VideoPipeline:
         batch = result.latents.shape[0]
         frames = np.empty((batch, count, settings["height"], settings["width"], 3), np.uint8)
         for i, seed in enumerate(result.decode_seeds):
-            stream = self.iter_frames(result.latents[i], seed=seed, smooth=settings["smooth"], num_frames=count)
+            stream = self.iter_frames(
+                result.latents[i], seed=seed, smooth=settings["smooth"], num_frames=count
+            )
             step("decoding", i * count, batch * count)
             for number, frame in enumerate(stream):
                 frames[i, number] = frame

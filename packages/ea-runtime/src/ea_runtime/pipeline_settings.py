@@ -1,7 +1,7 @@
 """What a request may ask for: checked here, in one line each, before any work. Imports no torch.
 
-"frames" are pixels, "latent frames" latents. How many frames stand for how many latent frames follows from the VAE's
-config; which sizes fit from the VAE's and the denoiser's.
+"frames" are pixels, "latent frames" latents. How many frames stand for how many latent frames follows from
+the VAE's config; which sizes fit from the VAE's and the denoiser's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ea_runtime.plugins import get_host
 from ea_runtime.records import Record
 from ea_runtime.text import check_prompt
 
-#: Frames x height x width of one request, all its videos together: V2's largest, 144 x 768 x 768, three times over.
+#: Frames x height x width of one request, all its videos together: V2's largest, 144 x 768 x 768, three times
+#: over.
 MAX_PIXELS = 1 << 28
 #: torch.Generator takes 64 bits; one is kept so that seed + i stays in range.
 MAX_SEED = (1 << 63) - 1
@@ -33,10 +34,11 @@ MAX_POSITIONS = 4096
 class Geometry:
     """How pixels map to latents, in space and time.
 
-    latent_channels: C. spatial_ratio: pixels per latent position. size_multiple: height and width in pixels must be
-    multiples of it. chunk_frames, chunk_latents: frames and latent frames that the VAE codes together. is_slice: the
-    slice VAE's rule (4k or 4k + 1 frames) in place of MagViT's (1 or a multiple of 9). max_latent_frames: what
-    the denoiser has positions for, or None. scale: the denoiser's latents are the VAE's times this.
+    latent_channels: C. spatial_ratio: pixels per latent position. size_multiple: height and width in pixels
+    must be multiples of it. chunk_frames, chunk_latents: frames and latent frames that the VAE codes
+    together. is_slice: the slice VAE's rule (4k or 4k + 1 frames) in place of MagViT's (1 or a multiple of
+    9). max_latent_frames: what the denoiser has positions for, or None. scale: the denoiser's latents are the
+    VAE's times this.
     """
 
     latent_channels: int = 4
@@ -70,7 +72,9 @@ class Geometry:
             chunk_latents=int(_get(vae, "mini_batch_decoder") or 3),
             is_slice=bool(_get(vae, "slice_compression_vae")),
             max_latent_frames=(
-                int(_get(motion, "temporal_position_encoding_max_len") or MAX_POSITIONS) if has_positions else None
+                int(_get(motion, "temporal_position_encoding_max_len") or MAX_POSITIONS)
+                if has_positions
+                else None
             ),
             scale=latent_scale(vae),
         )
@@ -89,7 +93,7 @@ class Geometry:
         return 1 if num_frames == 1 else num_frames // self.chunk_frames * self.chunk_latents
 
     def num_frames(self, num_latents: int) -> int:
-        """Frames that `num_latents` latent frames decode to. Raises UserError where the denoiser makes no such video."""
+        """Frames that `num_latents` latent frames decode to. Raises UserError where no video has so many."""
         if self.is_slice:  # as the reference: an odd number of latent frames has frame 0 alone
             alone = num_latents % 2
             return alone + (num_latents - alone) * self.temporal_ratio
@@ -114,8 +118,13 @@ class Geometry:
             rule = f"1 or a multiple of {self.chunk_frames}"
             if self.is_slice:
                 rule = f"a multiple of {self.temporal_ratio}, or one more"
-            below = next((n for n in range(number - 1, max(number - 1 - self.chunk_frames, 0), -1) if self.fits(n)), None)
-            above = next(n for n in range(max(number, 0) + 1, max(number, 0) + 2 + self.chunk_frames) if self.fits(n))
+            below = next(
+                (n for n in range(number - 1, max(number - 1 - self.chunk_frames, 0), -1) if self.fits(n)),
+                None,
+            )
+            above = next(
+                n for n in range(max(number, 0) + 1, max(number, 0) + 2 + self.chunk_frames) if self.fits(n)
+            )
             use = f"{above}" if below is None else f"{below} or {above}"
             raise UserError(f"`num_frames` must be {rule}, got {number}; use {use}")
         limit = self.max_latent_frames
@@ -133,16 +142,21 @@ class Geometry:
             high = [max(-(-size // step), 1) * step for size in (width, height)]
             use = " or ".join(dict.fromkeys(f"{w}x{h}" for w, h in (low, high)))
             raise UserError(
-                f"`width` and `height` must be multiples of {step}, got {width}x{height} (width x height); use {use}"
+                f"`width` and `height` must be multiples of {step}, "
+                f"got {width}x{height} (width x height); use {use}"
             )
         return height, width
 
-    def latent_shape(self, batch: int, num_frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
+    def latent_shape(
+        self, batch: int, num_frames: int, height: int, width: int
+    ) -> tuple[int, int, int, int, int]:
         """(B, C, t, h, w)."""
         t, ratio = self.num_latents(num_frames), self.spatial_ratio
         return (batch, self.latent_channels, t, height // ratio, width // ratio)
 
-    def check_budget(self, batch: int, num_frames: int, height: int, width: int, limit: int = MAX_PIXELS) -> None:
+    def check_budget(
+        self, batch: int, num_frames: int, height: int, width: int, limit: int = MAX_PIXELS
+    ) -> None:
         """Raise UserError, with what fits, where the videos' pixels exceed `limit`."""
         pixels = batch * num_frames * height * width
         if pixels <= limit:
@@ -155,16 +169,16 @@ class Geometry:
         uses += ["fewer prompts at a time"] if batch > 1 else []
         videos = f"{batch} videos of " if batch > 1 else ""
         raise UserError(
-            f"{videos}{num_frames} frames of {width}x{height} are {pixels:,} pixels, at most {limit:,} may be asked "
-            f"for at once; use {' or '.join(uses) or 'a smaller size'}"
+            f"{videos}{num_frames} frames of {width}x{height} are {pixels:,} pixels, at most {limit:,} "
+            f"may be asked for at once; use {' or '.join(uses) or 'a smaller size'}"
         )
 
 
 def latent_scale(vae_config: Any) -> float:
     """What a denoiser's latents are multiplied by, relative to the VAE's own.
 
-    V2 multiplies by 0.18215 and ignores the config; its class default 0.1825 was never in use. A config that says
-    anything else means it. Differs from EasyAnimate: there such a config has no effect.
+    V2 multiplies by 0.18215 and ignores the config; its class default 0.1825 was never in use. A config that
+    says anything else means it. Differs from EasyAnimate: there such a config has no effect.
     """
     scale = _get(vae_config, "scaling_factor")
     return V2_SCALE if scale in (None, _REFERENCE_CLASS_DEFAULT) else float(scale)
@@ -195,7 +209,9 @@ def check_guidance(value: Any) -> float:
         raise UserError(f"`guidance_scale` must be a number of 0 or more, got {_short(value)}")
     number = float(value)
     if not math.isfinite(number) or not 0 <= number <= 1000:
-        raise UserError(f"`guidance_scale` must be a finite number from 0 to 1000, got {number}; 6 is usual, 1 is off")
+        raise UserError(
+            f"`guidance_scale` must be a finite number from 0 to 1000, got {number}; 6 is usual, 1 is off"
+        )
     return number
 
 
@@ -211,7 +227,9 @@ def check_seeds(seed: Any, batch: int) -> list[int]:
     """One seed for each video: seed + i, or the list given."""
     if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
         if len(seed) != batch:
-            raise UserError(f"`seed` must be one number or a list of {batch}, one for each video, got {len(seed)}")
+            raise UserError(
+                f"`seed` must be one number or a list of {batch}, one for each video, got {len(seed)}"
+            )
         return [check_int("seed", one, 0, MAX_SEED) for one in seed]
     first = check_int("seed", seed, 0, MAX_SEED - batch)
     return [first + i for i in range(batch)]
@@ -238,7 +256,8 @@ def check_negatives(negative_prompt: Any, batch: int) -> list[str]:
         return negatives * batch
     if len(negatives) != batch:
         raise UserError(
-            f"`negative_prompt` must be one text or a list of {batch}, one for each prompt, got {len(negatives)}"
+            f"`negative_prompt` must be one text or a list of {batch}, one for each prompt, "
+            f"got {len(negatives)}"
         )
     return negatives
 

@@ -24,7 +24,7 @@ from typing import Any
 import pluggy
 
 from ea_runtime import hookspecs
-from ea_runtime.errors import UserError, nearest
+from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.hookspecs import KINDS
 from ea_runtime.plugin_sources import PluginFault, entry_points_of_group, read_hooks, watched
 from ea_runtime.records import Record
@@ -33,6 +33,16 @@ logger = logging.getLogger("ea")
 
 GROUP = "ea"
 _SINGULAR = {"vaes": "VAE", "text_encoders": "text encoder"}
+#: What the other packages of this project bring, so that an error can say which one to install.
+_HOMES = {
+    ("vaes", "magvit"): "ea-vae",
+    ("recipes", "vae"): "ea-vae",
+    ("denoisers", "transformer3d"): "ea-dit",
+    ("recipes", "dit"): "ea-dit",
+    ("recipes", "text"): "ea-data",
+    ("commands", "data"): "ea-data",
+    ("commands", "lora"): "ea-lora",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +113,26 @@ class Host:
     def get(self, kind: str, name: str) -> Record:
         """The record of that kind and name.
 
-        Raises UserError that lists the names there are, or the packages that both claim this one.
+        Raises UserError that lists the names there are, or the packages that both claim this one;
+        MissingPackageError where a package of this project brings it.
         """
         claims = self._of_kind(kind)
         if name in claims:
             if len(claims[name]) > 1:
                 raise UserError(_clash(claims[name]))
             return claims[name][0].record
-        known = ", ".join(self.records(kind)) or "none is installed"
+        package = _HOMES.get((kind, name))
+        if package is not None:
+            raise MissingPackageError(f"the {_singular(kind)} {name!r} comes with {package}; {self.remedy(package)}")
+        known = ", ".join(sorted(claims) if kind == "commands" else claims) or "none is installed"
         raise UserError(f"no {_singular(kind)} is called {name!r}; there are: {known}{nearest(name, claims)}")
+
+    def remedy(self, package: str) -> str:
+        """What to do about a package whose parts are not here: install it, or look why they were left out."""
+        for info in self.plugins.values():
+            if info.package == package and info.state != "ok":
+                return f"it is installed, but {info.state.partition(':')[0]}: see `ea plugins`"
+        return f"run `pip install {package}`"
 
     def find_class(self, kind: str, class_name: str) -> Record | None:
         """The VAE, denoiser or text encoder record that loads a `_class_name`, or None.

@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ class SecondsPerStep(ProgressColumn):
 
 
 class GenerationProgress:
-    """A bar for text, denoising and decoding: steps, seconds a step, time left. Pass `on_step` to the pipeline."""
+    """A bar for each phase: steps, seconds a step, time left. Pass `on_step` to the pipeline."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(

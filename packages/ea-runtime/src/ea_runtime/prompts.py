@@ -37,8 +37,8 @@ class TextInput:
             batch = len(check_prompts(self.prompt))
             if not can_encode(encoder):
                 raise UserError(
-                    f"`prompt` needs a text encoder with a tokenizer, and `text` is {type(encoder).__name__}; "
-                    "give `prompt_embeds`, or text=TextEncoder(model, tokenizer)"
+                    "`prompt` needs a text encoder with a tokenizer, and `text` is "
+                    f"{type(encoder).__name__}; give `prompt_embeds`, or text=TextEncoder(model, tokenizer)"
                 )
         else:
             batch = _check_embeds("prompt", self.embeds, self.mask)
@@ -48,15 +48,15 @@ class TextInput:
                 raise UserError(f"`negative_prompt_embeds` must hold 1 or {batch} texts, got {count}")
             if self.embeds is not None and self.negative_embeds.shape[1:] != self.embeds.shape[1:]:
                 raise UserError(
-                    f"`negative_prompt_embeds` must have {tuple(self.embeds.shape[1:])} tokens and channels like "
-                    f"`prompt_embeds`, got {tuple(self.negative_embeds.shape[1:])}"
+                    f"`negative_prompt_embeds` must have {tuple(self.embeds.shape[1:])} tokens and "
+                    f"channels like `prompt_embeds`, got {tuple(self.negative_embeds.shape[1:])}"
                 )
         else:
             check_negatives(self.negative_prompt, batch)
             if has_guidance and not can_encode(encoder):
                 raise UserError(
-                    "`negative_prompt_embeds` must be given with `prompt_embeds` where there is no text encoder; "
-                    "or set guidance_scale to 1"
+                    "`negative_prompt_embeds` must be given with `prompt_embeds` where there is no text "
+                    "encoder; or set guidance_scale to 1"
                 )
         return batch
 
@@ -90,8 +90,8 @@ def encode_text(
 ) -> tuple[Text, list[str]]:
     """The text of all videos on the denoiser's device, and notes for the user.
 
-    Each different text is encoded once and by itself, so that a prompt's embeddings do not depend on what stands beside
-    it in a batch.
+    Each different text is encoded once and by itself, so that a prompt's embeddings do not depend on what
+    stands beside it in a batch.
     """
     prompts = [] if given.prompt is None else check_prompts(given.prompt)
     batch = len(prompts) or (0 if given.embeds is None else given.embeds.shape[0])
@@ -121,8 +121,8 @@ def encode_text(
     negative, negative_mask = joined(negatives, given.negative_embeds, given.negative_mask)
     if negative.shape[1:] != embeds.shape[1:]:
         raise UserError(
-            f"`negative_prompt_embeds` must have {tuple(embeds.shape[1:])} tokens and channels like the prompt's, "
-            f"got {tuple(negative.shape[1:])}"
+            f"`negative_prompt_embeds` must have {tuple(embeds.shape[1:])} tokens and channels like "
+            f"the prompt's, got {tuple(negative.shape[1:])}"
         )
     if negative.shape[0] != batch:
         negative, negative_mask = negative.expand(batch, -1, -1), negative_mask.expand(batch, -1)
@@ -132,11 +132,18 @@ def encode_text(
 def _cut_notes(encoded: Any) -> list[str]:
     if hasattr(encoded, "notes"):
         return list(encoded.notes())
-    return [f"the end of the prompt is not seen: {text!r}" for text in getattr(encoded, "truncated", ()) if text]
+    return [
+        f"the end of the prompt is not seen: {text!r}" for text in getattr(encoded, "truncated", ()) if text
+    ]
 
 
 def _check_embeds(name: str, embeds: Any, mask: Any) -> int:
-    if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not embeds.is_floating_point() or not len(embeds):
+    if (
+        not isinstance(embeds, Tensor)
+        or embeds.ndim != 3
+        or not embeds.is_floating_point()
+        or not len(embeds)
+    ):
         shape = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
         raise UserError(f"`{name}_embeds` must be a floating-point tensor (B, tokens, channels), got {shape}")
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != embeds.shape[:2]):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import quote
+from ea_runtime.safe_files import plain, quote
 
 #: transformers and diffusers load code or other files because of these
 _CODE_KEYS = re.compile(
@@ -59,8 +59,7 @@ def check_no_code(config: dict[str, Any], label: str) -> None:
             )
         if isinstance(value, (list, str)) and len(value) > _MAX_LENGTH:
             raise UserError(
-                f"{label}: `{quote(key)[1:-1]}` has {len(value):,} entries or characters; do not use "
-                "this folder"
+                f"{label}: `{plain(key)}` has {len(value):,} entries or characters; do not use this folder"
             )
 
 

@@ -26,6 +26,13 @@ def quote(text: object, limit: int = 80) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
 
 
+def plain(text: object, limit: int = 80) -> str:
+    """`quote` without the quotation marks, for names in lists and for the first line of errors."""
+    line = next(iter(str(text).splitlines()), "")
+    shown = "".join(c if c.isprintable() else "?" for c in line)
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
+
+
 def quote_path(path: Path | str) -> str:
     """A path as it may stand in an error: its end tells files apart, so it is cut later than other text."""
     return quote(str(path), 400)
@@ -83,14 +90,9 @@ def read_json(folder: Path, name: str, limit: int = MAX_CONFIG_BYTES) -> dict[st
         with path.open("rb") as file:
             value = json.loads(file.read(limit).decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is no valid JSON ({_first_line(error)}); download it again") from error
+        raise UserError(f"{where} is no valid JSON ({plain(error)}); download it again") from error
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{where} must hold a JSON object, got {quote(type(value).__name__)}")
     return value
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return quote(lines[0])[1:-1] if lines else type(error).__name__

@@ -10,13 +10,13 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import MAX_INDEX_BYTES, inside, is_file, quote, quote_path, read_json
+from ea_runtime.safe_files import MAX_INDEX_BYTES, inside, is_file, plain, quote, quote_path, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -155,48 +155,62 @@ def read_header(path: Path, label: str | None = None) -> PartWeights:
         tensors = {name: _entry(path, name, item, 8 + length) for name, item in header.items()}
         _check_cover(tensors, 8 + length, size)
     except (ValueError, RecursionError, TypeError) as error:
-        reason = quote(str(error).splitlines()[0] if str(error) else type(error).__name__, 200)[1:-1]
-        raise UserError(f"{where} is damaged: {reason}; download it again") from error
+        raise UserError(f"{where} is damaged: {plain(error, 200)}; download it again") from error
     return PartWeights((path,), tensors, metadata)
 
 
-def iter_tensors(weights: PartWeights) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor as it is stored, in the order of the files' bytes. Raises UserError on a short read."""
+def iter_tensors(
+    weights: PartWeights, names: Collection[str], *, is_shared: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors called `names` as they are stored, in the order of the files' bytes.
+
+    is_shared: all of them lie in the same memory, one after the other; for callers that copy each (to another
+        dtype or device), so that nothing but their copies grows.
+
+    Raises UserError on a short read.
+    """
+    import torch
+
+    wanted = {name: entry for name, entry in weights.tensors.items() if name in names}
+    size = max((entry.end - entry.begin for entry in wanted.values()), default=0)
+    shared = torch.empty(size, dtype=torch.uint8) if is_shared else None
     for path in weights.files:
-        entries = [(name, entry) for name, entry in weights.tensors.items() if entry.file == path]
-        entries.sort(key=lambda item: item[1].begin)
+        entries = sorted(
+            ((name, entry) for name, entry in wanted.items() if entry.file == path),
+            key=lambda item: item[1].begin,
+        )
         with path.open("rb", buffering=0) as file:
             for name, entry in entries:
-                yield name, _read(file, name, entry)
+                yield name, _read(file, name, entry, shared)
 
 
-def empty_tensors(weights: PartWeights) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor's shape and dtype on the meta device; no file is opened."""
+def empty_tensors(weights: PartWeights, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Shape and dtype of the tensors called `names`, on the meta device; no file is opened."""
     import torch
 
     for name, entry in weights.tensors.items():
-        yield name, torch.empty(entry.shape, dtype=getattr(torch, DTYPES[entry.dtype][0]), device="meta")
+        if name in names:
+            yield name, torch.empty(entry.shape, dtype=getattr(torch, DTYPES[entry.dtype][0]), device="meta")
 
 
-def _read(file: io.FileIO, name: str, entry: TensorEntry) -> torch.Tensor:
+def _read(file: io.FileIO, name: str, entry: TensorEntry, shared: torch.Tensor | None) -> torch.Tensor:
     import torch
 
     dtype = getattr(torch, DTYPES[entry.dtype][0])
-    stored = torch.uint8 if dtype is torch.bool else dtype
-    tensor = torch.empty(entry.shape, dtype=stored)
-    if entry.count:
-        view = tensor.reshape(-1).view(torch.uint8).numpy().data
-        file.seek(entry.begin)
-        done = 0
-        while done < len(view):
-            got = file.readinto(view[done:])
-            if not got:
-                raise UserError(
-                    f"tensor {quote(name)} of {quote(entry.file.name)} ends early; download the file again"
-                )
-            done += got
+    size = entry.end - entry.begin
+    raw = torch.empty(size, dtype=torch.uint8) if shared is None else shared[:size]
+    view = raw.numpy().data
+    file.seek(entry.begin)
+    done = 0
+    while done < size:
+        got = file.readinto(view[done:])
+        if not got:
+            raise UserError(
+                f"tensor {quote(name)} of {quote(entry.file.name)} ends early; download the file again"
+            )
+        done += got
     # a bool byte other than 0 and 1 would be undefined behaviour
-    return tensor.ne(0) if dtype is torch.bool else tensor
+    return (raw.ne(0) if dtype is torch.bool else raw.view(dtype)).reshape(entry.shape)
 
 
 def _single(folder: Path, name: str) -> PartWeights:

@@ -1,4 +1,5 @@
-"""The JSON beside every output: what made it, so that `ea generate --from out.json` makes the same file again.
+"""The JSON beside every output: what made it, so that `ea generate --from out.json` makes the same file
+again.
 
     {"ea_sidecar": 1, "settings": {"prompt": ..., "seed": ..., ...}, "fps": ...,
      "model": {"name", "sha256"}, "device": {"device", "name", "dtype", "threads"}, "versions": {...},
@@ -40,7 +41,8 @@ SETTINGS: dict[str, tuple[type, ...]] = {
 
 
 def plan_sidecar(output: Output) -> Path:
-    """Where the sidecar of `output` goes: out.json for out.mp4, or out.mp4.json where out.json is something else's.
+    """Where the sidecar of `output` goes: out.json for out.mp4, or out.mp4.json where out.json is something
+    else's.
 
     Raises UserError where that would replace a file without leave.
     """
@@ -97,7 +99,8 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{name} is no sidecar of `ea generate`; give the .json that lies beside an output")
     if record["ea_sidecar"] != VERSION:
         raise UserError(
-            f"{name} is a sidecar of version {str(record['ea_sidecar'])[:20]}, this program reads {VERSION}; update it"
+            f"{name} is a sidecar of version {str(record['ea_sidecar'])[:20]}, "
+            f"this program reads {VERSION}; update it"
         )
     for key in ("settings", "model", "device", "output", "versions"):
         if not isinstance(record.get(key), dict):
@@ -106,9 +109,15 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
         _require(name, record["settings"], key, kinds)
     unknown = sorted(set(record["settings"]) - set(SETTINGS))
     if unknown:
-        raise UserError(f"{name}: `settings` holds unknown {unknown[0]!r:.60}; a newer version may have written it")
+        raise UserError(
+            f"{name}: `settings` holds unknown {unknown[0]!r:.60}; a newer version may have written it"
+        )
     _require(name, record, "fps", (int, float))
-    for section, keys in (("model", ("name", "sha256")), ("output", ("file", "kind", "sha256")), ("device", ("device", "dtype"))):
+    for section, keys in (
+        ("model", ("name", "sha256")),
+        ("output", ("file", "kind", "sha256")),
+        ("device", ("device", "dtype")),
+    ):
         for key in keys:
             _require(name, record[section], key, (str,))
     return record

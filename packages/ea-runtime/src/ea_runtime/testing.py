@@ -50,7 +50,13 @@ def host_with(*plugin: Any, entry_points: bool = False, name: str = "under-test"
 
 
 def write_package(
-    site: Path, package: str, code: str, *, plugin: str | None = None, target: str | None = None, version: str = "1.0"
+    site: Path,
+    package: str,
+    code: str,
+    *,
+    plugin: str | None = None,
+    target: str | None = None,
+    version: str = "1.0",
 ) -> Path:
     """Writes a plugin package into a folder of sys.path as an installer would: a module and its metadata.
 

@@ -1,6 +1,6 @@
 """Small stand-ins for the parts of a model, for tests of plugins and of what uses a pipeline.
 
-They follow the contracts of the real ones (names, shapes, value ranges, errors) and compute in milliseconds on a CPU.
+They follow the contracts of the real ones (names, shapes, value ranges) and compute in milliseconds on a CPU.
 
     pipe = VideoPipeline(FakeVae(), FakeDenoiser(), FakeTextEncoder())
     pipe("a red circle", num_frames=9, height=32, width=32, num_inference_steps=2).frames
@@ -33,11 +33,13 @@ class FakeTextEncoder:
             for column, letter in enumerate(text[: self.num_tokens]):
                 embeds[row, column] = torch.sin(torch.arange(1, self.width + 1) * float(ord(letter)))
                 mask[row, column] = 1
-        return SimpleNamespace(embeds=embeds, mask=mask, truncated=[text[self.num_tokens :] for text in prompts])
+        return SimpleNamespace(
+            embeds=embeds, mask=mask, truncated=[text[self.num_tokens :] for text in prompts]
+        )
 
 
 class FakeDenoiser(nn.Module):
-    """The best denoiser of clips whose pixels are N(what the text says, 0.5^2); 2C channels, the second C are nonsense."""
+    """The best denoiser of latents N(what the text says, 0.5^2); 2C channels, the second C are nonsense."""
 
     alphas: Tensor
 
@@ -68,11 +70,16 @@ class FakeDenoiser(nn.Module):
 
 
 class FakeVae(nn.Module):
-    """Enlarges latents 8 times in space and 3 latent frames to 9 frames, as MagViT's chunks; smoothing adds noise."""
+    """Enlarges latents 8 times in space and 3 latent frames to 9 frames, as MagViT; smoothing adds noise."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
-        values = {"latent_channels": 4, "scaling_factor": 0.18215, "mini_batch_encoder": 9, "mini_batch_decoder": 3}
+        values = {
+            "latent_channels": 4,
+            "scaling_factor": 0.18215,
+            "mini_batch_encoder": 9,
+            "mini_batch_decoder": 3,
+        }
         self.config = SimpleNamespace(**(values | config))
         self.gain = nn.Parameter(torch.tensor(0.2))
         self.use_tiling = False

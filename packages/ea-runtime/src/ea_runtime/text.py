@@ -74,7 +74,8 @@ class TextEncoder:
     """
 
     def __init__(self, model: T5EncoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model = model.eval()
+        # Any: transformers' own annotations of `to` and of what from_pretrained returns do not type-check.
+        self.model: Any = model.eval()
         self.tokenizer = tokenizer
 
     @classmethod
@@ -172,10 +173,11 @@ def t5(
     return TextEncoder.from_pretrained(folder, device=device, dtype=dtype)
 
 
-def _load_model(part: Path, dtype: torch.dtype | None) -> T5EncoderModel:
+def _load_model(part: Path, dtype: torch.dtype | None) -> Any:
     import torch
     from transformers import T5EncoderModel
 
+    load: Any = T5EncoderModel.from_pretrained
     settings: dict[str, Any] = {
         "dtype": dtype or torch.float32,
         "use_safetensors": True,
@@ -183,7 +185,7 @@ def _load_model(part: Path, dtype: torch.dtype | None) -> T5EncoderModel:
     }
     try:
         with _quiet():
-            model, info = T5EncoderModel.from_pretrained(str(part), output_loading_info=True, **settings)
+            model, info = load(str(part), output_loading_info=True, **settings)
     except Exception as error:  # transformers and safetensors raise a dozen kinds on damaged files
         raise UserError(
             f"the text encoder in {str(part)!r} cannot be loaded ({error}); copy it again"
@@ -191,7 +193,7 @@ def _load_model(part: Path, dtype: torch.dtype | None) -> T5EncoderModel:
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"the text encoder in {str(part)!r} lacks {len(missing)} tensors, as {missing[0]!r}; copy it again"
+            f"text encoder {str(part)!r} lacks {len(missing)} tensors, as {missing[0]!r}; copy it again"
         )
     return model
 

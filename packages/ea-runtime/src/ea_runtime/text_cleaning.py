@@ -42,7 +42,7 @@ def check_prompt(prompt: str, *, name: str = "prompt", max_bytes: int = MAX_PROM
         got = f"at least {size:,}" if is_long else f"{size:,}"
         raise UserError(
             f"`{name}` must take at most {max_bytes:,} bytes, got {got}; shorten it (only its "
-            " first 120 tokens, about 600 characters, count)"
+            "first 120 tokens, about 600 characters, count)"
         )
 
 

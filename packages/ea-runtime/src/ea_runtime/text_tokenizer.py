@@ -118,8 +118,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     has_json, has_spiece = (folder / "tokenizer.json").is_file(), (folder / "spiece.model").is_file()
     if not has_json and not has_spiece:
         raise UserError(f"{str(folder)!r} holds no tokenizer; expected tokenizer.json or spiece.model in it")
-    from transformers import PreTrainedTokenizerFast
-    from transformers import T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  an alias
+    from transformers import (
+        PreTrainedTokenizerFast,
+        T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]  an alias
+    )
 
     # transformers 5 rebuilds a T5 tokenizer without the byte fallback; the generic class takes tokenizer.json
     # as is.
@@ -127,8 +129,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     cls: Any = PreTrainedTokenizerFast if is_ours else T5TokenizerFast
     try:
         tokenizer = cls.from_pretrained(str(folder), local_files_only=True)
-    except UserError:
-        raise
     except Exception as error:  # tokenizers raises bare Exception on damaged files
         raise UserError(
             f"the tokenizer in {str(folder)!r} cannot be read ({error}); copy it again"

@@ -5,8 +5,8 @@
         for frame in frames:                   # (H, W, 3) uint8
             write(frame)
 
-Which kind follows from the name: .mp4 (H.264), .gif, .png (one frame: a picture; more: a contact sheet of up to 16), and a
-folder of numbered .png files where the name ends in "/", has no suffix or is a folder already.
+Which kind follows from the name: .mp4 (H.264), .gif, .png (one frame: a picture; more: a contact sheet of up
+to 16), and a folder of numbered .png files where the name ends in "/", has no suffix or is a folder already.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Output:
     ) -> Iterator[Callable[[np.ndarray], None]]:
         """A function that takes the frames one by one; the file appears, whole, when the block ends well.
 
-        fps: frames a second. num_frames: how many will come, if that is known (a contact sheet then holds fewer).
+        fps: frames a second. num_frames: how many will come, if that is known (a contact sheet then holds
+        fewer).
         Raises UserError where no frame came or the file cannot be written.
         """
         from ea_runtime import video_writers as writers
@@ -86,7 +87,10 @@ class Output:
 
 
 def plan_output(path: str | os.PathLike[str], overwrite: bool = False) -> Output:
-    """What `path` asks for. Raises UserError for an unknown suffix, an existing file and a place that cannot be written."""
+    """What `path` asks for.
+
+    Raises UserError for an unknown suffix, an existing file and a place that cannot be written.
+    """
     text = os.fspath(path)
     if not text or "\0" in text:
         raise UserError(f"`output` must be a file name such as out.mp4, got {text!r}")
@@ -116,13 +120,17 @@ def check_free(path: Path, kind: str, overwrite: bool) -> None:
             raise UserError(f"{str(path)!r} is no regular file and will not be replaced; give another name")
         return
     if not path.is_dir():
-        raise UserError(f"{str(path)!r} is a file, not a folder; end the name in .mp4, .gif or .png, or give another")
+        raise UserError(
+            f"{str(path)!r} is a file, not a folder; end the name in .mp4, .gif or .png, or give another"
+        )
     entries = [entry.name for entry in path.iterdir()]
     if entries and not overwrite:
         raise UserError(f"folder {str(path)!r} is not empty; give another name or --overwrite")
     foreign = [name for name in entries if not _FRAME_NAME.fullmatch(name)]
     if foreign:
-        raise UserError(f"folder {str(path)!r} holds {foreign[0]!r}, which is no frame of ours; give another folder")
+        raise UserError(
+            f"folder {str(path)!r} holds {foreign[0]!r}, which is no frame of ours; give another folder"
+        )
 
 
 def check_writable(path: Path) -> None:
@@ -177,7 +185,8 @@ def write_video(
 
 
 def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
-    """The frames of a video, gif, picture or folder of pictures (in order of name): (H, W, 3) uint8, upright, one by one.
+    """The frames of a video, gif, picture or folder of pictures (in order of name): (H, W, 3) uint8, upright,
+    one by one.
 
     Raises UserError where there is nothing to read or it is damaged.
     """

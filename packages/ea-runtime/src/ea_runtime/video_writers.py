@@ -22,7 +22,7 @@ _X264_THREADS = 4
 
 
 class FrameWriter(ABC):
-    """add() each frame in order, then finish(); abort() at any time gives up. The first frame sets the size."""
+    """add() each frame in order, then finish(), or abort() at any time. The first frame sets the size."""
 
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
         self.path = path
@@ -38,10 +38,10 @@ class FrameWriter(ABC):
     @abstractmethod
     def _add(self, frame: np.ndarray) -> None: ...
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 - a folder needs nothing
         """Complete the file."""
 
-    def abort(self) -> None:
+    def abort(self) -> None:  # noqa: B027
         """Close what is open; the file is not usable."""
 
 
@@ -64,8 +64,11 @@ class Mp4Writer(FrameWriter):
         height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
         if self.container is None:
             if (height, width) != frame.shape[:2]:
-                logger.warning("mp4 needs even sides: the last row or column is left out (%dx%d)", width, height)
+                logger.warning(
+                    "mp4 needs even sides: the last row or column is left out (%dx%d)", width, height
+                )
             self._open(height, width)
+        assert self.container is not None
         # without a contiguous copy PyAV reads the uncropped rows
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
@@ -95,10 +98,11 @@ class Mp4Writer(FrameWriter):
 
 
 class GifWriter(FrameWriter):
-    """Animated GIF, repeating for ever; each frame has its own 256 colours, so nothing must be known in advance.
+    """Animated GIF, repeating for ever; each frame has its own 256 colours, so nothing must be known in
+    advance.
 
-    Times are in 1/100 s: the delays alternate so that the whole keeps its length. Under 2/100 s (over 50 frames a
-    second) viewers slow a GIF down; such a one is written at 50.
+    Times are in 1/100 s: the delays alternate so that the whole keeps its length. Under 2/100 s (over 50
+    frames a second) viewers slow a GIF down; such a one is written at 50.
     """
 
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
@@ -114,7 +118,9 @@ class GifWriter(FrameWriter):
         if self.file is None:
             self.file = self.path.open("wb")
             height, width = frame.shape[:2]
-            self.file.write(b"GIF89a" + width.to_bytes(2, "little") + height.to_bytes(2, "little") + b"\0\0\0")
+            self.file.write(
+                b"GIF89a" + width.to_bytes(2, "little") + height.to_bytes(2, "little") + b"\0\0\0"
+            )
             self.file.write(b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")
         picture = Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT, kmeans=1)
         delay = round((self.count + 1) * 100 / self.fps) - round(self.count * 100 / self.fps)
@@ -132,7 +138,7 @@ class GifWriter(FrameWriter):
 
 
 class PngWriter(FrameWriter):
-    """One frame: a picture. More: a contact sheet of up to 16 of them, evenly spread, the first and the last included."""
+    """One frame: a picture. More: a contact sheet of up to 16 of them, from the first to the last."""
 
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
         super().__init__(path, fps, num_frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from ea_runtime.errors import UserError
 from ea_runtime.training.clips import ClipSet, to_float
+from ea_runtime.training.networks import build_network, load_network
 from ea_runtime.training.recipe import Context
+from ea_vae.chunking import check_num_frames
 from ea_vae.conv import CausalConv3d
 from ea_vae.model import AutoencoderKLMagvit
 
@@ -38,11 +41,11 @@ class DataTable(BaseModel):
 class LossTable(BaseModel):
     """Weights of the terms; each is a mean over its elements."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    l1: float = Field(1.0, ge=0)
-    mse: float = Field(3.0, ge=0)
-    kl: float = Field(1e-4, ge=0)
+    l1: float = Field(default=1.0, ge=0)
+    mse: float = Field(default=3.0, ge=0)
+    kl: float = Field(default=1e-4, ge=0)
 
 
 class VaeOptions(BaseModel):
@@ -51,7 +54,7 @@ class VaeOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     class Init(BaseModel):
-        """`folder`: start from this VAE instead of [model]. `inflate`: move picture weights into the last tap.
+        """`folder`: start from this VAE instead of [model]. `inflate`: picture weights into the last tap.
 
         `whiten`: after the last step, fold a scale and a shift a channel into the quant convolutions, so that
         0.18215 x latent has zero mean and unit deviation over the set.
@@ -71,7 +74,10 @@ class VaeOptions(BaseModel):
 
 
 class VaeRecipe:
-    """Trains AutoencoderKLMagvit to reconstruct pictures or 9-frame chunks."""
+    """Trains AutoencoderKLMagvit to reconstruct pictures or 9-frame chunks.
+
+    Raises UserError, one line, where the set, the start or the number of frames is wrong.
+    """
 
     options_model = VaeOptions
 
@@ -81,15 +87,19 @@ class VaeRecipe:
         self.set = ClipSet(Path(options.data.path))
         self.used = self.set.choose(options.data.kinds)[: options.data.limit or None]
         if options.init.folder:
-            self.vae = AutoencoderKLMagvit.from_pretrained(options.init.folder)
+            self.vae = load_network(AutoencoderKLMagvit, options.init.folder, "vae")
         else:
-            self.vae = AutoencoderKLMagvit.from_config(options.model)  # pyright: ignore[reportAssignmentType]
+            self.vae = build_network(AutoencoderKLMagvit, options.model)
             initialise(self.vae)
+        try:
+            check_num_frames(options.data.num_frames, self.vae.settings, chunked=False)
+        except ValueError as error:
+            raise UserError(f"`data.num_frames`: {error}") from error
         if options.init.inflate:
             inflate(self.vae)
         if options.memory_format == "channels_last_3d":
             self.vae.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
-        self.vae.to(context.device)
+        self.vae.to(context.device)  # pyright: ignore[reportArgumentType]
         self.vae.train()
 
     def modules(self) -> dict[str, nn.Module]:
@@ -130,9 +140,11 @@ class VaeRecipe:
         weights = self.options.loss
         total = weights.l1 * l1 + weights.mse * mse + weights.kl * kl
         # peak-to-peak is 2, so PSNR = 10 log10(4 / mse)
-        psnr = 10 * math.log10(4 / max(float(mse.detach()), 1e-12))
+        square = float(mse.detach())
+        psnr = 10 * math.log10(4 / max(square, 1e-12)) if math.isfinite(square) else math.nan
         figures = {
-            "l1": float(l1.detach()), "kl": float(kl.detach()), "psnr": psnr, "latent_std": float(mean.detach().std())
+            "l1": float(l1.detach()), "kl": float(kl.detach()), "psnr": psnr,
+            "latent_std": float(mean.detach().std()),
         }  # fmt: skip
         return total, figures
 
@@ -168,8 +180,12 @@ class VaeRecipe:
         """Means of up to 256 samples, (B, C, T, h, w), spread evenly over the set."""
         self.vae.eval()
         generator = torch.Generator().manual_seed(self.context.seed)
-        count = min(256, len(self.used))
-        indices = [round(i * (len(self.used) - 1) / max(1, count - 1)) for i in range(count)]
+        # samples of the most frequent size, which can be stacked
+        sizes = self.buckets()
+        size = Counter(sizes).most_common(1)[0][0]
+        members = [i for i, other in enumerate(sizes) if other == size]
+        count = min(256, len(members))
+        indices = [members[round(i * (len(members) - 1) / max(1, count - 1))] for i in range(count)]
         parts = [
             self.vae.encode(self._batch(indices[i : i + 8], generator)).latent_dist.mode()  # pyright: ignore[reportAttributeAccessIssue]
             for i in range(0, count, 8)
@@ -212,6 +228,7 @@ def whiten(vae: AutoencoderKLMagvit, latents: Tensor) -> tuple[Tensor, Tensor]:
     """Folds (z - mean) * LATENT_STD / std into quant_conv and its inverse into post_quant_conv, exactly.
 
     latents: (B, C, T, h, w) means of the posterior. Returns the mean and deviation a channel that were found.
+    `decode(encode(x))` stays what it was; `encode` then gives means of deviation LATENT_STD a channel.
     """
     channels = latents.shape[1]
     mean = latents.mean(dim=(0, 2, 3, 4))

@@ -52,6 +52,8 @@ def check_drawn(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write adherence.json.")
     ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Where to write a contact sheet (.png).")] = None,
+    sheet_clips: Annotated[int, typer.Option(min=1, help="Clips on the contact sheet.")] = 16,
 ) -> None:
     """Measure from the pixels alone whether clips show what their prompts ask for."""
     from rich.console import Console
@@ -64,16 +66,23 @@ def check_drawn(
         output = output / "adherence.json"
     console = Console(stderr=True)
     sources, skipped = find_sources(paths)
-    items = [
-        check_clip(source.prompt, read_frames(source.path), str(source.path), source.truth)
-        for source in track(sources, "checking", console=console, transient=True)
-    ]
+    items, shown = [], []
+    for source in track(sources, "checking", console=console, transient=True):
+        frames = read_frames(source.path)
+        items.append(check_clip(source.prompt, frames, str(source.path), source.truth))
+        if sheet is not None and len(shown) < sheet_clips:
+            shown.append((items[-1], frames))
     report = summarise(items)
     Console().print(_table(report))
     if skipped:
         console.print(
             f"passed over {len(skipped)} files without a prompt, first {skipped[0]}", soft_wrap=True
         )
+    if sheet is not None:
+        from ea_data.draw.sheet import save_sheet
+
+        save_sheet(sheet, shown)
+        console.print(f"wrote {sheet}", highlight=False, soft_wrap=True)
     if output is not None:
         _write_atomically(output, json.dumps(report.to_dict(), indent=1) + "\n")
         console.print(f"wrote {output}", highlight=False, soft_wrap=True)

@@ -51,16 +51,12 @@ class CaptionOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(0, ge=0, description="seed of the drawn scenes and their wording")
-    num_samples: int = Field(100_000, gt=0, description="distinct captions; an epoch goes through them once")
-    empty: float = Field(0.08, ge=0, le=1, description="share of empty captions, as guidance uses them")
-    pictures: float = Field(0.25, ge=0, le=1, description="share of picture captions, which name no motion")
-    phrases: float = Field(
-        0.12, ge=0, le=1, description="share of bare phrases in any order: 'moving left, circle'"
-    )
-    fillers: float = Field(
-        0.1, ge=0, le=1, description="share of captions that get an unknown word in front or behind"
-    )
+    seed: int = Field(default=0, ge=0, description="seed of the drawn scenes and their wording")
+    num_samples: int = Field(default=100_000, gt=0, description="distinct captions, an epoch of them")
+    empty: float = Field(default=0.08, ge=0, le=1, description="share of empty captions, for guidance")
+    pictures: float = Field(default=0.25, ge=0, le=1, description="share of captions without motion")
+    phrases: float = Field(default=0.12, ge=0, le=1, description="share of loose phrases: 'moving left, red'")
+    fillers: float = Field(default=0.1, ge=0, le=1, description="share that gets an unknown word at an end")
 
 
 class EncoderOptions(BaseModel):
@@ -68,14 +64,14 @@ class EncoderOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    vocab_size: int = Field(512, ge=354, description="upper bound; the captions' words may need fewer")
-    d_model: int = Field(64, gt=0, description="D, the width that the denoiser's caption projection takes")
-    num_layers: int = Field(2, gt=0)
-    num_heads: int = Field(4, gt=0)
-    d_kv: int = Field(16, gt=0, description="width of a head")
-    d_ff: int = Field(128, gt=0)
+    vocab_size: int = Field(default=512, ge=354, description="upper bound; the words may need fewer")
+    d_model: int = Field(default=64, gt=0, description="D, what the denoiser's caption projection takes")
+    num_layers: int = Field(default=2, gt=0)
+    num_heads: int = Field(default=4, gt=0)
+    d_kv: int = Field(default=16, gt=0, description="width of a head")
+    d_ff: int = Field(default=128, gt=0)
     feed_forward_proj: str = "gated-gelu"
-    dropout_rate: float = Field(0.0, ge=0, lt=1)
+    dropout_rate: float = Field(default=0.0, ge=0, lt=1)
 
 
 class TextOptions(BaseModel):
@@ -178,7 +174,8 @@ class TextRecipe:
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
-            self.encoder = T5EncoderModel(config).to(context.device)
+            encoder: Any = T5EncoderModel(config)  # its own annotation of `to` does not type-check
+            self.encoder: nn.Module = encoder.to(context.device)
             self.heads = AttributeHeads(model.d_model).to(context.device)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -238,7 +235,7 @@ class TextRecipe:
         """
         embeds, mask = self._embed([draw_caption(self.options.data, index) for index in range(2000)])
         std = embeds[mask.bool()].std(0)  # D
-        encoder = copy.deepcopy(self.encoder)
+        encoder: Any = copy.deepcopy(self.encoder)
         encoder.encoder.final_layer_norm.weight.div_(std.clamp(min=0.05))  # a dead channel is not blown up
         return encoder
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,45 +22,45 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_OWN = "Default: the model's own."
+_OUTPUT = (
+    "out.mp4, out.gif, out.png (1 frame: a picture; more: a contact sheet) or frames/. "
+    "Default: named after the prompt."
+)
+
 
 @app.command()
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What to show.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="tiny (bundled), or a model folder.  [default: tiny]")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Frames: 1 is a picture. Default: the model's own.")] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels. Default: the model's own.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")] = None,
+    prompt: Annotated[str | None, Argument(help="What to show.", show_default=False)] = None,
+    model: Annotated[str | None, Option(help="tiny (bundled) or a model folder. Default: tiny.")] = None,
+    num_frames: Annotated[int | None, Option(help=f"Frames; 1 is a picture. {_OWN}")] = None,
+    size: Annotated[str | None, Option(help=f"WIDTHxHEIGHT in pixels. {_OWN}")] = None,
+    steps: Annotated[int | None, Option(help=f"Steps of the sampler. {_OWN}")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="How closely to follow the prompt; 1 is off. Default: the model's own.")
+        float | None, Option(help=f"How closely to follow the prompt; 1 is off. {_OWN}")
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="euler, euler-a, dpm++, pndm, ddim, unipc, or a plugin's.")
+        str | None, Option(help="euler, euler-a, dpm++, pndm, ddim, unipc or a plugin's.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Number that the noise follows from; --prompts counts up from it.")
+        int | None, Option(help="What the noise follows from; --prompts counts up from it.")
     ] = None,
-    negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="File with one prompt a line; outputs are numbered.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second of the file. Default: the model's own.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps. Default: the best there is.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: suits the device.")] = None,
+    negative: Annotated[str | None, Option(help="What to stay away from.")] = None,
+    prompts: Annotated[str | None, Option(help="File of prompts, one a line; outputs are numbered.")] = None,
+    fps: Annotated[float | None, Option(help=f"Frames a second of the file. {_OWN}")] = None,
+    device: Annotated[
+        str | None, Option(help="cpu, cuda, cuda:N or mps. Default: the best there is.")
+    ] = None,
+    dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16. Default: by device.")] = None,
     smooth: Annotated[
-        bool | None,
-        typer.Option("--smooth/--no-smooth", help="A second pass over the seams between chunks of frames (on)."),
+        bool | None, Option("--smooth/--no-smooth", help="Smooth the seams between chunks of frames (on).")
     ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o",
-            help="out.mp4, out.gif, out.png (1 frame: a picture, more: a contact sheet) or frames/. "
-            "Default: named after the prompt.",
-        ),
-    ] = None,
+    output: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
     sidecar: Annotated[
-        str | None, typer.Option("--from", help="An output's .json: makes the same again; other options change it.")
+        str | None, Option("--from", help="An output's .json: make it again; other options change it.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same name.")] = False,
-) -> None:  # fmt: skip
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace files of the same name.")] = False,
+) -> None:
     """Make a video (or, with --num-frames 1, a picture) from a prompt."""
     start = time.perf_counter()
     from rich.console import Console
@@ -69,21 +70,38 @@ def generate(
 
     console = Console(stderr=True, highlight=False)
     wishes = Wishes(
-        prompt, prompts, sidecar, model, negative, num_frames, size, steps, guidance, sampler, seed, fps, device,
-        dtype, smooth, output, overwrite,
-    )  # fmt: skip
+        prompt=prompt,
+        prompts_file=prompts,
+        sidecar=sidecar,
+        model=model,
+        negative=negative,
+        num_frames=num_frames,
+        size=size,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        seed=seed,
+        fps=fps,
+        device=device,
+        dtype=dtype,
+        smooth=smooth,
+        output=output,
+        overwrite=overwrite,
+    )
     with notes_on(console), _stopped_by_sigterm():
         plan = make_plan(wishes)
         _run(plan, console, start)
 
 
 def _run(plan: Plan, console: Console, start: float) -> None:
+    from rich.markup import escape
+
     shared: dict[str, float] = {}
     with console.status("loading torch"), _timed("imports", shared):
         from ea_runtime.pipeline import VideoPipeline
 
         _import_parts(plan)
-    with console.status(f"loading {plan.model}"), _timed("loading", shared):
+    with console.status(escape(f"loading {plan.model}")), _timed("loading", shared):
         pipe = VideoPipeline.from_pretrained(plan.model, device=_device(plan), dtype=plan.dtype)
         _same_threads(plan, pipe)
         model_sha256 = _hashed(plan.model)
@@ -102,10 +120,10 @@ def _run(plan: Plan, console: Console, start: float) -> None:
 
 
 def _import_parts(plan: Plan) -> None:
-    """Imports what the model's parts and the sampler need, so that this time is not counted as loading or denoising."""
-    from ea_runtime.plugins import get_host
-
+    """Imports what the parts and the sampler need, so that this is not counted as loading or denoising."""
     from transformers import T5EncoderModel  # noqa: F401
+
+    from ea_runtime.plugins import get_host
 
     host = get_host()
     host.get("samplers", plan.jobs[0].settings["sampler"]).build()
@@ -116,14 +134,19 @@ def _import_parts(plan: Plan) -> None:
 
 
 def _make(
-    plan: Plan, pipe: VideoPipeline, job: Job, console: Console, timings: dict[str, float], model_sha256: Callable[[], str]
+    plan: Plan,
+    pipe: VideoPipeline,
+    job: Job,
+    console: Console,
+    timings: dict[str, float],
+    model_sha256: Callable[[], str],
 ) -> str:
     """Makes one video and its sidecar; returns the output's sha256."""
+    import torch
+
     from ea_runtime.device import describe, dtype_name
     from ea_runtime.progress import GenerationProgress
     from ea_runtime.sidecar import content_hash, versions, write_sidecar
-
-    import torch
 
     settings = job.settings
     count = settings["num_frames"]
@@ -178,10 +201,12 @@ def _summary(plan: Plan, pipe: VideoPipeline, job: Job) -> str:
 
     s = job.settings
     what = "a picture" if s["num_frames"] == 1 else f"{s['num_frames']} frames at {plan.fps:g} fps"
+    steps = f"{s['num_inference_steps']} step{'s' * (s['num_inference_steps'] > 1)}"
     kind = " as a contact sheet" if job.output.kind == "png" and s["num_frames"] > 1 else ""
     return (
-        f"{plan.model} on {describe(pipe.device)}, {dtype_name(pipe.dtype)}: {what}{kind}, {s['width']}x{s['height']}, "
-        f"{s['num_inference_steps']} steps {s['sampler']}, guidance {s['guidance_scale']:g}, seed {s['seed']}"
+        f"{plan.model} on {describe(pipe.device)}, {dtype_name(pipe.dtype)}: {what}{kind}, "
+        f"{s['width']}x{s['height']}, {steps} {s['sampler']}, guidance {s['guidance_scale']:g}, "
+        f"seed {s['seed']}"
     )
 
 
@@ -238,11 +263,19 @@ def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
     if old["output"]["sha256"] == digest:
         console.print("same content as recorded", style="green")
         return
-    changed = [f"{n} {old['versions'][n]} -> {v}" for n, v in new["versions"].items() if old["versions"].get(n, v) != v]
-    changed += [f"{k} {old['device'].get(k)} -> {v}" for k, v in new["device"].items() if old["device"].get(k) != v]
+    changed = [
+        f"{n} {old['versions'][n]} -> {v}"
+        for n, v in new["versions"].items()
+        if old["versions"].get(n, v) != v
+    ]
+    changed += [
+        f"{k} {old['device'].get(k)} -> {v}" for k, v in new["device"].items() if old["device"].get(k) != v
+    ]
     changed += ["the model's files"] if old["model"]["sha256"] != new["model"]["sha256"] else []
     why = "; ".join(changed) or "nothing that is recorded"
-    console.print(f"note: the content differs from the recorded one; changed: {why}", style="yellow", markup=False)
+    console.print(
+        f"note: the content differs from the recorded one; changed: {why}", style="yellow", markup=False
+    )
 
 
 @contextmanager

@@ -93,7 +93,8 @@ def make_plan(wishes: Wishes) -> Plan:
         _first(wishes.num_frames, before.get("num_frames"), defaults.num_frames)
     )
     height, width = geometry.check_size(
-        _first(height, before.get("height"), defaults.height), _first(width, before.get("width"), defaults.width)
+        _first(height, before.get("height"), defaults.height),
+        _first(width, before.get("width"), defaults.width),
     )
     geometry.check_budget(1, num_frames, height, width)
     sampler = check_sampler(_first(wishes.sampler, before.get("sampler"), defaults.sampler)).name
@@ -101,15 +102,21 @@ def make_plan(wishes: Wishes) -> Plan:
     negative = check_prompts(_first(wishes.negative, before.get("negative_prompt"), ""), "negative")[0]
     fps = _first(wishes.fps, recorded["fps"] if recorded else None, defaults.fps)
     if not math.isfinite(fps):
-        raise UserError(f"`fps` must be a finite number of frames a second, got {fps}; {defaults.fps} is usual")
+        raise UserError(
+            f"`fps` must be a finite number of frames a second, got {fps}; {defaults.fps} is usual"
+        )
     check_fps(fps)
     shared: dict[str, Any] = {
         "negative_prompt": negative,
         "num_frames": num_frames,
         "height": height,
         "width": width,
-        "num_inference_steps": check_steps(_first(wishes.steps, before.get("num_inference_steps"), defaults.steps)),
-        "guidance_scale": check_guidance(_first(wishes.guidance, before.get("guidance_scale"), defaults.guidance)),
+        "num_inference_steps": check_steps(
+            _first(wishes.steps, before.get("num_inference_steps"), defaults.steps)
+        ),
+        "guidance_scale": check_guidance(
+            _first(wishes.guidance, before.get("guidance_scale"), defaults.guidance)
+        ),
         "sampler": sampler,
         "smooth": _first(wishes.smooth, before.get("smooth"), True),
     }
@@ -186,7 +193,9 @@ def _read_prompts(path: Path) -> list[str]:
     return check_prompts(prompts)
 
 
-def _outputs(prompts: Sequence[str], wish: str | None, kind: str, many: bool, overwrite: bool) -> list[Output]:
+def _outputs(
+    prompts: Sequence[str], wish: str | None, kind: str, many: bool, overwrite: bool
+) -> list[Output]:
     """One output for each prompt. Raises UserError where one cannot be written."""
     suffix = next((s for s, k in KINDS.items() if k == kind), "/")
     if not many:
@@ -197,7 +206,9 @@ def _outputs(prompts: Sequence[str], wish: str | None, kind: str, many: bool, ov
         names = [str(folder / f"{i:0{digits}}-{slug(p)}{suffix}") for i, p in enumerate(prompts, 1)]
     else:
         stem = Path(wish)
-        names = [str(stem.with_name(f"{stem.stem}-{i:0{digits}}{stem.suffix}")) for i in range(1, len(prompts) + 1)]
+        names = [
+            str(stem.with_name(f"{stem.stem}-{i:0{digits}}{stem.suffix}")) for i in range(1, len(prompts) + 1)
+        ]
     return [plan_output(name, overwrite) for name in names]
 
 

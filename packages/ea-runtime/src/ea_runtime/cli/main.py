@@ -15,12 +15,16 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
-from ea_runtime.errors import UserError, nearest
+from ea_runtime.errors import UserError
 from ea_runtime.plugin_sources import one_line
 from ea_runtime.plugins import Host, get_host, make_host, set_host
 
 #: Base class of what typer raises for wrong words on the command line (typer carries its own click).
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class _Stopped(Exception):
+    """Ctrl-C, in a shape that typer does not turn into a mere exit code."""
 
 
 class LazyGroup(TyperGroup):
@@ -42,15 +46,17 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, rest = args[0], args[1:]
-        names = self.list_commands(ctx)
-        if name not in names:
-            if name.startswith("-"):
-                raise UserError(f"no such option {name!r}; `ea --help` lists the options and commands")
-            known = ", ".join(names)
-            raise UserError(f"no command is called {name!r}; there are: {known}{nearest(name, names)}")
+        if name.startswith("-"):
+            raise UserError(f"no such option {name!r}; `ea --help` lists the options and commands")
         command = _build(get_host(), name)
         command.name = name
         return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Stopped from error
 
 
 def _build(host: Host, name: str) -> Any:
@@ -121,7 +127,7 @@ def run(argv: list[str]) -> int:
         # the reader left (`ea plugins | head -1`): Python's own flush at exit must not complain about it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, _Stopped, typer.Abort):
         if debug:
             raise
         return _fail("stopped", 130)

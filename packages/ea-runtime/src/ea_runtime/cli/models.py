@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ea_runtime.safe_files import plain
+
 if TYPE_CHECKING:
     from ea_runtime.folder_check import FolderReport, PartReport
 
@@ -83,7 +85,7 @@ def convert(
             f"{item.source.name} -> {item.target}: {item.num_tensors} tensors, {_size(item.num_bytes)}"
         )
         if item.skipped:
-            typer.echo(f"  left out, no tensors: {', '.join(ascii(name)[1:-1] for name in item.skipped)}")
+            typer.echo(f"  left out, no tensors: {', '.join(plain(name) for name in item.skipped)}")
     if not written:
         typer.echo("nothing to convert: no part of this folder is pickled")
 
@@ -129,11 +131,11 @@ def _show_part(console: Any, part: PartReport) -> None:
     }
     for label, names in findings.items():
         if names:
-            shown = "; ".join(ascii(name)[1:-1] for name in names[:_SHOWN])
+            shown = "; ".join(plain(name) for name in names[:_SHOWN])
             more = f"; and {len(names) - _SHOWN} more (--json lists all)" if len(names) > _SHOWN else ""
             console.print(f"  {label:<11} {len(names)}: {escape(shown + more)}", soft_wrap=True)
     if part.pickles:
-        names = escape(", ".join(ascii(name)[1:-1] for name in part.pickles[:_SHOWN]))
+        names = escape(", ".join(plain(name) for name in part.pickles[:_SHOWN]))
         console.print(
             f"  [yellow]pickles     {len(part.pickles)}: {names} (never loaded)[/yellow]", soft_wrap=True
         )

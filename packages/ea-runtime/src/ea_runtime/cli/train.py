@@ -28,7 +28,8 @@ def train(
     from ea_runtime.plugins import get_host
     from ea_runtime.training.options import read_config, validate
 
-    record = get_host().get("recipes", recipe)
+    host = get_host()
+    record = host.get("recipes", recipe)
     run = read_config(config, settings)
     if run.run.recipe != recipe:
         raise UserError(f"`config` {config.name} is for recipe {run.run.recipe!r}, got {recipe!r}")
@@ -45,13 +46,10 @@ def train(
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     device = str(choose_device(run.train.device))
-    words = [
-        "train",
-        recipe,
-        str(config),
-        *(f"--set={s}" for s in settings or []),
-        *(["--resume"] if resume else []),
-    ]
+    # the same words for the processes that share the batches
+    words = [f"--plugin={path}" for path in sorted(host._paths)]
+    words += ["train", recipe, str(config), *(f"--set={s}" for s in settings or [])]
+    words += ["--resume"] if resume else []
     out = Path(run.run.out)
     as_run = {
         "run": run.run.model_dump(),
@@ -62,7 +60,7 @@ def train(
         console = Console(stderr=True, quiet=rank > 0)
 
         def say(line: str) -> None:
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
         torch.manual_seed(run.train.seed)
         context = Context(seed=run.train.seed, device=device, out=out, say=say, dtype=run.train.dtype)
@@ -70,8 +68,13 @@ def train(
         trainable = sum(
             p.numel() for m in instance.modules().values() for p in m.parameters() if p.requires_grad
         )
-        say(
-            f"{recipe}: {trainable / 1e6:.2f} M trainable parameters, {len(instance.buckets())} samples, {device}"
-        )
-        final = Trainer(instance, run.train, out, as_run).run(resume=resume)
+        num_samples = len(instance.buckets())
+        say(f"{recipe}: {trainable / 1e6:.2f} M trainable parameters, {num_samples} samples, {device}")
+        trainer = Trainer(instance, run.train, out, as_run)
+        try:
+            final = trainer.run(resume=resume)
+        except KeyboardInterrupt:
+            if trainer.step:
+                say(f"step {trainer.step} of {run.train.steps} is saved; --resume goes on from there")
+            raise
         say(f"done: {final}")

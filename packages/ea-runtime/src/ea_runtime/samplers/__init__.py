@@ -1,4 +1,5 @@
-"""Samplers: one small file each, a `SamplerRecord` whose `build(**scheduler_config)` makes a diffusers scheduler.
+"""Samplers: one small file each, a `SamplerRecord` whose `build(**scheduler_config)` makes a diffusers
+scheduler.
 
 To add one: copy a file, change the class and the citation, and list its RECORD here (or return it from the
 `ea_samplers` hook of a plugin).

@@ -1,7 +1,7 @@
 """DDIM: the deterministic process with DDPM's marginals (eta 0).
 
-Song et al., Denoising Diffusion Implicit Models, 2020 (arXiv 2010.02502), equation 12. As in EasyAnimate V2 the
-predicted clean latents are clipped to -1..1 unless the model's scheduler config says `clip_sample` false.
+Song et al., Denoising Diffusion Implicit Models, 2020 (arXiv 2010.02502), equation 12. As in EasyAnimate V2
+the predicted clean latents are clipped to -1..1 unless the model's scheduler config says `clip_sample` false.
 """
 
 from __future__ import annotations

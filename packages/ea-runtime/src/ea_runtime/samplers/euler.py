@@ -1,7 +1,7 @@
 """Euler: one first-order step along the probability flow for each network pass.
 
-Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022 (arXiv 2206.00364), algorithm 2
-without churn, over the steps' own sigmas. EasyAnimate V2 calls it "Euler".
+Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022 (arXiv 2206.00364),
+algorithm 2 without churn, over the steps' own sigmas. EasyAnimate V2 calls it "Euler".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Euler ancestral: an Euler step that goes further down than asked, then adds fresh noise.
 
-After K. Crowson's k-diffusion (sample_euler_ancestral); the noise's variance is that of DDPM's posterior, Ho et al.,
-Denoising Diffusion Probabilistic Models, 2020 (arXiv 2006.11239). EasyAnimate V2 calls it "Euler A".
+After K. Crowson's k-diffusion (sample_euler_ancestral); the noise's variance is that of DDPM's posterior, Ho
+et al., Denoising Diffusion Probabilistic Models, 2020 (arXiv 2006.11239). EasyAnimate V2 calls it "Euler A".
 """
 
 from __future__ import annotations

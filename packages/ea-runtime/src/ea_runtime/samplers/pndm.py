@@ -1,7 +1,7 @@
 """PNDM: three Runge-Kutta steps of four passes each, then fourth-order linear multistep.
 
-Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022 (arXiv 2202.09778), F-PNDM. It needs more
-network passes than steps: 9 more. EasyAnimate V2 calls it "PNDM".
+Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022 (arXiv 2202.09778), F-PNDM. It
+needs more network passes than steps: 9 more. EasyAnimate V2 calls it "PNDM".
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-#: EasyAnimate V2: linear betas over 1,000 steps; `steps_offset` shifts the samplers that space their steps from 0.
+#: EasyAnimate V2: linear betas over 1,000 steps; `steps_offset` shifts the samplers that space their steps
+#: from 0.
 V2_SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -15,8 +16,8 @@ V2_SCHEDULE: dict[str, Any] = {
     "steps_offset": 1,
 }
 
-# What a model was trained with. How steps are placed and solved is the sampler's own affair: a folder's scheduler
-# file describes one sampler and would bend the others (V2's script ignores it altogether).
+# What a model was trained with. How steps are placed and solved is the sampler's own affair: a folder's
+# scheduler file describes one sampler and would bend the others (V2's script ignores it altogether).
 _OF_THE_MODEL = (
     "num_train_timesteps",
     "beta_start",

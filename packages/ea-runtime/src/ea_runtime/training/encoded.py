@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,7 +28,11 @@ BATCH = 16
 class EncodedSet:
     """Latents (fp16; one draw from the posterior) and token features (fp16) of every item, in memory.
 
-    shapes: one (C, t, h, w) a sample, the bucket key. Sample numbers count the used items (see `kinds`).
+    folder: the set, all of one size. parts: the model folder that codes it. num_frames: frames of a clip.
+    kinds: what of the set is used; sample numbers count the used items.
+    shapes: ("image" or "video", C, t, h, w) of each sample, the bucket key.
+    width: D of the token features. scale: the VAE's scaling factor.
+    Raises UserError, one line: no set, no such model folder, a file that does not decode or is too short.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class EncodedSet:
         clips = ClipSet(folder, keep_bytes=0)
         used = clips.choose(kinds)
         path = folder / "cache" / f"encoded-{_key(folder, parts, num_frames)}.safetensors"
-        if world()[0] == 0 and not path.exists():
+        if world()[0] == 0 and not _is_whole(path):
             _encode(clips, parts, num_frames, path, context)
         wait_for_all()
         context.say(f"latents and text: {path.name}")
@@ -55,6 +59,7 @@ class EncodedSet:
         place = tensors["place"].tolist()
         self._where = [("video" if clips.items[i].is_video else "image", place[i]) for i in used]
         self._tokens = tensors["tokens"]  # (sum of lengths, D)
+        self.width = self._tokens.shape[1]
         ends = tensors["token_ends"].tolist()
         self._spans = [(ends[i - 1] if i else 0, ends[i]) for i in used]
         self._empty = (ends[len(clips) - 1], ends[len(clips)])
@@ -67,10 +72,13 @@ class EncodedSet:
         return self._latents[kind][rows].float() * self.scale
 
     def text(self, indices: list[int], dropped: list[bool]) -> tuple[Tensor, Tensor]:
-        """Features (B, L, D) float32 and mask (B, L), L the longest of the batch; dropped ones see the empty prompt."""
+        """Features (B, L, D) float32 and mask (B, L) int64, 1 on tokens; L is the longest of the batch.
+
+        dropped: which samples see the empty prompt in place of their own.
+        """
         spans = [self._empty if drop else self._spans[i] for i, drop in zip(indices, dropped, strict=True)]
         longest = max(end - start for start, end in spans)
-        text = torch.zeros(len(spans), longest, self._tokens.shape[1])
+        text = torch.zeros(len(spans), longest, self.width)
         mask = torch.zeros(len(spans), longest, dtype=torch.int64)
         for row, (start, end) in enumerate(spans):
             text[row, : end - start] = self._tokens[start:end]
@@ -95,12 +103,35 @@ def _key(folder: Path, parts: Path, num_frames: int) -> str:
     return digest.hexdigest()[:16]
 
 
-@torch.inference_mode()
-def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: Context) -> None:
-    from ea_runtime.folder import load_parts
+def _is_whole(path: Path) -> bool:
+    """Whether the file is there, has all its bytes, and is of the present kind."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+    except (OSError, SafetensorError):
+        return False
+    return {"place", "tokens", "token_ends"} <= names and bool({"latents/image", "latents/video"} & names)
 
+
+def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: Context) -> None:
+    """Codes the whole set into the file `path`, which appears whole or not at all."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or threads)  # the other processes wait
+    try:
+        tensors, scale = _code(clips, parts, num_frames, context)
+    finally:
+        torch.set_num_threads(threads)
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"scaling_factor": repr(scale)})
+    partial.replace(path)
+
+
+@torch.inference_mode()
+def _code(clips: ClipSet, parts: Path, num_frames: int, context: Context) -> tuple[dict[str, Tensor], float]:
+    """The file's tensors, and the VAE's scaling factor."""
+    from ea_runtime.folder import load_parts
+
     loaded = load_parts(parts, device=context.device, dtype=torch.float32, parts=("vae", "text"))
     vae, text = loaded.vae, loaded.text
     place = torch.zeros(len(clips), dtype=torch.int64)
@@ -119,11 +150,7 @@ def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: C
     tensors: dict[str, Tensor] = {f"latents/{k}": torch.cat(v) for k, v in latents.items() if v}
     tensors |= _encode_text([item.text for item in clips.items], text)
     tensors["place"] = place
-    path.parent.mkdir(exist_ok=True)
-    torch.set_num_threads(threads)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"scaling_factor": repr(float(vae.config.scaling_factor))})
-    partial.replace(path)
+    return tensors, float(vae.config.scaling_factor)
 
 
 def _encode_text(captions: list[str], text: Any) -> dict[str, Tensor]:
@@ -145,6 +172,7 @@ def _cut(clips: ClipSet, index: int, wanted: int) -> Any:
     if len(frames) < wanted:
         name = clips.items[index].path.name
         raise UserError(
-            f"`data.num_frames` is {wanted}, but {name} has {len(frames)} frames; lower it or leave such files out"
+            f"`data.num_frames` is {wanted}, but {name} has {len(frames)} frames; "
+            "lower it or leave such files out"
         )
     return frames[:wanted]

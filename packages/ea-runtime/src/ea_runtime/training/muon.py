@@ -33,9 +33,9 @@ def orthogonalise(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.flo
 class MuonAdamW(torch.optim.Optimizer):
     """Groups carry `kind`: "muon" (parameters of two or more dimensions) or "adamw".
 
-    lr, weight_decay (decoupled), betas and eps (AdamW), momentum (Muon, Nesterov), dtype (of Muon's products).
+    lr, weight_decay (decoupled), betas and eps (AdamW), momentum (Muon's, Nesterov), dtype (of its products).
     A Muon update is scaled by max(1, rows / columns) ** 0.5, so that rates carry over between shapes. The
-    parameters of an AdamW group must have their gradients at the same steps: they share one bias correction.
+    parameters of an AdamW group must have gradients at the same steps: they share one bias correction.
     Raises ValueError for another `kind`, and for a vector in a Muon group.
     """
 
@@ -50,15 +50,14 @@ class MuonAdamW(torch.optim.Optimizer):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         defaults = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum, "kind": "adamw"
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum,
+            "kind": "adamw",
         }  # fmt: skip
         super().__init__(groups, defaults)
         self.dtype = dtype
         for group in self.param_groups:
             if group["kind"] not in ("adamw", "muon"):
-                raise ValueError(
-                    f"`kind` of a parameter group must be 'adamw' or 'muon', got {group['kind']!r}"
-                )
+                raise ValueError(f"`kind` of a group must be 'adamw' or 'muon', got {group['kind']!r}")
             if group["kind"] == "muon" and any(p.ndim < 2 for p in group["params"]):
                 raise ValueError("Muon takes parameters of two or more dimensions only")
 
@@ -98,7 +97,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 state["square"] = torch.zeros_like(parameter)
             state["step"] += 1
         step = int(self.state[params[0]]["step"])
-        gradients = [p.grad for p in params]
+        gradients = [p.grad for p in params if p.grad is not None]
         means = [self.state[p]["mean"] for p in params]
         squares = [self.state[p]["square"] for p in params]
         torch._foreach_lerp_(means, gradients, 1 - beta1)

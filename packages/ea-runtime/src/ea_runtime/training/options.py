@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ea_runtime.errors import UserError, nearest
+from ea_runtime.safe_files import quote
 
 M = TypeVar("M", bound=BaseModel)
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainOptions(BaseModel):
     """How long, how fast and how often; the same for every recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(gt=0, description="optimiser steps in all")
     batch_size: int = Field(gt=0, description="samples a step")
@@ -27,13 +30,13 @@ class TrainOptions(BaseModel):
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     final_lr: float = Field(0.0, ge=0, le=1, description="rate at the last step, as a part of the peak")
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(
         0.999, ge=0, lt=1, description="decay of the averaged weights, reached by (1+n)/(10+n)"
     )
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="type to compute in; weights and optimiser stay fp32"
     )
@@ -50,8 +53,8 @@ class RunTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    recipe: str
-    out: str
+    recipe: str = Field(min_length=1)
+    out: str = Field(min_length=1)
 
 
 class RunConfig(BaseModel):
@@ -65,13 +68,16 @@ class RunConfig(BaseModel):
 def read_config(path: Path, settings: list[str] | None = None) -> RunConfig:
     """Reads and validates a TOML file; `settings` are `table.key=value` overrides.
 
-    Raises UserError naming the key for anything unknown, missing or out of range.
+    Raises UserError, one line, for a file that is absent or no TOML, and naming the key for anything unknown,
+    missing or out of range. The recipe's own tables are validated later, by `validate`.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"`config` must be a TOML file, got {str(path)!r}, which is not there") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"`config` {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"`config` {path.name} is not valid TOML: {error}") from error
     for setting in settings or []:
         _apply(tables, setting)
@@ -84,32 +90,51 @@ def read_config(path: Path, settings: list[str] | None = None) -> RunConfig:
 
 
 def validate(model: type[M], table: Any, where: str) -> M:
-    """`model` from a table; faults become one line that names the key and what was expected."""
+    """`model` from a table. Raises UserError, one line, naming the key, what was expected and what came.
+
+    where: the file and table, in front of the line.
+    """
     try:
         return model.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "table"
+        location = first["loc"]
+        key = ".".join(str(part) for part in location) or "table"
         if first["type"] == "extra_forbidden":
-            known = list(model.model_fields)
-            raise UserError(f"{where}: unknown key `{key}`{nearest(key.rsplit('.', 1)[-1], known)}") from None
+            known = _names(model, location[:-1])
+            hint = nearest(str(location[-1]), known) or f"; there are: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key `{key}`{hint}") from None
         if first["type"] == "missing":
             raise UserError(f"{where}: key `{key}` is missing") from None
-        raise UserError(f"{where}: `{key}`: {first['msg']}, got {first['input']!r}") from None
+        raise UserError(f"{where}: `{key}`: {first['msg']}, got {quote(first['input'])}") from None
+
+
+def _names(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """The keys of the table at `path` within `model`'s; none where that is no model of its own."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field is not None else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
 
 
 def _apply(tables: dict[str, Any], setting: str) -> None:
+    """Puts one `table.key=value` into `tables`; a value that is no TOML is a string."""
     key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) < 2:
         raise UserError(f"`--set` must read table.key=value, for example train.steps=100, got {setting!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
+        value = text
+    if isinstance(value, (datetime.date, datetime.time)):  # no option is one; a folder may be called so
         value = text
     table = tables
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise UserError(f"`--set`: {part!r} in {key!r} is a value, not a table")
+            raise UserError(f"`--set {setting}`: {part!r} is a value, not a table")
     table[parts[-1]] = value

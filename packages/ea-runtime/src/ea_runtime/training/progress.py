@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -23,8 +24,9 @@ class TrainingProgress:
         self.last_print = 0.0
         self.steps = steps
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"),
-            TextColumn("left"), TimeRemainingColumn(), console=self.console, disable=not self.live,
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"), TextColumn("left"), TimeRemainingColumn(),
+            console=self.console, disable=not self.live,
         )  # fmt: skip
         self.task = self.bar.add_task("training", total=steps, completed=done, line="")
 
@@ -36,16 +38,19 @@ class TrainingProgress:
         self.bar.stop()
 
     def show(self, line: dict[str, Any]) -> None:
-        """Takes a line of log.jsonl in."""
-        self.loss = line["loss"] if self.loss is None else 0.98 * self.loss + 0.02 * line["loss"]
+        """Takes a line of log.jsonl in. A skipped step leaves the running loss as it was."""
+        loss = line["loss"]
+        if math.isfinite(loss):
+            self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        shown = loss if self.loss is None else self.loss
         speed = line["samples"] / max(line["seconds"], 1e-9)
-        self.speed = speed if self.speed is None else 0.95 * self.speed + 0.05 * speed
-        text = f"loss {self.loss:.4f}  lr {line['lr']:.2e}  {self.speed:.1f} samples/s"
+        self.speed = speed = speed if self.speed is None else 0.95 * self.speed + 0.05 * speed
+        text = f"loss {shown:.4f}  lr {line['lr']:.2e}  {speed:.1f} samples/s"
         if self.live:
             self.bar.update(self.task, completed=line["step"], line=text)
         elif time.monotonic() - self.last_print > QUIET_SECONDS:
             self.last_print = time.monotonic()
-            left = (self.steps - line["step"]) * line["samples"] / max(self.speed, 1e-9)
+            left = (self.steps - line["step"]) * line["samples"] / max(speed, 1e-9)
             self.console.print(
                 f"step {line['step']}/{self.steps}  {text}  {left / 60:.1f} min left", highlight=False
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 class Context:
     """What the loop tells a recipe about the run.
 
-    seed: the run's seed. device: where the networks live. out: the run's folder. say: shows a line to the user.
+    seed: the run's seed. device: where the networks live. out: the run's folder.
+    say: shows one line to the user.
     dtype: "fp32" or "bf16", the type to compute in; weights stay fp32 (see ea_runtime.training.precision).
     """
 
     seed: int
     device: str
     out: Path
-    say: Any
+    say: Callable[[str], None]
     dtype: str = "fp32"
 
 

@@ -46,7 +46,10 @@ def load_state(
     averages: dict[str, WeightAverage],
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
-    """Restores what save_state wrote, to the bit, and returns the position."""
+    """Restores what save_state wrote, to the bit, and returns the position.
+
+    Raises UserError where the checkpoint lacks one of `modules`.
+    """
     tensors = load_file(folder / "state.safetensors")
     written = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     for name, module in modules.items():
@@ -64,7 +67,20 @@ def load_state(
     for group in groups:
         group["betas"] = tuple(group["betas"])
     optimizer.load_state_dict({"state": values, "param_groups": groups})
+    _lay_out_like_parameters(optimizer)
     return written["position"]
+
+
+@torch.no_grad()
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Gives the optimiser's tensors their parameters' strides (channels last), as in an unbroken run.
+
+    Files hold them contiguous; and where strides differ, torch's kernels round some results differently.
+    """
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

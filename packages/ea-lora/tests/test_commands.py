@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ea_lora.plugin
+from ea_lora.commands import parse_spec
+from ea_runtime.cli.main import run
+from ea_runtime.errors import UserError
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def ea(
+    small: Any, capsys: pytest.CaptureFixture[str], model_folder: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `ea lora WORDS` with this package's plugin and the small model's: exit code, stdout, stderr."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        plugins = ("--plugin", str(ea_lora.plugin.__file__), "--plugin", str(small.plugin))
+        code = run(["--no-plugins", *plugins, "lora", *map(str, words)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_info(ea: Any, write_lora_file: Write) -> None:
+    code, out, _ = ea("info", write_lora_file())
+    assert code == 0
+    assert "9 for the denoiser, 2 for the text" in out
+    code, out, _ = ea("info", write_lora_file(), "--json")
+    assert json.loads(out)["ranks"] == [4]
+
+
+def test_verify(ea: Any, write_lora_file: Write, small: Any, model_folder: Path) -> None:
+    path = write_lora_file(small.model_tensors())
+    code, out, _ = ea("verify", path, "--model", model_folder)
+    assert code == 0
+    assert "5 layers matched, 0 ignored" in out
+    assert "blocks.1" in out
+    assert "output on a video of noise moves by" in out
+    code, out, _ = ea("verify", path, "--model", model_folder, "--json", "--exclude", "blocks.*")
+    assert len(json.loads(out)["left_out"]) == 2
+
+
+def test_verify_fails_where_nothing_changes(
+    ea: Any, write_lora_file: Write, small: Any, model_folder: Path
+) -> None:
+    tensors = {key: value * ("lora_up" not in key) for key, value in small.model_tensors().items()}
+    code, out, _ = ea("verify", write_lora_file(tensors), "-m", model_folder)
+    assert code == 1
+    assert "changes nothing" in out
+
+
+def test_merge(ea: Any, write_lora_file: Write, small: Any, model_folder: Path, tmp_path: Path) -> None:
+    path = write_lora_file(small.model_tensors())
+    code, out, _ = ea("merge", f"{path}:0.8", path, "-m", model_folder, "-o", tmp_path / "out")
+    assert code == 0
+    assert "5 tensors changed; wrote" in out
+    record = json.loads((tmp_path / "out" / "merged_loras.json").read_text())
+    assert [lora["weight"] for lora in record["loras"]] == [0.8, 0.55]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("info", "absent.safetensors"), "there is no LoRA file 'absent.safetensors'"),
+        (("verify", "absent.safetensors", "-m", "nowhere/at/all"), "there is no LoRA file"),
+        (("merge", "absent.safetensors:0.5", "-o", "out"), "there is no"),
+        (("merge", "absent.safetensors:strong", "-o", "out"), "`weight` of a LoRA must be a number"),
+    ],
+)
+def test_mistakes_are_one_line(
+    ea: Any,
+    words: tuple[str, ...],
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_folder: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = () if words[0] == "info" or "-m" in words else ("-m", str(model_folder))
+    code, out, error = ea(*words, *model)
+    assert (code, out) == (2, "")
+    assert text in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_spec("a.safetensors") == ("a.safetensors", 0.55)
+    assert parse_spec("a.safetensors:0.8") == ("a.safetensors", 0.8)
+    assert parse_spec("a.safetensors:-1") == ("a.safetensors", -1.0)
+    assert parse_spec(r"C:\loras\a.safetensors") == (r"C:\loras\a.safetensors", 0.55)
+    monkeypatch.chdir(tmp_path)
+    Path("a:1").touch()
+    assert parse_spec("a:1") == ("a:1", 0.55)
+    with pytest.raises(UserError, match="must be a number from -100 to 100, got nan"):
+        parse_spec("a.safetensors:nan")
+
+
+def test_the_plugin_and_its_help_load_no_torch() -> None:
+    code = "import sys, ea_lora, ea_lora.plugin, ea_lora.commands; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,55 @@
+"""Networks that a run starts from, in float32: fresh ones by a [model] table, trained ones from a folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ea_runtime.errors import UserError, nearest
+from ea_runtime.folder import load_part, plan_part, unknown_keys
+from ea_runtime.folder_layout import PARTS
+from ea_runtime.safe_files import quote_path
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+def build_network(cls: type[NetworkT], table: dict[str, Any]) -> NetworkT:
+    """A `cls` (a diffusers ModelMixin) as the [model] table of a config says, with the weights it draws.
+
+    Raises UserError, one line, for a key that `cls` does not have and for values that describe none.
+    """
+    unknown = unknown_keys(cls, table)
+    if unknown:
+        known = [key for key in cls.__init__.__annotations__ if key != "return"]
+        raise UserError(f"[model]: {cls.__name__} has no key `{unknown[0]}`{nearest(unknown[0], known)}")
+    try:
+        return cls.from_config(table)  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:  # a table is the user's: whatever a constructor makes of it is a wrong table
+        reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + str(error)
+        raise UserError(f"[model] does not describe a {cls.__name__}: {reason[:300]}") from error
+
+
+def load_network(cls: type[NetworkT], folder: str, part: str) -> NetworkT:
+    """The network in `folder` (config.json and safetensors, as a run's `final/` holds them).
+
+    part: "vae" or "denoiser".
+    Raises UserError, one line: no such folder, no or damaged weights, another class.
+    """
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        raise UserError(
+            f"`init.folder` must hold config.json and *.safetensors, got {quote_path(folder)}, which is no "
+            "folder; train that part first"
+        )
+    plan = plan_part(path.parent, replace(PARTS[part], folder=path.name))
+    network = load_part(plan, dtype=torch.float32)
+    if not isinstance(network, cls):
+        raise UserError(
+            f"`init.folder` must hold a {cls.__name__}, got {quote_path(folder)} with a "
+            f"{type(network).__name__}"
+        )
+    return network
