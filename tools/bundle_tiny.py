@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 #: What suits the model: read by `ea generate` as its defaults.
 GENERATION = {
-    "height": 64, "width": 64, "num_frames": 18, "fps": 12, "steps": 20, "guidance": 4.0, "sampler": "dpm++",
+    "height": 64, "width": 64, "num_frames": 18, "fps": 12, "steps": 20, "guidance": 2.0, "sampler": "dpm++",
     "seed": 43,
 }  # fmt: skip
 SCHEDULER = {

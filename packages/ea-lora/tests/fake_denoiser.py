@@ -34,7 +34,8 @@ class SmallModel(ModelMixin, ConfigMixin):
         x = self.mix(x).transpose(1, 2)
         for block in self.blocks:
             assert isinstance(block, nn.ModuleDict)
-            x = torch.tanh(x + block["to_q"](encoder_hidden_states).mean(1, keepdim=True))
+            text = block["to_q"](encoder_hidden_states).mean(1)  # (B, D)
+            x = torch.tanh(x + text.repeat_interleave(hidden_states.shape[2], 0)[:, None])
         x = self.proj_out(x).transpose(1, 2).reshape(frames.shape)
         return SimpleNamespace(sample=x.unflatten(0, (hidden_states.shape[0], -1)).transpose(1, 2))
 

@@ -228,7 +228,10 @@ def test_a_file_cut_after_its_header_was_read(model_folder: Path, monkeypatch: p
 
 def test_no_such_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no model is called .tinyy.; there are: tiny; did you mean .tiny"):
+    with pytest.raises(
+        UserError,
+        match=r"no model is called .tinyy.; there are: tiny; or give a model folder; did you mean .tiny",
+    ):
         resolve_folder("tinyy")
     with pytest.raises(UserError, match="there is no model folder"):
         resolve_folder("./tinyy")

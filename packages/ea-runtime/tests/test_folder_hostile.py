@@ -13,6 +13,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import sys
 import time
 import zipfile
@@ -268,6 +269,27 @@ def variants(outside: Path) -> list[tuple[str, Mutation]]:
     return found
 
 
+@contextlib.contextmanager
+def no_hang() -> Iterator[None]:
+    """Fails where the body waits for something that never comes, or computes for more than five seconds.
+
+    The first is cut off by an alarm; the second is processor time, so that a busy machine changes nothing.
+    """
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("still waiting after two minutes")
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(120)
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+    assert time.process_time() - started < 5
+
+
 def attack(folder: Path, load: Callable[[Path], Any]) -> list[str]:
     """Loads, checks and hashes; returns the errors. Anything but one-line UserErrors propagates."""
     messages = []
@@ -306,14 +328,12 @@ def test_hostile_folders_have_no_side_effect(
         folder = Path(shutil.copytree(folder_source, tmp_path / "model"))
         change(folder)
         monkeypatch.chdir(folder)
-        started = time.monotonic()
-        with watch.over(folder) as seen:
+        with no_hang(), watch.over(folder) as seen:
             messages = attack(folder, load_parts)
         assert seen == [], name
         assert not (outside / "owned").exists(), name
         assert all(message.isprintable() and len(message) < 1000 for message in messages), name
         assert "CANARY" not in "".join(messages), name
-        assert time.monotonic() - started < 20, name
         refused += bool(messages)
         monkeypatch.chdir(tmp_path)
         shutil.rmtree(folder)
@@ -402,15 +422,14 @@ def test_mutated_headers_give_one_line(model_folder: Path) -> None:
     for number in range(300):
         data = mutate(good, random_source)
         path.write_bytes(data)
-        started = time.monotonic()
-        loaded, message = state_or_error(model_folder)
+        with no_hang():
+            loaded, message = state_or_error(model_folder)
         assert message.isprintable(), number
         assert len(message) < 1000, number
         if loaded is not None:
             accepted.append(data)
             # such a file differs where nothing is said about the weights: metadata, or not at all
             assert all(torch.equal(loaded[name], expected[name]) for name in expected), number
-        assert time.monotonic() - started < 5, number
     assert len(accepted) < 30
 
 

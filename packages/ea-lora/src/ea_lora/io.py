@@ -23,6 +23,8 @@ from ea_runtime.safe_files import is_file, quote
 from ea_runtime.safe_weights import PartWeights, is_pickle, iter_tensors, read_header
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: a path is shown in errors up to this length
+MAX_PATH = 300
 #: no weight changes by more than float16 can hold; what training gives is below 10
 _LARGEST_CHANGE = 65504.0
 #: where sd-webui's first hash of a LoRA begins and how many bytes it covers
@@ -94,7 +96,7 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     the above.
     """
     file = Path(path)
-    label = f"LoRA file {quote(str(path))}"
+    label = f"LoRA file {quote(str(path), MAX_PATH)}"
     weights = _read_header(file, label)
     tensors = dict(iter_tensors(weights, weights.tensors))
     layers = tuple(_layer(name, roles, label) for name, roles in _group(tensors, label).items())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ea_lora.io import Layer, LoraFile, count_parts
+from ea_lora.io import MAX_PATH, Layer, LoraFile, count_parts
 from ea_lora.keys import PARTS, Part, find_targets, fits, flatten
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.safe_files import quote
@@ -42,7 +42,7 @@ class Matching:
     def summary(self) -> str:
         """One line: counts, and the first ignored names."""
         counts = f"{len(self.matches)} layers matched, {len(self.ignored)} ignored"
-        line = f"LoRA {quote(str(self.file.path))}: {counts}"
+        line = f"LoRA {quote(str(self.file.path), MAX_PATH)}: {counts}"
         if self.left_out:
             line += f", {len(self.left_out)} left out on request"
         if self.ignored:
@@ -86,7 +86,7 @@ def match_lora(
             raise UserError(
                 f"`parts` may hold {', '.join(PARTS)}, got {quote(part)}{nearest(str(part), PARTS)}"
             )
-    label = f"LoRA file {quote(str(file.path))}"
+    label = f"LoRA file {quote(str(file.path), MAX_PATH)}"
     _require_networks(file, networks, parts, label)
     targets: dict[Part, dict[str, list[tuple[str, nn.Module]]]] = {
         part: _by_flat_name(module) for part, module in networks.items() if module is not None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError, nearest
 
@@ -92,3 +93,20 @@ def describe(device: torch.device) -> str:
         threads = torch.get_num_threads()
         return f"cpu ({threads} thread{'s' if threads > 1 else ''})"
     return str(device)
+
+
+class Timed:
+    """Adds the seconds spent inside to timings[phase]; waits for the GPU before it stops the clock."""
+
+    def __init__(self, phase: str, timings: dict[str, float], device: torch.device) -> None:
+        self.phase, self.timings, self.device = phase, timings, device
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.device.type == "cuda" and error is None:
+            import torch
+
+            torch.cuda.synchronize(self.device)
+        self.timings[self.phase] = self.timings.get(self.phase, 0.0) + time.perf_counter() - self.start

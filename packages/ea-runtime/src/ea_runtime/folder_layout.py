@@ -113,8 +113,8 @@ def resolve_folder(name: str | os.PathLike[str]) -> Path:
     known = [*BUNDLED, *(folder.name for folder in _models_in(named))]
     if is_name:
         raise UserError(
-            f"no model is called {quote(text)}; there are: {', '.join(known)}{nearest(text, known)}; or "
-            "give a model folder"
+            f"no model is called {quote(text)}; there are: {', '.join(known)}; or give a model folder"
+            f"{nearest(text, known)}"
         )
     raise UserError(
         f"there is no model folder {quote(text)}; give an existing folder or one of: {', '.join(known)}"

@@ -28,6 +28,13 @@ def make_generators(seeds: Sequence[int] | None, generator: Any, batch: int) -> 
     return given
 
 
+def copy_generators(generator: Any) -> Any:
+    """Generators as they are now: the run uses up the given ones."""
+    if isinstance(generator, torch.Generator):
+        return generator.clone_state()
+    return [one.clone_state() for one in generator]
+
+
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
     """Unit noise (B, C, t, h, w) in float32 on the CPU, each video drawn from its own generator."""
     rows = [

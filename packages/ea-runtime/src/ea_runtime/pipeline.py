@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +17,10 @@ from torch import Tensor
 
 from ea_runtime import pipeline_settings as settings_of
 from ea_runtime.denoise import NoisePredictor, Text, denoise, plan_steps, size_conditions
-from ea_runtime.device import choose_device, choose_dtype
+from ea_runtime.device import Timed, choose_device, choose_dtype
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.folder_layout import GenerationDefaults
-from ea_runtime.latents import draw_noise, draw_seed, iter_frames, make_generators
+from ea_runtime.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
 from ea_runtime.out_of_memory import explained
 from ea_runtime.pipeline_settings import MAX_PIXELS, Geometry
 from ea_runtime.prompts import TextInput, encode_text
@@ -247,22 +246,25 @@ class VideoPipeline:
             "batch_size": batch_size,
         }
         generators = make_generators(seeds, generator, batch)
-        settings |= {"generator": _copies(generator)} if seed is None else {"seed": seed}
+        settings |= {"generator": copy_generators(generator)} if seed is None else {"seed": seed}
         settings |= {} if latents is None else {"latents": latents}
 
         step = on_step or (lambda phase, done, total: None)
         timings: dict[str, float] = {}
         with torch.inference_mode():
-            with self._timed("text", timings), explained("reading the prompt for", self.geometry, *shape):
+            with (
+                Timed("text", timings, self.device),
+                explained("reading the prompt for", self.geometry, *shape),
+            ):
                 text, notes = encode_text(given, self.text, guidance > 1, step, self.device, self.dtype)
             for note in notes:
                 logger.warning("%s", note)
-            with self._timed("denoising", timings), explained("denoising", self.geometry, *shape):
+            with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
                 found = self._denoise(record, text, settings, latents, generators, step)
         found = found.clone()  # made outside inference mode: an ordinary tensor
         result = VideoOutput(None, found, settings, timings, notes, [draw_seed(one) for one in generators])
         if output == "frames":
-            with self._timed("decoding", timings):
+            with Timed("decoding", timings, self.device):
                 result.frames = self._decode(result, step)
         return result
 
@@ -380,31 +382,6 @@ class VideoPipeline:
                 "or ask for output='latents'"
             )
 
-    def _timed(self, phase: str, timings: dict[str, float]) -> _Timed:
-        return _Timed(phase, timings, self.device)
-
-
-class _Timed:
-    """Adds the seconds spent inside to timings[phase]; waits for the GPU before it stops the clock."""
-
-    def __init__(self, phase: str, timings: dict[str, float], device: torch.device) -> None:
-        self.phase, self.timings, self.device = phase, timings, device
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self.device.type == "cuda" and error is None:
-            torch.cuda.synchronize(self.device)
-        self.timings[self.phase] = self.timings.get(self.phase, 0.0) + time.perf_counter() - self.start
-
 
 def _parameters(module: Any) -> Iterator[Tensor]:
     return iter(module.parameters()) if hasattr(module, "parameters") else iter(())
-
-
-def _copies(generator: Any) -> Any:
-    """Generators as they are now: the run uses up the given ones."""
-    if isinstance(generator, torch.Generator):
-        return generator.clone_state()
-    return [one.clone_state() for one in generator]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ea_runtime.cli.generate_plan import Job, Plan
     from ea_runtime.pipeline import VideoPipeline
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _OWN = "Default: the model's own."
 _OUTPUT = (

@@ -1,0 +1,90 @@
+"""Fixtures for tests of the training loop: the toy recipe, runs of it, and a training set of drawn pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ea_runtime.plugins import Host, set_host
+from ea_runtime.training.loop import Trainer
+from ea_runtime.training.options import TrainOptions
+from ea_runtime.training.recipe import Context
+
+TOY = Path(__file__).parent / "toy_recipe.py"
+TRAIN: dict[str, Any] = {
+    "steps": 12, "batch_size": 4, "lr": 1e-2, "muon_lr": 1e-2, "warmup": 3, "ema": 0.9, "save_every": 4,
+    "weight_decay": 0.01, "seed": 7,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _leave_torch_alone() -> Iterator[None]:
+    """What a run sets for its process is put back: threads, the global generator, the host."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+    set_host(None)
+
+
+@pytest.fixture(scope="session")
+def toy_file() -> Path:
+    """The toy recipe as a plugin file, for `--plugin`."""
+    return TOY
+
+
+@pytest.fixture(scope="session")
+def toy() -> ModuleType:
+    """The toy recipe's module."""
+    record = Host(files=[TOY], entry_points=False).get("recipes", "toy")
+
+    return sys.modules[record.build().__module__]
+
+
+@pytest.fixture
+def make_trainer(toy: ModuleType, tmp_path: Path) -> Callable[..., Trainer]:
+    """make_trainer(out="run", train={...}, toy={...}, data={...}): a run of the toy recipe, not yet started."""
+
+    def make(out: str = "run", train: dict[str, Any] | None = None, **tables: Any) -> Trainer:
+        options = TrainOptions(**{**TRAIN, **(train or {})})
+        recipe_options = toy.ToyOptions(**tables)
+        torch.manual_seed(options.seed)
+        context = Context(seed=options.seed, device="cpu", out=tmp_path / out, say=lambda line: None)
+        config = {"train": options.model_dump(mode="json"), "data": recipe_options.data.model_dump()}
+        return Trainer(toy.ToyRecipe(recipe_options, context), options, tmp_path / out, config)
+
+    return make
+
+
+@pytest.fixture
+def make_set(tmp_path: Path) -> Callable[..., Path]:
+    """make_set(pictures=3, videos=2, frames=9, size=16): a folder with dataset.json, seeded noise in colours."""
+
+    def make(name: str = "set", pictures: int = 3, videos: int = 2, frames: int = 9, size: int = 16) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        rows = []
+        for index in range(pictures + videos):
+            is_video = index >= pictures
+            shape = (frames if is_video else 1, 2, 2, 3)
+            blocks = rng.integers(0, 256, shape, dtype=np.uint8).repeat(size // 2, 1).repeat(size // 2, 2)
+            images = [Image.fromarray(frame) for frame in blocks]
+            file = f"{index}.gif" if is_video else f"{index}.png"
+            images[0].save(folder / file, save_all=is_video, append_images=images[1:] if is_video else [])
+            kind = "video" if is_video else "image"
+            row = {"file_path": file, "text": f"clip {index}", "type": kind, "width": size, "height": size}
+            rows.append(row)
+        (folder / "dataset.json").write_text(json.dumps(rows))
+        return folder
+
+    return make

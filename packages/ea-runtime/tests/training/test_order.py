@@ -1,0 +1,60 @@
+"""The order of samples: each once an epoch, one bucket a batch, a function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ea_runtime.training.order import BatchOrder
+
+BUCKETS = st.lists(st.sampled_from(["a", "b", ("c", 9)]), min_size=1, max_size=60)
+SIZES, SEEDS = st.integers(1, 9), st.integers(0, 2**32)
+
+
+def epoch(order: BatchOrder, number: int) -> list[list[int]]:
+    count = order.batches_per_epoch
+    return [order.batch(number * count + place) for place in range(count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(BUCKETS, SIZES, SEEDS, st.integers(0, 1000))
+def test_every_sample_once_an_epoch_and_one_bucket_a_batch(
+    buckets: list[object], size: int, seed: int, number: int
+) -> None:
+    batches = epoch(BatchOrder(buckets, size, seed), number)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(buckets)))
+    assert all(1 <= len(batch) <= size for batch in batches)
+    assert all(len({buckets[i] for i in batch}) == 1 for batch in batches)
+    # a bucket leaves at most one batch that is not full
+    short = [buckets[batch[0]] for batch in batches if len(batch) < size]
+    assert len(short) == len(set(short))
+
+
+@settings(max_examples=30, deadline=None)
+@given(BUCKETS, SIZES, SEEDS, st.lists(st.integers(0, 300), min_size=1, max_size=8))
+def test_a_batch_depends_on_seed_and_number_alone(
+    buckets: list[object], size: int, seed: int, numbers: list[int]
+) -> None:
+    walked = BatchOrder(buckets, size, seed)
+    for number in numbers:
+        assert walked.batch(number) == BatchOrder(buckets, size, seed).batch(number)
+
+
+def test_epochs_and_seeds_differ() -> None:
+    buckets = ["a"] * 40
+    order = BatchOrder(buckets, 4, 0)
+    assert epoch(order, 0) != epoch(order, 1)
+    assert epoch(order, 0) != epoch(BatchOrder(buckets, 4, 1), 0)
+
+
+def test_the_order_is_the_one_that_runs_were_made_with() -> None:
+    """A run that was started with an earlier version goes on in the same order."""
+    order = BatchOrder(["a", "b", "a", "b", "a", "a", "b"], 2, 3)
+    pinned = [[1, 3], [6], [2, 0], [5, 4], [0, 2], [4, 5], [3, 6], [1]]
+    assert [order.batch(i) for i in range(8)] == pinned
+
+
+def test_no_samples_is_an_error() -> None:
+    with pytest.raises(ValueError, match="data set is empty"):
+        BatchOrder([], 4, 0)

@@ -1,0 +1,109 @@
+"""README.md: what it tells a newcomer to type works as it stands there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+INSTALL_UV = "pip install uv && "
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="the commands are for sh")]
+
+
+def commands(text: str) -> list[str]:
+    """The lines of the fenced `sh` blocks under the heading "Start", comments left out."""
+    section = re.search(r"^## Start$\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, "README.md has no section `## Start`"
+    blocks = re.findall(r"^```sh\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+    assert blocks, "the section `## Start` of README.md has no fenced `sh` block"
+    lines = (line.partition("  #")[0].strip() for block in blocks for line in block.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def start() -> list[str]:
+    return commands(README.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks or would track, to run the commands in: their output lands there."""
+    copy = tmp_path_factory.mktemp("readme") / "ea"
+    ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "runs", "data", "dist", "*.mp4", "shared")
+    shutil.copytree(ROOT, copy, ignore=ignore)
+    return copy
+
+
+def run(line: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line with `sh`, in the environment that the tests run in: `uv run` finds it made already."""
+    if shutil.which("uv"):
+        line = line.replace(INSTALL_UV, "")
+    settings = {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1", "UV_OFFLINE": "1", "NO_COLOR": "1"}
+    env = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "UV_PROJECT")}
+    env |= settings | more
+    return subprocess.run(
+        ["sh", "-c", line], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=900
+    )
+
+
+def test_there_are_two_commands_that_begin_with_nothing_but_pip(start: list[str]) -> None:
+    assert len(start) == 2
+    assert all(line.startswith(INSTALL_UV + "uv run ") for line in start)
+    assert " generate " in start[0]
+    assert "pytest" in start[1]
+
+
+def test_the_first_makes_a_video_and_what_makes_it_again(start: list[str], checkout: Path) -> None:
+    if not (ROOT / "packages/ea-runtime/src/ea_runtime/tiny").is_dir():
+        pytest.skip("no bundled model in this checkout")
+    before = set(checkout.iterdir())
+    done = run(start[0], checkout)
+    assert done.returncode == 0, done.stderr
+    made = {path.suffix: path for path in set(checkout.iterdir()) - before if path.is_file()}
+    assert {".mp4", ".json"} <= made.keys()
+    assert made[".mp4"].name in done.stdout
+    json.loads(made[".json"].read_text(encoding="utf-8"))
+
+    import av
+
+    with av.open(str(made[".mp4"])) as video:
+        assert sum(1 for _ in video.decode(video=0)) > 1
+
+
+def test_the_second_runs_every_test(start: list[str], checkout: Path) -> None:
+    if os.environ.get("EA_INSIDE_README_TEST"):
+        pytest.skip("this is the run that the README's command started")
+    # collected, not run: this test is itself one of them
+    done = run(start[1], checkout, PYTEST_ADDOPTS="--collect-only -q", EA_INSIDE_README_TEST="1")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for folder in ("tests/test_readme.py", *(f"packages/{p.name}/tests" for p in ROOT.glob("packages/*"))):
+        assert folder in done.stdout
+
+
+def test_a_readme_without_commands_is_found_out() -> None:
+    with pytest.raises(AssertionError, match="has no section"):
+        commands("# ea\n\nNothing to start with.\n")
+    with pytest.raises(AssertionError, match="no fenced `sh` block"):
+        commands("# ea\n\n## Start\n\nSee the docs.\n\n## Tour\n\n```sh\nls\n```\n")
+    assert commands("## Start\n\n```sh\n# a video\na b  # and why\n\nc\n```\n") == ["a b", "c"]
+
+
+def test_the_links_of_all_pages_lead_somewhere() -> None:
+    pages = [README, *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/*.md")]
+    dead = []
+    for page in pages:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            path = target.partition("#")[0]
+            if "://" not in target and path and not (page.parent / path).exists():
+                dead.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not dead
