@@ -88,5 +88,7 @@ def test_tests_benchmarks_and_tools_import_what_the_workspace_declares() -> None
 
 def test_a_missing_declaration_is_found_out(tmp_path: Path) -> None:
     file = tmp_path / "lazy.py"
-    file.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy\ndef f():\n    import PIL\n")
+    file.write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy\ndef f():\n    import PIL\n"
+    )
     assert distributions([file]) == {"pillow"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from ea_runtime.hookspecs import KINDS
 from ea_runtime.plugins import set_host
 from ea_runtime.testing import host_with

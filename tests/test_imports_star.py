@@ -62,7 +62,9 @@ def test_a_contract_that_is_broken_is_found_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("package", ["ea_vae", "ea_dit"])
 def test_every_file_of_a_network_is_under_the_contract(package: str) -> None:
     folder = source(f"{package}.x").parent
-    files = {path.relative_to(folder).with_suffix("").as_posix().replace("/", ".") for path in folder.rglob("*.py")}
+    files = {
+        path.relative_to(folder).with_suffix("").as_posix().replace("/", ".") for path in folder.rglob("*.py")
+    }
     listed = {module.partition(".")[2] for module in MODEL_FILES if module.startswith(f"{package}.")}
     assert files - HOST_FILES - {"__init__"} == listed
 
@@ -73,7 +75,9 @@ def test_a_model_file_imports_torch_einops_and_diffusers_only(module: str) -> No
     assert not foreign(code, module.partition(".")[0])
 
 
-@pytest.mark.parametrize("line", ["import ea_runtime.errors", "def f():\n    from ea_dit.model import X", "import numpy"])
+@pytest.mark.parametrize(
+    "line", ["import ea_runtime.errors", "def f():\n    from ea_dit.model import X", "import numpy"]
+)
 def test_a_model_file_that_imports_more_is_found_out(line: str) -> None:
     assert foreign(f"import math\nimport torch.nn\n{line}\n", "ea_vae")
 
@@ -83,5 +87,7 @@ def test_the_bare_packages_import_nothing_heavy() -> None:
         "import sys, ea_runtime, ea_vae, ea_dit, ea_data, ea_lora\n"
         "print(*sorted({'torch', 'numpy', 'diffusers', 'transformers', 'pydantic'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout.strip() == ""

@@ -135,7 +135,11 @@ def test_what_is_committed_holds_no_address() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     done = subprocess.run(
-        ["git", "-C", str(ROOT), "show", "HEAD:uv.lock"], capture_output=True, text=True, check=False, timeout=60
+        ["git", "-C", str(ROOT), "show", "HEAD:uv.lock"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     if done.returncode:
         pytest.skip(f"git shows no commit here: {done.stderr.strip()}")

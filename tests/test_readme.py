@@ -38,7 +38,8 @@ def start() -> list[str]:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what git tracks or would track, to run the commands in: their output lands there."""
     copy = tmp_path_factory.mktemp("readme") / "ea"
-    ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "runs", "data", "dist", "*.mp4", "shared")
+    left_out = (".git", ".venv", "__pycache__", ".*_cache", "runs", "data", "dist", "*.mp4", "shared")
+    ignore = shutil.ignore_patterns(*left_out)
     shutil.copytree(ROOT, copy, ignore=ignore)
     return copy
 

@@ -71,7 +71,9 @@ class Environment:
                 archive.extractall(self.site)
                 (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
                 lines = archive.read(metadata).decode().splitlines()
-            requirements += [line.split(":", 1)[1].strip() for line in lines if line.startswith("Requires-Dist:")]
+            requirements += [
+                line.split(":", 1)[1].strip() for line in lines if line.startswith("Requires-Dist:")
+            ]
         for name in closure(requirements):
             self.link(name)
 
@@ -101,7 +103,9 @@ def closure(requirements: list[str]) -> set[str]:
     waiting = [Requirement(text) for text in requirements]
     while waiting:
         one = waiting.pop()
-        wanted = one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in one.extras | {""})
+        wanted = one.marker is None or any(
+            one.marker.evaluate({"extra": extra}) for extra in one.extras | {""}
+        )
         if not wanted or one.name in found or one.name in PACKAGES:
             continue
         try:
@@ -110,9 +114,7 @@ def closure(requirements: list[str]) -> set[str]:
             pytest.fail(f"{one} is declared and is not installed")
         assert one.specifier.contains(distribution(one.name).version, prereleases=True), f"{one} is not met"
         found.add(one.name)
-        waiting += [
-            Requirement(text) for text in needs if "extra ==" not in text and "extra==" not in text
-        ]
+        waiting += [Requirement(text) for text in needs if "extra ==" not in text and "extra==" not in text]
     return found
 
 
@@ -132,7 +134,11 @@ def test_a_wheel_holds_the_code_the_types_and_nothing_of_the_tests(wheels: dict[
 
 def test_the_hosts_wheel_holds_the_bundled_model(wheels: dict[str, Path]) -> None:
     source = ROOT / "packages" / "ea-runtime" / "src"
-    files = {path.relative_to(source).as_posix() for path in (source / "ea_runtime" / "tiny").rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(source).as_posix()
+        for path in (source / "ea_runtime" / "tiny").rglob("*")
+        if path.is_file()
+    }
     if not files:
         pytest.skip("no bundled model in this checkout")
     assert files <= set(zipfile.ZipFile(wheels["ea-runtime"]).namelist())
@@ -147,7 +153,8 @@ def test_the_host_alone(wheels: dict[str, Path], tmp_path: Path) -> None:
     assert packages_of(rows) == {"ea-runtime"}
     assert {row["state"] for row in rows} == {"ok"}
     done = environment.ea("data")
-    assert (done.returncode, done.stderr) == (2, "error: the command 'data' comes with ea-data; run `pip install ea-data`\n")
+    assert done.returncode == 2
+    assert done.stderr == "error: the command 'data' comes with ea-data; run `pip install ea-data`\n"
 
 
 @pytest.mark.parametrize("package", SIBLINGS)
@@ -160,7 +167,9 @@ def test_a_package_alone_with_the_host(wheels: dict[str, Path], tmp_path: Path, 
     assert {row["state"] for row in rows} == {"ok"}
 
 
-def test_the_denoiser_without_the_vae_says_which_package_is_missing(wheels: dict[str, Path], tmp_path: Path) -> None:
+def test_the_denoiser_without_the_vae_says_which_package_is_missing(
+    wheels: dict[str, Path], tmp_path: Path
+) -> None:
     environment = Environment(tmp_path / "env", [wheels["ea-runtime"], wheels["ea-dit"]])
     model = tmp_path / "model"
     for part, name in (("vae", "AutoencoderKLMagvit"), ("transformer", "Transformer3DModel")):

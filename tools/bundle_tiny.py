@@ -24,6 +24,7 @@ GENERATION = {
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler", "beta_start": 0.0001, "beta_end": 0.02,
     "beta_schedule": "linear", "num_train_timesteps": 1000, "steps_offset": 1,
+    "clip_sample": False,  # for ddim: these latents reach beyond -1..1
 }  # fmt: skip
 INDEX = {
     "_class_name": "EasyAnimatePipeline",

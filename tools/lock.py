@@ -60,15 +60,21 @@ def resolved() -> str:
             shutil.copy(path, target)
             (target.parent / "README.md").touch()
         if (ROOT / "uv.lock").exists():
-            (copy / "uv.lock").write_text(clean((ROOT / "uv.lock").read_text(encoding="utf-8")), encoding="utf-8")
-        done = subprocess.run([uv, "lock", "--project", folder], cwd=folder, capture_output=True, text=True, check=False)
+            (copy / "uv.lock").write_text(
+                clean((ROOT / "uv.lock").read_text(encoding="utf-8")), encoding="utf-8"
+            )
+        done = subprocess.run(
+            [uv, "lock", "--project", folder], cwd=folder, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             sys.exit(f"lock.py: uv lock failed:\n{done.stderr}")
         return clean((copy / "uv.lock").read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--clean", action="store_true")
     group.add_argument("--write", action="store_true")
@@ -82,7 +88,9 @@ def main() -> None:
     else:
         committed = clean(lock.read_text(encoding="utf-8"))
         if _ADDRESS.search(committed):
-            sys.exit("lock.py: the committed form of uv.lock holds an address; run `python3 tools/lock.py --write`")
+            sys.exit(
+                "lock.py: the committed form of uv.lock holds an address; run `python3 tools/lock.py --write`"
+            )
         if committed != resolved():
             sys.exit("lock.py: uv.lock is not current; run `python3 tools/lock.py --write` and commit it")
 

@@ -341,3 +341,15 @@ def test_model_hash_follows_content_alone(model_folder: Path, tmp_path: Path) ->
     tensors = load_file(copied / VAE_FILE)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, copied / VAE_FILE)
     assert len({first, second, model_hash(copied)}) == 3
+
+
+def test_whole_numbers_for_weights_are_refused_in_one_line(model_folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = next((model_folder / "transformer").glob("*.safetensors"))
+    tensors = load_file(path)
+    name = next(key for key, value in tensors.items() if value.is_floating_point())
+    tensors[name] = tensors[name].to(torch.int32)
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="must be of the kind"):
+        load_parts(model_folder, parts=("denoiser",))

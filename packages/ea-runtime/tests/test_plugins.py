@@ -67,7 +67,12 @@ def test_an_installed_package_is_found_with_its_name_and_version(site: Path) -> 
     sampler_package(site, "fast-samplers", "fast", plugin="fast", version="2.3")
     host = Host()
     entry = host.records("samplers")["fast"]
-    assert (entry.plugin, entry.package, entry.version, entry.kind) == ("fast", "fast-samplers", "2.3", "samplers")
+    assert (entry.plugin, entry.package, entry.version, entry.kind) == (
+        "fast",
+        "fast-samplers",
+        "2.3",
+        "samplers",
+    )
     assert host.get("samplers", "fast") is entry.record
     assert host.plugins["fast"].entries == [entry]
     assert host.plugins["fast"].state == "ok"
@@ -119,18 +124,22 @@ def test_damaged_metadata_of_a_package_hides_no_other(site: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"no sampler is called 'eular'; there are: euler, .*; did you mean 'euler'\?"):
+    with pytest.raises(
+        UserError, match=r"no sampler is called 'eular'; there are: euler, .*; did you mean 'euler'\?"
+    ):
         Host(entry_points=False).get("samplers", "eular")
     with pytest.raises(UserError, match="no VAE is called 'x'; there are: none is installed"):
         Host(entry_points=False).get("vaes", "x")
-    with pytest.raises(UserError, match="`kind` must be one of samplers.*did you mean 'samplers'"):
+    with pytest.raises(UserError, match=r"`kind` must be one of samplers.*did you mean 'samplers'"):
         Host(entry_points=False).records("sampler")
 
 
 def test_what_another_package_of_the_project_brings_names_that_package(site: Path) -> None:
-    with pytest.raises(MissingPackageError, match="the VAE 'magvit' comes with ea-vae; run `pip install ea-vae`"):
+    with pytest.raises(
+        MissingPackageError, match=r"the VAE 'magvit' comes with ea-vae; run `pip install ea-vae`"
+    ):
         Host(entry_points=False).get("vaes", "magvit")
-    with pytest.raises(MissingPackageError, match="installed, but blocked: see `ea plugins`"):
+    with pytest.raises(MissingPackageError, match=r"installed, but blocked: see `ea plugins`"):
         Host(block=["ea-vae"]).get("vaes", "magvit")
 
 
@@ -184,7 +193,10 @@ def test_a_file_is_named_after_itself_and_may_be_given_twice(tmp_path: Path) -> 
         ("import sys\nsys.exit(7)\n", r"plugin file mine.py: it called exit\(7\)"),
         ("import nothing_of_that_name\n", "plugin file mine.py: ModuleNotFoundError"),
         ("x = 1\n", "plugin file mine.py: it has no hook"),
-        (SAMPLER.format(name="euler"), "it brings the sampler 'euler', which package ea-runtime .* brings too"),
+        (
+            SAMPLER.format(name="euler"),
+            "it brings the sampler 'euler', which package ea-runtime .* brings too",
+        ),
         (SAMPLER.replace("@hookimpl", "").format(name="x"), "its ea_samplers lacks @hookimpl"),
     ],
 )
@@ -232,7 +244,9 @@ def test_two_records_of_one_name_fail_only_when_that_name_is_wanted(site: Path) 
 
 def test_nothing_of_ours_can_be_replaced_silently(site: Path) -> None:
     sampler_package(site, "fast-samplers", "euler")
-    with pytest.raises(UserError, match="two plugins bring the sampler 'euler': ea-runtime .* and fast-samplers"):
+    with pytest.raises(
+        UserError, match=r"two plugins bring the sampler 'euler': ea-runtime .* and fast-samplers"
+    ):
         Host().get("samplers", "euler")
 
 
@@ -260,7 +274,9 @@ def test_two_vaes_of_one_class_name_are_an_error_that_names_both() -> None:
         record = host.find_class("vaes", "Only")
         assert record is not None
         assert record.name == "first"
-        with pytest.raises(UserError, match="two plugins load the class 'AutoencoderX': under-test .* and under-test-2"):
+        with pytest.raises(
+            UserError, match=r"two plugins load the class 'AutoencoderX': under-test .* and under-"
+        ):
             host.find_class("vaes", "AutoencoderX")
 
 

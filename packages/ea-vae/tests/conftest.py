@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ea_vae import AutoencoderKLMagvit
 
 SMALL = {"ch": 4, "ch_mult": (1, 1, 2, 2), "layers_per_block": 1, "norm_num_groups": 2}

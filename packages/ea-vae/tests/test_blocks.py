@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ea_vae.blocks import Attention, DownBlock, MidBlock3D, UpBlock
 from ea_vae.config import DOWN_BLOCKS, UP_BLOCKS, VaeConfig
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ea_vae import VaeConfig
 from ea_vae.chunking import Piece, check_num_frames, count_frames, decode_pieces, encode_pieces
 

@@ -5,8 +5,9 @@ import pickle
 
 import pytest
 import torch
-from ea_vae.convert import convert_state_dict, load_weights, read_checkpoint
 from safetensors.torch import save_file
+
+from ea_vae.convert import convert_state_dict, load_weights, read_checkpoint
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module.vae."])

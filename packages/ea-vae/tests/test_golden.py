@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ea_vae import AutoencoderKLMagvit
 from safetensors.torch import load_file
+
+from ea_vae import AutoencoderKLMagvit
 
 CASES = {
     "vae_magvit": ["encode_1", "encode_9", "decode_1", "decode_9", "tiled_encode_9", "tiled_decode_9"],

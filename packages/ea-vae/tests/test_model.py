@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+
 from ea_vae import AutoencoderKLMagvit
 
 

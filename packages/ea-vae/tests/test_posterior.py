@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import torch
-from ea_vae.posterior import NoiseStream, Posterior
 from torch.distributions import Normal, kl_divergence
+
+from ea_vae.posterior import NoiseStream, Posterior
 
 
 def test_kl_is_summed_per_video(noise):

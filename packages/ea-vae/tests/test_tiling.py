@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ea_vae.tiling import decoder_tile, encoder_tile, run_tiled
 
 

@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True, help="Look into LoRA files, prove what they do to a model, merge them."
 )
 
-_BAR_WIDTH = 30
+_BAR_WIDTH = 18
 _File = Annotated[Path, typer.Argument(help="A LoRA file (.safetensors).")]
 _Model = Annotated[
     str, typer.Option("--model", "-m", help="A model folder, or the name of an installed model.")
@@ -67,8 +67,8 @@ def verify(
     exclude: _Exclude = None,
     as_json: _Json = False,
 ) -> None:
-    """Says what a LoRA matches in a model and how much it changes, block by block; exit code 1 where nothing
-    changes.
+    """Says what a LoRA matches in a model and how much it changes, block by block; exit
+    code 1 where nothing changes.
 
     The model stays as it is.
     """
@@ -133,9 +133,9 @@ def _show(report: LoraReport) -> None:
     console = Console(highlight=False)
     console.print(report.summary, markup=False, soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("block", "layers", "change", "of the weights"):
-        table.add_column(column, justify="left" if column == "block" else "right")
-    table.add_column("")
+    for column in ("block", "layers", "change", "relative"):
+        table.add_column(column, justify="left" if column == "block" else "right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     largest = max((block.norm for block in report.blocks), default=0.0) or 1.0
     for block in report.blocks:
         bar = "█" * round(_BAR_WIDTH * block.norm / largest)

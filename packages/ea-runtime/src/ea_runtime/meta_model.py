@@ -116,10 +116,11 @@ def fill(
 
     device: "meta" reads nothing and gives a model of shapes.
     dtype: of all floating-point parameters and buffers; None keeps what each tensor has in the file.
-    Raises UserError where a file ends early; `comparison` must fit (checked by the caller).
+    Raises UserError where a file ends early or holds whole numbers for weights; `comparison` must fit (checked by the caller).
     """
     assert comparison.fits
-    names = set(model.state_dict())
+    built = model.state_dict()
+    names = set(built)
     tied = _tied(model)
     full_precision = _full_precision_names(model) if dtype is torch.float16 else ()
     # where the device or the dtype is another, a copy of each is made anyway: read all into the same memory
@@ -132,6 +133,8 @@ def fill(
         tensors = iter_tensors(weights, names, is_shared=is_copied)
     state: dict[str, Tensor] = {}
     for name, tensor in tensors:
+        if tensor.is_floating_point() != built[name].is_floating_point():
+            raise UserError(f"tensor {plain(name)} must be of the kind {built[name].dtype}, is {tensor.dtype} in the file")
         target = torch.float32 if any(piece in full_precision for piece in name.split(".")) else dtype
         if target is None or not tensor.is_floating_point():
             target = tensor.dtype

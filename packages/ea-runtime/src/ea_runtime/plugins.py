@@ -123,7 +123,9 @@ class Host:
             return claims[name][0].record
         package = _HOMES.get((kind, name))
         if package is not None:
-            raise MissingPackageError(f"the {_singular(kind)} {name!r} comes with {package}; {self.remedy(package)}")
+            raise MissingPackageError(
+                f"the {_singular(kind)} {name!r} comes with {package}; {self.remedy(package)}"
+            )
         known = ", ".join(sorted(claims) if kind == "commands" else claims) or "none is installed"
         raise UserError(f"no {_singular(kind)} is called {name!r}; there are: {known}{nearest(name, claims)}")
 

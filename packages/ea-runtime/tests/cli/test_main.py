@@ -13,7 +13,18 @@ import pytest
 from ea_runtime.cli.main import run
 from ea_runtime.plugins import get_host, set_host
 
-HEAVY = ("torch", "numpy", "transformers", "diffusers", "pydantic", "PIL", "av", "accelerate", "peft", "safetensors")
+HEAVY = (
+    "torch",
+    "numpy",
+    "transformers",
+    "diffusers",
+    "pydantic",
+    "PIL",
+    "av",
+    "accelerate",
+    "peft",
+    "safetensors",
+)
 PLUGIN = """
 import typer
 from ea_runtime.hookspecs import hookimpl
@@ -62,13 +73,19 @@ def test_nothing_heavy_is_imported_for(words: list[str]) -> None:
         f"heavy = [m for m in {HEAVY!r} if m in sys.modules]\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_listing_plugins_imports_no_networks() -> None:
-    code = "import sys; from ea_runtime.cli.main import run; run(['plugins']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    code = (
+        "import sys; from ea_runtime.cli.main import run; run(['plugins']); sys.exit('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the CPU time of child processes")
@@ -103,7 +120,9 @@ def test_help_lists_every_command_with_its_summary() -> None:
 def test_both_names_of_the_program_are_installed() -> None:
     from importlib.metadata import distribution
 
-    scripts = {p.name: p.value for p in distribution("ea-runtime").entry_points if p.group == "console_scripts"}
+    scripts = {
+        p.name: p.value for p in distribution("ea-runtime").entry_points if p.group == "console_scripts"
+    }
     assert scripts == {"ea": "ea_runtime.cli.main:main", "ea-runtime": "ea_runtime.cli.main:main"}
 
 
@@ -120,13 +139,17 @@ def test_without_words_it_shows_help(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("where", [0, 1, 2, 3])
-def test_a_plugin_file_may_stand_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str], where: int) -> None:
+def test_a_plugin_file_may_stand_anywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], where: int
+) -> None:
     words = ["greet", "you", "--times=2"]
     assert run([*words[:where], "--plugin", greeter(tmp_path), *words[where:]]) == 0
     assert capsys.readouterr().out == "hello youhello you\n"
 
 
-def test_plugin_with_an_equals_sign_and_the_group_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plugin_with_an_equals_sign_and_the_group_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = greeter(tmp_path)
     text = Path(path).read_text(encoding="utf-8")
     second = "    @app.command()\n    def shout(name: str):\n        typer.echo(name.upper())\n    return app"
@@ -144,7 +167,9 @@ def test_no_plugins_leaves_only_ours(capsys: pytest.CaptureFixture[str]) -> None
     assert run(["--no-plugins", "data"]) == 2
     assert "the command 'data' comes with ea-data; run `pip install ea-data`" in capsys.readouterr().err
     assert run(["--no-plugins", "dada"]) == 2
-    assert "no command is called 'dada'; there are: generate, models, plugins, train" in capsys.readouterr().err
+    assert (
+        "no command is called 'dada'; there are: generate, models, plugins, train" in capsys.readouterr().err
+    )
 
 
 # --- errors ------------------------------------------------------------------------------------------------
@@ -156,7 +181,10 @@ def test_no_plugins_leaves_only_ours(capsys: pytest.CaptureFixture[str]) -> None
         (["genrate"], "no command is called 'genrate'; there are: .*; did you mean 'generate'?"),
         (["--verbose"], "--verbose"),
         (["--plugin"], "`--plugin` must be followed by a Python file"),
-        (["--plugin", "none.py", "plugins"], "`--plugin` must be a Python file, got 'none.py', which is not there"),
+        (
+            ["--plugin", "none.py", "plugins"],
+            "`--plugin` must be a Python file, got 'none.py', which is not there",
+        ),
         (["plugins", "--kind", "sampler"], "`--kind` must be one of samplers, .*did you mean 'samplers'?"),
         (["plugins", "--jso"], "--json"),
         (["generate", "x", "--steps", "many"], "--steps.*valid integer"),
@@ -218,7 +246,9 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     os.close(read)
     command = [sys.executable, "-m", "ea_runtime.cli.main", "plugins", "--json"]
     try:
-        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+        done = subprocess.run(
+            command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120
+        )
     finally:
         os.close(write)
     assert done.stderr == ""

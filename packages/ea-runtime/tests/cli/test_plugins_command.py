@@ -59,7 +59,9 @@ def test_the_table_fits_80_columns_and_names_state_and_reason(capsys: pytest.Cap
     assert row(table, "left-out", "plugin", "plugins-shown-out", "1.0", "blocked")
 
     notes = shown[len(table) :]
-    assert any(line.startswith("duplicate: two plugins bring the sampler 'euler': ea-runtime") for line in notes)
+    assert any(
+        line.startswith("duplicate: two plugins bring the sampler 'euler': ea-runtime") for line in notes
+    )
     assert any("RuntimeError: [bold]out of[/bold] order" in line for line in notes)
     assert any("'never-heard-of'" in line for line in notes)
 

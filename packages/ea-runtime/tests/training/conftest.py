@@ -20,6 +20,7 @@ from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Context
 
 TOY = Path(__file__).parent / "toy_recipe.py"
+SMALL = Path(__file__).parent / "small_vae.py"
 TRAIN: dict[str, Any] = {
     "steps": 12, "batch_size": 4, "lr": 1e-2, "muon_lr": 1e-2, "warmup": 3, "ema": 0.9, "save_every": 4,
     "weight_decay": 0.01, "seed": 7,
@@ -88,3 +89,41 @@ def make_set(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _host_of_small_networks() -> Host:
+    return Host(files=[SMALL], entry_points=False)
+
+
+@pytest.fixture(scope="session")
+def small(_host_of_small_networks: Host) -> ModuleType:
+    """The module of small_vae.py."""
+    record = _host_of_small_networks.get("vaes", "small-vae")
+    return sys.modules[record.build().__module__]
+
+
+@pytest.fixture
+def small_host(_host_of_small_networks: Host) -> Host:
+    """Makes a host that knows the small networks, and no installed package, this process's host."""
+    set_host(_host_of_small_networks)
+    return _host_of_small_networks
+
+
+@pytest.fixture
+def parts(small_host: Host, tmp_path: Path) -> Path:
+    """A model folder of a small VAE, a text encoder and a tokenizer: what `data.parts` names."""
+    from transformers import T5Config, T5EncoderModel
+
+    from ea_runtime.text import TextEncoder, train_tokenizer
+
+    folder = tmp_path / "parts"
+    torch.manual_seed(0)
+    vae = small_host.get("vaes", "small-vae").build()()
+    with torch.no_grad():
+        vae.gain.copy_(torch.tensor([1.0, -0.5, 2.0, 0.25]))
+    vae.save_pretrained(folder / "vae")
+    tokenizer = train_tokenizer(["clip 0", "a longer caption of clip 1"], vocab_size=400)
+    config = T5Config(vocab_size=400, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=2)
+    TextEncoder(T5EncoderModel(config), tokenizer).save_pretrained(folder)
+    return folder

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -33,6 +33,7 @@ class Faults(BaseModel):
     sigint: list[int] = []
     sigkill: list[int] = []
     rank: int = 0  # the process that the signals reach
+    full_disk: bool = False
 
 
 class Noise(BaseModel):
@@ -51,7 +52,6 @@ class ToyOptions(BaseModel):
 
     data: Noise = Noise()
     toy: Faults = Faults()
-    refuse_to_save: Literal["", "full disk"] = ""
 
 
 class ToyNetwork(nn.Module):
@@ -129,7 +129,7 @@ class ToyRecipe:
         self.context.say("finished")
 
     def save(self, folder: Path) -> None:
-        if self.options.refuse_to_save:
+        if self.options.toy.full_disk:
             raise OSError(28, "No space left on device")
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.clone().contiguous() for key, value in self.network.state_dict().items()}

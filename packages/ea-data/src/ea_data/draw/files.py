@@ -97,10 +97,13 @@ def _prompt_of(path: Path) -> str | None:
     sidecar = path.with_suffix(".json") if path.is_file() else path.with_name(path.name + ".json")
     if not sidecar.is_file():
         return None
-    prompt = _read_json(sidecar)
-    prompt = prompt.get("prompt") if isinstance(prompt, dict) else None
+    found = _read_json(sidecar)
+    prompt = None
+    if isinstance(found, dict):
+        settings = found.get("settings")  # where `ea generate` writes it
+        prompt = found.get("prompt", settings.get("prompt") if isinstance(settings, dict) else None)
     if not isinstance(prompt, str):
-        raise ValueError(f'{sidecar} must hold {{"prompt": "..."}}')
+        raise ValueError(f'{sidecar} must hold {{"prompt": "..."}} or the settings of `ea generate`')
     return prompt
 
 

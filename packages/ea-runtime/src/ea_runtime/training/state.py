@@ -75,7 +75,7 @@ def load_state(
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
     """Gives the optimiser's tensors their parameters' strides (channels last), as in an unbroken run.
 
-    Files hold them contiguous; and where strides differ, torch's kernels round some results differently.
+    Files hold them contiguous. Arithmetic over mixed layouts is slower, and need not round alike.
     """
     for parameter, values in optimizer.state.items():
         for key, value in values.items():

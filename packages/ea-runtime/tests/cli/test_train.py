@@ -1,0 +1,143 @@
+"""`ea train`: what is wrong is told in one line with exit code 2, a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ea_runtime.cli.main import run
+from ea_runtime.plugins import set_host
+
+TOY = Path(__file__).parent.parent / "training" / "toy_recipe.py"
+CONFIG = """
+[run]
+recipe = "toy"
+out = "runs/toy"
+
+[train]
+steps = 6
+batch_size = 4
+lr = 1e-2
+warmup = 2
+save_every = 2
+"""
+Ea = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def ea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Ea]:
+    """ea(*words): the program in an empty folder with toy.toml; the exit code and what it wrote to stderr."""
+    monkeypatch.chdir(tmp_path)
+    Path("toy.toml").write_text(CONFIG)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+
+    def call(*words: str) -> tuple[int, str]:
+        code = run(["--plugin", str(TOY), *words])
+        return code, capsys.readouterr().err
+
+    yield call
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+    set_host(None)
+
+
+def test_a_run(ea: Ea) -> None:
+    code, said = ea("train", "toy", "toy.toml", "--set", "train.threads=1")
+    assert code == 0
+    first, *_, finished, done = said.splitlines()
+    assert first == "toy: 0.00 M trainable parameters, 16 samples, cpu"
+    assert (finished, done) == ("finished", "done: runs/toy/final")
+    config = json.loads(Path("runs/toy/config.json").read_text())
+    assert config["run"] == {"recipe": "toy", "out": "runs/toy"}
+    assert config["train"]["threads"] == 1
+    assert config["data"] == {"random": True, "images": 6}
+    assert len(Path("runs/toy/log.jsonl").read_text().splitlines()) == 6
+    assert Path("runs/toy/final/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["nosuch", "toy.toml"], "no recipe is called 'nosuch'; there are: "),
+        (["tyo", "toy.toml"], "no recipe is called 'tyo'; there are: "),
+        (["toy", "absent.toml"], "`config` must be a TOML file, got 'absent.toml', which is not there"),
+        (["toy", "."], "`config` '.' cannot be read: Is a directory"),
+        (["toy", "toy.toml", "--set", "run.recipe=vae"], "`config` toy.toml is for recipe 'vae', got 'toy'"),
+        (
+            ["toy", "toy.toml", "--set", "train.lr=0"],
+            "toy.toml [train]: `lr`: Input should be greater than 0",
+        ),
+        (["toy", "toy.toml", "--set", "data.imges=3"], "toy.toml: unknown key `data.imges`; did you mean"),
+        (["toy", "toy.toml", "--set", "dta.images=3"], "toy.toml: unknown key `dta`; did you mean 'data'?"),
+        (["toy", "toy.toml", "--set", "train.device=tpu"], "`device` must be cpu, cuda, cuda:N or mps, got"),
+        (["toy", "toy.toml", "--set", "nothing"], "`--set` must read table.key=value, for example"),
+        (["toy"], "Missing argument 'config'"),
+        (["toy", "toy.toml", "--resum"], "No such option"),
+    ],
+)
+def test_wrong_words(words: list[str], expected: str, ea: Ea) -> None:
+    code, said = ea("train", *words)
+    assert code == 2
+    assert said.lower().startswith(f"error: {expected.lower()}")
+    assert said.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_stopped_told_and_gone_on(ea: Ea) -> None:
+    code, said = ea("train", "toy", "toy.toml", "--set=toy.sigint=[2]")
+    assert code == 130
+    lines = said.splitlines()
+    assert lines[-2:] == ["step 4 of 6 is saved; --resume goes on from there", "error: stopped"]
+
+    code, said = ea("train", "toy", "toy.toml", "--set=toy.sigint=[2]")
+    assert (code, said.count("error: ")) == (2, 1)
+    assert said.splitlines()[-1] == (
+        "error: `out` 'runs/toy' holds a run at step 4; go on with --resume or choose another"
+    )
+    code, said = ea("train", "toy", "toy.toml", "--set=train.lr=0.5", "--resume", "--set=toy.sigint=[2]")
+    assert code == 2
+    assert said.splitlines()[-1] == (
+        "error: the run in 'runs/toy' was made with another config: train.lr (0.01 -> 0.5); "
+        "set these back or choose another `out`"
+    )
+    code, said = ea("train", "toy", "toy.toml", "--resume", "--set=toy.sigint=[2]")
+    assert code == 0
+    assert len(Path("runs/toy/log.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_run_that_goes_astray_ends_with_one_line(ea: Ea) -> None:
+    steps = list(range(40))
+    code, said = ea("train", "toy", "toy.toml", "--set=train.steps=40", f"--set=toy.nan={steps}")
+    assert code == 2
+    assert said.count("error: ") == 1
+    assert said.splitlines()[-1].startswith(
+        "error: 20 steps in a row had a loss or gradient that is not finite"
+    )
+
+
+def test_killed_and_gone_on_is_uncut(ea: Ea) -> None:
+    """SIGKILL of the whole program: the same bits and the same log as a run that nobody stopped."""
+    kill = "--set=toy.sigkill=[5]"
+    words = [sys.executable, "-m", "ea_runtime.cli.main", "--plugin", str(TOY), "train", "toy", "toy.toml"]
+    one = subprocess.run([*words, kill, "--set=run.out=one"], capture_output=True, timeout=120, check=False)
+    assert one.returncode == -signal.SIGKILL
+    assert sorted(os.listdir("one")) == ["checkpoint-2", "checkpoint-4", "config.json", "log.jsonl"]
+    config = json.loads(Path("one/config.json").read_text())
+    config["toy"]["sigkill"] = []
+    Path("one/config.json").write_text(json.dumps(config))
+    assert ea("train", "toy", "toy.toml", "--set=run.out=one", "--resume")[0] == 0
+    assert ea("train", "toy", "toy.toml", "--set=run.out=two")[0] == 0
+    states = [load_file(f"{name}/checkpoint-6/state.safetensors") for name in ("one", "two")]
+    assert all(states[0][key].equal(states[1][key]) for key in states[1])
+    logs = [Path(name, "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    clock = {"seconds": 0.0}
+    assert [json.loads(a) | clock for a in logs[0]] == [json.loads(b) | clock for b in logs[1]]
