@@ -84,6 +84,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    for folder in filter(None, (arguments.vae, arguments.text, arguments.transformer)):
+        if not folder.is_dir():
+            parser.error(f"{str(folder)!r} is no folder; train that part first, see configs/tiny")
     copy_part(arguments.vae, arguments.out / "vae")
     for part in ("text_encoder", "tokenizer"):
         copy_part(arguments.text / part, arguments.out / part)

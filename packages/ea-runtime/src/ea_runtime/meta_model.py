@@ -116,7 +116,8 @@ def fill(
 
     device: "meta" reads nothing and gives a model of shapes.
     dtype: of all floating-point parameters and buffers; None keeps what each tensor has in the file.
-    Raises UserError where a file ends early or holds whole numbers for weights; `comparison` must fit (checked by the caller).
+    Raises UserError where a file ends early or holds whole numbers for weights; `comparison` must fit (checked by
+    the caller).
     """
     assert comparison.fits
     built = model.state_dict()
@@ -134,7 +135,9 @@ def fill(
     state: dict[str, Tensor] = {}
     for name, tensor in tensors:
         if tensor.is_floating_point() != built[name].is_floating_point():
-            raise UserError(f"tensor {plain(name)} must be of the kind {built[name].dtype}, is {tensor.dtype} in the file")
+            raise UserError(
+                f"tensor {plain(name)} must be of the kind {built[name].dtype}, is {tensor.dtype} in the file"
+            )
         target = torch.float32 if any(piece in full_precision for piece in name.split(".")) else dtype
         if target is None or not tensor.is_floating_point():
             target = tensor.dtype

@@ -160,7 +160,9 @@ def test_plugin_with_an_equals_sign_and_the_group_form(
 
 def test_a_commands_own_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--plugin", greeter(tmp_path), "greet", "--help"]) == 0
-    assert "--times" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--times" in shown
+    assert "completion" not in shown
 
 
 def test_no_plugins_leaves_only_ours(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,8 @@ from ea_runtime.training.networks import build_network, load_network
     ("table", "expected"),
     [
         ({"chanels": 3}, "[model]: SmallVae has no key `chanels`; did you mean 'channels'?"),
-        ({"channels": 2}, "[model] does not describe a SmallVae: `channels` must be 3 or more, got 2"),
-        ({"channels": "x"}, "[model] does not describe a SmallVae: TypeError: "),
+        ({"channels": 2}, "[model] describes no SmallVae: `channels` must be 3 or more, got 2"),
+        ({"channels": "x"}, "[model] describes no SmallVae: TypeError: "),
     ],
 )
 def test_wrong_tables(table: dict[str, Any], expected: str, small: ModuleType) -> None:
@@ -63,7 +63,9 @@ def test_folders_that_hold_no_such_network(
     (tmp_path / "empty").mkdir()
     assert "has no VAE; expected empty/config.json" in told(tmp_path / "empty")
     assert "SmallVae" in told(parts / "vae", "denoiser")
-    assert "must hold a SmallDenoiser" in told(parts / "vae", cls=small.SmallDenoiser)
+    assert "must hold weights of class SmallDenoiser, got SmallVae in" in told(
+        parts / "vae", cls=small.SmallDenoiser
+    )
     weights = next((parts / "vae").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-3])
     told(parts / "vae")

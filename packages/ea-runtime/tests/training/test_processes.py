@@ -36,7 +36,7 @@ def train(toy_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         words += [f"--set=run.out={tmp_path / out}", *(s if s[0] == "-" else f"--set={s}" for s in settings)]
         code = ea(words)
         assert world() == (0, 1)
-        return code, [line for line in capfd.readouterr().err.splitlines()]
+        return code, capfd.readouterr().err.splitlines()
 
     return start
 

@@ -96,6 +96,9 @@ def generate(
 def _run(plan: Plan, console: Console, start: float) -> None:
     from rich.markup import escape
 
+    from ea_runtime.allocator import return_freed_memory
+
+    return_freed_memory()
     shared: dict[str, float] = {}
     with console.status("loading torch"), _timed("imports", shared):
         from ea_runtime.pipeline import VideoPipeline

@@ -74,6 +74,7 @@ def _build(host: Host, name: str) -> Any:
     if not isinstance(app, typer.Typer):
         got = type(app).__name__
         raise UserError(f"{where} cannot be made: its build must return a typer.Typer, got {got}")
+    app._add_completion = False  # `ea` itself has it
     is_group = len(app.registered_commands) != 1 or app.registered_groups or app.registered_callback
     return get_group(app) if is_group else get_command(app)
 

@@ -30,7 +30,7 @@ def build_network(cls: type[NetworkT], table: dict[str, Any]) -> NetworkT:
         return cls.from_config(table)  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # a table is the user's: whatever a constructor makes of it is a wrong table
         reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + str(error)
-        raise UserError(f"[model] does not describe a {cls.__name__}: {reason[:300]}") from error
+        raise UserError(f"[model] describes no {cls.__name__}: {reason[:300]}") from error
 
 
 def load_network(cls: type[NetworkT], folder: str, part: str) -> NetworkT:
@@ -49,7 +49,7 @@ def load_network(cls: type[NetworkT], folder: str, part: str) -> NetworkT:
     network = load_part(plan, dtype=torch.float32)
     if not isinstance(network, cls):
         raise UserError(
-            f"`init.folder` must hold a {cls.__name__}, got {quote_path(folder)} with a "
-            f"{type(network).__name__}"
+            f"`init.folder` must hold weights of class {cls.__name__}, got {type(network).__name__} in "
+            f"{quote_path(folder)}"
         )
     return network

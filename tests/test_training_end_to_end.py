@@ -1,0 +1,109 @@
+"""How the bundled model is made, with a few steps each: drawn set, text, VAE, denoiser, model folder, video.
+
+The commands are those of the card and the configs those of configs/tiny; only sizes of the work are set lower.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ea_runtime import VideoPipeline
+from ea_runtime.cli.main import run
+from ea_runtime.plugins import set_host
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "tiny"
+SHORT = ["train.processes=1", "train.threads=1", "train.batch_size=4", "train.save_every=2", "train.warmup=1"]
+Ea = Callable[..., list[str]]
+
+
+@pytest.fixture
+def ea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Ea]:
+    """ea(*words, code=0): the program in an empty folder; checks the exit code and returns what was said."""
+    monkeypatch.chdir(tmp_path)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+
+    def call(*words: str, code: int = 0) -> list[str]:
+        assert run(list(words)) == code
+        return capsys.readouterr().err.splitlines()
+
+    yield call
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+    set_host(None)
+
+
+def bundle(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    spec = importlib.util.spec_from_file_location("bundle_tiny", ROOT / "tools" / "bundle_tiny.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["bundle_tiny.py", *words])
+    module.main()
+
+
+def train(ea: Ea, config: str, steps: int, *settings: str, code: int = 0) -> list[str]:
+    recipe = config.partition("-")[0]
+    chosen = [
+        f"--set={setting}" for setting in (*SHORT, f"train.steps={steps}", *settings) if setting[0] != "-"
+    ]
+    flags = [setting for setting in settings if setting[0] == "-"]
+    return ea("train", recipe, str(CONFIGS / f"{config}.toml"), *chosen, *flags, code=code)
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
+    ea("data", "draw", "data/drawn", "--num-clips", "8", "--num-pictures", "8")
+    train(ea, "text", 4, "data.num_samples=300")
+    train(ea, "vae-pictures", 3)
+    assert "latents whitened" in train(ea, "vae-clips", 2, "train.batch_size=2")[-2]
+    parts = ("--vae", "runs/vae-clips/final", "--text", "runs/text/final")
+    bundle(monkeypatch, *parts, "--out", "runs/parts")
+    train(ea, "dit-pictures", 3)
+    assert [p.suffix for p in Path("data/drawn/cache").iterdir()] == [".safetensors"]
+
+    train(ea, "dit-clips", 5, "run.out=runs/whole")
+    stopped = stop_after(2)
+    assert "step 3 of 5 is saved; --resume goes on from there" in train(ea, "dit-clips", 5, code=130)
+    stopped.undo()
+    refused = train(ea, "dit-clips", 5, code=2)
+    assert refused[-1].endswith("holds a run at step 3; go on with --resume or choose another")
+    train(ea, "dit-clips", 5, "--resume")
+    states = [load_file(f"runs/{name}/checkpoint-5/state.safetensors") for name in ("whole", "dit-clips")]
+    assert all(states[0][key].equal(states[1][key]) for key in states[0])
+    clock = {"seconds": 0.0}
+    logs = [Path(f"runs/{name}/log.jsonl").read_text().splitlines() for name in ("whole", "dit-clips")]
+    assert [json.loads(a) | clock for a in logs[0]] == [json.loads(b) | clock for b in logs[1]]
+
+    bundle(monkeypatch, *parts, "--transformer", "runs/dit-clips/final", "--out", "model")
+    assert sum(path.stat().st_size for path in Path("model").rglob("*") if path.is_file()) <= 20_000_000
+    for path in Path("model").rglob("*.json"):
+        assert str(Path.cwd()) not in path.read_text(encoding="utf-8")
+    pipe = VideoPipeline.from_pretrained("model", device="cpu")
+    frames = pipe("a red circle moves right", num_inference_steps=2, seed=1).frames
+    assert frames.shape == (1, 18, 64, 64, 3)
+
+
+def stop_after(step: int) -> pytest.MonkeyPatch:
+    """Asks the loop to stop in that step, as SIGTERM does."""
+    from ea_runtime.training.loop import Trainer
+
+    context = pytest.MonkeyPatch()
+    one_step = Trainer._one_step
+
+    def asked(self: Trainer) -> object:
+        if self.step == step:
+            self._ask_to_stop(15, None)
+        return one_step(self)
+
+    context.setattr(Trainer, "_one_step", asked)
+    return context
