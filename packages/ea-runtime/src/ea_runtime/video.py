@@ -221,7 +221,8 @@ def _read_av(path: Path) -> Iterator[np.ndarray]:
     import numpy as np
 
     try:
-        with av.open(str(path)) as container:
+        # an open file, not its name: FFmpeg takes some names for protocols
+        with path.open("rb") as file, av.open(file, "r") as container:
             if not container.streams.video:
                 raise UserError(f"{str(path)!r} holds no video")
             for frame in container.decode(container.streams.video[0]):

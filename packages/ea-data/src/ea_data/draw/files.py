@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from ea_data.draw.check import ATTRIBUTES
+from ea_runtime import video
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 IMAGE_SUFFIXES = (".gif", ".png", ".jpg", ".jpeg", ".webp")
@@ -30,21 +29,9 @@ class Source:
 def read_frames(path: Path) -> np.ndarray:
     """Frames of a video, a GIF, a picture or a folder of pictures in name order: uint8 RGB (T, H, W, 3).
 
-    Raises ValueError with the path for what cannot be read.
+    Raises ValueError (UserError) with the path for what cannot be read.
     """
-    try:
-        if path.is_dir():
-            files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-            frames = [np.asarray(Image.open(f).convert("RGB")) for f in files]
-        elif path.suffix.lower() in VIDEO_SUFFIXES:
-            # An open file, not its name: names may be protocols to FFmpeg.
-            with path.open("rb") as file, av.open(file, "r") as container:
-                frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        else:
-            with Image.open(path) as image:
-                frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
-    except (OSError, av.FFmpegError, UnidentifiedImageError, IndexError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+    frames = list(video.read_frames(path))
     if not frames:
         raise ValueError(f"cannot read {path}: it holds no frames")
     if len({frame.shape for frame in frames}) > 1:
