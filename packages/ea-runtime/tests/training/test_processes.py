@@ -99,7 +99,7 @@ def test_the_others_end_with_the_first(train: Run, toy_file: Path, tmp_path: Pat
         others |= children_of(first.pid)
         time.sleep(0.05)
     assert first.returncode == -9
-    assert len(others) == 1
+    assert others  # the second process; libraries may have asked a tool of the system something, too
     deadline = time.monotonic() + 60
     while any(is_running(pid) for pid in others):
         assert time.monotonic() < deadline
