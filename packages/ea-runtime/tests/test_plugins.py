@@ -183,6 +183,7 @@ def test_a_file_is_named_after_itself_and_may_be_given_twice(tmp_path: Path) -> 
     host = Host(files=[path, path], entry_points=False)
     entry = host.records("samplers")["local"]
     assert (entry.plugin, entry.package, entry.version) == ("mine", "mine.py", "file")
+    assert host.files == [path.resolve()]
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,11 @@ class Host:
             raise UserError(_clash(found, f"load the class {class_name!r}"))
         return self.get(kind, found[0].record.name)
 
+    @property
+    def files(self) -> list[Path]:
+        """The local plugin files that are loaded, for a process that is to have the same plugins."""
+        return sorted(self._paths)
+
     def clashes(self, kind: str | None = None) -> dict[tuple[str, str], str]:
         """(kind, name) -> one line, for each name that several plugins claim."""
         return {

@@ -62,6 +62,13 @@ def test_shapes_and_latents(
         assert (latents - expected).abs().max() < 5e-3  # the posterior's draw, and fp16
 
 
+def test_the_scale_is_the_one_that_sampling_uses(read: Callable[..., EncodedSet], parts: Path) -> None:
+    """V2's class default 0.1825 was never in use: the pipeline takes it for 0.18215, and so must training."""
+    path = parts / "vae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": 0.1825}))
+    assert read().scale == 0.18215
+
+
 def test_the_file_is_made_once(
     read: Callable[..., EncodedSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def train(
         torch.set_num_threads(run.train.threads)
     device = str(choose_device(run.train.device))
     # the same words for the processes that share the batches
-    words = [f"--plugin={path}" for path in sorted(host._paths)]
+    words = [f"--plugin={path}" for path in host.files]
     words += ["train", recipe, str(config), *(f"--set={s}" for s in settings or [])]
     words += ["--resume"] if resume else []
     out = Path(run.run.out)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ea_runtime.errors import UserError
+from ea_runtime.pipeline_settings import latent_scale
 from ea_runtime.training.clips import ClipSet, to_float
 from ea_runtime.training.processes import wait_for_all, world
 from ea_runtime.training.recipe import Context
@@ -31,7 +32,7 @@ class EncodedSet:
     folder: the set, all of one size. parts: the model folder that codes it. num_frames: frames of a clip.
     kinds: what of the set is used; sample numbers count the used items.
     shapes: ("image" or "video", C, t, h, w) of each sample, the bucket key.
-    width: D of the token features. scale: the VAE's scaling factor.
+    width: D of the token features. scale: what latents are multiplied by, as the pipeline has it (`latent_scale`).
     Raises UserError, one line: no set, no such model folder, a file that does not decode or is too short.
     """
 
@@ -87,7 +88,7 @@ class EncodedSet:
 
 
 def _key(folder: Path, parts: Path, num_frames: int) -> str:
-    digest = hashlib.sha256(f"1:{num_frames}".encode())
+    digest = hashlib.sha256(f"2:{num_frames}".encode())
     files = [folder / "dataset.json"]
     for part in ("vae", "text_encoder", "tokenizer"):
         files += sorted(
@@ -129,7 +130,7 @@ def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: C
 
 @torch.inference_mode()
 def _code(clips: ClipSet, parts: Path, num_frames: int, context: Context) -> tuple[dict[str, Tensor], float]:
-    """The file's tensors, and the VAE's scaling factor."""
+    """The file's tensors, and the scale of its latents."""
     from ea_runtime.folder import load_parts
 
     loaded = load_parts(parts, device=context.device, dtype=torch.float32, parts=("vae", "text"))
@@ -150,7 +151,7 @@ def _code(clips: ClipSet, parts: Path, num_frames: int, context: Context) -> tup
     tensors: dict[str, Tensor] = {f"latents/{k}": torch.cat(v) for k, v in latents.items() if v}
     tensors |= _encode_text([item.text for item in clips.items], text)
     tensors["place"] = place
-    return tensors, float(vae.config.scaling_factor)
+    return tensors, latent_scale(vae.config)
 
 
 def _encode_text(captions: list[str], text: Any) -> dict[str, Tensor]:
