@@ -68,23 +68,25 @@ def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "latents whitened" in train(ea, "vae-clips", 2, "train.batch_size=2")[-2]
     parts = ("--vae", "runs/vae-clips/final", "--text", "runs/text/final")
     bundle(monkeypatch, *parts, "--out", "runs/parts")
-    train(ea, "dit-pictures", 3)
-    assert [p.suffix for p in Path("data/drawn/cache").iterdir()] == [".safetensors"]
+    train(ea, "dit-align", 3)
+    assert {p.suffix for p in Path("data/drawn/cache").rglob("*") if p.is_file()} <= {".safetensors", ".json"}
+    train(ea, "dit-motion", 2, "run.out=runs/by workers", "train.workers=2")
 
-    train(ea, "dit-clips", 5, "run.out=runs/whole")
+    train(ea, "dit-motion", 5, "run.out=runs/whole")
     stopped = stop_after(2)
-    assert "step 3 of 5 is saved; --resume goes on from there" in train(ea, "dit-clips", 5, code=130)
+    assert "step 3 of 5 is saved; --resume goes on from there" in train(ea, "dit-motion", 5, code=130)
     stopped.undo()
-    refused = train(ea, "dit-clips", 5, code=2)
+    refused = train(ea, "dit-motion", 5, code=2)
     assert refused[-1].endswith("holds a run at step 3; go on with --resume or choose another")
-    train(ea, "dit-clips", 5, "--resume")
-    states = [load_file(f"runs/{name}/checkpoint-5/state.safetensors") for name in ("whole", "dit-clips")]
+    train(ea, "dit-motion", 5, "--resume")
+    train(ea, "dit-finetune", 3)
+    states = [load_file(f"runs/{name}/checkpoint-5/state.safetensors") for name in ("whole", "dit-motion")]
     assert all(states[0][key].equal(states[1][key]) for key in states[0])
-    clock = {"seconds": 0.0}
-    logs = [Path(f"runs/{name}/log.jsonl").read_text().splitlines() for name in ("whole", "dit-clips")]
+    clock = {"seconds": 0.0, "wait": 0.0, "memory": 0.0}
+    logs = [Path(f"runs/{name}/log.jsonl").read_text().splitlines() for name in ("whole", "dit-motion")]
     assert [json.loads(a) | clock for a in logs[0]] == [json.loads(b) | clock for b in logs[1]]
 
-    bundle(monkeypatch, *parts, "--transformer", "runs/dit-clips/final", "--out", "model")
+    bundle(monkeypatch, *parts, "--transformer", "runs/dit-motion/final", "--out", "model")
     assert sum(path.stat().st_size for path in Path("model").rglob("*") if path.is_file()) <= 20_000_000
     for path in Path("model").rglob("*.json"):
         assert str(Path.cwd()) not in path.read_text(encoding="utf-8")
@@ -96,14 +98,15 @@ def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> Non
 def stop_after(step: int) -> pytest.MonkeyPatch:
     """Asks the loop to stop in that step, as SIGTERM does."""
     from ea_runtime.training.loop import Trainer
+    from ea_runtime.training.workers import Fetcher
 
     context = pytest.MonkeyPatch()
     one_step = Trainer._one_step
 
-    def asked(self: Trainer) -> object:
+    def asked(self: Trainer, fetcher: Fetcher) -> object:
         if self.step == step:
             self._ask_to_stop(15, None)
-        return one_step(self)
+        return one_step(self, fetcher)
 
     context.setattr(Trainer, "_one_step", asked)
     return context

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ea_dit import add_noise, training_loss
-from ea_dit.loss import NUM_TIMESTEPS, schedule
+from ea_dit.loss import NUM_TIMESTEPS, min_snr_weights, schedule
 
 
 def make(batch: int = 4, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
@@ -112,6 +112,19 @@ def test_snr_weights_early_steps() -> None:
     table = schedule(dtype=torch.float64)
     torch.testing.assert_close(snr[0], plain[0] * (table.sigma[249] / table.signal[249]) ** 2)
     torch.testing.assert_close(snr[1], plain[1])
+
+
+def test_min_snr_weights() -> None:
+    """min(SNR, gamma) / SNR: 1 where there is more noise than gamma allows for, gamma / SNR where there is less."""
+    timesteps = torch.tensor([0, 50, 200, 500, 999])
+    tables = schedule()
+    snr = (tables.signal[timesteps] / tables.sigma[timesteps]).double() ** 2
+    weights = min_snr_weights(timesteps, 5.0)
+    assert torch.allclose(weights.double(), torch.minimum(snr, torch.tensor(5.0)) / snr, rtol=1e-5)
+    assert weights[0] < 1e-3
+    assert (weights[snr < 5] == 1).all()
+    assert (weights.diff() >= 0).all()
+    assert torch.equal(min_snr_weights(timesteps, 0.0), torch.ones(5))
 
 
 def test_half_precision_is_computed_in_float32() -> None:

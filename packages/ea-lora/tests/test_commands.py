@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import ea_lora.plugin
-from ea_lora.commands import parse_spec
+from ea_runtime.adapters import parse_spec
 from ea_runtime.cli.main import run
 from ea_runtime.errors import UserError
 
@@ -58,6 +58,44 @@ def test_verify_fails_where_nothing_changes(
     code, out, _ = ea("verify", write_lora_file(tensors), "-m", model_folder)
     assert code == 1
     assert "changes nothing" in out
+
+
+def test_the_plot_is_a_picture(
+    ea: Any, write_lora_file: Write, small: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    path = write_lora_file(small.model_tensors())
+    code, _, _ = ea("verify", path, "--model", model_folder, "--plot", tmp_path / "plot.png")
+    assert code == 0
+    with Image.open(tmp_path / "plot.png") as image:
+        pixels = set(image.convert("RGB").get_flattened_data())
+    assert (60, 110, 190) in pixels  # a bar
+    code, _, error = ea("verify", path, "--model", model_folder, "--plot", tmp_path / "plot.txt")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "`--plot` must end in .png" in error
+
+
+def test_convert(ea: Any, write_lora_file: Write, small: Any, model_folder: Path, tmp_path: Path) -> None:
+    path = write_lora_file(small.model_tensors())
+    code, out, _ = ea("convert", path, tmp_path / "peft", "--to", "peft", "-m", model_folder)
+    assert (code, out.split(";")[0]) == (0, "5 layers from kohya to peft")
+    code, out, _ = ea("convert", tmp_path / "peft", tmp_path / "back.safetensors", "--to", "kohya")
+    assert code == 0
+    assert "peft layout" in ea("info", tmp_path / "peft")[1]
+    code, _, error = ea("convert", path, tmp_path / "peft", "--to", "peft", "-m", model_folder)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "exists already" in error
+
+
+def test_memory_needs_a_known_denoiser(ea: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "unheard"
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "transformer" / "config.json").write_text('{"_class_name": "Unheard"}')
+    code, _, error = ea("memory", "--model", folder)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "no installed package has the denoiser 'Unheard'" in error
 
 
 def test_merge(ea: Any, write_lora_file: Write, small: Any, model_folder: Path, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_loaded_equals_reference_and_unloads_to_the_bit(
     assert small.state_hash(model.denoiser, model.text.model) == hashed
 
 
+@pytest.mark.slow
 def test_a_hundred_cycles_in_bfloat16_change_no_bit(golden_folder: Path, reference: Path, small: Any) -> None:
     model = load_model(golden_folder, torch.bfloat16)
     hashed = small.state_hash(model.denoiser, model.text.model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from torch import Tensor
 from ea_lora import load_lora
 from ea_runtime.errors import UserError
 
-NUM_FILES = 300
+NUM_FILES = 2000
 Tensors = dict[str, Tensor]
 DOWN, UP = ".lora_down.weight", ".lora_up.weight"
 
@@ -164,6 +165,23 @@ class Spoiler:
 
     def peft_names(self) -> bytes:
         return self.renamed(lambda key: key.replace("lora_down", "lora_A").replace("lora_up", "lora_B"))
+
+    def broken_peft(self) -> bytes:
+        """Another layout, with a half missing, a config that is no JSON, or an alpha that is no number."""
+        names = {"lora_unet__": "transformer.", "lora_te_": "text_encoder."}
+
+        def renamed(key: str) -> str:
+            for flat, dotted in names.items():
+                key = key.replace(flat, dotted)
+            return key.replace("lora_down", "lora_A").replace("lora_up", "lora_B")
+
+        tensors = {renamed(key): value for key, value in self.tensors.items() if not key.endswith(".alpha")}
+        alphas = [f'{{"transformer.lora_alpha": {value}}}' for value in ('"much"', -1, 0, "NaN", "[4]")]
+        wrong = self.random.choice(["{", "[]", *alphas, '{"transformer.use_dora": true}', None])
+        if wrong is None:
+            del tensors[renamed(self.key)]
+            return save(tensors)
+        return save(tensors, metadata={"lora_adapter_metadata": wrong})
 
     def two_layers_for_one_module(self) -> bytes:
         first = "diffusion_model.blocks.0.to_q"
@@ -321,7 +339,7 @@ def test_random_bytes_changed_never_crash_it(small: SimpleNamespace, tmp_path: P
     hashed = small.pipe_hash(pipe)
     data = save(small.lora_tensors())
     path = tmp_path / "changed.safetensors"
-    for seed in range(200):
+    for seed in range(10_000 if os.environ.get("EA_FULL") == "1" else 200):
         generator = random.Random(seed)
         changed = bytearray(data)
         end = int.from_bytes(data[:8], "little") + 8 if seed % 2 else len(data)

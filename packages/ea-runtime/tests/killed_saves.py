@@ -3,7 +3,8 @@
     python killed_saves.py FOLDER WRITER KIND NUMBER
 
 WRITER: "ours", or a twin that is broken on purpose: "no-rename", "no-manifest". KIND: "boundary" kills at each
-file operation of the third save in turn (up to NUMBER), "random" at NUMBER moments, seeded, while saves go on.
+file operation of the third save in turn (up to NUMBER), "random" at NUMBER moments, seeded, while saves go on; "full"
+kills nothing, but lets no file of the third save grow past one of NUMBER sizes, as a disk that fills up does.
 Prints a JSON list: one {"at", "begun", "loaded", "whole", "left"} a kill. `loaded` is the step of what the
 writer's own check calls newest (0: none), `whole` whether all of its bytes are there, `left` what lies about
 after two more saves.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -162,7 +164,33 @@ def kill_at_random(folder: Path, writer: str, times: int) -> list[dict[str, obje
     return results
 
 
+def fill_the_disk(folder: Path, writer: str, times: int) -> list[dict[str, object]]:
+    rng = random.Random(0)
+    results = []
+    for number in range(times):
+        run = folder / f"full-{number}"
+        for step in (1, 2):
+            save(run, step, writer)
+        (run / "begun").write_text("3")
+        size = rng.randrange(max(len(content(3, name)) for name in FILES))
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails, as on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            try:
+                save(run, 3, writer)
+            except OSError:
+                os._exit(3)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 3
+        results.append(judge(run, size, writer))
+        shutil.rmtree(run)
+    return results
+
+
 if __name__ == "__main__":
     place, chosen, kind, number = sys.argv[1:]
-    work = kill_at_boundaries if kind == "boundary" else kill_at_random
+    kinds = {"boundary": kill_at_boundaries, "random": kill_at_random, "full": fill_the_disk}
+    work = kinds[kind]
     sys.stdout.write(json.dumps(work(Path(place), chosen, int(number))))

@@ -53,10 +53,20 @@ def test_killed_at_every_file_boundary(tmp_path: Path) -> None:
 
 @needs_fork
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    results = killed(tmp_path, "ours", "random", 20)
-    assert len(results) == 20
+    number = 50 if os.environ.get("EA_FULL") == "1" else 20
+    results = killed(tmp_path, "ours", "random", number)
+    assert len(results) == number
     assert faults(results) == []
     assert all(r["left"] == [f"checkpoint-{r['loaded'] + n}" for n in (1, 2)] for r in results)
+
+
+@needs_fork
+def test_a_disk_that_is_full_after_any_byte(tmp_path: Path) -> None:
+    results = killed(tmp_path, "ours", "full", 20)
+    assert len(results) == 20
+    assert faults(results) == []
+    assert {r["loaded"] for r in results} == {2}
+    assert faults(killed(tmp_path, "no-manifest", "full", 3))  # the twin's half a save is taken for whole
 
 
 @needs_fork

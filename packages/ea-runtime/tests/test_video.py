@@ -286,3 +286,18 @@ def test_a_turned_video_is_read_upright(tmp_path):
 def test_planning_an_output_imports_neither_torch_nor_av():
     code = "import sys, ea_runtime.video; sys.exit(bool({'torch', 'av', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{0}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{0}'\n",
+    ],
+)
+def test_a_list_of_other_files_is_not_followed(tmp_path, text):
+    secret = write_video(tmp_path / "secret.mp4", [np.zeros((16, 16, 3), np.uint8)] * 3, fps=8)
+    place = tmp_path / "list.mp4"
+    place.write_text(text.format(secret), encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be read"):
+        list(read_frames(place))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import typer
 
 from ea_data.draw.commands import app as draw_app
+from ea_data.report.commands import app as report_app
+from ea_data.run.commands import app as run_app
 
 app = typer.Typer(no_args_is_help=True, help="Make and prepare training data.")
-app.add_typer(draw_app)  # unnamed: its commands stand beside ours
+for part in (run_app, report_app, draw_app):
+    app.add_typer(part)  # unnamed: their commands stand beside each other

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from ea_runtime.hookspecs import hookimpl
-from ea_runtime.records import CommandRecord, RecipeRecord
+from ea_runtime.records import (
+    CaptionerRecord,
+    CommandRecord,
+    DatasetRecord,
+    FilterRecord,
+    RecipeRecord,
+    ScorerRecord,
+    SplitterRecord,
+)
 
 
 def _commands() -> Any:
@@ -18,6 +28,12 @@ def _text_recipe() -> Any:
     from ea_data.draw.text_recipe import TextRecipe
 
     return TextRecipe
+
+
+def _easyanimate_set() -> Any:
+    from ea_data.dataset import EasyAnimateSet
+
+    return EasyAnimateSet
 
 
 @hookimpl
@@ -33,4 +49,136 @@ def ea_recipes() -> list[RecipeRecord]:
         RecipeRecord(
             "text", "A small T5 encoder and its tokenizer, from the captions of drawn scenes", _text_recipe
         )
+    ]
+
+
+@hookimpl
+def ea_datasets() -> list[DatasetRecord]:
+    return [
+        DatasetRecord("easyanimate", "EasyAnimate's JSON or CSV of pictures and videos", _easyanimate_set)
+    ]
+
+
+def _named(module: str, name: str) -> Callable[[], Any]:
+    """What `ea_data.MODULE` calls `name`, imported when it is asked for: its options model imports pydantic."""
+    return lambda: getattr(import_module(f"ea_data.{module}"), name)
+
+
+def _builder(module: str, name: str = "build") -> Callable[[Any], Any]:
+    return lambda options: getattr(import_module(f"ea_data.{module}"), name)(options)
+
+
+@hookimpl
+def ea_splitters() -> list[SplitterRecord]:
+    return [
+        SplitterRecord(
+            "scenedetect",
+            "Cuts at scene changes, found in several passes; 3 to 10 seconds",
+            _builder("split.scenes"),
+            _named("split.scenes", "SceneOptions"),
+        ),
+        SplitterRecord(
+            "whole", "Each file is one clip", _builder("split.whole"), _named("split.whole", "WholeOptions")
+        ),
+    ]
+
+
+@hookimpl
+def ea_scorers() -> list[ScorerRecord]:
+    rows = [
+        ("probe", "Seconds, size and rate, from the record", "probe", "build", "NoOptions"),
+        ("dis", "Motion: OpenCV's DIS flow, frame diagonals a second", "motion", "build_dis", "DisOptions"),
+        (
+            "farneback",
+            "Motion: Farneback flow as EasyAnimate V2, pixels in half a second",
+            "motion",
+            "build_farneback",
+            "NoOptions",
+        ),
+        (
+            "raft",
+            "Motion: RAFT flow, frame diagonals a second; local weights",
+            "raft",
+            "build",
+            "RaftOptions",
+        ),
+        ("rapidocr", "Share of the frame that text covers", "text", "build", "RapidOcrOptions"),
+        (
+            "clip-aesthetic",
+            "Aesthetic score: a head on CLIP; local weights",
+            "aesthetic",
+            "build",
+            "ClipAestheticOptions",
+        ),
+        (
+            "technical",
+            "Sharpness, exposure, contrast and noise, 0 to 1",
+            "technical",
+            "build",
+            "TechnicalOptions",
+        ),
+        ("duplicates", "Perceptual hash, for the filter `duplicate`", "duplicates", "build", "HashOptions"),
+    ]
+    return [
+        ScorerRecord(name, summary, _builder(f"score.{module}", build), _named(f"score.{module}", options))
+        for name, summary, module, build, options in rows
+    ]
+
+
+@hookimpl
+def ea_filters() -> list[FilterRecord]:
+    rows = [
+        (
+            "threshold",
+            "Keeps what lies within limits, of any score",
+            "limits",
+            "build_threshold",
+            "LimitOptions",
+        ),
+        ("duration", "Keeps clips of so many seconds", "limits", "build_duration", "DurationOptions"),
+        ("size", "Drops clips that are too small or too narrow", "limits", "build_size", "SizeOptions"),
+        ("motion", "Drops clips that stand still or race", "limits", "build_motion", "MotionOptions"),
+        ("text-area", "Drops clips with much text", "limits", "build_text_area", "TextAreaOptions"),
+        (
+            "aesthetic",
+            "Keeps clips with a high aesthetic score",
+            "limits",
+            "build_aesthetic",
+            "AestheticOptions",
+        ),
+        (
+            "technical",
+            "Drops clips that are blurred, dark, flat or noisy",
+            "limits",
+            "build_technical",
+            "TechnicalOptions",
+        ),
+        ("duplicate", "Keeps the largest of clips that look alike", "duplicate", "build", "DuplicateOptions"),
+    ]
+    return [
+        FilterRecord(name, summary, _builder(f"filter.{module}", build), _named(f"filter.{module}", options))
+        for name, summary, module, build, options in rows
+    ]
+
+
+@hookimpl
+def ea_captioners() -> list[CaptionerRecord]:
+    rows = [
+        ("folder", "The text of the .txt beside the video", "files", "build_folder", "FolderOptions"),
+        ("draw", "What was drawn, of drawn videos", "files", "build_draw", "NoOptions"),
+        ("none", "No captions", "files", "build_none", "NoOptions"),
+        ("openai", "Any OpenAI-compatible server: vLLM, SGLang", "openai", "build", "OpenAiOptions"),
+        (
+            "transformers",
+            "A vision-language model that transformers knows, run here",
+            "transformers",
+            "build",
+            "TransformersOptions",
+        ),
+    ]
+    return [
+        CaptionerRecord(
+            name, summary, _builder(f"caption.{module}", build), _named(f"caption.{module}", options)
+        )
+        for name, summary, module, build, options in rows
     ]

@@ -39,7 +39,8 @@ def train(recipe: TextRecipe, steps: int, lr: float = 3e-3) -> list[float]:
     generator = torch.Generator().manual_seed(0)
     losses = []
     for step in range(steps):
-        loss, _ = recipe.loss(list(range(32 * step, 32 * step + 32)), generator, step)
+        batch = recipe.fetch(list(range(32 * step, 32 * step + 32)), 0, step)
+        loss = recipe.loss(batch, generator, step, "model").total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -149,7 +150,8 @@ def test_shares_over_one_are_refused() -> None:
 
 
 def test_recipe_offers_what_the_loop_asks_for(trained: TextRecipe) -> None:
-    assert len(trained.buckets()) == 2000
+    (phase,) = trained.phases()
+    assert (phase.start, len(phase.buckets)) == (0, 2000)
     assert set(trained.modules()) == {"text_encoder", "heads"}
     wanted = sum(p.numel() for module in trained.modules().values() for p in module.parameters())
     assert sum(p.numel() for group in trained.parameter_groups() for p in group["params"]) == wanted

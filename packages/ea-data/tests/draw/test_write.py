@@ -104,7 +104,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         {"num_clips": 1, "width": 8},
         {"num_clips": 1, "num_frames": 0},
         {"num_clips": 1, "fps": 0},
-        {"num_clips": 1, "style": "outline"},
+        {"num_clips": 1, "style": "dotted"},
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_one_line(values):

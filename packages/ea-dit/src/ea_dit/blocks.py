@@ -41,8 +41,7 @@ class TransformerBlock(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        text_keys: Tensor,
-        text_values: Tensor,
+        text: Tensor | tuple[Tensor, Tensor],
         text_bias: Tensor | None,
         num_frames: int,
         height: int,
@@ -53,7 +52,7 @@ class TransformerBlock(nn.Module):
         Args:
             x: tokens (B, T * L, D), frame after frame, each frame row by row; L = height * width.
             modulation: (B, 6, D) from adaLN-single.
-            text_keys, text_values: (B, heads, text tokens, D / heads) from `attn2.keys_values`.
+            text: tokens (B, text tokens, context width), or what `attn2.keys_values` made of them.
             text_bias: (B, 1, 1, text tokens) or None where every token counts.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + modulation).chunk(
@@ -66,7 +65,8 @@ class TransformerBlock(nn.Module):
         x = torch.addcmul(x, gate1, self.attn1(frames).view_as(x))
         if self.use_motion:
             x = self.attn_temporal(x, num_frames, height, width)
-        x = x + self.attn2.attend(
-            x, text_keys, text_values, text_bias
-        )  # PixArt: no norm before cross-attention
+        # Within the block, so that a block whose weights are sharded, or whose activations are computed again,
+        # needs nothing from outside.
+        keys, values = self.attn2.keys_values(text) if isinstance(text, Tensor) else text
+        x = x + self.attn2.attend(x, keys, values, text_bias)  # PixArt: no norm before cross-attention
         return torch.addcmul(x, gate2, self.ff(modulate(self.norm2(x), shift2, scale2)))

@@ -164,6 +164,18 @@ def training_loss(
     return {"loss": mse + bits, "mse": mse, "vb": bits}
 
 
+def min_snr_weights(timesteps: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) / SNR for each of timesteps (B,) -> (B,): what weights the noise error; gamma 0: ones.
+
+    Source: Hang et al. 2023, arXiv 2303.09556, for noise prediction.
+    """
+    if gamma == 0:
+        return torch.ones(len(timesteps), device=timesteps.device)
+    tables = schedule(timesteps.device)
+    snr = (tables.signal[timesteps] / tables.sigma[timesteps]).square()
+    return snr.clamp(max=gamma) / snr
+
+
 def _normal_cdf(x: Tensor) -> Tensor:
     # The tanh approximation, as in the published training code.
     return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))

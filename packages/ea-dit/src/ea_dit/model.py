@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -127,6 +128,39 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.output_channels)
         self.gradient_checkpointing = False
 
+    @classmethod
+    def from_pretrained_2d(
+        cls,
+        folder: str | PathLike[str],
+        subfolder: str | None = None,
+        *,
+        output_loading_info: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        """Start from a PixArt picture transformer; each frame then comes out as that model gives it.
+
+        Args:
+            folder: holds config.json of diffusers' Transformer2DModel or PixArtTransformer2DModel and its weights
+                as safetensors (shards too), itself or in `subfolder` (without one also in transformer/).
+            subfolder: where in `folder` they lie.
+            output_loading_info: return (model, report); the report (from_2d.StartReport) names the tensors that
+                matched, stayed fresh, or found no place. It is logged in any case.
+            overrides: keys of this class's config that come on top, such as motion_module_type.
+
+        Raises:
+            ValueError: one line, for another class, pickled or damaged weights, position rules that this network does
+                not have, an unknown override, and where no tensor matches.
+        """
+        from .from_2d import fill_from_2d, find_folder, map_config, read_config, weight_files
+
+        path = find_folder(str(folder), subfolder)
+        config = map_config(read_config(path), overrides)
+        files = weight_files(path)
+        model = cls(**config)
+        report = fill_from_2d(model, files)
+        model.eval()
+        return (model, report) if output_loading_info else model
+
     @property
     def blocks(self) -> list[TransformerBlock]:
         """`transformer_blocks`, with their type."""
@@ -142,12 +176,15 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             encoder_attention_mask: (B, S), 1 = text, 0 = padding; or a ready bias (B, 1, S); None: all count.
         """
         check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, encoder_hidden_states.shape[0])
-        text = encoder_hidden_states
-        if self.caption_projection is not None:
-            text = self.caption_projection(text)  # (B, S, D)
+        text, bias = self._project_text(encoder_hidden_states, encoder_attention_mask)
         pairs = [block.attn2.keys_values(text) for block in self.blocks]
-        bias = None if encoder_attention_mask is None else mask_bias(encoder_attention_mask, text.dtype)
         return TextContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), bias)
+
+    def _project_text(self, text: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, S, caption_channels) -> tokens (B, S, D) and the mask as a bias (B, 1, 1, S)."""
+        if self.caption_projection is not None:
+            text = self.caption_projection(text)
+        return text, None if mask is None else mask_bias(mask, text.dtype)
 
     def forward(
         self,
@@ -181,11 +218,15 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         batch, _, num_frames, latent_height, latent_width = hidden_states.shape
         height, width = latent_height // self.cfg.patch_size, latent_width // self.cfg.patch_size
         resolution, aspect_ratio = size_conditions(self.cfg, added_cond_kwargs, batch)
+        texts: list[Any]  # what each block attends to
         if text_context is None:
             check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, batch)
             assert encoder_hidden_states is not None
-            text_context = self.text_context(encoder_hidden_states, encoder_attention_mask)
-        check_context(text_context.keys, self.cfg, batch)
+            text, bias = self._project_text(encoder_hidden_states, encoder_attention_mask)
+            texts = [text] * self.cfg.num_layers
+        else:
+            check_context(text_context.keys, self.cfg, batch)
+            texts, bias = list(zip(text_context.keys, text_context.values, strict=True)), text_context.bias
 
         x = self.pos_embed(hidden_states)  # (B, T * L, D)
         timestep = batch_timestep(timestep, batch, x.device)  # (B,)
@@ -196,8 +237,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         for index, block in enumerate(self.blocks):
             if index >= self.cfg.first_skip_block:
                 x = x + self.long_connect_fc[index - self.cfg.first_skip_block](skips.pop())
-            keys, values = text_context.keys[index], text_context.values[index]
-            arguments = (x, modulation, keys, values, text_context.bias, num_frames, height, width)
+            arguments = (x, modulation, texts[index], bias, num_frames, height, width)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 assert self._gradient_checkpointing_func is not None  # set by enable_gradient_checkpointing()
                 x = self._gradient_checkpointing_func(block, *arguments)

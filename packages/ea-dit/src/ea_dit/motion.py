@@ -109,6 +109,10 @@ class TemporalTransformer(nn.Module):
         # Statistics per frame, over space and a group's channels. As an image in channels-last memory, which
         # the tokens already are, so that nothing is copied on the CPU.
         images = rearrange(tokens, "b (t h w) d -> (b t) d h w", t=num_frames, h=height, w=width)
+        if torch.is_grad_enabled() and self.norm.weight.requires_grad and not images.requires_grad:
+            # All before the first motion module is frozen. torch (2.13, CPU) then crashes in the norm's backward pass
+            # over channels-last memory, which does not expect that only weight and bias want gradients.
+            images = images.detach().requires_grad_()
         x = self.norm(images)
         x = rearrange(x, "(b t) d (h n) (w m) -> (b h w) (t n m) d", m=self.block_size, **grid)
         x = self.proj_in(x)

@@ -20,6 +20,12 @@ def _recipe() -> Any:
     return DitRecipe
 
 
+def _motion() -> Any:
+    from ea_dit import motion_files
+
+    return motion_files
+
+
 @hookimpl
 def ea_denoisers() -> list[DenoiserRecord]:
     return [
@@ -28,6 +34,7 @@ def ea_denoisers() -> list[DenoiserRecord]:
             "Diffusion transformer of EasyAnimate V2: motion modules, U-ViT skips, learned variance",
             _transformer,
             class_names=("Transformer3DModel",),
+            motion=_motion,
         )
     ]
 
@@ -36,6 +43,6 @@ def ea_denoisers() -> list[DenoiserRecord]:
 def ea_recipes() -> list[RecipeRecord]:
     return [
         RecipeRecord(
-            "dit", "The denoiser: noise and learned-range variance on encoded clips and pictures", _recipe
+            "dit", "The denoiser in three stages: pictures, motion modules, the whole network", _recipe
         )
     ]

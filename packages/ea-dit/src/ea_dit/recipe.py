@@ -1,83 +1,33 @@
-"""The training recipe `dit`: the denoiser on clips and pictures that a VAE and a text encoder coded once."""
+"""The training recipe `dit` in three stages: the denoiser on latents and text features of pictures and clips."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ea_dit.init import initialize_weights
-from ea_dit.loss import NUM_TIMESTEPS, add_noise, schedule, training_loss
-from ea_dit.model import Transformer3DModel
+from ea_dit.checkpointing import checkpoint_blocks
+from ea_dit.frame_crop import draw_length
+from ea_dit.loss import NUM_TIMESTEPS, add_noise, min_snr_weights, training_loss
+from ea_dit.options import DataTable, DitOptions
+from ea_dit.start import start_network
+from ea_dit.trainable import choose, freeze_others, parameter_groups
 from ea_runtime.errors import UserError
-from ea_runtime.training.encoded import EncodedSet
-from ea_runtime.training.networks import build_network, load_network
-from ea_runtime.training.precision import run_in, short_attention
-from ea_runtime.training.recipe import Context
+from ea_runtime.training.draws import normal, uniform
+from ea_runtime.training.encoded import EncodedSource, make_cache
+from ea_runtime.training.precision import DTYPES, run_in, short_attention
+from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 
 
-class DataTable(BaseModel):
-    """`path`: the set. `parts`: the model folder whose vae/, text_encoder/ and tokenizer/ code it.
+class DitRecipe(RecipeDefaults):
+    """Trains Transformer3DModel; [stage] of the config says what of it and on what.
 
-    `num_frames`: frames of a clip (longer ones are cut, shorter ones refused). `kinds`: what of the set is
-    used. `drop_text`: part of the samples that see the empty prompt, for guidance.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str
-    parts: str
-    num_frames: int = Field(18, gt=0)
-    kinds: Literal["both", "videos", "pictures"] = "both"
-    drop_text: float = Field(0.1, ge=0, le=1)
-
-
-class LossTable(BaseModel):
-    """`min_snr`: weights the noise error by min(SNR, gamma) / SNR (Hang et al. 2023, arXiv 2303.09556); 0:
-    off.
-
-    Timesteps: `uniform_part` of them uniform, the rest sigmoid(normal(`t_mean`, `t_std`)) of the 1,000 steps,
-    which spends more of a small budget where layout and motion are decided.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    min_snr: float = Field(default=5.0, ge=0)
-    uniform_part: float = Field(default=1.0, ge=0, le=1)
-    t_mean: float = 0.0
-    t_std: float = Field(default=1.0, gt=0)
-
-
-class DitOptions(BaseModel):
-    """Tables [data], [model], [init] and [loss] of a `dit` config."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    class Init(BaseModel):
-        """`folder`: start from this transformer instead of [model].
-
-        `freeze_motion`: leave the motion modules out and as they are. Fresh ones change nothing, so a first
-        stage on pictures is exact without them and takes less than half the time.
-        """
-
-        model_config = ConfigDict(extra="forbid", frozen=True)
-
-        folder: str | None = None
-        freeze_motion: bool = False
-
-    data: DataTable
-    model: dict[str, Any] = Field(default_factory=dict)
-    init: Init = Init()
-    loss: LossTable = LossTable()
-
-
-class DitRecipe:
-    """Trains Transformer3DModel on cached latents and cached text.
-
-    Raises UserError, one line, where the set, the start, or a size of [model] is wrong.
+    model: the network. source: the set as latents and text features. Another recipe may freeze `model`, put its
+    own parameters in, and call `fetch` and `loss` (ea-lora does).
+    Raises UserError (or ValueError), one line, where the set, the start, a pattern or a size is wrong.
     """
 
     options_model = DitOptions
@@ -86,103 +36,150 @@ class DitRecipe:
         self.options = options
         self.context = context
         # before the set: a wrong config is told at once, and what coding draws cannot change the weights
-        if options.init.folder:
-            self.model = load_network(Transformer3DModel, options.init.folder, "denoiser")
-        else:
-            self.model = build_network(Transformer3DModel, options.model)
-            initialize_weights(self.model)
-        if self.model.cfg.output_channels != 2 * self.model.cfg.in_channels:
-            raise UserError(
-                f"`model.out_channels` must be 2 x in_channels = {2 * self.model.cfg.in_channels} (noise and "
-                f"variance), got {self.model.cfg.output_channels}"
-            )
-        data = options.data
-        self.set = EncodedSet(Path(data.path), Path(data.parts), data.num_frames, data.kinds, context)
-        self._check_widths()
-        if options.init.freeze_motion:
+        self.model, self.start_lines = start_network(options, context)
+        self.chosen = choose(
+            (name for name, _ in self.model.named_parameters()),
+            options.stage, options.trainable.patterns, options.trainable.low,
+        )  # fmt: skip
+        freeze_others(self.model, self.chosen)
+        if options.stage == "align":  # fresh motion modules change nothing and take more than half the time
             self.model.set_motion_modules(False)
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(".attn_temporal." not in name)
-        self.dtype = torch.bfloat16 if context.dtype == "bf16" else torch.float32
+        self.data, views = self._data(options), self._views(options)
+        self.source = EncodedSource(self.data, context, views, single_frames=self.data.random_frame_crop)
+        self._buckets = [self.source.buckets(*view) for view in views]
+        self._check_widths()
+        self.dtype = DTYPES[context.dtype]
         self.model.to(context.device)  # pyright: ignore[reportArgumentType]
+        if context.gradient_checkpointing:
+            checkpoint_blocks(self.model, lambda: short_attention(context.device))
         self.model.train()
+        for line in self.start_lines:
+            context.say(line)
+
+    @classmethod
+    def cache(cls, options: DitOptions, context: Context) -> None:
+        """Codes the set ahead, as `ea train cache` asks. Raises UserError, one line."""
+        data, views = cls._data(options), cls._views(options)
+        make_cache(data, context, views, data.random_frame_crop)
+
+    @staticmethod
+    def _data(options: DitOptions) -> DataTable:
+        return (
+            options.data.model_copy(update={"kinds": "pictures"})
+            if options.stage == "align"
+            else options.data
+        )
+
+    @staticmethod
+    def _views(options: DitOptions) -> list[tuple[int | None, int | None]]:
+        return [(phase.size or None, phase.num_frames or None) for phase in options.phases]
 
     def modules(self) -> dict[str, nn.Module]:
         return {"transformer": self.model}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The matrices of blocks and skips for Muon; embeddings, tables, norms, biases and ends for AdamW."""
-        inner, rest = [], []
-        for name, parameter in self.model.named_parameters():
-            is_matrix = parameter.ndim == 2 and name.endswith("weight") and "table" not in name
-            is_inner = name.startswith(("transformer_blocks.", "long_connect_fc."))
-            (inner if is_matrix and is_inner else rest).append(parameter)
-        return [{"params": inner, "kind": "muon"}, {"params": rest, "kind": "adamw"}]
+        return parameter_groups(self.model, self.chosen, self.options.trainable.low_rate)
 
-    def buckets(self) -> list[tuple[str | int, ...]]:
-        return self.set.shapes
+    def phases(self) -> Sequence[Phase]:
+        return [
+            Phase(phase.start, buckets, phase.batch_size)
+            for phase, buckets in zip(self.options.phases, self._buckets, strict=True)
+        ]
 
-    def loss(
-        self, indices: list[int], generator: torch.Generator, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
-        data, device = self.options.data, self.context.device
-        dropped = torch.rand(len(indices), generator=generator) < data.drop_text
-        latents = self.set.latents(indices).to(device)  # (B, C, t, h, w), unit scale
-        text, mask = self.set.text(indices, dropped.tolist())
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        timesteps = self._timesteps(len(indices), generator).to(device)
+    def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
+        number = max(i for i, phase in enumerate(self.options.phases) if phase.start <= step)
+        bucket = self._buckets[number][indices[0]]
+        num_frames = bucket.num_frames
+        if self.data.random_frame_crop and bucket.kind == "video":
+            # the seed is the step's, so all parts of a batch have one length
+            num_frames = draw_length(num_frames, self.source.chunk, seed)
+        return self.source.fetch(indices, seed, bucket, num_frames)
+
+    def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
+        device, indices = self.context.device, batch.indices
+        dropped = uniform(generator, indices) < self.data.drop_text
+        latents = self.source.encode(batch, generator, device)  # (B, C, t, h, w), unit scale
+        text, mask = self.source.text(batch, dropped.tolist(), device, self.dtype)
+        noise = normal(generator, indices, latents.shape[1:]).to(device)
+        timesteps = self._timesteps(indices, generator).to(device)
         with short_attention(device):
             output = run_in(
                 self.model,
                 self.dtype,
                 add_noise(latents, noise, timesteps).to(self.dtype),
                 timestep=timesteps,
-                encoder_hidden_states=text.to(device, self.dtype),
-                encoder_attention_mask=mask.to(device),
+                encoder_hidden_states=text,
+                encoder_attention_mask=mask,
                 added_cond_kwargs=self._sizes(latents),
             ).sample
-        terms = training_loss(output.float(), latents, noise, timesteps)
-        weight = self._weights(timesteps)
-        total = (weight * terms["mse"] + terms["vb"]).mean()
-        return total, {"mse": float(terms["mse"].detach().mean()), "vb": float(terms["vb"].detach().mean())}
+        table = self.options.loss
+        terms = training_loss(output.float(), latents, noise, timesteps, snr=table.snr)
+        weight = min_snr_weights(timesteps, table.min_snr)
+        samples = weight * terms["mse"] + terms["vb"]  # (B,)
+        figures = {name: float(terms[name].detach().mean()) for name in ("mse", "vb")}
+        return Loss(samples.mean(), figures, samples.detach(), timesteps)
 
-    def finish(self) -> None:
-        """Nothing is left to do."""
+    def sample_sheet(self, step: int) -> Any | None:
+        from ea_dit.samples import draw_sheet
+
+        return draw_sheet(self)
+
+    def describe(self) -> dict[str, Any]:
+        from ea_dit.memory import memory_by_part
+
+        total = sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        groups = {
+            group[
+                "name"
+            ]: f"{sum(p.numel() for p in group['params']):,} parameters in {len(group['params'])} tensors, "
+            f"{group['kind']}, rate x {group['lr_scale']:g}"
+            for group in self.parameter_groups()
+        }
+        largest = max(
+            (bucket for buckets in self._buckets for bucket in buckets if bucket is not None),
+            key=lambda b: self.source.num_latents(b.num_frames) * b.height * b.width,
+        )
+        ratio = self.source.spatial_ratio
+        shape = (self.source.num_latents(largest.num_frames), largest.height // ratio, largest.width // ratio)
+        return {
+            "stage": self.options.stage,
+            "start": [line.removeprefix("start: ") for line in self.start_lines],
+            "trainable parameters": f"{trained:,} of {total:,}",
+            "parameter groups": groups,
+            "largest sample": f"{largest.kind}, {largest.num_frames} frames of {largest.height}x{largest.width}",
+            "memory": memory_by_part(
+                self.model, self.chosen, shape, self.dtype, self.context.gradient_checkpointing
+            ),
+        }
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder, safe_serialization=True)
 
     def _check_widths(self) -> None:
-        cfg, latents = self.model.cfg, self.set.shapes[0][1]
+        cfg = self.model.cfg
         for key, have, what, wanted in (
-            ("in_channels", cfg.in_channels, "VAE makes latents", latents),
-            ("caption_channels", cfg.text_width, "text encoder makes features", self.set.width),
+            ("in_channels", cfg.in_channels, "VAE makes latents", self.source.channels),
+            ("caption_channels", cfg.text_width, "text encoder makes features", self.source.width),
         ):
             if have != wanted:
                 raise UserError(
                     f"`model.{key}` must be {wanted}, as `data.parts`' {what} of that width, got {have}"
                 )
 
-    def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+    def _timesteps(self, indices: Sequence[int], generator: torch.Generator) -> Tensor:
         table = self.options.loss
-        even = torch.rand(count, generator=generator)
-        shaped = torch.sigmoid(table.t_mean + table.t_std * torch.randn(count, generator=generator))
-        is_even = torch.rand(count, generator=generator) < table.uniform_part
+        even = uniform(generator, indices)
+        shaped = torch.sigmoid(table.t_mean + table.t_std * normal(generator, indices))
+        is_even = uniform(generator, indices) < table.uniform_part
         part = torch.where(is_even, even, shaped)
         return (part * NUM_TIMESTEPS).long().clamp(0, NUM_TIMESTEPS - 1)
-
-    def _weights(self, timesteps: Tensor) -> Tensor:
-        gamma = self.options.loss.min_snr
-        if gamma == 0:
-            return torch.ones(len(timesteps), device=timesteps.device)
-        tables = schedule(timesteps.device)
-        snr = (tables.signal[timesteps] / tables.sigma[timesteps]).square()
-        return snr.clamp(max=gamma) / snr
 
     def _sizes(self, latents: Tensor) -> dict[str, Tensor] | None:
         """The size condition of models with sample_size 128: pixels and h / w."""
         if not self.model.cfg.has_size_conditions:
             return None
         b, _, _, h, w = latents.shape
-        pixels = torch.tensor([h * 8.0, w * 8.0], device=latents.device).expand(b, 2)
+        ratio = self.source.spatial_ratio
+        pixels = torch.tensor([float(h * ratio), float(w * ratio)], device=latents.device).expand(b, 2)
         return {"resolution": pixels, "aspect_ratio": pixels[:, :1] / pixels[:, 1:]}

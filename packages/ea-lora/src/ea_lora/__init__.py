@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .card import Card
+    from .convert import convert_lora
     from .io import LoraFile, read_lora, write_lora
     from .keys import find_targets
     from .matching import match_lora
@@ -19,6 +21,8 @@ __all__ = [
     "unload_lora",
     "LoadedLora",
     "merge_lora",
+    "convert_lora",
+    "Card",
     "verify_lora",
     "LoraReport",
     "lora_info",
@@ -35,6 +39,8 @@ _HOMES = {
     "unload_lora": "network",
     "LoadedLora": "network",
     "merge_lora": "merge",
+    "convert_lora": "convert",
+    "Card": "card",
     "verify_lora": "verify",
     "LoraReport": "verify",
     "lora_info": "verify",

@@ -1,10 +1,10 @@
-"""`ea lora`: info, verify and merge. Nothing heavy is imported until a command runs."""
+"""`ea lora`: info, verify, convert and merge. Nothing heavy is imported until a command runs."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,12 +40,21 @@ def info(file: _File, as_json: _Json = False) -> None:
         return
     layers = ", ".join(f"{count} for the {part}" for part, count in found["layers"].items())
     rows = {
-        "file": f"{quote(found['path'], 200)[1:-1]}, {found['bytes']:,} bytes",
+        "file": f"{quote(found['path'], 200)[1:-1]}, {found['bytes']:,} bytes, {found['layout']} layout",
         "layers": layers,
         "rank": ", ".join(map(str, found["ranks"])),
         "alpha": ", ".join(f"{alpha:g}" for alpha in found["alphas"]),
         "numbers": f"{found['parameters']:,} of {', '.join(found['dtypes'])}",
     }
+    if found["trigger_words"]:
+        rows["trigger"] = quote(", ".join(found["trigger_words"]), 200)[1:-1]
+    if found["base_model"] or found["base_hash"]:
+        rows["base"] = (
+            f"{quote(found['base_model'] or 'unnamed')[1:-1]} {quote(found['base_hash'] or '')[1:13]}"
+        )
+    if found["training"]:
+        told = ", ".join(f"{key} {value}" for key, value in found["training"].items())
+        rows["training"] = quote(told, 300)[1:-1]
     if not found["is_trained"]:
         rows["warning"] = "every up matrix is 0: this LoRA changes nothing"
     if found["hash_matches"] is not None:
@@ -65,6 +74,9 @@ def verify(
     weight: Annotated[float, typer.Option(help="Strength for the probe of the output.")] = 1.0,
     no_text: _NoText = False,
     exclude: _Exclude = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Where to draw the norm of each block's change (.png).")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Says what a LoRA matches in a model and how much it changes, block by block; exit
@@ -75,6 +87,10 @@ def verify(
     from ea_lora.verify import verify_lora
 
     report = verify_lora(model, file, weight, parts=_parts(no_text), exclude=exclude or ())
+    if plot is not None:
+        from ea_lora.plot import save_plot
+
+        save_plot(plot, report)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
     else:
@@ -96,6 +112,7 @@ def merge(
 ) -> None:
     """Writes a new model folder with LoRAs worked into its weights (0.55 where no weight is given)."""
     from ea_lora.merge import merge_lora
+    from ea_runtime.adapters import parse_spec
 
     merged = merge_lora(
         model, [parse_spec(text) for text in files], output, parts=_parts(no_text), exclude=exclude or ()
@@ -105,21 +122,44 @@ def merge(
     typer.echo(f"{merged.num_changed} tensors changed; wrote {merged.folder}")
 
 
-def parse_spec(text: str) -> tuple[str, float]:
-    """`FILE` or `FILE:WEIGHT` -> (file, weight); 0.55 without one. A file whose whole name is `text` wins.
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A LoRA file of any layout, or a folder of peft's.")],
+    target: Annotated[Path, typer.Argument(help="The new file (.safetensors); for --to peft a folder.")],
+    to: Annotated[str, typer.Option(help="kohya (V2, A1111), diffusers, peft or comfyui.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Whose modules' names say where kohya's names have dots.")
+    ] = "tiny",
+) -> None:
+    """Writes a LoRA in another layout. Tensors, alpha and metadata are kept: there and back loses nothing."""
+    from ea_lora.convert import convert_lora
 
-    Raises UserError for a weight that is no number or out of range.
-    """
-    from ea_lora.network import DEFAULT_WEIGHT, check_weight
+    done = convert_lora(source, target, to, model=model)
+    typer.echo(f"{done.num_layers} layers from {done.source} to {done.target}; wrote {done.path}")
 
-    name, colon, number = text.rpartition(":")
-    if not colon or not name or "/" in number or "\\" in number or Path(text).exists():
-        return text, DEFAULT_WEIGHT
-    try:
-        weight: Any = float(number)
-    except ValueError:
-        weight = number
-    return name, check_weight(weight)
+
+@app.command()
+def memory(
+    model: _Model = "tiny",
+    size: Annotated[list[int] | None, typer.Option(help="Side of a square in pixels; repeatable.")] = None,
+    num_frames: Annotated[list[int] | None, typer.Option(help="Frames; 1 is a picture; repeatable.")] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA.")] = 128,
+    dtype: Annotated[str, typer.Option(help="Type to compute in: bf16, fp16 or fp32.")] = "bf16",
+    offload: Annotated[int, typer.Option(help="Frozen blocks that wait on the CPU.")] = 0,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing/--no-checkpointing")] = True,
+    motion: Annotated[bool, typer.Option("--motion/--no-motion", help="Adapt the motion modules.")] = True,
+) -> None:
+    """Predicts what training a LoRA takes on the device, part by part, for one sample a step; reads configs only."""
+    from rich.console import Console
+
+    from ea_lora.estimate import memory_table
+    from ea_runtime.folder_layout import resolve_folder
+
+    table = memory_table(
+        resolve_folder(model), size or [512, 768], num_frames or [1], rank=rank, dtype=dtype, offload=offload,
+        checkpointing=checkpointing, motion=motion,
+    )  # fmt: skip
+    Console().print(table)
 
 
 def _parts(no_text: bool) -> tuple[str, ...]:
@@ -131,7 +171,8 @@ def _show(report: LoraReport) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print(report.summary, markup=False, soft_wrap=True)
+    for line in (report.summary, *(f"note: {note}" for note in report.notes)):
+        console.print(line, markup=False, soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("block", "layers", "change", "relative"):
         table.add_column(column, justify="left" if column == "block" else "right", no_wrap=True)

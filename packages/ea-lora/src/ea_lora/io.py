@@ -1,4 +1,4 @@
-"""LoRA files: read with every check that needs no model, and written as EasyAnimate V2 writes them.
+"""LoRA files: read in any layout with every check that needs no model, and written in one (layouts.py).
 
 Shape legend: R rank, I inputs and O outputs of the layer.
 """
@@ -10,16 +10,18 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ea_lora.keys import KOHYA_PREFIXES, PARTS, Part, Role, flatten, relative_of_lora, split_key, split_name
+from ea_lora import layouts
+from ea_lora.keys import PARTS, Part, Role, relative_of_lora, split_key, split_name
+from ea_lora.layouts import Layout
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import is_file, quote
+from ea_runtime.safe_files import is_file, quote, read_json
 from ea_runtime.safe_weights import PartWeights, is_pickle, iter_tensors, read_header
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -29,6 +31,8 @@ MAX_PATH = 300
 _LARGEST_CHANGE = 65504.0
 #: where sd-webui's first hash of a LoRA begins and how many bytes it covers
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
+#: metadata that follows from the tensors and the layout
+_COMPUTED = ("sshs_model_hash", "sshs_legacy_hash", "format", layouts.DIFFUSERS_KEY, layouts.ALPHA_KEY)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,18 +80,37 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraFile:
-    """A LoRA as it lies on disk, checked. layers: in the order of their names. metadata: text by key."""
+    """A LoRA as it lies on disk, checked.
+
+    path: the file, or peft's folder. layers: in the order of their names. metadata: text by key. layout: how its
+    tensors are named. notes: lines for the user.
+    """
 
     path: Path
     layers: tuple[Layer, ...]
     metadata: Mapping[str, str]
+    layout: Layout = "kohya"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The safetensors files that it lies in."""
+        return weight_files(self.path)
 
     def of_part(self, part: Part) -> list[Layer]:
         return [layer for layer in self.layers if layer.part == part]
 
 
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """A file itself; of peft's folder the adapter's weights, and its text encoder's where there are any."""
+    if not path.is_dir():
+        return (path,)
+    names = (layouts.WEIGHTS_NAME, f"{layouts.TEXT_FOLDER}/{layouts.WEIGHTS_NAME}")
+    return tuple(path / name for name in names if is_file(path / name))
+
+
 def read_lora(path: str | os.PathLike[str]) -> LoraFile:
-    """Read and check a LoRA file.
+    """Read and check a LoRA: a .safetensors file of any layout, or a folder of peft's.
 
     Every layer has a down and an up matrix of one rank above 0, all numbers are finite floats, alpha is above
     0, and no tensor is left over. Nothing is unpickled.
@@ -96,37 +119,103 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     the above.
     """
     file = Path(path)
-    label = f"LoRA file {quote(str(path), MAX_PATH)}"
+    found = [_read_one(one, path) for one in weight_files(file) or (file,)]
+    layers = tuple(sorted((layer for one in found for layer in one.layers), key=lambda layer: layer.name))
+    metadata = {key: value for one in reversed(found) for key, value in one.metadata.items()}
+    notes = tuple(note for one in found for note in one.notes)
+    return LoraFile(file, layers, metadata, found[0].layout, notes)
+
+
+def _read_one(file: Path, given: str | os.PathLike[str]) -> LoraFile:
+    label = f"LoRA file {quote(str(file if Path(given).is_dir() else given), MAX_PATH)}"
     weights = _read_header(file, label)
     tensors = dict(iter_tensors(weights, weights.tensors))
-    layers = tuple(_layer(name, roles, label) for name, roles in _group(tensors, label).items())
-    return LoraFile(file, layers, dict(weights.metadata))
+    layout = layouts.layout_of(tensors)
+    groups = _group(tensors, label, layout)
+    alphas = _alphas(file, weights.metadata, label) if layout in ("peft", "diffusers") else {}
+    is_text = file.parent.name == layouts.TEXT_FOLDER and layout == "peft"
+    layers, without = [], 0
+    for name, roles in groups.items():
+        layer = _layer(name, roles, label)
+        if is_text:
+            layer = replace(layer, part="text")
+        if layer.alpha is None and layout in ("peft", "diffusers"):
+            found = alphas[layer.part].of(layer.path, layer.rank) if layer.part in alphas else None
+            without += found is None
+            layer = replace(layer, alpha=_alpha_tensor(found, layer, weights.metadata))
+            _check_bound(layer, f"{label}: layer {quote(name)}")
+        layers.append(layer)
+    notes = [f"{label} tells no alpha for {without} layers: their rank is taken"] if without else []
+    return LoraFile(file, tuple(layers), dict(weights.metadata), layout, tuple(notes))
+
+
+def _alphas(file: Path, metadata: Mapping[str, str], label: str) -> dict[Part, layouts.Alphas]:
+    """Where a file in peft's way keeps alpha: its header, or the config beside it."""
+    found = layouts.diffusers_configs(metadata, label)
+    config = file.with_name(layouts.CONFIG_NAME)
+    if found or file.name != layouts.WEIGHTS_NAME or not is_file(config):
+        return found
+    alphas = layouts.Alphas(read_json(file.parent, layouts.CONFIG_NAME), f"{quote(str(config), MAX_PATH)}")
+    return dict.fromkeys(PARTS, alphas)
+
+
+def _alpha_tensor(value: float | None, layer: Layer, metadata: Mapping[str, str]) -> Tensor | None:
+    """alpha as a tensor of the dtype that it had before a conversion."""
+    record = layouts.read_alpha_record(metadata)
+    kind = record.get("others", {}).get(f"{layer.part}:{layer.path}", record.get("dtype", "float32"))
+    if value is None or kind == "none":
+        return None
+    known = {str(dtype)[6:]: dtype for dtype in _FLOATS}
+    return torch.tensor(value, dtype=known.get(kind, torch.float32))
 
 
 def write_lora(
-    path: str | os.PathLike[str], layers: Iterable[Layer], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    layers: Iterable[Layer],
+    metadata: Mapping[str, str] | None = None,
+    layout: Layout = "kohya",
 ) -> None:
-    """Write layers under V2's names, with the hashes that other tools look for; whole or not at all.
+    """Write layers, as V2 names them or in another layout, with the hashes that other tools look for.
 
-    metadata: text by key; keys of training begin with `ss_`, as kohya's. `sshs_*` are computed.
+    path: a file, written whole or not at all; for "peft" a folder. metadata: text by key; keys of training
+    begin with `ss_`, as kohya's. `sshs_*` are computed.
     Raises UserError where two layers have one name or the file cannot be written.
     """
+    layers = list(layers)
+    if not layers:
+        raise UserError("`layers` must hold at least one layer, got none")
+    own = {key: value for key, value in (metadata or {}).items() if key not in _COMPUTED}
+    if layout in ("peft", "diffusers"):
+        own |= {"format": "pt", layouts.ALPHA_KEY: layouts.alpha_record(layers)}
+    if layout == "diffusers":
+        own[layouts.DIFFUSERS_KEY] = layouts.diffusers_metadata(layers)
+    if layout != "peft":
+        _write(Path(path), _file_bytes(layers, own, layout))
+        return
+    folders = {"denoiser": Path(path), "text": Path(path) / layouts.TEXT_FOLDER}
+    for part, folder in folders.items():
+        members = [layer for layer in layers if layer.part == part]
+        if members:
+            config = {"peft_type": "LORA", "inference_mode": True, **layouts.adapter_config(members)}
+            _write(folder / layouts.CONFIG_NAME, json.dumps(config, indent=2).encode() + b"\n")
+            _write(folder / layouts.WEIGHTS_NAME, _file_bytes(members, own, layout))
+
+
+def _file_bytes(layers: Iterable[Layer], own: Mapping[str, str], layout: Layout) -> bytes:
     tensors: dict[str, Tensor] = {}
     for layer in layers:
-        name = KOHYA_PREFIXES[layer.part] + flatten(layer.path)
-        if f"{name}.lora_down.weight" in tensors:
-            raise UserError(f"two layers would be written as {quote(name)}; give each module one layer")
-        tensors[f"{name}.lora_down.weight"] = layer.down.contiguous()
-        tensors[f"{name}.lora_up.weight"] = layer.up.contiguous()
-        if layer.alpha is not None:
-            tensors[f"{name}.alpha"] = layer.alpha
-    if not tensors:
-        raise UserError("`layers` must hold at least one layer, got none")
-    own = {key: value for key, value in (metadata or {}).items() if not key.startswith("sshs_")}
+        down, up, alpha = layouts.tensor_names(layout, layer.part, layer.path)
+        if down in tensors:
+            raise UserError(
+                f"two layers would be written as {quote(down.rpartition('.lora_')[0])}; give each module one layer"
+            )
+        tensors[down], tensors[up] = layer.down.contiguous(), layer.up.contiguous()
+        if alpha is not None and layer.alpha is not None:
+            tensors[alpha] = layer.alpha
     body = save(tensors)
     # kohya's rule: hashes must not change when somebody edits what is not `ss_` metadata
     hashed = _with_metadata(body, {key: value for key, value in own.items() if key.startswith("ss_")})
-    _write(Path(path), _with_metadata(body, own | content_hashes(hashed)))
+    return _with_metadata(body, {**own, **content_hashes(hashed)})
 
 
 def content_hashes(data: bytes) -> dict[str, str]:
@@ -170,7 +259,9 @@ def _write(path: Path, data: bytes) -> None:
 
 def _read_header(file: Path, label: str) -> PartWeights:
     if file.is_dir():
-        raise UserError(f"{label} is a folder; give the .safetensors file in it")
+        raise UserError(
+            f"{label} is a folder without {layouts.WEIGHTS_NAME}; give the .safetensors file in it"
+        )
     if not is_file(file):
         raise UserError(f"there is no {label}; give the path of a .safetensors file")
     if file.stat().st_size == 0:
@@ -183,17 +274,22 @@ def _read_header(file: Path, label: str) -> PartWeights:
         raise UserError(f"LoRA: {error}") from error
 
 
-def _group(tensors: Mapping[str, Tensor], label: str) -> dict[str, dict[Role, Tensor]]:
+def _group(tensors: Mapping[str, Tensor], label: str, layout: Layout) -> dict[str, dict[Role, Tensor]]:
     """Tensors by layer, sorted. Raises UserError for a file of something else."""
+    is_flat = any(key.startswith(("lora_unet_", "lora_te")) for key in tensors)
+    if any(".lora_A." in key for key in tensors) and (
+        is_flat or any(".lora_down." in key for key in tensors)
+    ):
+        raise UserError(
+            f"{label} mixes peft's names (lora_A) with kohya's (lora_unet_, lora_down); it was renamed by halves"
+        )
     grouped: dict[str, dict[Role, Tensor]] = {}
     strangers: list[str] = []
     for key in sorted(tensors):
         found = split_key(key)
         method = relative_of_lora(key)
         if method is not None:
-            raise UserError(
-                f"{label} holds {quote(key)}, which is {method}; only plain LoRA in V2's layout can be used"
-            )
+            raise UserError(f"{label} holds {quote(key)}, which is {method}; only plain LoRA can be used")
         if found is None:
             strangers.append(key)
         else:
@@ -248,9 +344,13 @@ def _layer(name: str, roles: Mapping[Role, Tensor], label: str) -> Layer:
             raise UserError(f"{where}: alpha must be above 0, got {float(alpha):g}; the file is damaged")
         alpha = alpha.reshape(())
     layer = Layer(name, *split_name(name), down, up, alpha)
+    _check_bound(layer, where)
+    return layer
+
+
+def _check_bound(layer: Layer, where: str) -> None:
     if _bound(layer) > _LARGEST_CHANGE:
         raise UserError(f"{where} would change weights by up to {_bound(layer):.3g}; the file is damaged")
-    return layer
 
 
 def _bound(layer: Layer) -> float:

@@ -7,8 +7,7 @@ EasyAnimate V2 writes kohya's names: a module's path with `_` for `.`, behind a 
     lora_unet__transformer_blocks_0_attn1_to_q.alpha               one number; the layer's scale is alpha /
     rank
 
-Names with dots (`diffusion_model.transformer_blocks.0.attn1.to_q.lora_down.weight`, ComfyUI's way) are read
-too.
+Names with dots and peft's halves (`lora_A`, `lora_B`) are read too: layouts.py has the other layouts.
 """
 
 from __future__ import annotations
@@ -28,7 +27,15 @@ PARTS: tuple[Part, ...] = ("denoiser", "text")
 #: what V2 puts before a module's path; its denoiser's own name is empty, hence two underscores
 KOHYA_PREFIXES: dict[Part, str] = {"denoiser": "lora_unet__", "text": "lora_te_"}
 
-_ROLES: dict[str, Role] = {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}
+_ROLES: dict[str, Role] = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".alpha": "alpha",
+}
 _PREFIXES: tuple[tuple[str, Part], ...] = (
     (r"lora_unet__?", "denoiser"),
     (r"lora_te\d?_", "text"),
@@ -46,8 +53,9 @@ _RELATIVES = {
     "oft_": "OFT",
     "glora": "GLoRA",
     "lora_mid": "LoCon with a Tucker core",
-    "lora_A.": "the PEFT layout, which keeps alpha outside the file",
-    "lora_B.": "the PEFT layout, which keeps alpha outside the file",
+    "lora_embedding_": "LoRA of an embedding",
+    "lora_A.bias": "LoRA with a bias",
+    "lora_B.bias": "LoRA with a bias",
 }
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -67,7 +75,11 @@ def relative_of_lora(key: str) -> str | None:
 
 
 def split_name(name: str) -> tuple[Part, str]:
-    """A layer's name -> (network, path of the module). A name without a known prefix is the denoiser's."""
+    """A layer's name -> (network, path of the module). A name without a known prefix is the denoiser's, but T5's
+    own (`encoder.block.0.layer...`), which peft writes without a network's name."""
+    name = name.removeprefix("base_model.model.")
+    if re.match(r"encoder\.block\.\d+\.layer\.", name):
+        return "text", name
     for pattern, part in _PREFIXES:
         found = re.match(pattern, name)
         if found:

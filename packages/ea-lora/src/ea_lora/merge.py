@@ -6,7 +6,6 @@ memory needed is one tensor. `W + sum of weight * scale * up @ down` is computed
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from ea_lora.io import Layer, LoraFile, read_lora
 from ea_lora.keys import PARTS, Part
 from ea_lora.matching import Matching, match_lora
-from ea_lora.network import DEFAULT_WEIGHT, check_weight
+from ea_runtime.adapters import DEFAULT_WEIGHT, check_weight
 from ea_runtime.checkpoint import MANIFEST, atomic_folder, require_space
 from ea_runtime.errors import UserError
 from ea_runtime.folder import load_part, load_parts, plan_part
@@ -29,6 +28,7 @@ from ea_runtime.folder_layout import PARTS as FOLDERS
 from ea_runtime.folder_layout import resolve_folder
 from ea_runtime.safe_files import inside, is_file, quote
 from ea_runtime.safe_weights import DTYPES, TensorEntry, find_weights, is_pickle
+from ea_runtime.sidecar import content_hash
 
 #: written into the new folder: what was merged into which base, for people
 RECORD = "merged_loras.json"
@@ -215,6 +215,4 @@ def _files_to_copy(source: Path) -> list[str]:
 
 
 def _describe(file: LoraFile, weight: float) -> dict[str, Any]:
-    with file.path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return {"file": file.path.name, "sha256": digest, "weight": weight}
+    return {"file": file.path.name, "sha256": content_hash(file.path), "weight": weight}

@@ -1,19 +1,14 @@
 """LoRA on a loaded model: weights are never written, so taking it off leaves every bit as it was.
 
-Each adapted module gets a forward hook that adds `weight * scale * up(down(x))` to its output, and its two
-small matrices as buffers that no state dict shows.
-
-Why hooks and not peft's layers: `peft.inject_adapter_in_model` puts a wrapper in each Linear's place. The
-state dict then says `to_q.base_layer.weight`, so saving, hashing, exporting or looking a module up while a
-LoRA is on meets another model, and taking it off means rebuilding the tree. With a hook all of that stays,
-several LoRAs lie side by side, and removal deletes what was added. The matrices are buffers so that they
-follow their module between devices (`low_vram` moves networks at every step) and dtypes.
+Each adapted module gets a forward hook that runs peft's own LoRA layer on the module's output. The layers are
+carried beside the modules (beside.py says how, and why they are not put in their place): names, types, state
+dict and hash of the model are the same with a LoRA on as without, several LoRAs lie side by side, and taking one
+off deletes what was added.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,20 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ea_lora.io import Layer, LoraFile, read_lora
+from ea_lora.beside import ADAPTER, LayerFactory, carried, carry, drop
+from ea_lora.card import base_note
+from ea_lora.io import MAX_PATH, Layer, LoraFile, read_lora
 from ea_lora.keys import PARTS
 from ea_lora.matching import Match, Matching, match_lora, networks_of
+from ea_runtime.adapters import DEFAULT_WEIGHT, check_weight
 from ea_runtime.errors import UserError
 from ea_runtime.safe_files import quote
 
 logger = logging.getLogger("ea")
-
-#: V2's own strength of a LoRA
-DEFAULT_WEIGHT = 0.55
-MAX_WEIGHT = 100.0
-_CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
 @dataclass(eq=False)
@@ -47,33 +39,22 @@ class _Shared:
     ignored: tuple[str, ...]
     left_out: tuple[str, ...]
     summary: str
+    notes: tuple[str, ...] = ()
 
 
 class _Delta:
-    """The forward hook of one module."""
+    """The forward hook of one module. Knows its layer by number only, so a copy of the model finds its own."""
 
-    def __init__(self, shared: _Shared, names: tuple[str, str], scale: float) -> None:
+    def __init__(self, shared: _Shared, slot: int) -> None:
         self.shared = shared
-        self.names = names
-        self.scale = scale
+        self.slot = slot
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
-        factor = self.scale * self.shared.weight
-        if factor == 0.0:
+        if self.shared.weight == 0.0:
             return None  # the module's own output, to the bit
-        x: Tensor = args[0] if args else kwargs["input"]
-        down, up = (module.get_buffer(name) for name in self.names)
-        if isinstance(module, nn.Linear):
-            low = F.linear(x, down).reshape(-1, len(down))  # (N, R)
-            # the second product is added where it is computed: one pass over the output less
-            sums = torch.addmm(output.reshape(len(low), -1), low, up.t(), alpha=factor)  # (N, O)
-            return sums.view_as(output)
-        assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        convolve: Any = _CONVOLVE[down.ndim]
-        low = convolve(x, down, None, module.stride, module.padding)  # (B, R, ...)
-        return torch.add(output, convolve(low, up), alpha=factor)
+        return carried(module, self.slot)(args[0] if args else kwargs["input"], output=output)
 
 
 @dataclass(eq=False)
@@ -107,6 +88,11 @@ class LoadedLora:
         return self._shared.summary
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user: a file made for other weights, without alpha, or untrained."""
+        return self._shared.notes
+
+    @property
     def weight(self) -> float:
         """Strength: 0 is off to the bit, 1 as trained."""
         return self._shared.weight
@@ -114,6 +100,10 @@ class LoadedLora:
     @weight.setter
     def weight(self, value: float) -> None:
         self._shared.weight = check_weight(value)
+        for module, key in self._hooked:
+            hook = module._forward_hooks.get(key)
+            if isinstance(hook, _Delta):
+                carried(module, hook.slot).set_scale(ADAPTER, self._shared.weight)
 
     @property
     def is_loaded(self) -> bool:
@@ -126,7 +116,7 @@ class LoadedLora:
             hook = module._forward_hooks.pop(key, None)
             module._forward_hooks_with_kwargs.pop(key, None)
             if isinstance(hook, _Delta):
-                _drop_buffers(module, hook.names)
+                drop(module, hook.slot)
 
     def __enter__(self) -> LoadedLora:
         return self
@@ -163,14 +153,21 @@ def load_lora(
             _require_hooks_work(part, network)
     file = path if isinstance(path, LoraFile) else read_lora(path)
     matching = match_lora(file, networks, parts, exclude)
-    prepared = [
-        (match, *_prepare(match)) for match in matching.matches
-    ]  # all that can fail comes before any change
-    lora = _attach(matching, prepared, weight)
+    factory = LayerFactory()
+    # all that can fail comes before any change
+    prepared = [(match, factory.make(match, *_prepare(match))) for match in matching.matches]
+    lora = _attach(matching, prepared, weight, _notes(pipe, matching))
     logger.log(logging.WARNING if matching.ignored else logging.INFO, "%s", lora.summary)
-    if not any(bool(up.any()) for _, _, up in prepared):
-        logger.warning("LoRA %s changes nothing: every up matrix is 0, as before training", quote(lora.path))
+    for note in lora.notes:
+        logger.warning("LoRA %s: %s", quote(lora.path, MAX_PATH), note)
     return lora
+
+
+def _notes(pipe: Any, matching: Matching) -> tuple[str, ...]:
+    base = base_note(matching.file.metadata, getattr(pipe, "model", None))
+    is_trained = any(bool(match.layer.up.any()) for match in matching.matches)
+    idle = None if is_trained else "it changes nothing: every up matrix is 0, as before training"
+    return (*matching.file.notes, *(note for note in (base, idle) if note is not None))
 
 
 def unload_lora(pipe: Any, lora: LoadedLora | None = None) -> None:
@@ -197,14 +194,6 @@ def loaded_loras(pipe: Any) -> list[LoadedLora]:
     return sorted(found.values(), key=lambda lora: min(key for _, key in lora._hooked))
 
 
-def check_weight(value: Any) -> float:
-    """A strength as a float. Raises UserError for what is no number or beyond -100..100."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or abs(value) > MAX_WEIGHT:
-        raise UserError(f"`weight` of a LoRA must be a number from -100 to 100, got {quote(value)}; try 0.55")
-    return float(value)
-
-
 def _prepare(match: Match) -> tuple[Tensor, Tensor]:
     """down and up as the module needs them: its device, dtype and number of dimensions."""
     weight = match.weight
@@ -228,7 +217,9 @@ def _prepare(match: Match) -> tuple[Tensor, Tensor]:
     return down, up
 
 
-def _attach(matching: Matching, prepared: list[tuple[Match, Tensor, Tensor]], weight: float) -> LoadedLora:
+def _attach(
+    matching: Matching, prepared: list[tuple[Match, nn.Module]], weight: float, notes: tuple[str, ...]
+) -> LoadedLora:
     def names(layers: Sequence[Layer]) -> tuple[str, ...]:
         return tuple(layer.name for layer in layers)
 
@@ -239,27 +230,23 @@ def _attach(matching: Matching, prepared: list[tuple[Match, Tensor, Tensor]], we
         ignored=names(matching.ignored),
         left_out=names(matching.left_out),
         summary=matching.summary(),
+        notes=notes,
     )
     lora = LoadedLora(shared, [])
     try:
-        for match, down, up in prepared:
-            module = match.module
-            slot = next(n for n in range(len(module._buffers) + 1) if f"lora_down_{n}" not in module._buffers)
-            hook = _Delta(shared, (f"lora_down_{slot}", f"lora_up_{slot}"), match.layer.scale)
-            handle = module.register_forward_hook(hook, with_kwargs=True)
-            lora._hooked.append((module, handle.id))
-            for name, tensor in zip(hook.names, (down, up), strict=True):
-                module.register_buffer(name, tensor, persistent=False)
+        for match, layer in prepared:
+            hook = _Delta(shared, carry(match.module, layer))
+            try:
+                handle = match.module.register_forward_hook(hook, with_kwargs=True)
+            except BaseException:
+                drop(match.module, hook.slot)
+                raise
+            lora._hooked.append((match.module, handle.id))
+        lora.weight = weight
     except BaseException:  # an interrupt between two modules must not leave half a LoRA
         lora.unload()
         raise
     return lora
-
-
-def _drop_buffers(module: nn.Module, names: tuple[str, str]) -> None:
-    for name in names:
-        module._buffers.pop(name, None)
-        module._non_persistent_buffers_set.discard(name)
 
 
 def _hooks(pipe: Any) -> Iterator[tuple[nn.Module, int, _Delta]]:

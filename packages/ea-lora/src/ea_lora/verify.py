@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ea_lora.card import Card, base_note
 from ea_lora.io import Layer, LoraFile, content_hashes, count_parts, read_lora
 from ea_lora.keys import PARTS, Part
 from ea_lora.matching import Match, match_lora, networks_of
@@ -58,7 +58,8 @@ class LoraReport:
     """What a LoRA would do to a model.
 
     ignored, left_out: names of layers. probe: how far the denoiser's output moves at `weight`, relative, for
-    a "picture" and a "video" of seeded noise; empty where the denoiser is of an unknown kind.
+    a "picture" and a "video" of seeded noise; empty where the denoiser is of an unknown kind. notes: lines for
+    the user, such as that it was made for other weights.
     """
 
     path: str
@@ -69,6 +70,7 @@ class LoraReport:
     left_out: tuple[str, ...]
     weight: float
     probe: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def does_something(self) -> bool:
@@ -103,6 +105,9 @@ def verify_lora(
     else:
         networks = networks_of(model)
     matching = match_lora(file, networks, parts, exclude)
+    base = base_note(
+        file.metadata, model if isinstance(model, (str, os.PathLike)) else getattr(model, "model", None)
+    )
     layers = tuple(_report(match) for match in matching.matches)
     denoiser = networks["denoiser"]
     moved: dict[str, float] = {}
@@ -117,6 +122,7 @@ def verify_lora(
         left_out=tuple(layer.name for layer in matching.left_out),
         weight=weight,
         probe=moved,
+        notes=(*file.notes, *([base] if base else [])),
     )
 
 
@@ -128,21 +134,32 @@ def lora_info(path: str | os.PathLike[str] | LoraFile) -> dict[str, Any]:
     one.
     """
     file = path if isinstance(path, LoraFile) else read_lora(path)
-    stored = file.metadata.get("sshs_model_hash")
+    card = Card.from_metadata(file.metadata)
     return {
         "path": str(file.path),
-        "bytes": file.path.stat().st_size,
+        "bytes": sum(one.stat().st_size for one in file.files),
+        "layout": file.layout,
         "layers": dict(count_parts(file.layers)),
         "ranks": sorted({layer.rank for layer in file.layers}),
         "alphas": sorted({layer.scale * layer.rank for layer in file.layers}),
         "dtypes": sorted({str(layer.down.dtype)[6:] for layer in file.layers}),
         "parameters": sum(layer.down.numel() + layer.up.numel() for layer in file.layers),
         "is_trained": any(bool(layer.up.any()) for layer in file.layers),
-        "hash_matches": None
-        if stored is None
-        else stored == content_hashes(Path(file.path).read_bytes())["sshs_model_hash"],
+        "trigger_words": list(card.trigger_words),
+        "base_model": card.base_model,
+        "base_hash": card.base_hash,
+        "training": dict(card.training),
+        "notes": list(file.notes),
+        "hash_matches": _hash_matches(file),
         "metadata": dict(sorted(file.metadata.items())),
     }
+
+
+def _hash_matches(file: LoraFile) -> bool | None:
+    stored = file.metadata.get("sshs_model_hash")
+    if stored is None or len(file.files) != 1:
+        return None
+    return stored == content_hashes(file.files[0].read_bytes())["sshs_model_hash"]
 
 
 def delta_norm(layer: Layer) -> float:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ea_runtime.pipeline import VideoPipeline
     from ea_runtime.plugins import list_plugins
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["VideoPipeline", "hookimpl", "list_plugins"]
 
 _HOME = {

@@ -59,7 +59,7 @@ def convert_folder(model: str | os.PathLike[str], out: Path | None = None) -> li
         return _convert_copy(folder, jobs, out)
     if not jobs:
         return []
-    with _temporary_folder(folder / "convert") as staged:
+    with temporary_folder(folder / "convert") as staged:
         written = _convert_jobs(folder, staged, jobs)
         _move_in(staged, folder)
     return [replace(item, target=folder / item.target.relative_to(staged)) for item in written]
@@ -88,7 +88,7 @@ def convert_file(source: Path, out: Path | None = None) -> Converted:
     if target.exists():
         raise UserError(f"{quote_path(target)} exists already; remove it or give another --output")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_folder(target) as staged:
+    with temporary_folder(target) as staged:
         item = _convert_files([(source, staged / target.name)])[0]
         os.replace(item.target, target)
     return replace(item, target=target)
@@ -145,13 +145,10 @@ def _plan_shards(folder: Path, part: str, index_name: str, stem: str) -> _Job:
 
 
 def _convert_copy(folder: Path, jobs: list[_Job], out: Path) -> list[Converted]:
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"`--output` must be a new or empty folder, got {quote_path(out)}")
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"`--output` must lie outside the model folder, got {quote_path(out)}")
+    check_new_folder(out, folder)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_folder(out) as staged:
-        _copy_rest(folder, staged)
+    with temporary_folder(out) as staged:
+        copy_rest(folder, staged)
         written = _convert_jobs(folder, staged, jobs)
         if out.is_dir():
             out.rmdir()
@@ -159,7 +156,15 @@ def _convert_copy(folder: Path, jobs: list[_Job], out: Path) -> list[Converted]:
     return [replace(item, target=out / item.target.relative_to(staged)) for item in written]
 
 
-def _copy_rest(folder: Path, target: Path) -> None:
+def check_new_folder(out: Path, folder: Path) -> None:
+    """Raises UserError unless a changed copy of the model folder `folder` may be written to `out`."""
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"`--output` must be a new or empty folder, got {quote_path(out)}")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"`--output` must lie outside the model folder, got {quote_path(out)}")
+
+
+def copy_rest(folder: Path, target: Path) -> None:
     """Copies what is no pickle: configs, tokenizer, safetensors. Links that leave the folder are refused."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -276,7 +281,7 @@ def _reports(output: bytes) -> list[dict]:
 
 
 @contextmanager
-def _temporary_folder(out: Path) -> Iterator[Path]:
+def temporary_folder(out: Path) -> Iterator[Path]:
     """An empty folder beside `out`, for whole files to be renamed from; removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     folder.chmod(0o755)

@@ -10,7 +10,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +144,35 @@ def read_part_config(folder: Path, spec: PartSpec) -> dict[str, Any]:
             f"{spec.folder}/{stem}.safetensors"
         )
     return read_json(folder, f"{spec.folder}/config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiserFolder:
+    """A denoiser's place: it lies at `root / spec.folder`. is_bare: the user named that folder itself."""
+
+    root: Path
+    spec: PartSpec
+    config: dict[str, Any]
+    is_bare: bool
+
+    @property
+    def class_name(self) -> str:
+        """What config.json calls itself. Raises UserError where it names nothing."""
+        return class_name(self.config, self.spec)
+
+
+def denoiser_of(model: str | os.PathLike[str]) -> DenoiserFolder:
+    """The denoiser of a model folder, or of a folder that holds nothing else, as a run's `final/`.
+
+    Raises UserError where there is neither.
+    """
+    folder = resolve_folder(model)
+    spec = PARTS["denoiser"]
+    if is_file(folder / "config.json") and not is_file(folder / spec.folder / "config.json"):
+        folder = folder.resolve()
+        spec = replace(spec, folder=folder.name)
+        return DenoiserFolder(folder.parent, spec, read_part_config(folder.parent, spec), is_bare=True)
+    return DenoiserFolder(folder, spec, read_part_config(folder, spec), is_bare=False)
 
 
 def find_record(host: Host, spec: PartSpec, name: str) -> Record:

@@ -12,11 +12,14 @@ from __future__ import annotations
 import pluggy
 
 from ea_runtime.records import (
+    AdapterRecord,
     CaptionerRecord,
     CommandRecord,
+    DatasetRecord,
     DenoiserRecord,
     EngineRecord,
     FilterRecord,
+    PerceptualRecord,
     RecipeRecord,
     Record,
     SamplerRecord,
@@ -56,6 +59,21 @@ def ea_recipes() -> list[RecipeRecord]:  # pyright: ignore[reportReturnType]
 
 
 @hookspec
+def ea_datasets() -> list[DatasetRecord]:  # pyright: ignore[reportReturnType]
+    """Training sets: what `data.format` of a training config accepts."""
+
+
+@hookspec
+def ea_perceptual_losses() -> list[PerceptualRecord]:  # pyright: ignore[reportReturnType]
+    """Perceptual distances for training a VAE: what `loss.perceptual_name` accepts."""
+
+
+@hookspec
+def ea_adapters() -> list[AdapterRecord]:  # pyright: ignore[reportReturnType]
+    """Adapters that change a loaded pipeline, such as LoRA: what `ea generate --lora` uses."""
+
+
+@hookspec
 def ea_splitters() -> list[SplitterRecord]:  # pyright: ignore[reportReturnType]
     """Splitters: how raw video is cut into clips."""
 
@@ -92,6 +110,9 @@ KINDS: dict[str, tuple[str, type[Record]]] = {
     "denoisers": ("ea_denoisers", DenoiserRecord),
     "text_encoders": ("ea_text_encoders", TextEncoderRecord),
     "recipes": ("ea_recipes", RecipeRecord),
+    "datasets": ("ea_datasets", DatasetRecord),
+    "perceptual_losses": ("ea_perceptual_losses", PerceptualRecord),
+    "adapters": ("ea_adapters", AdapterRecord),
     "splitters": ("ea_splitters", SplitterRecord),
     "scorers": ("ea_scorers", ScorerRecord),
     "filters": ("ea_filters", FilterRecord),

@@ -27,6 +27,21 @@ def model_hash(model: str | os.PathLike[str]) -> str:
     return total.hexdigest()
 
 
+def part_hash(model: str | os.PathLike[str], part: str) -> str:
+    """As `model_hash`, of one part's folder only: "vae", "denoiser" or "text"."""
+    return folders_hash(model, PARTS[part].folder)
+
+
+def folders_hash(model: str | os.PathLike[str], *folders: str) -> str:
+    """As `model_hash`, of some of a model's folders only, such as "text_encoder" and "tokenizer"."""
+    folder = resolve_folder(model)
+    total = hashlib.sha256()
+    for name in hashed_files(folder):
+        if name.partition("/")[0] in folders:
+            total.update(name.encode("utf-8", "surrogateescape") + b"\0" + _file_digest(inside(folder, name)))
+    return total.hexdigest()
+
+
 def hashed_files(folder: Path) -> list[str]:
     """The files that count, relative to `folder`, sorted."""
     names = ["ea.json"] if is_file(folder / "ea.json") else []

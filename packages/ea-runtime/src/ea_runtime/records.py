@@ -22,13 +22,18 @@ class Record:
     name: what users type; lower case letters, digits, `-`, `_` and `+`, first a letter or digit.
     summary: one line for lists and help.
     build: makes the part; each subclass says from what and what comes back. Imports inside.
-    options: the pydantic model of the part's settings, where it has any.
+    options: the pydantic model of the part's settings, where it has any, or a function that returns it (so that
+    listing plugins imports no pydantic).
     """
 
     name: str
     summary: str
     build: Callable[..., Any]
-    options: type[BaseModel] | None = None
+    options: type[BaseModel] | Callable[[], type[BaseModel]] | None = None
+
+    def options_model(self) -> type[BaseModel] | None:
+        """The pydantic model of the settings, or None."""
+        return self.options if self.options is None or isinstance(self.options, type) else self.options()
 
     def __post_init__(self) -> None:
         allowed = isinstance(self.name, str) and re.fullmatch(r"[a-z0-9][a-z0-9_+-]*", self.name)
@@ -63,9 +68,14 @@ class VaeRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class DenoiserRecord(Record):
-    """`build()` returns a denoiser class. `class_names`: the `_class_name`s of config.json that it loads."""
+    """`build()` returns a denoiser class. `class_names`: the `_class_name`s of config.json that it loads.
+
+    `motion()`, for denoisers whose motion modules can be moved to another model, returns what has
+    `extract_motion(model, output)` and `insert_motion(motion, model, output)`, each giving lines for the user.
+    """
 
     class_names: tuple[str, ...] = field(default=(), kw_only=True)
+    motion: Callable[[], Any] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,27 @@ class TextEncoderRecord(Record):
 @dataclass(frozen=True, slots=True)
 class RecipeRecord(Record):
     """`build()` returns a class that follows `ea_runtime.training.recipe.Recipe`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRecord(Record):
+    """`build()` returns a class that follows `ea_runtime.training.dataset.TrainingSet`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerceptualRecord(Record):
+    """`build(weights, device=)` returns a module: two frames (N, 3, H, W) in -1..1 -> distances (N,).
+
+    weights: the local file of its weights; without it the term is off, never random.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord(Record):
+    """`build()` returns a callable `(pipeline, path, weight)` that puts an adapter file on a pipeline.
+
+    What it returns has `summary` (one line: what matched), `weight` (may be set between runs) and `unload()`.
+    """
 
 
 @dataclass(frozen=True, slots=True)

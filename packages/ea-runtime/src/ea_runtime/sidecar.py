@@ -3,9 +3,10 @@ again.
 
     {"ea_sidecar": 1, "settings": {"prompt": ..., "seed": ..., ...}, "fps": ...,
      "model": {"name", "sha256"}, "device": {"device", "name", "dtype", "threads"}, "versions": {...},
-     "output": {"file", "kind", "sha256", "frames", "width", "height"}, "timings": {...}, "notes": [...]}
+     "output": {"file", "kind", "sha256", "frames", "width", "height"}, "timings": {...}, "notes": [...],
+     "loras": [{"file", "sha256", "weight", "summary"}, ...]}
 
-`settings` holds arguments of VideoPipeline.__call__.
+`settings` holds arguments of VideoPipeline.__call__; `loras` is there where some were used.
 """
 
 from __future__ import annotations
@@ -113,6 +114,12 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{name}: `settings` holds unknown {unknown[0]!r:.60}; a newer version may have written it"
         )
     _require(name, record, "fps", (int, float))
+    loras = record.get("loras", [])
+    if not isinstance(loras, list) or not all(isinstance(one, dict) for one in loras):
+        raise UserError(f"{name}: `loras` must be a list of objects; the file is damaged")
+    for one in loras:
+        for key, kinds in (("file", (str,)), ("sha256", (str,)), ("weight", (int, float))):
+            _require(name, one, key, kinds)
     for section, keys in (
         ("model", ("name", "sha256")),
         ("output", ("file", "kind", "sha256")),

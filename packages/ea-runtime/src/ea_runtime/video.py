@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 KINDS = {".mp4": "mp4", ".gif": "gif", ".png": "png"}
 _FRAME_NAME = re.compile(r"\d{5,}\.png")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+#: FFmpeg's demuxers for files that hold their pictures themselves; others follow lists to further files.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif,ivf,nut,h264,hevc,mxf,mpegvideo"
+)
+#: Pillow's formats that run no other program.
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +214,7 @@ def _read_picture(path: Path) -> Iterator[np.ndarray]:
     from PIL import Image, ImageOps, ImageSequence
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
             for frame in ImageSequence.Iterator(picture):
                 yield np.asarray(ImageOps.exif_transpose(frame).convert("RGB"))
     # Pillow's decoders raise what they like on damaged files
@@ -219,17 +225,22 @@ def _read_picture(path: Path) -> Iterator[np.ndarray]:
 def _read_av(path: Path) -> Iterator[np.ndarray]:
     import av
     import numpy as np
+    from av.video.reformatter import VideoReformatter
 
     try:
-        # an open file, not its name: FFmpeg takes some names for protocols
-        with path.open("rb") as file, av.open(file, "r") as container:
+        # an open file, not its name: FFmpeg takes some names for protocols, and some contents for lists of names
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+        with path.open("rb") as file, av.open(file, "r", options=options) as container:
             if not container.streams.video:
                 raise UserError(f"{str(path)!r} holds no video")
+            reformatter = VideoReformatter()  # kept: a new one for each frame takes five times as long
             for frame in container.decode(container.streams.video[0]):
                 turns = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise, as phones record it
-                pixels = frame.to_ndarray(format="rgb24")
+                pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 yield np.ascontiguousarray(np.rot90(pixels, turns)) if turns % 4 else pixels
-    except av.FFmpegError as error:
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{str(path)!r} cannot be read as a video: {error}") from error
 
 

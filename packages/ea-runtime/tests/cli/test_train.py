@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,10 +57,10 @@ def test_a_run(ea: Ea) -> None:
     first, *_, finished, done = said.splitlines()
     assert first == "toy: 0.00 M trainable parameters, 16 samples, cpu"
     assert (finished, done) == ("finished", "done: runs/toy/final")
-    config = json.loads(Path("runs/toy/config.json").read_text())
+    config = tomllib.loads(Path("runs/toy/config.toml").read_text())
     assert config["run"] == {"recipe": "toy", "out": "runs/toy"}
     assert config["train"]["threads"] == 1
-    assert config["data"] == {"random": True, "images": 6}
+    assert config["data"]["images"] == 6
     assert len(Path("runs/toy/log.jsonl").read_text().splitlines()) == 6
     assert Path("runs/toy/final/model.safetensors").exists()
 
@@ -80,7 +81,12 @@ def test_a_run(ea: Ea) -> None:
         (["toy", "toy.toml", "--set", "dta.images=3"], "toy.toml: unknown key `dta`; did you mean 'data'?"),
         (["toy", "toy.toml", "--set", "train.device=tpu"], "`device` must be cpu, cuda, cuda:N or mps, got"),
         (["toy", "toy.toml", "--set", "nothing"], "`--set` must read table.key=value, for example"),
-        (["toy"], "Missing argument 'config'"),
+        (["toy"], "Missing argument 'CONFIG': `ea train toy CONFIG.toml`"),
+        (["cache"], "Missing argument 'CONFIG': `ea train cache CONFIG.toml`"),
+        (["cahe", "toy.toml"], "no recipe is called 'cahe'; there are: "),
+        (["cache", "toy.toml", "--set", "run.recipe=tyo"], "no recipe is called 'tyo'; there are: "),
+        (["cache", "toy.toml", "--resume"], "`ea train cache` takes no --resume and no --dry-run"),
+        (["toy", "toy.toml", "--dry-run", "--set", "train.lr=0"], "toy.toml [train]: `lr`: Input should"),
         (["toy", "toy.toml", "--resum"], "No such option"),
     ],
 )
@@ -119,9 +125,87 @@ def test_a_run_that_goes_astray_ends_with_one_line(ea: Ea) -> None:
     code, said = ea("train", "toy", "toy.toml", "--set=train.steps=40", f"--set=toy.nan={steps}")
     assert code == 2
     assert said.count("error: ") == 1
-    assert said.splitlines()[-1].startswith(
-        "error: 20 steps in a row had a loss or gradient that is not finite"
-    )
+    assert "after 3 rollbacks; lower `train.lr`" in said.splitlines()[-1]
+
+
+def test_the_recipes_are_listed(ea: Ea, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--plugin", str(TOY), "--no-plugins", "train"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:3] for line in out.splitlines()[:2]] == [
+        ["recipe", "trains", "package"],
+        ["toy", "for", "tests"],
+    ]
+    assert "`ea train cache CONFIG.toml`" in out
+    assert not Path("runs").exists()
+
+
+def test_a_near_name_of_cache_is_told(ea: Ea) -> None:
+    assert "did you mean 'cache'?" in ea("train", "cahe", "toy.toml")[1]
+
+
+def test_a_dry_run_shows_the_plan_and_leaves_nothing(ea: Ea, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(os.listdir())
+    assert run(["--plugin", str(TOY), "train", "toy", "toy.toml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for word in ("Run", "Data", "Parameters", "Memory of a process", "runs/toy", "16", "activations"):
+        assert word in out
+    assert sorted(os.listdir()) == before
+
+
+def test_cache_calls_the_recipe_or_says_that_there_is_nothing(
+    ea: Ea, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, said = ea("train", "cache", "toy.toml")
+    assert (code, said) == (0, "recipe 'toy' reads its data as it is; there is nothing to code ahead\n")
+    assert not Path("runs").exists()
+    calls: list[object] = []
+    from ea_runtime.plugins import Host
+
+    toy = Host(files=[TOY], entry_points=False).get("recipes", "toy").build()
+
+    def cache(options: object, context: object) -> None:
+        calls.append((type(options).__name__, context.device, context.seed))  # pyright: ignore[reportAttributeAccessIssue]
+
+    record = Host.get
+
+    def patched(host: Host, kind: str, name: str) -> object:
+        found = record(host, kind, name)
+        monkeypatch.setattr(found.build(), "cache", cache, raising=False)
+        return found
+
+    monkeypatch.setattr(Host, "get", patched)
+    assert ea("train", "cache", "toy.toml", "--set=train.seed=4")[0] == 0
+    assert calls == [("ToyOptions", "cpu", 4)]
+    assert toy.__name__ == "ToyRecipe"
+
+
+def test_global_options_reach_the_other_processes(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--plugin, --no-plugins and --debug, wherever they stood, with the command's own words after them."""
+    from contextlib import contextmanager
+
+    from ea_runtime.training import processes
+
+    seen: list[list[str]] = []
+
+    @contextmanager
+    def group(count: int, words: list[str], device: str) -> Iterator[int]:
+        seen.append(words)
+        yield 0
+
+    monkeypatch.setattr(processes, "process_group", group)
+    words = ["train", "--no-plugins", "toy", "toy.toml", "--set=train.steps=1", "--resume", "--debug"]
+    assert ea(*words)[0] == 0
+    own = ["train", "toy", "toy.toml", "--set=train.steps=1", "--resume"]
+    assert seen == [[f"--plugin={TOY}", "--no-plugins", "--debug", *own]]
+    assert ea("train", "toy", "toy.toml", "--set=run.out=other", "--set=train.steps=1")[0] == 0
+    assert seen[1] == [
+        f"--plugin={TOY}",
+        "train",
+        "toy",
+        "toy.toml",
+        "--set=run.out=other",
+        "--set=train.steps=1",
+    ]
 
 
 def test_killed_and_gone_on_is_uncut(ea: Ea) -> None:
@@ -130,14 +214,15 @@ def test_killed_and_gone_on_is_uncut(ea: Ea) -> None:
     words = [sys.executable, "-m", "ea_runtime.cli.main", "--plugin", str(TOY), "train", "toy", "toy.toml"]
     one = subprocess.run([*words, kill, "--set=run.out=one"], capture_output=True, timeout=120, check=False)
     assert one.returncode == -signal.SIGKILL
-    assert sorted(os.listdir("one")) == ["checkpoint-2", "checkpoint-4", "config.json", "log.jsonl"]
-    config = json.loads(Path("one/config.json").read_text())
-    config["toy"]["sigkill"] = []
-    Path("one/config.json").write_text(json.dumps(config))
+    assert sorted(os.listdir("one")) == ["checkpoint-2", "checkpoint-4", "config.toml", "log.jsonl"]
+    config = (
+        Path("one/config.toml").read_text().replace("    5,\n", "").replace("sigkill = [\n]", "sigkill = []")
+    )
+    Path("one/config.toml").write_text(config)
     assert ea("train", "toy", "toy.toml", "--set=run.out=one", "--resume")[0] == 0
     assert ea("train", "toy", "toy.toml", "--set=run.out=two")[0] == 0
     states = [load_file(f"{name}/checkpoint-6/state.safetensors") for name in ("one", "two")]
     assert all(states[0][key].equal(states[1][key]) for key in states[1])
     logs = [Path(name, "log.jsonl").read_text().splitlines() for name in ("one", "two")]
-    clock = {"seconds": 0.0}
+    clock = {"seconds": 0.0, "wait": 0.0, "memory": 0.0}
     assert [json.loads(a) | clock for a in logs[0]] == [json.loads(b) | clock for b in logs[1]]

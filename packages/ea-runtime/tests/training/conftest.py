@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ea_runtime.plugins import Host, set_host
 from ea_runtime.training.loop import Trainer
@@ -53,38 +52,40 @@ def toy() -> ModuleType:
 
 @pytest.fixture
 def make_trainer(toy: ModuleType, tmp_path: Path) -> Callable[..., Trainer]:
-    """make_trainer(out="run", train={...}, toy={...}, data={...}): a run of the toy recipe, not yet started."""
+    """make_trainer(out="run", train={...}, toy={...}, data={...}, say=f): a run of the toy recipe, not yet started."""
 
-    def make(out: str = "run", train: dict[str, Any] | None = None, **tables: Any) -> Trainer:
+    def make(
+        out: str = "run",
+        train: dict[str, Any] | None = None,
+        say: Callable[[str], None] | None = None,
+        **tables: Any,
+    ) -> Trainer:
         options = TrainOptions(**{**TRAIN, **(train or {})})
         recipe_options = toy.ToyOptions(**tables)
         torch.manual_seed(options.seed)
-        context = Context(seed=options.seed, device="cpu", out=tmp_path / out, say=lambda line: None)
+        say = say or (lambda line: None)
+        context = Context(options.seed, "cpu", tmp_path / out, say, dtype=options.dtype)
         config = {"train": options.model_dump(mode="json"), "data": recipe_options.data.model_dump()}
-        return Trainer(toy.ToyRecipe(recipe_options, context), options, tmp_path / out, config)
+        return Trainer(toy.ToyRecipe(recipe_options, context), options, tmp_path / out, config, say)
 
     return make
 
 
 @pytest.fixture
 def make_set(tmp_path: Path) -> Callable[..., Path]:
-    """make_set(pictures=3, videos=2, frames=9, size=16): a folder with dataset.json, seeded noise in colours."""
+    """make_set(pictures=3, videos=2, frames=27, size=16): a set for small_vae.ArraySet, seeded noise in colours."""
 
-    def make(name: str = "set", pictures: int = 3, videos: int = 2, frames: int = 9, size: int = 16) -> Path:
+    def make(name: str = "set", pictures: int = 3, videos: int = 2, frames: int = 27, size: int = 16) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         rng = np.random.default_rng(0)
         rows = []
         for index in range(pictures + videos):
             is_video = index >= pictures
-            shape = (frames if is_video else 1, 2, 2, 3)
-            blocks = rng.integers(0, 256, shape, dtype=np.uint8).repeat(size // 2, 1).repeat(size // 2, 2)
-            images = [Image.fromarray(frame) for frame in blocks]
-            file = f"{index}.gif" if is_video else f"{index}.png"
-            images[0].save(folder / file, save_all=is_video, append_images=images[1:] if is_video else [])
+            shape = (frames if is_video else 1, size, size, 3)
+            np.save(folder / f"{index}.npy", rng.integers(0, 256, shape, dtype=np.uint8))
             kind = "video" if is_video else "image"
-            row = {"file_path": file, "text": f"clip {index}", "type": kind, "width": size, "height": size}
-            rows.append(row)
+            rows.append({"file_path": f"{index}.npy", "text": f"clip {index}", "type": kind})
         (folder / "dataset.json").write_text(json.dumps(rows))
         return folder
 

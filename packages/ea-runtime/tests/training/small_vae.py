@@ -1,14 +1,20 @@
-"""A local plugin with a small VAE and a small denoiser, for tests of what a run starts from and trains on."""
+"""A local plugin for tests of what a run starts from and trains on: a small VAE, denoiser and training set."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ea_runtime.hookspecs import hookimpl
-from ea_runtime.records import DenoiserRecord, VaeRecord
+from ea_runtime.records import DatasetRecord, DenoiserRecord, VaeRecord
+from ea_runtime.training.dataset import BadSample, Bucket, Item, Sample, SetOptions, draw_start
 
 
 class SmallVae(ModelMixin, ConfigMixin):
@@ -21,11 +27,18 @@ class SmallVae(ModelMixin, ConfigMixin):
             raise ValueError(f"`channels` must be 3 or more, got {channels}")
         self.gain = nn.Parameter(torch.ones(channels))
 
-    def encode_video(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    #: chunks and frames that were coded in this process
+    coded = 0
+
+    def encode(self, frames: Tensor) -> SimpleNamespace:
+        """Frames (B, 3, T, H, W), one or a chunk of 9, as the real one codes them. A chunk is causal."""
+        assert frames.shape[2] in (1, 9), "chunks are coded by themselves"
+        SmallVae.coded += len(frames)
         time = 1 if frames.shape[2] == 1 else 3
-        pooled = nn.functional.avg_pool3d(frames, (time, 8, 8))  # B 3 t h w
+        pooled = nn.functional.avg_pool3d(frames.float(), (time, 8, 8)).to(frames.dtype)  # B 3 t h w
+        pooled = pooled + 0.1 * frames[:, :, :1].mean((2, 3, 4), keepdim=True)
         mean = torch.cat([pooled, pooled[:, : len(self.gain) - 3]], dim=1) * self.gain.view(1, -1, 1, 1, 1)
-        return mean + 1e-3 * torch.randn(mean.shape, generator=generator)
+        return SimpleNamespace(latent_dist=SimpleNamespace(parameters=torch.cat([mean, mean - 3], dim=1)))
 
 
 class SmallDenoiser(SmallVae):
@@ -42,3 +55,56 @@ def ea_denoisers() -> list[DenoiserRecord]:
     return [
         DenoiserRecord("small-denoiser", "for tests", lambda: SmallDenoiser, class_names=("SmallDenoiser",))
     ]
+
+
+class ArraySet:
+    """A set of .npy files (T, H, W, 3) in EasyAnimate's JSON, as an installed dataset would read it."""
+
+    def __init__(self, options: SetOptions) -> None:
+        self.options = options
+        self.root = Path(options.path).resolve()
+        rows = json.loads((self.root / "dataset.json").read_text())
+        self.items = [
+            Item(self.root / row["file_path"], row["text"], row["type"] == "video", 0, 0) for row in rows
+        ]
+        wanted = {"both": (True, False), "videos": (True,), "pictures": (False,)}[options.kinds]
+        self.items = [item for item in self.items if item.is_video in wanted]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def item(self, index: int) -> Item:
+        return self.items[index]
+
+    def buckets(self, size: int | None = None, num_frames: int | None = None) -> list[Bucket]:
+        size = size or self.options.size or 16
+        wanted = num_frames or self.options.num_frames
+        return [
+            Bucket("video" if item.is_video else "image", wanted if item.is_video else 1, size, size)
+            for item in self.items
+        ]
+
+    def starts(self, index: int, bucket: Bucket) -> range:
+        try:
+            count = len(np.load(self.items[index].path, mmap_mode="r"))
+        except (OSError, ValueError, EOFError):
+            return range(1)
+        return range(0, max(1, count - bucket.num_frames + 1), self.options.start_multiple) or range(1)
+
+    def read(self, index: int, start: int, bucket: Bucket) -> np.ndarray:
+        path = self.items[index].path
+        try:
+            frames = np.load(path)
+        except (OSError, ValueError, EOFError):
+            raise BadSample(path.name, "it does not decode") from None
+        side = frames.shape[1] // bucket.height
+        return frames[start : start + bucket.num_frames, ::side, ::side]
+
+    def sample(self, index: int, seed: int, bucket: Bucket) -> Sample:
+        start = draw_start(self.starts(index, bucket), index, seed)
+        return Sample(self.read(index, start, bucket), self.items[index].text, start)
+
+
+@hookimpl
+def ea_datasets() -> list[DatasetRecord]:
+    return [DatasetRecord("arrays", "for tests", lambda: ArraySet)]

@@ -42,14 +42,15 @@ def test_zeros_stay_zeros_and_bf16_comes_close() -> None:
     assert (coarse - orthogonalise(matrix)).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_adamw_is_that_of_torch(decay: float) -> None:
+def test_adam_is_that_of_torch(decay: float, kind: str) -> None:
     start = [draw(5, 7), draw(7, seed=1)]
     ours = [torch.nn.Parameter(p.clone()) for p in start]
     theirs = [torch.nn.Parameter(p.clone()) for p in start]
     settings: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": decay}
-    mine = MuonAdamW([{"params": ours, "kind": "adamw"}], **settings)
-    other = torch.optim.AdamW(theirs, **settings)
+    mine = MuonAdamW([{"params": ours, "kind": kind}], **settings)
+    other = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind](theirs, **settings)
     for step in range(50):
         for index, (p, q) in enumerate(zip(ours, theirs, strict=True)):
             gradient = draw(*p.shape, seed=100 + 2 * step + index) * 10.0 ** (step % 5 - 2)
@@ -107,7 +108,7 @@ def test_state_round_trip() -> None:
 
 def test_wrong_groups_are_refused() -> None:
     vector = torch.nn.Parameter(torch.zeros(3))
-    with pytest.raises(ValueError, match="'adamw' or 'muon', got 'sgd'"):
+    with pytest.raises(ValueError, match="'adamw', 'adam' or 'muon', got 'sgd'"):
         MuonAdamW([{"params": [vector], "kind": "sgd"}], lr=0.1)
     with pytest.raises(ValueError, match="two or more dimensions"):
         MuonAdamW([{"params": [vector], "kind": "muon"}], lr=0.1)

@@ -93,7 +93,12 @@ def test_set_reads_toml_and_takes_the_rest_as_text(config: Path) -> None:
         ("train.ema=1", "toy.toml [train]: `ema`: Input should be less than 1, got 1"),
         ("train.betas=[0.9, 1.0]", "toy.toml [train]: `betas.1`: Input should be less than 1, got 1.0"),
         ("train.betas=[0.9]", "toy.toml [train]: key `betas.1` is missing"),
-        ("train.dtype=fp8", "toy.toml [train]: `dtype`: Input should be 'fp32' or 'bf16', got 'fp8'"),
+        ("train.guard.factr=2", "toy.toml [train]: unknown key `guard.factr`; did you mean 'factor'?"),
+        (
+            "train.optimizer=sgd",
+            "toy.toml [train]: `optimizer`: Input should be 'adamw', 'adam' or 'adamw8bit'",
+        ),
+        ("train.dtype=fp8", "toy.toml [train]: `dtype`: Input should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
         ("train.seed=-1", "toy.toml [train]: `seed`: Input should be greater than or equal to 0, got -1"),
         ("run.out=", "toy.toml [run]: `out`: String should have at least 1 character, got ''"),
     ],

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ea_runtime.training.order import BatchOrder
+from ea_runtime.errors import UserError
+from ea_runtime.training.order import BatchOrder, PhaseOrder
+from ea_runtime.training.recipe import Phase
 
 BUCKETS = st.lists(st.sampled_from(["a", "b", ("c", 9)]), min_size=1, max_size=60)
 SIZES, SEEDS = st.integers(1, 9), st.integers(0, 2**32)
@@ -55,6 +57,31 @@ def test_the_order_is_the_one_that_runs_were_made_with() -> None:
     assert [order.batch(i) for i in range(8)] == pinned
 
 
-def test_no_samples_is_an_error() -> None:
-    with pytest.raises(ValueError, match="data set is empty"):
-        BatchOrder([], 4, 0)
+@pytest.mark.parametrize("buckets", [[], [None, None]])
+def test_no_samples_is_an_error(buckets: list[None]) -> None:
+    with pytest.raises(UserError, match="data set is empty"):
+        BatchOrder(buckets, 4, 0)
+
+
+def test_a_sample_without_a_bucket_is_left_out() -> None:
+    order = BatchOrder(["a", None, "b", "a"], 4, 0)
+    assert order.num_samples == 3
+    assert sorted(i for batch in epoch(order, 0) for i in batch) == [0, 2, 3]
+
+
+def test_phases_count_their_batches_from_their_start() -> None:
+    first, second = ["a"] * 6, ["b", None, "b", "c", "c", "c"]
+    order = PhaseOrder([Phase(0, first), Phase(5, second, 3), Phase(9, first, 2)], 4, 1)
+    alone = [BatchOrder(first, 4, 1), BatchOrder(second, 3, 1), BatchOrder(first, 2, 1)]
+    for step in range(14):
+        phase = (step >= 5) + (step >= 9)
+        draw = order.draw(step)
+        assert (draw.phase, draw.indices) == (phase, alone[phase].batch(step - (0, 5, 9)[phase]))
+        assert {order.phases[phase].buckets[i] for i in draw.indices} == {draw.bucket}
+    assert order.num_samples == 6
+
+
+@pytest.mark.parametrize("starts", [[], [1], [0, 5, 5], [0, 5, 3]])
+def test_phases_follow_one_another(starts: list[int]) -> None:
+    with pytest.raises(UserError, match="must start at step 0 and follow one another"):
+        PhaseOrder([Phase(start, ["a"]) for start in starts], 4, 0)

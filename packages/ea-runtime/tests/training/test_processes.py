@@ -28,7 +28,7 @@ def train(toy_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     config = tmp_path / "toy.toml"
     config.write_text(
         '[run]\nrecipe="toy"\nout="x"\n[train]\nsteps=8\nbatch_size=5\nlr=0.01\nmuon_lr=0.01\nwarmup=2\n'
-        "seed=7\nthreads=1\nsave_every=4\nkeep=9\n[data]\nrandom=false\n"
+        "seed=7\nthreads=1\nsave_every=4\nkeep=9\n[data]\ndropout=false\n"
     )
 
     def start(out: str, *settings: str) -> tuple[int, list[str]]:
@@ -73,7 +73,7 @@ def test_what_fails_in_one_is_told_once(train: Run, tmp_path: Path) -> None:
     assert code == 2
     assert said[-1] == "error: [Errno 28] No space left on device"
     assert [line for line in said if line.startswith("error")] == said[-1:]
-    assert not list((tmp_path / "full").glob("*checkpoint*"))
+    assert [path.name for path in (tmp_path / "full").glob("*checkpoint*")] == ["checkpoint-0"]
 
 
 def test_a_process_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +104,39 @@ def test_the_others_end_with_the_first(train: Run, toy_file: Path, tmp_path: Pat
     while any(is_running(pid) for pid in others):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+        [
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes=2",
+            "--num_machines=1",
+            "--mixed_precision=no",
+        ],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_a_launcher_starts_the_processes(
+    launcher: list[str], train: Run, toy_file: Path, tmp_path: Path
+) -> None:
+    """`train.processes` is left at 1: the launcher's own count holds."""
+    assert train("one")[0] == 0
+    words = [sys.executable, "-m", *launcher, "-m", "ea_runtime.cli.main", "--plugin", str(toy_file)]
+    words += ["--no-plugins", "train", "toy", str(tmp_path / "toy.toml"), f"--set=run.out={tmp_path / 'two'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)}
+    if "accelerate" in launcher[0]:
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=170, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("done: ") == 1
+    one, two = (figures(tmp_path / name, "loss", "mean", "grad_norm", "samples") for name in ("one", "two"))
+    for single, double in zip(one, two, strict=True):
+        assert double == pytest.approx(single, abs=1e-5)
 
 
 def children_of(pid: int) -> set[int]:

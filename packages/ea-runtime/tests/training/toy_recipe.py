@@ -1,7 +1,8 @@
 """A local plugin with a recipe `toy`: a small network with one of each kind of trouble for a loop that resumes.
 
 A channels-last kernel, a matrix, a frozen layer, a branch that only some samples use, a buffer that training
-changes, and dropout. Faults are asked for in [toy]. Loaded as `--plugin` files are.
+changes, dropout, and on request a critic with a turn of its own, phases, and files that cannot be used. Faults are
+asked for in [toy]. Loaded as `--plugin` files are.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ea_runtime.errors import UserError
 from ea_runtime.hookspecs import hookimpl
 from ea_runtime.records import RecipeRecord
-from ea_runtime.training.recipe import Context
+from ea_runtime.training.draws import normal, uniform
+from ea_runtime.training.precision import DTYPES, run_in
+from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 
 
 class Faults(BaseModel):
@@ -28,21 +33,29 @@ class Faults(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     nan: list[int] = []
+    nan_critic: list[int] = []
     bad_gradient: list[int] = []
+    spike: list[int] = []  # only until the first rollback: the draws tell
     sigterm: list[int] = []
     sigint: list[int] = []
     sigkill: list[int] = []
     rank: int = 0  # the process that the signals reach
     full_disk: bool = False
+    worker: dict[str, int] = {}  # "kill", "user" or "fault": the step at which fetching does that
 
 
-class Noise(BaseModel):
-    """`random`: noise from the generator, and dropout. `images`: samples with an image beside the vector."""
+class Data(BaseModel):
+    """`random`: noise for each sample. `images`: samples with an image beside the vector."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     random: bool = True
+    dropout: bool = True
     images: int = 6
+    bad: list[int] = []  # samples that cannot be used
+    phase_at: int = 0  # a second phase, without the last 4 samples and with batches of 3
+    critic: bool = False
+    critic_start: int = 0  # its turn is left out before this step
 
 
 class ToyOptions(BaseModel):
@@ -50,7 +63,7 @@ class ToyOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: Noise = Noise()
+    data: Data = Data()
     toy: Faults = Faults()
 
 
@@ -62,6 +75,7 @@ class ToyNetwork(nn.Module):
         self.frozen = nn.Linear(6, 6)
         self.frozen.requires_grad_(False)
         self.first = nn.Linear(6, 16)
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
         self.dropout = nn.Dropout(0.2)
         self.kernel = nn.Conv2d(4, 16, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.last = nn.Linear(16, 3)
@@ -72,10 +86,12 @@ class ToyNetwork(nn.Module):
         x = torch.tanh(self.first(self.frozen(vectors)))
         if images is not None:
             x = x + self.kernel(images.to(memory_format=torch.channels_last)).mean((2, 3))
+        for block in self.blocks:
+            x = x + 0.1 * torch.tanh(block(x))
         return self.last(self.dropout(x))
 
 
-class ToyRecipe:
+class ToyRecipe(RecipeDefaults):
     """16 samples, of which the first `images` come with an image: two buckets."""
 
     options_model = ToyOptions
@@ -84,55 +100,124 @@ class ToyRecipe:
         self.options = options
         self.context = context
         self.network = ToyNetwork()
-        if not options.data.random:
+        self.critic = nn.Linear(3, 1)
+        if not options.data.dropout:
             self.network.dropout.p = 0.0
         generator = torch.Generator().manual_seed(5)
         self.vectors = torch.randn(16, 6, generator=generator)
         self.images = torch.randn(16, 4, 5, 5, generator=generator)
         self.wanted = self.vectors[:, :3].sin()
         self.batches: list[list[int]] = []
+        self.sheets: list[int] = []
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"network": self.network}
+        critic = {"critic": self.critic} if self.options.data.critic else {}
+        return {"network": self.network, **critic}
+
+    def averaged(self) -> list[str]:
+        return ["network"]
+
+    def turns(self) -> list[str]:
+        return ["model", "critic"] if self.options.data.critic else ["model"]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         network = self.network
         muon = [network.kernel.weight, network.first.weight]
         rest = [p for p in network.parameters() if all(p is not m for m in muon)]
-        return [{"params": muon, "kind": "muon"}, {"params": rest, "kind": "adamw", "lr_scale": 0.5}]
+        groups = [
+            {"params": muon, "kind": "muon"},
+            {"params": rest, "kind": "adamw", "lr_scale": 0.5, "name": "slow"},
+        ]
+        if self.options.data.critic:
+            groups.append({"params": list(self.critic.parameters()), "turn": "critic"})
+        return groups
 
-    def buckets(self) -> list[str]:
-        return ["image" if i < self.options.data.images else "vector" for i in range(16)]
+    def phases(self) -> list[Phase]:
+        data = self.options.data
+        buckets = ["image" if i < data.images else "vector" for i in range(16)]
+        later = Phase(data.phase_at, [*buckets[:12], *[None] * 4], 3)
+        return [Phase(0, buckets)] + [later] * (data.phase_at > 0)
 
-    def loss(
-        self, indices: list[int], generator: torch.Generator, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
-        self.batches.append(indices)
+    def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
+        worker = self.options.toy.worker
+        if worker.get("kill") == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if worker.get("user") == step:
+            raise UserError("`data.path` is gone")
+        if worker.get("fault") == step:
+            raise ZeroDivisionError("a fault")
+        good = [i for i in indices if i not in self.options.data.bad]
+        shift = [np.random.default_rng(np.random.SeedSequence([seed, i])).normal(0, 0.1) for i in good]
+        vectors = self.vectors[good]
+        if self.options.data.random and good:
+            vectors = vectors + torch.tensor(shift, dtype=torch.float32)[:, None]
+        tensors = {"vectors": vectors, "images": self.images[good], "wanted": self.wanted[good]}
+        return Batch(good, tensors, [(i, f"{i}.mp4", "it is cut") for i in indices if i not in good])
+
+    def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
+        assert len(batch)
+        self.batches.append(batch.indices)
         faults = self.options.toy
-        if int(os.environ.get("EA_RANK", "0")) == faults.rank:
+        if int(os.environ.get("RANK", "0")) == faults.rank:
             for name in ("sigterm", "sigint", "sigkill"):
                 if step in getattr(faults, name):
                     os.kill(os.getpid(), getattr(signal, name.upper()))
-        vectors = self.vectors[indices]
+        vectors = batch.tensors["vectors"]
         if self.options.data.random:
-            vectors = vectors + 0.1 * torch.randn(vectors.shape, generator=generator)
-        with_images = indices[0] < self.options.data.images
-        output = self.network(vectors, self.images[indices] if with_images else None)
-        loss = (output - self.wanted[indices]).square().mean()
+            vectors = vectors + 0.1 * normal(generator, batch.indices, (6,))
+            vectors = vectors + 0.1 * uniform(generator, batch.indices)[:, None]
+        images = batch.tensors["images"] if batch.indices[0] < self.options.data.images else None
+        if turn == "critic":
+            return self._critic_loss(vectors, images, batch, step)
+        output = self._run(vectors, images)
+        each = (output - batch.tensors["wanted"]).square().mean(1)
+        total = each.mean()
+        if self.options.data.critic:
+            total = total - 0.01 * self.critic(output).mean()
         if step in faults.bad_gradient:
-            loss = loss + (self.network.last.bias * 0).abs().sqrt().sum()  # 0 with a gradient of 0 / 0
+            total = total + (self.network.last.bias * 0).abs().sqrt().sum()  # 0 with a gradient of 0 / 0
         if step in faults.nan:
-            loss = loss * float("nan")
-        return loss, {"mean": float(output.detach().mean())}
+            total, each = total * float("nan"), each * float("nan")
+        if step in faults.spike and self.first_draw(step, generator):
+            total, each = total * 100, each * 100
+        return Loss(total, {"mean": float(output.detach().mean())}, each.detach())
+
+    def _run(self, vectors: Tensor, images: Tensor | None) -> Tensor:
+        dtype = DTYPES[self.context.dtype]
+        images = images if images is None else images.to(dtype)
+        return run_in(self.network, dtype, vectors.to(dtype), images).float()
+
+    def first_draw(self, step: int, generator: torch.Generator) -> bool:
+        """Whether the generator is the one that the step had before any rollback."""
+        from ea_runtime.training.step import seed_of
+
+        return generator.initial_seed() == seed_of(self.context.seed, step, 0, 0)
+
+    def _critic_loss(self, vectors: Tensor, images: Tensor | None, batch: Batch, step: int) -> Loss:
+        assert not self.network.first.weight.requires_grad or step < 0
+        with torch.no_grad():
+            output = self._run(vectors, images)
+        if step < self.options.data.critic_start:
+            return Loss(torch.zeros(()), {"gap": 0.0})
+        gap = self.critic(output).mean() - self.critic(batch.tensors["wanted"]).mean()
+        if step in self.options.toy.nan_critic:
+            gap = gap * float("nan")
+        return Loss(gap + 0.1 * self.critic.weight.square().sum(), {"gap": float(gap.detach())})
+
+    def sample_sheet(self, step: int) -> np.ndarray:
+        self.sheets.append(step)
+        shown = self.network.last.weight.detach()
+        assert not torch.is_grad_enabled()
+        return np.full((8, 12, 3), int(shown.abs().sum()) % 256, dtype=np.uint8)
 
     def finish(self) -> None:
         self.context.say("finished")
 
     def save(self, folder: Path) -> None:
-        if self.options.toy.full_disk:
+        if self.options.toy.full_disk and (self.context.out / "checkpoint-0").exists():
             raise OSError(28, "No space left on device")
         folder.mkdir(parents=True, exist_ok=True)
-        state = {key: value.clone().contiguous() for key, value in self.network.state_dict().items()}
+        state = {key: value.detach().clone().contiguous() for key, value in self.network.state_dict().items()}
         save_file(state, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps({"_class_name": "ToyNetwork"}))
 

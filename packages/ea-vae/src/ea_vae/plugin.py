@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ea_runtime.hookspecs import hookimpl
-from ea_runtime.records import RecipeRecord, VaeRecord
+from ea_runtime.records import PerceptualRecord, RecipeRecord, VaeRecord
 
 
 def _magvit() -> Any:
@@ -18,6 +18,12 @@ def _recipe() -> Any:
     from ea_vae.recipe import VaeRecipe
 
     return VaeRecipe
+
+
+def _lpips(weights: Any, *, device: str = "cpu") -> Any:
+    from ea_vae.lpips_weights import load_lpips
+
+    return load_lpips(weights, device=device)
 
 
 @hookimpl
@@ -34,4 +40,9 @@ def ea_vaes() -> list[VaeRecord]:
 
 @hookimpl
 def ea_recipes() -> list[RecipeRecord]:
-    return [RecipeRecord("vae", "The video VAE: L1, MSE and KL on pictures, then on clips", _recipe)]
+    return [RecipeRecord("vae", "The video VAE, in stages: magvit, slice, slice-decoder", _recipe)]
+
+
+@hookimpl
+def ea_perceptual_losses() -> list[PerceptualRecord]:
+    return [PerceptualRecord("lpips", "LPIPS on VGG16's features, with weights from local files", _lpips)]

@@ -1,80 +1,48 @@
-"""The training recipe `vae`: pictures first, then clips from the inflated picture weights."""
+"""The training recipe `vae`: pictures and clips, in EasyAnimate's stages magvit, slice and slice-decoder."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from einops import rearrange
 from torch import Tensor, nn
 
 from ea_runtime.errors import UserError
-from ea_runtime.training.clips import ClipSet, to_float
+from ea_runtime.plugins import get_host
+from ea_runtime.training.dataset import Bucket, fetch_samples, open_set, to_float
+from ea_runtime.training.draws import normal
 from ea_runtime.training.networks import build_network, load_network
-from ea_runtime.training.recipe import Context
+from ea_runtime.training.precision import DTYPES
+from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
+from ea_vae import losses
 from ea_vae.chunking import check_num_frames
-from ea_vae.conv import CausalConv3d
+from ea_vae.discriminator import Discriminator
 from ea_vae.model import AutoencoderKLMagvit
+from ea_vae.recipe_options import VaeOptions
+from ea_vae.sheet import contact_sheet
+from ea_vae.start import as_slices, inflate, initialise, whiten
 
-#: 1 / 0.18215: latents of this deviation have unit deviation for the denoiser.
-LATENT_STD = 1 / 0.18215
-
-
-class DataTable(BaseModel):
-    """`path`: the set. `num_frames`: frames a sample, 1 or a chunk's 9; longer clips give a random window.
-
-    `kinds`: what of the set is used. `limit`: use the first so many of them only; 0: all.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str
-    num_frames: int = Field(9, gt=0)
-    kinds: Literal["both", "videos", "pictures"] = "both"
-    limit: int = Field(0, ge=0)
+VAE, DISCRIMINATOR = "vae", "discriminator"
+#: the layers that Muon does not take: they meet pixels, or latents
+_OUTER = (
+    "encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant_conv", "post_quant_conv"
+)  # fmt: skip
+_SHEET_SAMPLES = 6
+_WHITENING_SAMPLES = 256
 
 
-class LossTable(BaseModel):
-    """Weights of the terms; each is a mean over its elements."""
+class VaeRecipe(RecipeDefaults):
+    """Trains AutoencoderKLMagvit to reconstruct pictures and clips.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    l1: float = Field(default=1.0, ge=0)
-    mse: float = Field(default=3.0, ge=0)
-    kl: float = Field(default=1e-4, ge=0)
-
-
-class VaeOptions(BaseModel):
-    """Tables [data], [model], [init] and [loss] of a `vae` config."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    class Init(BaseModel):
-        """`folder`: start from this VAE instead of [model]. `inflate`: picture weights into the last tap.
-
-        `whiten`: after the last step, fold a scale and a shift a channel into the quant convolutions, so that
-        0.18215 x latent has zero mean and unit deviation over the set.
-        """
-
-        model_config = ConfigDict(extra="forbid", frozen=True)
-
-        folder: str | None = None
-        inflate: bool = False
-        whiten: bool = False
-
-    data: DataTable
-    model: dict[str, Any] = Field(default_factory=dict)
-    init: Init = Init()
-    loss: LossTable = LossTable()
-    memory_format: Literal["contiguous", "channels_last_3d"] = "channels_last_3d"
-
-
-class VaeRecipe:
-    """Trains AutoencoderKLMagvit to reconstruct pictures or 9-frame chunks.
+    Two turns where the adversarial term is on: the VAE's, then the discriminators' on the reconstructions that
+    the VAE has just made. Before `loss.adversarial_start` the second turn's loss carries no gradient: the loop
+    leaves the turn out and nothing of the discriminators changes. (EasyAnimate runs them with factor 0 there.)
 
     Raises UserError, one line, where the set, the start or the number of frames is wrong.
     """
@@ -82,71 +50,121 @@ class VaeRecipe:
     options_model = VaeOptions
 
     def __init__(self, options: VaeOptions, context: Context) -> None:
+        options.check()
         self.options = options
         self.context = context
-        self.set = ClipSet(Path(options.data.path))
-        self.used = self.set.choose(options.data.kinds)[: options.data.limit or None]
-        if options.init.folder:
-            self.vae = load_network(AutoencoderKLMagvit, options.init.folder, "vae")
-        else:
-            self.vae = build_network(AutoencoderKLMagvit, options.model)
-            initialise(self.vae)
+        self.set = open_set(options.data)
+        self.vae = self._start()
         try:
             check_num_frames(options.data.num_frames, self.vae.settings, chunked=False)
         except ValueError as error:
             raise UserError(f"`data.num_frames`: {error}") from error
-        if options.init.inflate:
-            inflate(self.vae)
+        found = self.set.buckets()
+        fitted = {bucket: self._fit(bucket) for bucket in set(found)}
+        self._buckets = [fitted[bucket] for bucket in found]
+        if not any(self._buckets):
+            raise UserError(
+                f"no file of `data.path` {options.data.path!r} is as large as one latent position"
+            )
+        self.vae.to(context.device).train()  # pyright: ignore[reportArgumentType]
         if options.memory_format == "channels_last_3d":
             self.vae.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
-        self.vae.to(context.device)  # pyright: ignore[reportArgumentType]
-        self.vae.train()
+        if context.gradient_checkpointing:
+            self.vae.enable_gradient_checkpointing()
+        self.perceptual, self._perceptual_state = self._perceptual()
+        self.discriminator = self._discriminator() if options.loss.adversarial > 0 else None
+        # reconstructions of this step for the discriminators' turn, by the samples of the micro-batch
+        self._made: dict[tuple[int, ...], Tensor] = {}
+        self._made_at = -1
+
+    # -- what the loop asks --------------------------------------------------------------------------
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"vae": self.vae}
+        own: dict[str, nn.Module] = {VAE: self.vae}
+        return own if self.discriminator is None else own | {DISCRIMINATOR: self.discriminator}
+
+    def averaged(self) -> Sequence[str]:
+        return (VAE,)
+
+    def turns(self) -> Sequence[str]:
+        return tuple(self.modules())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Inner kernels and matrices for Muon; the first and last layers, norms and biases for AdamW."""
-        outer = (
-            "encoder.conv_in",
-            "encoder.conv_out",
-            "decoder.conv_in",
-            "decoder.conv_out",
-            "quant_conv",
-            "post_quant_conv",
-        )
-        inner, rest = [], []
+        """Encoder and decoder (inner kernels and matrices for Muon, the rest for AdamW), then the discriminators."""
+        rates = self.options.rates
+        found: dict[tuple[str, str], list[nn.Parameter]] = {}
         for name, parameter in self.vae.named_parameters():
-            (inner if parameter.ndim >= 2 and not name.startswith(outer) else rest).append(parameter)
-        return [{"params": inner, "kind": "muon"}, {"params": rest, "kind": "adamw"}]
+            if parameter.requires_grad:
+                part = "encoder" if name.startswith(("encoder.", "quant_conv.")) else "decoder"
+                kind = "muon" if parameter.ndim >= 2 and not name.startswith(_OUTER) else "adamw"
+                found.setdefault((part, kind), []).append(parameter)
+        groups: list[dict[str, Any]] = [
+            {
+                "params": params,
+                "kind": kind,
+                "lr_scale": getattr(rates, part),
+                "turn": VAE,
+                "name": f"{part}-{kind}",
+            }
+            for (part, kind), params in sorted(found.items())
+        ]
+        if self.discriminator is not None:
+            # two groups: pictures give the clips' discriminator no gradient
+            groups += [
+                {"params": list(module.parameters()), "kind": "adamw", "lr_scale": rates.discriminator,
+                 "turn": DISCRIMINATOR, "name": f"discriminator-{name}"}
+                for name, module in self.discriminator.named_children()
+            ]  # fmt: skip
+        return groups
 
-    def buckets(self) -> list[tuple[int, int]]:
-        """By size: crops are not taken."""
-        return [(self.set.items[i].height, self.set.items[i].width) for i in self.used]
+    def phases(self) -> Sequence[Phase]:
+        keys: list[Hashable] = list(self._buckets)
+        return (Phase(0, keys),)
 
-    def loss(
-        self, indices: list[int], generator: torch.Generator, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
-        frames = self._batch(indices, generator)  # (B, 3, T, H, W)
-        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.context.dtype == "bf16"):
-            posterior = self.vae.encode(frames).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
-            mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
-            latents = mean + torch.exp(0.5 * logvar) * noise
-            output = self.vae.decode(latents).sample.float()  # pyright: ignore[reportAttributeAccessIssue]
-        l1 = F.l1_loss(output, frames)
-        mse = F.mse_loss(output, frames)
-        kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
-        weights = self.options.loss
-        total = weights.l1 * l1 + weights.mse * mse + weights.kl * kl
-        # peak-to-peak is 2, so PSNR = 10 log10(4 / mse)
-        square = float(mse.detach())
-        psnr = 10 * math.log10(4 / max(square, 1e-12)) if math.isfinite(square) else math.nan
-        figures = {
-            "l1": float(l1.detach()), "kl": float(kl.detach()), "psnr": psnr,
-            "latent_std": float(mean.detach().std()),
-        }  # fmt: skip
-        return total, figures
+    def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
+        """Tensor `frames`: uint8 (B, T, H, W, 3)."""
+        bucket = self._buckets[indices[0]]
+        assert bucket is not None, "a sample that was left out is asked for"
+        return fetch_samples(self.set, indices, seed, bucket)
+
+    def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
+        frames = self._frames(batch)  # (B, 3, T, H, W)
+        dtype = DTYPES[self.context.dtype]
+        is_cast = dtype != torch.float32 and not frames.is_meta  # a dry run's tensors know no autocast
+        with torch.autocast(frames.device.type, dtype) if is_cast else nullcontext():
+            if turn == DISCRIMINATOR:
+                return self._discriminator_loss(batch, frames, generator, step)
+            return self._vae_loss(batch, frames, generator, step)
+
+    def sample_sheet(self, step: int) -> np.ndarray | None:
+        """Six samples spread over the set, originals above reconstructions, the same ones every time."""
+        usable = [index for index, bucket in enumerate(self._buckets) if bucket is not None]
+        count = min(_SHEET_SAMPLES, len(usable))
+        chosen = [usable[round(i * (len(usable) - 1) / max(1, count - 1))] for i in range(count)]
+        pairs = []
+        for index in chosen:
+            batch = self.fetch([index], self.context.seed, 0)
+            if len(batch):
+                frames = self._frames(batch)
+                pairs.append((frames[0], self._mode(frames)[0]))
+        return contact_sheet(pairs).numpy() if pairs else None
+
+    def describe(self) -> dict[str, Any]:
+        loss = self.options.loss
+        told: dict[str, Any] = {"stage": self.options.stage}
+        told["starts from"] = self.options.init.folder or "fresh weights"
+        for name in ("l1", "mse", "kl"):
+            told[f"loss {name}"] = f"weight {getattr(loss, name):g}, {loss.reduction}"
+        told["loss perceptual"] = self._perceptual_state
+        on = f"weight {loss.adversarial:g} x adaptive, from step {loss.adversarial_start}"
+        told["loss adversarial"] = on if loss.adversarial else "off: its weight is 0"
+        for group in self.parameter_groups():
+            told[f"parameters {group['name']}"] = sum(p.numel() for p in group["params"])
+        told["frozen parameters"] = sum(p.numel() for p in self.vae.parameters() if not p.requires_grad)
+        left_out = self._buckets.count(None)
+        if left_out:
+            told["left out"] = f"{left_out} files smaller than one latent position"
+        return told
 
     def finish(self) -> None:
         if self.options.init.whiten:
@@ -155,93 +173,174 @@ class VaeRecipe:
             self.context.say(f"latents whitened (mean/deviation a channel before: {text})")
 
     def save(self, folder: Path) -> None:
+        """The VAE alone: discriminators are training state."""
         self.vae.save_pretrained(folder, safe_serialization=True)
 
-    def _batch(self, indices: list[int], generator: torch.Generator) -> Tensor:
-        wanted = self.options.data.num_frames
-        clips = []
-        for index in indices:
-            frames = self.set.frames(self.used[index])
-            have = len(frames)
-            if have < wanted:
-                name = self.set.items[self.used[index]].path.name
-                raise UserError(
-                    f"`data.num_frames` is {wanted}, but {name} has {have}; lower it or leave such files out"
+    # -- the losses ----------------------------------------------------------------------------------
+
+    def _vae_loss(self, batch: Batch, frames: Tensor, generator: torch.Generator, step: int) -> Loss:
+        table = self.options.loss
+        output, mean, logvar = self._reconstruct(batch, frames, generator)
+        frame_scale, latent_scale = losses.scales(frames, mean, table.reduction)
+        samples, l1, square = losses.pixel_loss(output, frames, table.l1, table.mse)
+        kl = losses.kl_loss(mean, logvar)
+        figures = {"l1": float(l1.detach().mean()), "kl": float(kl.detach())}
+        if self.perceptual is not None:
+            pair = (rearrange(x, "b c t h w -> (b t) c h w") for x in (output, frames))
+            perceptual = rearrange(self.perceptual(*pair), "(b t) -> b t", b=len(batch)).mean(1)
+            samples = samples + table.perceptual * perceptual
+            figures["perceptual"] = float(perceptual.detach().mean())
+        samples = frame_scale * samples
+        reconstruction = samples.mean()
+        total = reconstruction + table.kl * latent_scale * kl
+        if self.discriminator is not None:
+            adversarial, weight = torch.zeros(()), torch.zeros(())
+            if self._is_adversarial(step):
+                self._keep(batch, output, step)
+                adversarial = losses.adversarial_loss(self.discriminator(output))
+                weight = losses.adaptive_weight(
+                    reconstruction, adversarial, self.vae.decoder.conv_out.weight, self._to_sum(frames)
                 )
-            start = int(torch.randint(have - wanted + 1, (), generator=generator))
-            clips.append(frames[start : start + wanted])
-        batch = torch.from_numpy(to_float(clips)).to(self.context.device)
-        if self.options.memory_format == "channels_last_3d":
-            batch = batch.to(memory_format=torch.channels_last_3d)
-        return batch
+                total = total + table.adversarial * weight * adversarial
+            figures |= {"adversarial": float(adversarial.detach()), "adaptive": float(weight)}
+        figures["psnr"] = losses.psnr(float(square.detach().mean()))
+        figures["latent_std"] = float(mean.detach().std())
+        return Loss(total, figures, samples=samples.detach())
+
+    def _discriminator_loss(
+        self, batch: Batch, frames: Tensor, generator: torch.Generator, step: int
+    ) -> Loss:
+        assert self.discriminator is not None
+        if not self._is_adversarial(step):
+            return Loss(torch.zeros(()), {"discriminator": 0.0, "real": 0.0, "fake": 0.0})
+        output = self._made.pop(tuple(batch.indices), None) if self._made_at == step else None
+        if output is None:
+            with torch.no_grad():
+                output, _, _ = self._reconstruct(batch, frames, generator)
+        real, fake = self.discriminator(frames), self.discriminator(output)
+        figures = {
+            name: float(torch.stack([part.detach().float().mean() for part in logits]).mean())
+            for name, logits in (("real", real), ("fake", fake))
+        }
+        total = losses.hinge_loss(real, fake)
+        return Loss(total, {"discriminator": float(total.detach()), **figures})
+
+    def _reconstruct(
+        self, batch: Batch, frames: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction (B, 3, T, H, W) of a draw from the posterior, whose mean and log-variance come too."""
+        is_frozen = self.options.stage == "slice-decoder"
+        with torch.no_grad() if is_frozen else nullcontext():
+            posterior = self.vae.encode(frames).latent_dist
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        noise = normal(generator, batch.indices, mean.shape[1:]).to(mean.device)
+        output = self.vae.decode(mean + torch.exp(0.5 * logvar) * noise).sample
+        return output.float(), mean, logvar
+
+    def _is_adversarial(self, step: int) -> bool:
+        return self.discriminator is not None and step >= self.options.loss.adversarial_start
+
+    def _keep(self, batch: Batch, output: Tensor, step: int) -> None:
+        if self._made_at != step:
+            self._made.clear()
+        self._made_at = step
+        self._made[tuple(batch.indices)] = output.detach()
+
+    def _to_sum(self, frames: Tensor) -> float:
+        """What this run's reconstruction loss must be multiplied by to be EasyAnimate's sum over a frame."""
+        return 1.0 if self.options.loss.reduction == "sum" else losses.scales(frames, frames, "sum")[0]
+
+    # -- parts ---------------------------------------------------------------------------------------
+
+    def _start(self) -> AutoencoderKLMagvit:
+        """The VAE as the stage wants it: built or loaded, in the stage's mode, frozen where it shall be."""
+        options = self.options
+        if options.init.folder is None:
+            vae = build_network(AutoencoderKLMagvit, options.model)
+            initialise(vae)
+        else:
+            vae = load_network(AutoencoderKLMagvit, options.init.folder, "vae")
+        is_slice = vae.settings.slice_compression_vae
+        if options.stage == "magvit" and is_slice:
+            raise UserError("`stage` 'magvit' trains a causal VAE, got one with slices; use stage 'slice'")
+        if options.stage == "slice" and not is_slice:
+            vae = as_slices(vae)
+        if options.stage == "slice-decoder":
+            if not is_slice:
+                raise UserError(
+                    f"`init.folder` must hold a VAE with slices for `stage` 'slice-decoder', got a causal one in "
+                    f"{options.init.folder!r}; train stage 'slice' first"
+                )
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
+        if options.init.inflate:
+            inflate(vae)
+        return vae
+
+    def _perceptual(self) -> tuple[nn.Module | None, str]:
+        """The perceptual distance, if it is on, and a line about it for people."""
+        table = self.options.loss
+        if table.perceptual == 0:
+            return None, "off: its weight is 0"
+        record = get_host().get("perceptual_losses", table.perceptual_name)
+        if table.perceptual_weights is None:
+            state = f"off: no weights for {table.perceptual_name} (`loss.perceptual_weights` names no file)"
+            self.context.say(f"perceptual term {state}")
+            return None, state
+        state = f"weight {table.perceptual:g}, {table.perceptual_name} from {table.perceptual_weights}"
+        if self.context.dry_run:
+            return None, state
+        module = record.build(table.perceptual_weights, device=self.context.device)
+        return module, state
+
+    def _discriminator(self) -> Discriminator:
+        table = self.options.discriminator
+        made = Discriminator(table.channels, table.num_layers, table.clip_channels)
+        least = made.frames.min_size
+        small = next((b for b in self._buckets if b is not None and min(b.height, b.width) < least), None)
+        if small is not None:
+            raise UserError(
+                f"`discriminator.num_layers` {table.num_layers} needs frames of {least} pixels or more, but some are "
+                f"{small.width}x{small.height}; use fewer layers, larger frames or `loss.adversarial` 0"
+            )
+        return made.to(self.context.device)
+
+    def _fit(self, bucket: Bucket) -> Bucket | None:
+        """The largest bucket within this one that the VAE can code; None where there is none."""
+        config = self.vae.settings
+        num_frames = bucket.num_frames
+        try:
+            check_num_frames(num_frames, config, chunked=False)
+        except ValueError:
+            num_frames -= (num_frames - 1) % config.temporal_ratio
+        ratio = config.spatial_ratio
+        height, width = bucket.height // ratio * ratio, bucket.width // ratio * ratio
+        if not (num_frames and height and width):
+            return None
+        return bucket._replace(num_frames=num_frames, height=height, width=width)
+
+    def _frames(self, batch: Batch) -> Tensor:
+        """(B, 3, T, H, W) in -1..1 on the device."""
+        frames = to_float(batch.tensors["frames"], self.context.device)
+        is_last = self.options.memory_format == "channels_last_3d"
+        return frames.contiguous(memory_format=torch.channels_last_3d) if is_last else frames
+
+    @torch.no_grad()
+    def _mode(self, frames: Tensor) -> Tensor:
+        """Reconstruction without noise."""
+        return self.vae.decode(self.vae.encode(frames).latent_dist.mode()).sample
 
     @torch.no_grad()
     def _whitening_latents(self) -> Tensor:
-        """Means of up to 256 samples, (B, C, T, h, w), spread evenly over the set."""
+        """Means of up to 256 samples, (B, C, T, h, w), spread evenly over those of the most frequent bucket."""
         self.vae.eval()
-        generator = torch.Generator().manual_seed(self.context.seed)
-        # samples of the most frequent size, which can be stacked
-        sizes = self.buckets()
-        size = Counter(sizes).most_common(1)[0][0]
-        members = [i for i, other in enumerate(sizes) if other == size]
-        count = min(256, len(members))
+        used = [bucket for bucket in self._buckets if bucket is not None]
+        common = Counter(used).most_common(1)[0][0]
+        members = [i for i, bucket in enumerate(self._buckets) if bucket == common]
+        count = min(_WHITENING_SAMPLES, len(members))
         indices = [members[round(i * (len(members) - 1) / max(1, count - 1))] for i in range(count)]
-        parts = [
-            self.vae.encode(self._batch(indices[i : i + 8], generator)).latent_dist.mode()  # pyright: ignore[reportAttributeAccessIssue]
-            for i in range(0, count, 8)
-        ]
+        batches = (self.fetch(indices[i : i + 8], self.context.seed, 0) for i in range(0, count, 8))
+        parts = [self.vae.encode(self._frames(batch)).latent_dist.mode() for batch in batches if len(batch)]
+        if not parts:
+            raise UserError("latents cannot be whitened: none of the samples could be read")
         return torch.cat(parts)
-
-
-@torch.no_grad()
-def initialise(vae: AutoencoderKLMagvit) -> None:
-    """Normal weights of gain 1 with zero biases; the last layer of each residual branch starts small.
-
-    torch's default (uniform, gain 1/sqrt(3)) lets the signal die in a network of this depth without skips
-    around its samplers.
-    """
-    for name, module in vae.named_modules():
-        if isinstance(module, (nn.Conv3d, nn.Linear)):
-            fan_in = module.weight[0].numel()
-            small = name.endswith(("conv2", "to_out"))
-            module.weight.normal_(0.0, (0.1 if small else 1.0) / math.sqrt(fan_in))
-            if module.bias is not None:
-                module.bias.zero_()
-
-
-@torch.no_grad()
-def inflate(vae: AutoencoderKLMagvit) -> None:
-    """Moves the sum of a causal kernel's temporal taps into the last one.
-
-    On one frame, replicated in front, nothing changes; on a clip each frame is then coded as a picture of
-    its own, which is a far better start for video than three equal taps.
-    """
-    for module in vae.modules():
-        if isinstance(module, CausalConv3d) and module.weight.shape[2] > 1:
-            total = module.weight.sum(dim=2)
-            module.weight.zero_()
-            module.weight[:, :, -1] = total
-
-
-@torch.no_grad()
-def whiten(vae: AutoencoderKLMagvit, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Folds (z - mean) * LATENT_STD / std into quant_conv and its inverse into post_quant_conv, exactly.
-
-    latents: (B, C, T, h, w) means of the posterior. Returns the mean and deviation a channel that were found.
-    `decode(encode(x))` stays what it was; `encode` then gives means of deviation LATENT_STD a channel.
-    """
-    channels = latents.shape[1]
-    mean = latents.mean(dim=(0, 2, 3, 4))
-    scale = LATENT_STD / latents.std(dim=(0, 2, 3, 4))
-    quant, post = vae.quant_conv, vae.post_quant_conv
-    assert quant is not None
-    assert post is not None
-    assert quant.bias is not None
-    assert post.bias is not None
-    quant.weight[:channels].mul_(scale.view(-1, 1, 1, 1, 1))
-    quant.bias[:channels].sub_(mean).mul_(scale)
-    quant.bias[channels:].add_(2 * scale.log())  # log of the variance, scaled alike
-    # post(z) = W (z' / scale + mean) + b
-    post.bias.add_(torch.einsum("oithw,i->o", post.weight, mean))
-    post.weight.div_(scale.view(1, -1, 1, 1, 1))
-    return mean, LATENT_STD / scale

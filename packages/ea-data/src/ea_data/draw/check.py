@@ -3,8 +3,9 @@
 How: the background is the median of the frame's rim. Every pixel's colour is projected onto the line from
 there to the shape's colour, which gives a soft mask: coverage, whatever blur softened the edge. Shape: the
 mask against templates of equal area and centre, by intersection over union. Size: the mean radius that the
-area stands for. Motion: lines fitted to the centre's track and to the radius. Calibrated on truth clips, also
-blurred and noisy (see the tests).
+area stands for. A shape whose middle has the background's colour is an outline: it is filled up to its hull
+(hull.py) first, and then judged as any other. Motion: lines fitted to the centre's track and to the radius.
+Calibrated on truth clips, also blurred and noisy (see the tests).
 
 Shape legend: T frames, H height, W width. Colours are RGB in 0..255.
 """
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ea_data.draw.caption import parse_prompt
+from ea_data.draw.hull import core_fill, fill_hulls, rim_cover
 from ea_data.draw.scene import AREAS, BACKGROUNDS, COLOURS, EXTENTS, SHAPES, coverage
 
 ATTRIBUTES: tuple[str, ...] = ("colour", "shape", "size", "motion", "background")
@@ -43,6 +45,10 @@ MIN_CONTRAST = 40.0
 # Below this area, a share of H x W, a frame shows no shape. The smallest drawn one has 1% (a growing small
 # triangle).
 MIN_AREA = 0.003
+# Where less than this share of the pixels around a shape's middle has its colour, it is an outline.
+MAX_OUTLINE_FILL = 0.5
+# ... if so much of the band inside its edge is covered; less is noise, or no shape at all.
+MIN_RIM_COVER = 0.6
 # Below this IoU with every template, the shape is none of them (blur 2 px and noise 20 leave 0.74).
 MIN_SHAPE_IOU = 0.5
 
@@ -53,7 +59,8 @@ class Verdict:
 
     travel_x, travel_y: the fitted way of the centre over the clip, in fractions of width and height (right
     and down are positive). growth: fitted change of the radius over its mean. radius: mean, in fractions of
-    the shorter side. shape_iou: the best template's. present: share of frames that show a shape.
+    the shorter side. shape_iou: the best template's. present: share of frames that show a shape. fill: share of
+    the shape's middle that has its colour, median over frames: about 1 filled, about 0 outlined.
     """
 
     colour: str
@@ -67,6 +74,7 @@ class Verdict:
     radius: float
     shape_iou: float
     present: float
+    fill: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -251,9 +259,15 @@ def measure(frames: np.ndarray) -> Verdict:
     smooth_mask = _smooth(raw_mask)
     # Noise and ghosts far from the shape would pull the centroid and swell the area: only pixels within 2 of
     # the shape's solid ones count.
-    near = _widen(_widen(_main_piece(smooth_mask)))
+    piece = _main_piece(smooth_mask)
+    near = _widen(_widen(piece))
     mask = np.clip(raw_mask, 0, 1) * near  # T H W
     area = (raw_mask * near).sum(axis=(1, 2))  # T; unclipped, so that noise averages out
+    fills = core_fill(raw_mask, piece)  # T
+    fill = float(np.nanmedian(fills)) if np.isfinite(fills).any() else 0.0
+    if fill < MAX_OUTLINE_FILL and rim_cover(raw_mask, piece) >= MIN_RIM_COVER:
+        mask = fill_hulls(mask, piece & (raw_mask > 0.5))
+        area = mask.sum(axis=(1, 2))
     shown = ((smooth_mask > 0.5) & near).sum(axis=(1, 2)) >= MIN_AREA * height * width
     shown &= area > 0
     if not shown.any():
@@ -284,6 +298,7 @@ def measure(frames: np.ndarray) -> Verdict:
         radius=mean_radius,
         shape_iou=iou,
         present=present,
+        fill=fill,
     )
 
 
@@ -310,10 +325,17 @@ class Report:
         right, asked = self.counts[attribute]
         return right / asked if asked else None
 
+    @property
+    def fill(self) -> float | None:
+        """Mean `fill` of the clips that show a shape; None without any."""
+        fills = [item.verdict.fill for item in self.items if item.verdict.present > 0]
+        return float(np.mean(fills)) if fills else None
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: rates with counts, then every clip."""
         return {
             "num_clips": len(self.items),
+            "fill": self.fill,
             "rates": {
                 name: {"rate": self.rate(name), "right": right, "asked": asked}
                 for name, (right, asked) in self.counts.items()

@@ -8,24 +8,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ea_data.draw.raw_write import app as raw_app
+
 if TYPE_CHECKING:
     from ea_data.draw.check import Report
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(raw_app)
 
 
 @app.command("draw")
 def draw(
     out: Annotated[Path, typer.Argument(help="Folder to make; it must be absent or empty.")],
-    num_clips: Annotated[int, typer.Option(help="How many clips.")] = 100,
-    num_pictures: Annotated[int, typer.Option(help="How many pictures besides.")] = 0,
+    num_clips: Annotated[
+        int | None,
+        typer.Option(help="How many clips; 100, in another style than filled 0.", show_default=False),
+    ] = None,
+    num_pictures: Annotated[
+        int | None, typer.Option(help="How many pictures; 0, in another style 20.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal sets.")] = 0,
     split: Annotated[str, typer.Option(help="Which combinations: train, heldout or all.")] = "train",
     height: Annotated[int, typer.Option(help="Pixels, even.")] = 64,
     width: Annotated[int, typer.Option(help="Pixels, even.")] = 64,
     num_frames: Annotated[int, typer.Option(help="Frames a clip.")] = 18,
     fps: Annotated[int, typer.Option(help="Frames a second.")] = 12,
-    style: Annotated[str, typer.Option(help="How shapes are drawn: filled.")] = "filled",
+    style: Annotated[
+        str, typer.Option(help="filled, or outline (its captions end in a trigger word).")
+    ] = "filled",
 ) -> None:
     """Draw a data set: coloured shapes that move, with captions and truth."""
     from rich.console import Console
@@ -33,6 +43,12 @@ def draw(
 
     from ea_data.draw.write import DrawConfig, write_set
 
+    # a new look is for teaching it to a model that can draw already, which takes about twenty pictures
+    is_look = style != "filled" and num_clips is None
+    if num_pictures is None:
+        num_pictures = 20 if is_look else 0
+    if num_clips is None:
+        num_clips = 0 if is_look else 100
     config = DrawConfig(num_clips, num_pictures, seed, split, height, width, num_frames, fps, style)
     console = Console(stderr=True)
     total = num_clips + num_pictures
@@ -104,7 +120,9 @@ def prompts(
 def _table(report: Report):
     from rich.table import Table
 
-    table = Table(title=f"{len(report.items)} clips", title_justify="left")
+    fill = report.fill
+    inside = "" if fill is None else f", shapes filled inside to {fill:.0%} on average"
+    table = Table(title=f"{len(report.items)} clips{inside}", title_justify="left")
     table.add_column("attribute")
     for column in ("rate", "right", "asked"):
         table.add_column(column, justify="right")

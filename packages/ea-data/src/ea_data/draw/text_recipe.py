@@ -33,7 +33,7 @@ from ea_data.draw.caption import (
 from ea_data.draw.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, sample_scene
 from ea_runtime.errors import UserError
 from ea_runtime.text import TextEncoder, train_tokenizer
-from ea_runtime.training.recipe import Context
+from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 
 #: What is asked of a caption, and the answers; "unsaid" is the answer after the last.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -147,7 +147,7 @@ class AttributeHeads(nn.Module):
         return [answer(read[:, i]) for i, answer in enumerate(self.answers)]
 
 
-class TextRecipe:
+class TextRecipe(RecipeDefaults):
     """Trains encoder and heads by cross entropy; see ea_runtime.training.recipe.Recipe."""
 
     options_model = TextOptions
@@ -183,25 +183,30 @@ class TextRecipe:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         parameters = [*self.encoder.parameters(), *self.heads.parameters()]
-        return [{"params": parameters, "kind": "adamw", "lr_scale": 1.0}]
+        return [{"params": parameters, "kind": "adamw", "lr_scale": 1.0, "name": "encoder and heads"}]
 
-    def buckets(self) -> Sequence[str]:
-        return ["caption"] * self.options.data.num_samples
+    def phases(self) -> Sequence[Phase]:
+        return [Phase(0, ["caption"] * self.options.data.num_samples)]
 
-    def loss(
-        self, indices: list[int], generator: torch.Generator, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Cross entropy summed over the five attributes, and the share of answers that are right."""
+    def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
+        """The captions of those numbers, and what they say; nothing about them changes from epoch to epoch."""
         captions = [draw_caption(self.options.data, index) for index in indices]
-        embeds, mask = self._embed(captions)
-        wanted = labels(captions).to(embeds.device)
+        return Batch(indices, {"captions": captions, "labels": labels(captions)})
+
+    def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
+        """Cross entropy summed over the five attributes, and the share of answers that are right."""
+        embeds, mask = self._embed(batch.tensors["captions"])
+        wanted = batch.tensors["labels"].to(embeds.device)
         logits = self.heads(embeds, mask)
-        loss = sum(
-            (nn.functional.cross_entropy(out, wanted[:, i]) for i, out in enumerate(logits)),
-            start=embeds.new_zeros(()),
-        )
+        each = sum(
+            (
+                nn.functional.cross_entropy(out, wanted[:, i], reduction="none")
+                for i, out in enumerate(logits)
+            ),
+            start=embeds.new_zeros(len(batch)),
+        )  # B
         right = torch.stack([out.argmax(-1) == wanted[:, i] for i, out in enumerate(logits)])
-        return loss, {"accuracy": right.float().mean().item()}
+        return Loss(each.mean(), {"accuracy": right.float().mean().item()}, each.detach())
 
     @torch.no_grad()
     def accuracy(self, captions: Sequence[str]) -> dict[str, float]:

@@ -11,9 +11,6 @@ The folder appears whole or not at all: everything goes to a temporary sibling, 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,9 +22,10 @@ import numpy as np
 from PIL import Image
 
 from ea_data.draw.caption import caption
-from ea_data.draw.scene import render, sample_scene, split_combinations
+from ea_data.draw.folder import whole_folder
+from ea_data.draw.scene import sample_scene, split_combinations
+from ea_data.draw.style import STYLES, render_style, style_caption
 
-STYLES = ("filled",)
 PICTURE_OFFSET = 1_000_000_000  # the index of a set's first picture
 # Tagged in the file, so that no reader has to guess: SMPTE 170M (BT.601) matrix, limited range.
 _COLORSPACE = 6
@@ -95,40 +93,14 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
         container.mux(stream.encode())
 
 
-def check_target(folder: Path) -> None:
-    """Raises ValueError unless `folder` is absent or an empty folder."""
-    if folder.is_dir():
-        if any(folder.iterdir()):
-            raise ValueError(f"the folder {folder} is not empty; name a new one or empty it first")
-    elif folder.exists() or folder.is_symlink():
-        raise ValueError(f"{folder} exists and is no folder; name a new one")
-
-
 def write_set(folder: str | Path, config: DrawConfig, on_item: Callable[[int], None] | None = None) -> None:
     """Draws a whole set into `folder`, which must be absent or empty; parents are made.
 
     `on_item(number)` is called after each item with the number written so far. Whatever goes wrong, nothing
     half-written stays behind. Raises ValueError for a target that is in use or cannot be made.
     """
-    folder = Path(folder).resolve()
-    check_target(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder.parent}: {error.strerror or error}") from error
-    try:
+    with whole_folder(folder) as temporary:
         _write_items(temporary, config, on_item)
-        # mkdtemp makes a private folder; a set is as readable as any other new folder.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        check_target(folder)  # again: someone may have filled it while we drew
-        if folder.exists():
-            folder.rmdir()  # not every system renames onto an empty folder
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_items(folder: Path, config: DrawConfig, on_item: Callable[[int], None] | None) -> None:
@@ -141,9 +113,9 @@ def _write_items(folder: Path, config: DrawConfig, on_item: Callable[[int], None
             is_picture = kind == "image"
             index = position + (PICTURE_OFFSET if is_picture else 0)
             scene = sample_scene(config.seed, index, config.split)
-            text = caption(scene, config.seed, index, is_picture=is_picture)
+            text = style_caption(caption(scene, config.seed, index, is_picture=is_picture), config.style)
             num_frames = 1 if is_picture else config.num_frames
-            frames = render(scene, config.height, config.width, num_frames)
+            frames = render_style(scene, config.style, config.height, config.width, num_frames)
             name = f"pictures/{position:06d}.png" if is_picture else f"clips/{position:06d}.mp4"
             (folder / name).parent.mkdir(exist_ok=True)
             if is_picture:
@@ -160,6 +132,7 @@ def _write_items(folder: Path, config: DrawConfig, on_item: Callable[[int], None
                 "seed": config.seed,
                 "index": index,
                 "split": config.split,
+                "style": config.style,
                 **size,
                 "num_frames": num_frames,
                 "fps": None if is_picture else config.fps,

@@ -55,6 +55,10 @@ def generate(
     smooth: Annotated[
         bool | None, Option("--smooth/--no-smooth", help="Smooth the seams between chunks of frames (on).")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        Option(help="LoRA file, with its weight behind a colon: style.safetensors:0.55; repeatable."),
+    ] = None,
     output: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
     sidecar: Annotated[
         str | None, Option("--from", help="An output's .json: make it again; other options change it.")
@@ -85,6 +89,7 @@ def generate(
         device=device,
         dtype=dtype,
         smooth=smooth,
+        loras=lora,
         output=output,
         overwrite=overwrite,
     )
@@ -108,12 +113,16 @@ def _run(plan: Plan, console: Console, start: float) -> None:
         pipe = VideoPipeline.from_pretrained(plan.model, device=_device(plan), dtype=plan.dtype)
         _same_threads(plan, pipe)
         model_sha256 = _hashed(plan.model)
+    with _timed("adapters", shared):
+        adapters = _put_on(plan, pipe, console)
+    if not adapters:
+        del shared["adapters"]
     for number, job in enumerate(plan.jobs, 1):
         if len(plan.jobs) > 1:
             console.print(f"{number}/{len(plan.jobs)} {job.settings['prompt']}", markup=False, style="bold")
         console.print(_summary(plan, pipe, job), markup=False, soft_wrap=True)
         timings = dict(shared) if number == 1 else {}
-        digest = _make(plan, pipe, job, console, timings, model_sha256)
+        digest = _make(plan, pipe, job, console, timings, model_sha256, adapters)
         timings["total"] = time.perf_counter() - start
         start = time.perf_counter()
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
@@ -143,6 +152,7 @@ def _make(
     console: Console,
     timings: dict[str, float],
     model_sha256: Callable[[], str],
+    adapters: list[dict[str, Any]],
 ) -> str:
     """Makes one video and its sidecar; returns the output's sha256."""
     import torch
@@ -194,9 +204,20 @@ def _make(
         },
         "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
         "notes": result.notes,
+        **({"loras": adapters} if adapters else {}),
     }
     write_sidecar(job.sidecar, record)
     return digest
+
+
+def _put_on(plan: Plan, pipe: VideoPipeline, console: Console) -> list[dict[str, Any]]:
+    """Puts the LoRAs on, says what matched, and returns what the sidecar says of them."""
+    from ea_runtime.adapters import describe_adapters, put_on
+
+    handles = put_on(pipe, plan.adapters)
+    for handle in handles:
+        console.print(f"{handle.summary}, weight {handle.weight:g}", markup=False, soft_wrap=True)
+    return describe_adapters(plan.adapters, handles)
 
 
 def _summary(plan: Plan, pipe: VideoPipeline, job: Job) -> str:
@@ -261,7 +282,9 @@ def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
     if plan.recorded is None or plan.recorded["output"]["kind"] != job.output.kind:
         return
     old, new = plan.recorded, read_sidecar(job.sidecar)
-    if old["settings"] != new["settings"] or old["fps"] != new["fps"]:
+    same = old["settings"] == new["settings"] and old["fps"] == new["fps"]
+    loras = [[(one["sha256"], one["weight"]) for one in side.get("loras", ())] for side in (old, new)]
+    if not same or (loras[0] != loras[1] and not plan.repeats_adapters):
         return
     if old["output"]["sha256"] == digest:
         console.print("same content as recorded", style="green")
@@ -274,6 +297,7 @@ def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
     changed += [
         f"{k} {old['device'].get(k)} -> {v}" for k, v in new["device"].items() if old["device"].get(k) != v
     ]
+    changed += ["a LoRA file"] if loras[0] != loras[1] else []
     changed += ["the model's files"] if old["model"]["sha256"] != new["model"]["sha256"] else []
     why = "; ".join(changed) or "nothing that is recorded"
     console.print(

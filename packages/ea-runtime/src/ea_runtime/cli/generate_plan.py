@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ea_runtime.adapters import AdapterChoice, plan_adapters
 from ea_runtime.device import check_dtype_name
 from ea_runtime.errors import UserError
 from ea_runtime.folder_layout import PARTS, read_defaults, resolve_folder
@@ -48,6 +49,7 @@ class Wishes:
     device: str | None = None
     dtype: str | None = None
     smooth: bool | None = None
+    loras: list[str] | None = None
     output: str | None = None
     overwrite: bool = False
 
@@ -66,6 +68,7 @@ class Plan:
     """All that is to be done.
 
     recorded: the sidecar that is repeated, if any. classes: kind of record -> class of the model's networks.
+    adapters: LoRA files to put on the model, in order.
     """
 
     model: str
@@ -75,6 +78,12 @@ class Plan:
     jobs: list[Job]
     recorded: dict[str, Any] | None = None
     classes: dict[str, str] = field(default_factory=dict)
+    adapters: list[AdapterChoice] = field(default_factory=list)
+
+    @property
+    def repeats_adapters(self) -> bool:
+        """Whether the LoRAs are those of the sidecar, and not others that the user named."""
+        return all(choice.sha256 is not None for choice in self.adapters)
 
 
 def make_plan(wishes: Wishes) -> Plan:
@@ -136,6 +145,7 @@ def make_plan(wishes: Wishes) -> Plan:
         dtype=dtype,
         jobs=jobs,
         recorded=recorded,
+        adapters=plan_adapters(wishes.loras, recorded.get("loras", ()) if recorded else ()),
         classes={PARTS[name].kind: str(c.get("_class_name")) for name, c in configs.items() if c is not None},
     )
 

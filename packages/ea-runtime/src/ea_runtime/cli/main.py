@@ -119,7 +119,13 @@ def run(argv: list[str]) -> int:
         words, files, no_plugins = _take_global_options(argv)
         # the host is wanted before the command is known, so its options are read ahead, wherever they stand
         set_host(make_host(files, entry_points=False if no_plugins else None))
-        result = app(words, prog_name="ea", standalone_mode=False)
+        # for commands that start more of this program
+        again = [
+            *(f"--plugin={file}" for file in files),
+            *(["--no-plugins"] * no_plugins),
+            *(["--debug"] * debug),
+        ]
+        result = app(words, prog_name="ea", standalone_mode=False, obj=again)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except typer.Exit as error:

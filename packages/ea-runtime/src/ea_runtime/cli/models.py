@@ -1,4 +1,4 @@
-"""`ea models`: what models there are, whether a folder would load, and pickles turned into safetensors."""
+"""`ea models`: what models there are, whether a folder loads, pickles made safetensors, motion modules moved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ea_runtime.safe_files import plain
 if TYPE_CHECKING:
     from ea_runtime.folder_check import FolderReport, PartReport
 
-app = typer.Typer(help="List, check and convert model folders.", no_args_is_help=True)
+app = typer.Typer(help="List, check and convert model folders; move motion modules.", no_args_is_help=True)
 
 _SHOWN = 5
 
@@ -88,6 +88,46 @@ def convert(
             typer.echo(f"  left out, no tensors: {', '.join(plain(name) for name in item.skipped)}")
     if not written:
         typer.echo("nothing to convert: no part of this folder is pickled")
+
+
+@app.command("extract-motion")
+def extract_motion(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, its transformer folder, or an installed model.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new .safetensors file.")],
+) -> None:
+    """Writes the motion modules of a model as one file, bits unchanged."""
+    for line in _motion_tools(model).extract_motion(model, output):
+        typer.echo(plain(line, 400))
+
+
+@app.command("insert-motion")
+def insert_motion(
+    motion: Annotated[
+        Path, typer.Argument(help="A file of extract-motion, or EasyAnimate V1's motion file.")
+    ],
+    model: Annotated[
+        str, typer.Argument(help="A model folder, its transformer folder, or an installed model.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the model.")],
+) -> None:
+    """Writes a copy of a model with the motion modules of a file, and says what matched."""
+    for line in _motion_tools(model).insert_motion(motion, model, output):
+        typer.echo(plain(line, 400))
+
+
+def _motion_tools(model: str) -> Any:
+    """What the package of the model's denoiser offers for motion modules. Raises UserError where nothing."""
+    from ea_runtime.errors import UserError
+    from ea_runtime.folder import denoiser_of, find_record
+    from ea_runtime.plugins import get_host
+
+    found = denoiser_of(model)
+    record: Any = find_record(get_host(), found.spec, found.class_name)
+    if record.motion is None:
+        raise UserError(f"the denoiser {record.name!r} of this model has no motion modules to move")
+    return record.motion()
 
 
 def _show(report: FolderReport) -> None:

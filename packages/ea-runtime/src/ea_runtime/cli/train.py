@@ -1,80 +1,196 @@
-"""`ea train RECIPE CONFIG`: one command for every recipe that is installed."""
+"""`ea train RECIPE CONFIG`: one command for every recipe that is installed; `ea train cache CONFIG` codes its set."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from ea_runtime.training.options import RunConfig
+
 app = typer.Typer()
+
+#: In the recipe's place: code the set of a config once, train nothing.
+CACHE = "cache"
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train: a recipe, for example vae, dit or text.")],
-    config: Annotated[Path, typer.Argument(help="TOML file, see configs/.")],
+    context: typer.Context,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to train: vae, dit, text, ... ; `cache` codes a config's set; none lists all."
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Argument(help="TOML file, see configs/.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override a value: table.key=value. Repeatable.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show data, steps, parameters and memory; train and write nothing."),
+    ] = False,
 ) -> None:
     """Trains a part of a model; the run's folder holds config, log, checkpoints and the final model."""
-    from rich.console import Console
-
     from ea_runtime.errors import UserError
     from ea_runtime.plugins import get_host
-    from ea_runtime.training.options import read_config, validate
+    from ea_runtime.training.options import read_config
 
     host = get_host()
-    record = host.get("recipes", recipe)
+    if recipe is None:
+        _list_recipes()
+        return
+    record = None if recipe == CACHE else _recipe(recipe)
+    if config is None:
+        raise UserError(f"Missing argument 'CONFIG': `ea train {recipe} CONFIG.toml`; configs/ holds some")
     run = read_config(config, settings)
-    if run.run.recipe != recipe:
+    if record is None:
+        record = _recipe(run.run.recipe)
+    elif run.run.recipe != recipe:
         raise UserError(f"`config` {config.name} is for recipe {run.run.recipe!r}, got {recipe!r}")
+    recipe_class, options = _options(record, run, config.name)
+    if recipe == CACHE:
+        if resume or dry_run:
+            raise UserError(
+                "`ea train cache` takes no --resume and no --dry-run; what is coded already is kept"
+            )
+        _cache(recipe_class, options, run)
+        return
+    if dry_run:
+        _show_plan(recipe_class, options, run)
+        return
+    words = [*(context.obj or [f"--plugin={path}" for path in host.files])]
+    # the same words for the processes that share the batches
+    words += ["train", recipe, str(config), *(f"--set={setting}" for setting in settings or [])]
+    words += ["--resume"] if resume else []
+    _train(recipe_class, options, run, words, resume)
 
+
+def _recipe(name: str) -> Any:
+    """The record of a recipe. Raises UserError with the nearest name, `cache` among them."""
+    from ea_runtime.errors import MissingPackageError, UserError, nearest
+    from ea_runtime.plugins import get_host
+
+    host = get_host()
+    try:
+        return host.get("recipes", name)
+    except MissingPackageError:
+        raise
+    except UserError as error:
+        hint = nearest(name, [CACHE])
+        raise UserError(
+            f"{error}{hint}" if hint and "did you mean" not in str(error) else str(error)
+        ) from None
+
+
+def _list_recipes() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ea_runtime.plugins import get_host
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("recipe", "trains", "package"):
+        table.add_column(title)
+    for name, entry in sorted(get_host().records("recipes").items()):
+        table.add_row(name, entry.record.summary, entry.package)
+    console = Console()
+    console.print(table, highlight=False, markup=False)
+    console.print(
+        "\n`ea train RECIPE CONFIG.toml` trains, `ea train cache CONFIG.toml` codes its set once.",
+        markup=False,
+    )
+
+
+def _options(record: Any, run: RunConfig, name: str) -> tuple[Any, Any]:
+    """The recipe's class and its validated options."""
+    from ea_runtime.training.options import validate
+
+    recipe_class = record.build()
+    return recipe_class, validate(recipe_class.options_model, run.recipe_options, name)
+
+
+def _say(line: str, *, quiet: bool = False) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, quiet=quiet).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_plan(recipe_class: Any, options: Any, run: RunConfig) -> None:
+    from rich.console import Console
+
+    from ea_runtime.device import choose_device
+    from ea_runtime.training.dry_run import make_plan, show_plan
+
+    device = str(choose_device(run.train.device))
+    plan = make_plan(recipe_class, options, run.train, run.run.recipe, Path(run.run.out), device)
+    console = Console()
+    show_plan(plan, console if console.is_terminal else Console(width=160))  # a file has no edge to wrap at
+
+
+def _cache(recipe_class: Any, options: Any, run: RunConfig) -> None:
+    """Codes latents and text of the config's set with the recipe's own `cache(options, context)`, where it has one."""
+    from ea_runtime.device import choose_device
+    from ea_runtime.training.recipe import Context
+
+    make = getattr(recipe_class, "cache", None)
+    if make is None:
+        _say(f"recipe {run.run.recipe!r} reads its data as it is; there is nothing to code ahead")
+        return
+    context = Context(
+        seed=run.train.seed, device=str(choose_device(run.train.device)), out=Path(run.run.out), say=_say,
+        dtype=run.train.dtype,
+    )  # fmt: skip
+    make(options, context)
+
+
+def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], resume: bool) -> None:
     import torch
 
     from ea_runtime.device import choose_device
     from ea_runtime.training.loop import Trainer
-    from ea_runtime.training.processes import process_group
+    from ea_runtime.training.processes import local_device, process_group
     from ea_runtime.training.recipe import Context
 
-    recipe_class = record.build()
-    options = validate(recipe_class.options_model, run.recipe_options, config.name)
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     device = str(choose_device(run.train.device))
-    # the same words for the processes that share the batches
-    words = [f"--plugin={path}" for path in host.files]
-    words += ["train", recipe, str(config), *(f"--set={s}" for s in settings or [])]
-    words += ["--resume"] if resume else []
     out = Path(run.run.out)
     as_run = {
         "run": run.run.model_dump(),
         "train": run.train.model_dump(mode="json"),
         **options.model_dump(mode="json"),
     }
-    with process_group(run.train.processes, words) as rank:
-        console = Console(stderr=True, quiet=rank > 0)
+    with process_group(run.train.processes, words, device) as rank:
 
         def say(line: str) -> None:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            _say(line, quiet=rank > 0)
 
+        device = local_device(device)
         torch.manual_seed(run.train.seed)
-        context = Context(seed=run.train.seed, device=device, out=out, say=say, dtype=run.train.dtype)
+        context = Context(
+            seed=run.train.seed, device=device, out=out, say=say, dtype=run.train.dtype,
+            gradient_checkpointing=run.train.gradient_checkpointing,
+        )  # fmt: skip
         instance = recipe_class(options, context)
         trainable = sum(
             p.numel() for m in instance.modules().values() for p in m.parameters() if p.requires_grad
         )
-        num_samples = len(instance.buckets())
-        say(f"{recipe}: {trainable / 1e6:.2f} M trainable parameters, {num_samples} samples, {device}")
-        trainer = Trainer(instance, run.train, out, as_run)
+        trainer = Trainer(instance, run.train, out, as_run, say)
+        num_samples = trainer.order.orders[0].num_samples
+        say(
+            f"{run.run.recipe}: {trainable / 1e6:.2f} M trainable parameters, {num_samples} samples, {device}"
+        )
         try:
             final = trainer.run(resume=resume)
         except KeyboardInterrupt:
-            if trainer.step:
-                say(f"step {trainer.step} of {run.train.steps} is saved; --resume goes on from there")
+            if trainer.saved_step:
+                say(f"step {trainer.saved_step} of {run.train.steps} is saved; --resume goes on from there")
             raise
         say(f"done: {final}")

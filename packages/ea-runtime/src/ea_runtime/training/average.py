@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ea_runtime.training.sharded import fill
+
 
 class WeightAverage:
     """average <- average + (1 - decay_n) * (weight - average), decay_n = min(decay, (1 + n) / (10 + n)).
@@ -61,5 +63,5 @@ class WeightAverage:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores what `state_dict` gave. Raises KeyError where a name is missing."""
         for name, average in self.averages.items():
-            average.copy_(state[name])
+            fill(average, state[name])
         self.updates = int(state["_updates"])

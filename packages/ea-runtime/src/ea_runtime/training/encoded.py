@@ -1,179 +1,189 @@
-"""A set as the denoiser sees it: latents and text features, computed once and kept in one safe file.
+"""A training set as the denoiser sees it: latents and text features, coded as training goes or once, into a cache.
 
-The file is keyed by the set's dataset.json, the weights of the VAE and the text encoder, and the frame count;
-when any of them changes, another file is made.
+A sample's window starts at a multiple of the VAE's chunk, and chunks are coded independently. So moments of chunks,
+kept by the contents of the file, give to rounding what coding the window would give, and the noise of the
+posterior is drawn by the recipe's generator in either case: a run from the cache has the losses of one without.
+
+Shape legend: B samples, T frames, C latent channels, t h w latents, L tokens, D the text encoder's width.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ea_runtime.errors import UserError
-from ea_runtime.pipeline_settings import latent_scale
-from ea_runtime.training.clips import ClipSet, to_float
+from ea_runtime.folder_layout import resolve_folder
+from ea_runtime.pipeline_settings import Geometry
+from ea_runtime.safe_files import read_json
+from ea_runtime.training.dataset import Bucket, fetch_samples, open_set
+from ea_runtime.training.draws import normal
+from ea_runtime.training.encoded_cache import Cache, EncodedOptions, View
+from ea_runtime.training.encoded_coder import Coder, draw_latents, pad
+from ea_runtime.training.precision import DTYPES
 from ea_runtime.training.processes import wait_for_all, world
-from ea_runtime.training.recipe import Context
-
-#: Clips coded at a time.
-BATCH = 16
+from ea_runtime.training.recipe import Batch, Context
 
 
-class EncodedSet:
-    """Latents (fp16; one draw from the posterior) and token features (fp16) of every item, in memory.
+class EncodedSource:
+    """Latents and text features of a set.
 
-    folder: the set, all of one size. parts: the model folder that codes it. num_frames: frames of a clip.
-    kinds: what of the set is used; sample numbers count the used items.
-    shapes: ("image" or "video", C, t, h, w) of each sample, the bucket key.
-    width: D of the token features. scale: what latents are multiplied by, as the pipeline has it (`latent_scale`).
-    Raises UserError, one line: no set, no such model folder, a file that does not decode or is too short.
+    views: the (size, num_frames) that the run will ask `buckets` for, None as the options say; a cache is made for
+    all of them. single_frames: clips may also be cut to one frame, whose latents are not those of a chunk.
+    channels: C. width: D. scale: what latents are multiplied by, as the pipeline has it. chunk: frames that are
+    coded together; clips have a multiple of it, or one frame. spatial_ratio: pixels a latent.
+
+    Raises UserError, one line: no set, no such model folder, a number of frames that does not fit, a cache that
+    lacks something (`cache = "use"`).
     """
 
     def __init__(
         self,
-        folder: Path,
-        parts: Path,
-        num_frames: int,
-        kinds: Literal["both", "videos", "pictures"],
+        options: EncodedOptions,
         context: Context,
+        views: Sequence[View] = ((None, None),),
+        single_frames: bool = False,
     ) -> None:
-        clips = ClipSet(folder, keep_bytes=0)
-        used = clips.choose(kinds)
-        path = folder / "cache" / f"encoded-{_key(folder, parts, num_frames)}.safetensors"
-        if world()[0] == 0 and not _is_whole(path):
-            _encode(clips, parts, num_frames, path, context)
-        wait_for_all()
-        context.say(f"latents and text: {path.name}")
-        tensors = load_file(path)
-        with safe_open(path, framework="pt") as file:
-            self.scale = float(file.metadata()["scaling_factor"])
-        self._latents = {
-            key: tensors[f"latents/{key}"] for key in ("image", "video") if f"latents/{key}" in tensors
-        }
-        place = tensors["place"].tolist()
-        self._where = [("video" if clips.items[i].is_video else "image", place[i]) for i in used]
-        self._tokens = tensors["tokens"]  # (sum of lengths, D)
-        self.width = self._tokens.shape[1]
-        ends = tensors["token_ends"].tolist()
-        self._spans = [(ends[i - 1] if i else 0, ends[i]) for i in used]
-        self._empty = (ends[len(clips) - 1], ends[len(clips)])
-        self.shapes = [(k, *self._latents[k].shape[1:]) for k, _ in self._where]
+        parts = resolve_folder(options.parts)
+        geometry = Geometry.from_configs(read_json(parts, "vae/config.json"))
+        text = read_json(parts, "text_encoder/config.json")
+        self.channels, self.scale = geometry.latent_channels, geometry.scale
+        self.chunk, self.spatial_ratio = geometry.chunk_frames, geometry.spatial_ratio
+        self.width = int(text.get("d_model") or text.get("hidden_size") or 0)
+        self._geometry = geometry
+        self.context = context
+        self.views, self.single_frames = tuple(views), single_frames
+        for _, num_frames in views:
+            self._check_frames(options.num_frames if num_frames is None else num_frames)
+        is_cached = options.cache != "off"
+        if is_cached and options.crop != "centre":
+            raise UserError(
+                "`data.crop` must be 'centre' with a cache, got 'random'; or set data.cache = 'off'"
+            )
+        self.options = options.model_copy(
+            update={
+                "chunk": self.chunk,
+                "start_multiple": self.chunk * options.stride,
+                # what is coded once need not be kept decoded
+                "keep_mib": 0 if is_cached else options.keep_mib,
+            }
+        )
+        self.set = open_set(self.options)
+        self.coder = Coder(options.parts, context.device, DTYPES[options.coding], self.chunk)
+        self._cache: Cache | None = None
+        if is_cached and not context.dry_run:
+            self._cache = self.open_cache(options.cache == "make")
 
-    def latents(self, indices: list[int]) -> Tensor:
-        """Latents times the scaling factor, float32 (B, C, t, h, w)."""
-        kind = self._where[indices[0]][0]
-        rows = torch.tensor([self._where[i][1] for i in indices])
-        return self._latents[kind][rows].float() * self.scale
+    def __len__(self) -> int:
+        return len(self.set)
 
-    def text(self, indices: list[int], dropped: list[bool]) -> tuple[Tensor, Tensor]:
-        """Features (B, L, D) float32 and mask (B, L) int64, 1 on tokens; L is the longest of the batch.
+    def buckets(self, size: int | None = None, num_frames: int | None = None) -> list[Bucket]:
+        """One a sample; num_frames of a bucket is the most that its clips have."""
+        return self.set.buckets(size, num_frames)
+
+    def num_latents(self, num_frames: int) -> int:
+        """Latent frames of a clip of so many frames."""
+        return self._geometry.num_latents(num_frames)
+
+    def fetch(self, indices: list[int], seed: int, bucket: Bucket, num_frames: int | None = None) -> Batch:
+        """Samples of a bucket on the CPU, for `encode` and `text`: a function of its arguments.
+
+        num_frames: cut clips to so many (1 or a multiple of `chunk`, at most the bucket's).
+        """
+        if num_frames is not None:
+            self._check_frames(num_frames)
+            assert num_frames <= bucket.num_frames, "a crop takes away"
+            bucket = bucket._replace(num_frames=num_frames)
+        if self._cache is not None:
+            return self._cache.fetch(indices, seed, bucket)
+        return fetch_samples(self.set, indices, seed, bucket)
+
+    def encode(self, batch: Batch, generator: torch.Generator, device: str | torch.device) -> Tensor:
+        """Latents drawn from the posterior times `scale`: float32 (B, C, t, h, w)."""
+        if "moments" in batch.tensors:
+            moments = batch.tensors["moments"].to(device)
+        else:
+            moments = self.coder.moments(batch.tensors["frames"]).to(device)
+        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        return draw_latents(moments, normal(generator, batch.indices, shape)) * self.scale
+
+    def text(
+        self,
+        batch: Batch,
+        dropped: Sequence[bool],
+        device: str | torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        """Features (B, L, D) and mask (B, L) int64, 1 on tokens; L is the longest of the batch.
 
         dropped: which samples see the empty prompt in place of their own.
         """
-        spans = [self._empty if drop else self._spans[i] for i, drop in zip(indices, dropped, strict=True)]
-        longest = max(end - start for start, end in spans)
-        text = torch.zeros(len(spans), longest, self.width)
-        mask = torch.zeros(len(spans), longest, dtype=torch.int64)
-        for row, (start, end) in enumerate(spans):
-            text[row, : end - start] = self._tokens[start:end]
-            mask[row, : end - start] = 1
-        return text, mask
-
-
-def _key(folder: Path, parts: Path, num_frames: int) -> str:
-    digest = hashlib.sha256(f"2:{num_frames}".encode())
-    files = [folder / "dataset.json"]
-    for part in ("vae", "text_encoder", "tokenizer"):
-        files += sorted(
-            p for p in (parts / part).glob("*") if p.suffix in (".json", ".safetensors", ".model")
-        )
-    for file in files:
-        if not file.exists():
-            raise UserError(
-                f"{str(file)!r} is not there; `data.path` must be a set and `data.parts` a model folder"
+        if self._cache is not None:
+            text, lengths = batch.tensors["text"], batch.tensors["mask"].sum(1).tolist()
+            empty = self._cache.empty
+            text, mask = pad(
+                empty if drop else row[:length]
+                for row, length, drop in zip(text, lengths, dropped, strict=True)
             )
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:16]
+        else:
+            captions = [
+                "" if drop else text for text, drop in zip(batch.tensors["captions"], dropped, strict=True)
+            ]
+            text, mask = pad(self.coder.features(captions))
+        return text.to(device, dtype), mask.to(device)
+
+    # -- the cache
+
+    def _check_frames(self, num_frames: int) -> None:
+        if num_frames != 1 and num_frames % self.chunk:
+            low = num_frames // self.chunk * self.chunk or 1
+            raise UserError(
+                f"`data.num_frames` must be 1 or a multiple of {self.chunk}, got {num_frames}; use {low} or "
+                f"{(num_frames // self.chunk + 1) * self.chunk}"
+            )
+
+    def open_cache(self, make: bool, again: bool = False) -> Cache:
+        """The cache of this source, whole. make: what it lacks is coded first; again: also what did not decode.
+
+        Raises UserError where something is missing and not to be made.
+        """
+        cache = Cache(self.set, self.options, self.chunk, self.views, self.single_frames)
+        if make:
+            if world()[0] == 0:
+                with _all_threads():
+                    cache.make(self.coder, self.context.say, again)
+            wait_for_all()
+            cache.open()
+        cache.check()
+        return cache
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether the file is there, has all its bytes, and is of the present kind."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-    except (OSError, SafetensorError):
-        return False
-    return {"place", "tokens", "token_ends"} <= names and bool({"latents/image", "latents/video"} & names)
+def make_cache(
+    options: EncodedOptions,
+    context: Context,
+    views: Sequence[View] = ((None, None),),
+    single_frames: bool = False,
+) -> None:
+    """`ea train cache`: codes what the cache lacks, tries again what did not decode, and tells what it found.
+
+    Raises UserError as EncodedSource does.
+    """
+    source = EncodedSource(options.model_copy(update={"cache": "off"}), context, views, single_frames)
+    if options.crop != "centre":
+        raise UserError("`data.crop` must be 'centre' with a cache, got 'random'")
+    context.say(source.open_cache(make=True, again=True).summary())
 
 
-def _encode(clips: ClipSet, parts: Path, num_frames: int, path: Path, context: Context) -> None:
-    """Codes the whole set into the file `path`, which appears whole or not at all."""
+@contextmanager
+def _all_threads() -> Iterator[None]:
+    """The other processes wait: this one takes all cores."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or threads)  # the other processes wait
+    torch.set_num_threads(os.cpu_count() or threads)
     try:
-        tensors, scale = _code(clips, parts, num_frames, context)
+        yield
     finally:
         torch.set_num_threads(threads)
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"scaling_factor": repr(scale)})
-    partial.replace(path)
-
-
-@torch.inference_mode()
-def _code(clips: ClipSet, parts: Path, num_frames: int, context: Context) -> tuple[dict[str, Tensor], float]:
-    """The file's tensors, and the scale of its latents."""
-    from ea_runtime.folder import load_parts
-
-    loaded = load_parts(parts, device=context.device, dtype=torch.float32, parts=("vae", "text"))
-    vae, text = loaded.vae, loaded.text
-    place = torch.zeros(len(clips), dtype=torch.int64)
-    latents: dict[str, list[Tensor]] = {"image": [], "video": []}
-    generator = torch.Generator().manual_seed(0)
-    for kind in ("image", "video"):
-        members = [i for i, item in enumerate(clips.items) if item.is_video == (kind == "video")]
-        wanted = 1 if kind == "image" else num_frames
-        for start in range(0, len(members), BATCH):
-            batch = members[start : start + BATCH]
-            place[batch] = torch.arange(start, start + len(batch))
-            frames = torch.from_numpy(to_float([_cut(clips, i, wanted) for i in batch])).to(context.device)
-            latents[kind].append(vae.encode_video(frames, generator=generator).half().cpu())
-            if start // BATCH % 50 == 0:
-                context.say(f"coding {kind}s: {start + len(batch)} of {len(members)}")
-    tensors: dict[str, Tensor] = {f"latents/{k}": torch.cat(v) for k, v in latents.items() if v}
-    tensors |= _encode_text([item.text for item in clips.items], text)
-    tensors["place"] = place
-    return tensors, latent_scale(vae.config)
-
-
-def _encode_text(captions: list[str], text: Any) -> dict[str, Tensor]:
-    """Features of every caption and, last, of the empty prompt; padding is cut."""
-    tokens, ends, total = [], [], 0
-    prompts = [*captions, ""]
-    for start in range(0, len(prompts), 256):
-        encoded = text.encode(prompts[start : start + 256])
-        for embeds, mask in zip(encoded.embeds, encoded.mask, strict=True):
-            kept = embeds[mask.bool()].half().cpu()
-            tokens.append(kept)
-            total += len(kept)
-            ends.append(total)
-    return {"tokens": torch.cat(tokens), "token_ends": torch.tensor(ends)}
-
-
-def _cut(clips: ClipSet, index: int, wanted: int) -> Any:
-    frames = clips.frames(index)
-    if len(frames) < wanted:
-        name = clips.items[index].path.name
-        raise UserError(
-            f"`data.num_frames` is {wanted}, but {name} has {len(frames)} frames; "
-            "lower it or leave such files out"
-        )
-    return frames[:wanted]

@@ -31,11 +31,12 @@ def orthogonalise(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.flo
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Groups carry `kind`: "muon" (parameters of two or more dimensions) or "adamw".
+    """Groups carry `kind`: "muon" (parameters of two or more dimensions), "adamw", or "adam".
 
-    lr, weight_decay (decoupled), betas and eps (AdamW), momentum (Muon's, Nesterov), dtype (of its products).
-    A Muon update is scaled by max(1, rows / columns) ** 0.5, so that rates carry over between shapes. The
-    parameters of an AdamW group must have gradients at the same steps: they share one bias correction.
+    lr, weight_decay (decoupled; "adam" adds it to the gradient instead), betas and eps (Adam), momentum (Muon's,
+    Nesterov), dtype (of its products). A Muon update is scaled by max(1, rows / columns) ** 0.5, so that rates carry
+    over between shapes. The parameters of an Adam group must have gradients at the same steps: they share one bias
+    correction.
     Raises ValueError for another `kind`, and for a vector in a Muon group.
     """
 
@@ -56,8 +57,10 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, defaults)
         self.dtype = dtype
         for group in self.param_groups:
-            if group["kind"] not in ("adamw", "muon"):
-                raise ValueError(f"`kind` of a group must be 'adamw' or 'muon', got {group['kind']!r}")
+            if group["kind"] not in ("adamw", "adam", "muon"):
+                raise ValueError(
+                    f"`kind` of a group must be 'adamw', 'adam' or 'muon', got {group['kind']!r}"
+                )
             if group["kind"] == "muon" and any(p.ndim < 2 for p in group["params"]):
                 raise ValueError("Muon takes parameters of two or more dimensions only")
 
@@ -71,7 +74,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 for parameter in params:
                     self._muon(parameter, group)
             elif params:
-                self._adamw(params, group)
+                self._adam(params, group)
 
     def _muon(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
@@ -87,7 +90,7 @@ class MuonAdamW(torch.optim.Optimizer):
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(matrix.view_as(parameter), alpha=-group["lr"] * scale)
 
-    def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _adam(self, params: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
         for parameter in params:
             state = self.state[parameter]
@@ -100,12 +103,15 @@ class MuonAdamW(torch.optim.Optimizer):
         gradients = [p.grad for p in params if p.grad is not None]
         means = [self.state[p]["mean"] for p in params]
         squares = [self.state[p]["square"] for p in params]
+        decay, is_coupled = group["weight_decay"], group["kind"] == "adam"
+        if decay and is_coupled:
+            gradients = torch._foreach_add(gradients, params, alpha=decay)
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
         roots = torch._foreach_sqrt(squares)
         torch._foreach_div_(roots, (1 - beta2**step) ** 0.5)
         torch._foreach_add_(roots, group["eps"])
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        if decay and not is_coupled:
+            torch._foreach_mul_(params, 1 - group["lr"] * decay)
         torch._foreach_addcdiv_(params, means, roots, -group["lr"] / (1 - beta1**step))

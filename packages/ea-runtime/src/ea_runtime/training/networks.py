@@ -36,7 +36,8 @@ def build_network(cls: type[NetworkT], table: dict[str, Any]) -> NetworkT:
 def load_network(cls: type[NetworkT], folder: str, part: str) -> NetworkT:
     """The network in `folder` (config.json and safetensors, as a run's `final/` holds them).
 
-    part: "vae" or "denoiser".
+    part: "vae" or "denoiser". Where torch's default device is "meta" (a dry run), no weights are read: their headers
+    are compared, and the network has shapes alone.
     Raises UserError, one line: no such folder, no or damaged weights, another class.
     """
     path = Path(folder).resolve()
@@ -46,7 +47,8 @@ def load_network(cls: type[NetworkT], folder: str, part: str) -> NetworkT:
             "folder; train that part first"
         )
     plan = plan_part(path.parent, replace(PARTS[part], folder=path.name))
-    network = load_part(plan, dtype=torch.float32)
+    device = "meta" if torch.get_default_device().type == "meta" else "cpu"
+    network = load_part(plan, device=device, dtype=torch.float32)
     if not isinstance(network, cls):
         raise UserError(
             f"`init.folder` must hold weights of class {cls.__name__}, got {type(network).__name__} in "

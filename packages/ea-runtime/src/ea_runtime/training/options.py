@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.safe_files import quote
+from ea_runtime.training.guard import GuardOptions
 
 M = TypeVar("M", bound=BaseModel)
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -24,7 +25,11 @@ class TrainOptions(BaseModel):
     steps: int = Field(gt=0, description="optimiser steps in all")
     batch_size: int = Field(gt=0, description="samples a step")
     accumulate: int = Field(1, gt=0, description="micro batches a step; batch_size is split into that many")
-    lr: float = Field(gt=0, description="AdamW's peak learning rate")
+    optimizer: Literal["adamw", "adam", "adamw8bit"] = Field(
+        "adamw",
+        description="of what Muon does not get; adam couples weight decay; adamw8bit needs bitsandbytes",
+    )
+    lr: float = Field(gt=0, description="Adam's peak learning rate")
     muon_lr: float = Field(0.0, ge=0, description="peak rate of the groups that a recipe gives to Muon")
     warmup: int = Field(100, ge=0, description="steps of linear warm-up")
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
@@ -37,15 +42,30 @@ class TrainOptions(BaseModel):
         0.999, ge=0, lt=1, description="decay of the averaged weights, reached by (1+n)/(10+n)"
     )
     seed: int = Field(0, ge=0)
-    dtype: Literal["fp32", "bf16"] = Field(
-        "fp32", description="type to compute in; weights and optimiser stay fp32"
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="type to compute in; weights and optimiser stay fp32; fp16 scales the loss"
     )
+    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
     device: str = "auto"
     threads: int = Field(0, ge=0, description="CPU threads of a process; 0 leaves it to torch")
-    processes: int = Field(1, gt=0, description="processes that share each batch and average their gradients")
+    processes: int = Field(
+        1,
+        gt=0,
+        description="processes on this machine that share each batch; torchrun's count comes before it",
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="how they share: ddp copies the weights, fsdp shards weights and optimiser"
+    )
+    workers: int = Field(0, ge=0, description="processes that read data ahead, for each process; 0: none")
+    bad_share: float = Field(
+        0.01, ge=0, le=1, description="part of the samples that may be unusable; more ends it"
+    )
+    guard: GuardOptions = GuardOptions()
     save_every: int = Field(500, gt=0)
     keep: int = Field(2, gt=0, description="checkpoints that stay")
-    log_every: int = Field(1, gt=0)
+    sample_every: int = Field(0, ge=0, description="steps between sample sheets; 0: none")
+    log_every: int = Field(1, gt=0, description="steps between what is shown; log.jsonl has every step")
+    tensorboard: bool = False
 
 
 class RunTable(BaseModel):

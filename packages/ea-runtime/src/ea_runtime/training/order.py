@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
+
+from ea_runtime.errors import UserError
+from ea_runtime.training.recipe import Phase
 
 
 class BatchOrder:
@@ -12,17 +17,20 @@ class BatchOrder:
 
     A bucket's last batch of an epoch may be smaller than `batch_size`: nothing is dropped or doubled.
 
-    buckets: one key a sample. batch_size: 1 or more. seed: 0 or more. Raises ValueError for no samples.
+    buckets: one key a sample; None leaves a sample out. batch_size: 1 or more. seed: 0 or more.
+    Raises UserError for no samples.
     """
 
     def __init__(self, buckets: Sequence[Hashable], batch_size: int, seed: int) -> None:
-        if not buckets:
-            raise ValueError("the data set is empty; nothing can be trained on it")
         self.batch_size = batch_size
         self.seed = seed
         groups: dict[Hashable, list[int]] = {}
         for index, key in enumerate(buckets):
-            groups.setdefault(key, []).append(index)
+            if key is not None:
+                groups.setdefault(key, []).append(index)
+        if not groups:
+            raise UserError("the data set is empty; nothing can be trained on it")
+        self.num_samples = sum(len(members) for members in groups.values())
         self._groups = [np.array(members) for members in groups.values()]
         self.batches_per_epoch = sum(-(-len(members) // batch_size) for members in self._groups)
         self._epoch = -1
@@ -46,3 +54,34 @@ class BatchOrder:
                 for start in range(0, len(shuffled), self.batch_size)
             ]
         return [batches[place] for place in rng.permutation(len(batches))]
+
+
+class Draw(NamedTuple):
+    """A step's samples. phase: its number. bucket: the key that they share."""
+
+    phase: int
+    bucket: Hashable
+    indices: list[int]
+
+
+class PhaseOrder:
+    """The samples of every step of a run: a BatchOrder a phase, its batches counted from the phase's start.
+
+    Raises UserError where the phases do not begin at step 0 and follow one another, or one has no samples.
+    """
+
+    def __init__(self, phases: Sequence[Phase], batch_size: int, seed: int) -> None:
+        starts = [phase.start for phase in phases]
+        if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
+            raise UserError(f"phases must start at step 0 and follow one another, got starts {starts}")
+        self.phases = phases
+        self.orders = [BatchOrder(phase.buckets, phase.batch_size or batch_size, seed) for phase in phases]
+        #: samples an epoch, of the phase that has most
+        self.num_samples = max(order.num_samples for order in self.orders)
+
+    def draw(self, step: int) -> Draw:
+        """Of a step, counted from 0."""
+        number = max(n for n, phase in enumerate(self.phases) if phase.start <= step)
+        phase = self.phases[number]
+        indices = self.orders[number].batch(step - phase.start)
+        return Draw(number, phase.buckets[indices[0]], indices)

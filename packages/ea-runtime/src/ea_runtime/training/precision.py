@@ -1,4 +1,4 @@
-"""Computing in bf16 while weights, gradients and optimiser stay fp32."""
+"""Computing in bf16 or fp16 while weights, gradients and optimiser stay fp32."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ea_runtime.training.sharded import is_sharded
+
+#: `train.dtype` as torch calls it.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def run_in(module: nn.Module, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
     """`module(*args, **kwargs)` on copies of its parameters and buffers in `dtype`.
@@ -20,6 +25,9 @@ def run_in(module: nn.Module, dtype: torch.dtype, *args: Any, **kwargs: Any) -> 
     """
     if dtype == torch.float32:
         return module(*args, **kwargs)
+    if is_sharded(module):  # its weights are gathered block by block as they are called; each is cast there
+        with torch.autocast(next(module.parameters()).device.type, dtype):
+            return module(*args, **kwargs)
     tensors = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
     for name, buffer in module.named_buffers():
         tensors[name] = buffer.to(dtype) if buffer.is_floating_point() else buffer

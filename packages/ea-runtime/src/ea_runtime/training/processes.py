@@ -1,4 +1,4 @@
-"""Several processes on one machine that share each batch: start them, and average what they computed."""
+"""Several processes that share each batch: started here on one machine, or by torchrun or `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from ea_runtime.errors import UserError
 
-_STORE, _RANK, _WORLD = "EA_STORE", "EA_RANK", "EA_WORLD"
+_STORE = "EA_STORE"
 #: How long one process may wait for another, which may be coding a whole set. A dead one is noticed at once.
 _PATIENCE = timedelta(days=1)
 #: Seconds that a process is given to end after it was asked to.
@@ -29,52 +29,121 @@ _GRACE = 10.0
 
 
 @contextmanager
-def process_group(processes: int, argv: list[str]) -> Iterator[int]:
-    """Yields this process's rank. The first process starts the others with the same words and waits for them.
+def process_group(processes: int, argv: list[str], device: str = "cpu") -> Iterator[int]:
+    """Yields this process's rank.
 
-    They meet in a file and talk over the loopback device. If this process fails, the others are ended; if one
+    Where a launcher has set RANK and WORLD_SIZE (torchrun, `accelerate launch`), this process joins those, and
+    `processes` says nothing. Otherwise the first process starts the others with the same words `argv` and waits for
+    them; they meet in a file and talk over the loopback device. If this process fails, the others are ended; if one
     of them fails, UserError (RuntimeError for a fault of ours) tells what it said: only one line is shown.
+
+    device: "cpu" or "cuda..."; see `local_device`.
     """
-    if processes == 1:
-        yield 0
-        return
-    if _RANK in os.environ:
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if _STORE in os.environ:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        store, rank = Path(os.environ[_STORE]), int(os.environ[_RANK])
+        store = Path(os.environ[_STORE])
         (store.parent / f"ready-{rank}").touch()
-        _join(store, rank, int(os.environ[_WORLD]))
-        try:
+        with _joined(device, rank, size, store):
             yield rank
-        finally:
-            dist.destroy_process_group()
-        return
+    elif size > 1:
+        with _joined(device, rank, size, None):
+            yield rank
+    elif processes == 1:
+        yield 0
+    else:
+        with _started(processes, argv, device):
+            yield 0
+
+
+@contextmanager
+def _started(processes: int, argv: list[str], device: str) -> Iterator[None]:
+    """The first process's part: starts the others, joins them, and ends them."""
     folder = Path(tempfile.mkdtemp(prefix="ea-train-"))
     others: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(1, processes):
             others.append(_start(folder, rank, processes, argv))
         _wait_until_ready(folder, others)
-        _join(folder / "store", 0, processes)
-        try:
-            yield 0
-        except RuntimeError as error:
-            if "gloo" in str(error):  # it lost one of the others
-                _raise_fault(folder, others, _GRACE, error)
-            raise
-        dist.destroy_process_group()
+        with _environment(_names(0, processes)):
+            try:
+                with _joined(device, 0, processes, folder / "store"):
+                    yield
+            except RuntimeError as error:
+                if "gloo" in str(error).lower() or "nccl" in str(error).lower():  # it lost one of the others
+                    _raise_fault(folder, others, _GRACE, error)
+                raise
         for other in others:
             other.wait()
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()  # those who wait for this process wake up
         for other in others:
             _end(other)
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def _joined(device: str, rank: int, size: int, store: Path | None) -> Iterator[None]:
+    """Within the block the processes can talk. store: the file where they meet; None: where the launcher says."""
+    backend = "gloo"
+    if device.startswith("cuda"):
+        on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        if torch.cuda.device_count() >= on_machine:  # NCCL wants a device for each; gloo lets them share one
+            backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(local_device(device))
+    if store is None:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    else:
+        if sys.platform == "linux":  # otherwise the address of the host's name is taken, if it has one
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        file = dist.FileStore(str(store), size)
+        dist.init_process_group(backend, store=file, rank=rank, world_size=size, timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()  # those who wait for this process wake up
+        _forget_accelerate()
+
+
+def local_device(device: str) -> str:
+    """ "cuda" -> this process's own device among those of the machine; any other as it is."""
+    if device != "cuda":
+        return device
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
+
+
+def _forget_accelerate() -> None:
+    """What accelerate keeps for the process speaks of a group that is gone."""
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+
+def _names(rank: int, size: int) -> dict[str, str]:
+    """What torchrun would set, for a group on one machine."""
+    return {
+        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)
+    }  # fmt: skip
+
+
+@contextmanager
+def _environment(names: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def _start(folder: Path, rank: int, processes: int, argv: list[str]) -> subprocess.Popen[bytes]:
     """One more process. Its standard input ends when this process does; what it says goes to a file."""
-    names = {_STORE: str(folder / "store"), _RANK: str(rank), _WORLD: str(processes)}
+    names = {_STORE: str(folder / "store"), **_names(rank, processes)}
     with (folder / f"said-{rank}").open("wb") as said:
         return subprocess.Popen(
             [sys.executable, "-m", "ea_runtime.cli.main", *argv],
@@ -135,42 +204,26 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-@torch.no_grad()
-def sum_over_processes(tensors: list[Tensor], extras: list[float]) -> list[float]:
-    """Replaces each tensor by its sum over all processes, in place, and returns the sums of `extras`."""
-    if world()[1] == 1:
-        return extras
-    flat = torch.cat(
-        [t.flatten() for t in tensors] + [torch.tensor(extras, dtype=torch.float32, device=tensors[0].device)]
-    )
-    dist.all_reduce(flat)
-    place = 0
-    for tensor in tensors:
-        tensor.copy_(flat[place : place + tensor.numel()].view_as(tensor))
-        place += tensor.numel()
-    return flat[place:].tolist()
+def gather(value: Any) -> list[Any]:
+    """Every process's value (anything that pickles), by rank."""
+    size = world()[1]
+    if size == 1:
+        return [value]
+    values: list[Any] = [None] * size
+    dist.all_gather_object(values, value)
+    return values
 
 
-@torch.no_grad()
-def share_weights(modules: Iterable[nn.Module]) -> None:
-    """Gives all processes the first one's weights and buffers, so that all start alike."""
+def from_first(value: Any, first: int = 0) -> Any:
+    """One process's value (anything that pickles) for all."""
     if world()[1] == 1:
-        return
-    for module in modules:
-        for tensor in module.state_dict().values():
-            shared = tensor.contiguous()
-            dist.broadcast(shared, 0)
-            tensor.copy_(shared)
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, first)
+    return values[0]
 
 
 def wait_for_all() -> None:
     """Returns when every process is here."""
     if world()[1] > 1:
         dist.barrier()
-
-
-def _join(store: Path, rank: int, size: int) -> None:
-    if sys.platform == "linux":  # otherwise the address of the host's name is taken, if it has one
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    file = dist.FileStore(str(store), size)
-    dist.init_process_group("gloo", store=file, rank=rank, world_size=size, timeout=_PATIENCE)

@@ -7,26 +7,30 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 #: Off a terminal, a line is printed at most this often, in seconds.
 QUIET_SECONDS = 30.0
 
 
 class TrainingProgress:
-    """Shows step, loss (running mean), rate, samples a second and time left."""
+    """Shows step, loss (running mean), rate, samples a second, memory, time left, and what went wrong so far.
+
+    steps: of the whole run. done: of them, when it is opened. show: false says nothing at all.
+    """
 
     def __init__(self, steps: int, done: int, show: bool = True) -> None:
         self.console = Console(stderr=True, quiet=not show)
         self.live = show and self.console.is_terminal
         self.loss: float | None = None
         self.speed: float | None = None
+        self.step_seconds: float | None = None
+        self.skipped = 0
         self.last_print = 0.0
         self.steps = steps
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}"), TextColumn("left"), TimeRemainingColumn(),
-            console=self.console, disable=not self.live,
+            TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"), console=self.console, disable=not self.live,
         )  # fmt: skip
         self.task = self.bar.add_task("training", total=steps, completed=done, line="")
 
@@ -38,19 +42,51 @@ class TrainingProgress:
         self.bar.stop()
 
     def show(self, line: dict[str, Any]) -> None:
-        """Takes a line of log.jsonl in. A skipped step leaves the running loss as it was."""
-        loss = line["loss"]
-        if math.isfinite(loss):
-            self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
-        shown = loss if self.loss is None else self.loss
-        speed = line["samples"] / max(line["seconds"], 1e-9)
-        self.speed = speed = speed if self.speed is None else 0.95 * self.speed + 0.05 * speed
-        text = f"loss {shown:.4f}  lr {line['lr']:.2e}  {speed:.1f} samples/s"
+        """Takes a line of log.jsonl in. A skipped step leaves the running loss as it was.
+
+        Read: step, loss (None or NaN where it was not finite), lr, samples, seconds; and where they are there
+        skipped, rollbacks, bad (counts so far), memory (MB), wait (seconds of the step that waited for data).
+        """
+        text = self._text(line)
         if self.live:
             self.bar.update(self.task, completed=line["step"], line=text)
         elif time.monotonic() - self.last_print > QUIET_SECONDS:
             self.last_print = time.monotonic()
-            left = (self.steps - line["step"]) * line["samples"] / max(speed, 1e-9)
-            self.console.print(
-                f"step {line['step']}/{self.steps}  {text}  {left / 60:.1f} min left", highlight=False
-            )
+            self.console.print(f"step {line['step']}/{self.steps}  {text}", highlight=False, soft_wrap=True)
+
+    def _text(self, line: dict[str, Any]) -> str:
+        loss, seconds = line["loss"], max(line["seconds"], 1e-9)
+        if loss is not None and math.isfinite(loss):
+            self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        self.speed = _running(self.speed, line["samples"] / seconds)
+        self.step_seconds = _running(self.step_seconds, seconds)
+        self.skipped += bool(line.get("skipped"))
+        parts = [
+            f"loss {self.loss:.4f}" if self.loss is not None else "loss -",
+            f"lr {line['lr']:.2e}",
+            f"{self.speed:.1f} samples/s",
+        ]
+        if line.get("memory"):
+            parts.append(f"{line['memory'] / 1000:.2f} GB")
+        parts.append(f"{_duration((self.steps - line['step']) * self.step_seconds)} left")
+        if line.get("wait", 0.0) > 0.2 * seconds:
+            parts.append(f"{line['wait'] / seconds:.0%} waiting for data")
+        counts = (
+            ("skipped", self.skipped),
+            ("rolled back", line.get("rollbacks", 0)),
+            ("bad files", line.get("bad", 0)),
+        )
+        parts += [f"{count} {name}" for name, count in counts if count]
+        return "  ".join(parts)
+
+
+def _running(mean: float | None, value: float) -> float:
+    return value if mean is None else 0.95 * mean + 0.05 * value
+
+
+def _duration(seconds: float) -> str:
+    """48 s, 12.5 min, 3.4 h, 2.1 d."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

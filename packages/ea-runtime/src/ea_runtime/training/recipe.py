@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +19,10 @@ class Context:
 
     seed: the run's seed. device: where the networks live. out: the run's folder.
     say: shows one line to the user.
-    dtype: "fp32" or "bf16", the type to compute in; weights stay fp32 (see ea_runtime.training.precision).
+    dtype: "fp32", "bf16" or "fp16", the type to compute in; weights stay fp32 (see ea_runtime.training.precision).
+    gradient_checkpointing: recompute activations in the backward pass.
+    dry_run: the recipe is made only to be described, with `device` "meta" and torch's default device meta: it must
+    load no weights, encode nothing and write nothing.
     """
 
     seed: int
@@ -27,14 +30,66 @@ class Context:
     out: Path
     say: Callable[[str], None]
     dtype: str = "fp32"
+    gradient_checkpointing: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of a run over which the buckets stay: one for most runs, several for a schedule of sizes.
+
+    start: first step, counted from 0; the first phase starts at 0.
+    buckets: one key a sample, of all samples; the samples of a batch share their key. None leaves one out.
+    batch_size: samples a step in this phase; 0: as `train.batch_size` says.
+    """
+
+    start: int
+    buckets: Sequence[Hashable]
+    batch_size: int = 0
+
+
+@dataclass(slots=True)
+class Batch:
+    """What `fetch` made of some samples: tensors on the CPU, and which files could not be used.
+
+    indices: the samples that are in it, in order (those of `bad` are not). tensors: what `loss` needs.
+    bad: (sample, path, reason) of each file that did not decode. It is counted, never replaced in silence.
+    """
+
+    indices: list[int]
+    tensors: dict[str, Any] = field(default_factory=dict)
+    bad: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(slots=True)
+class Loss:
+    """The result of `Recipe.loss`.
+
+    total: scalar, the mean over the batch; differentiable. figures: numbers for the log (means over the batch), of
+    the same names at every call. samples: each sample's loss (B,), detached, and timesteps: theirs (B,), 0..999:
+    what the guard against spikes looks at; None where a recipe has no timesteps.
+    """
+
+    total: Tensor
+    figures: dict[str, float] = field(default_factory=dict)
+    samples: Tensor | None = None
+    timesteps: Tensor | None = None
 
 
 class Recipe(Protocol):
-    """Made as `Recipe(options, context)`; the loop owns order, optimiser, EMA, checkpoints and log.
+    """Made as `Recipe(options, context)`; the loop owns order, workers, optimiser, EMA, guard, checkpoints and log.
 
-    Everything random inside `loss` should come from the generator that is passed. The loop seeds it, and
-    torch's global one (which dropout uses), from (seed, step, process), so that a resumed run draws what an
-    uninterrupted one would have drawn. What else changes from step to step must lie in the modules.
+    Everything random inside `fetch` must come from its seed and inside `loss` from the generator that is passed.
+    Both are functions of (run's seed, step, rollbacks) and the turn: the same in every process and for every part of
+    a batch that is accumulated. So what differs between samples is drawn for each sample (with
+    `ea_runtime.training.draws`, and `SeedSequence([seed, index])` in `fetch`), and what is drawn from the generator
+    itself is a decision for the whole batch. A run then draws the same whatever its workers, processes and
+    accumulation, and also after a resume. Only torch's global generator (which dropout uses) is seeded for each
+    process and part of its own.
+    What else changes from step to step must lie in the modules (as parameters or persistent buffers).
     """
 
     options_model: type[BaseModel]
@@ -45,18 +100,47 @@ class Recipe(Protocol):
         """The modules that are trained and saved, by name. Frozen helpers are not among them."""
         ...
 
+    def averaged(self) -> Sequence[str]:
+        """Names of the modules whose averages (EMA) are kept and saved; a discriminator is not among them."""
+        ...
+
+    def turns(self) -> Sequence[str]:
+        """What a step optimises one after the other: ("model",), or ("vae", "discriminator").
+
+        Each turn has its own parameter groups, backward pass, clipping and update, on the same batch. During a turn
+        the parameters of the others need no gradient. A parameter belongs to one turn.
+        """
+        ...
+
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimiser: {"params": [...], "kind": "adamw" | "muon", "lr_scale": 1.0}."""
+        """Groups: {"params": [...], "kind": "adamw" | "muon", "lr_scale": 1.0, "turn": "model", "name": "motion"}."""
         ...
 
-    def buckets(self) -> Sequence[Hashable]:
-        """One key a sample; the samples of a batch share their key (picture or video, frames, size)."""
+    def phases(self) -> Sequence[Phase]:
+        """The buckets of every sample, stretch by stretch."""
         ...
 
-    def loss(
-        self, indices: list[int], generator: torch.Generator, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The scalar loss of a batch (its mean) and figures for the log, of the same names at every call."""
+    def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
+        """Reads and cuts samples: a function of its arguments alone, called in the process or in a worker of it.
+
+        It touches no device, no trained module and starts no thread. Workers are forked from the run: they have what
+        the recipe held then, and keep what they read. step: counted from 0; tells the phase.
+        """
+        ...
+
+    def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
+        """The loss of a batch (never an empty one) for one turn. step: counted from 0.
+
+        A turn whose total needs no gradient sits the step out: no update, no weight decay.
+        """
+        ...
+
+    def sample_sheet(self, step: int) -> Any | None:
+        """A picture for `samples/`: uint8 (H, W, 3) of what the averaged weights make now; None: nothing to show."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What `--dry-run` tells beyond the loop's own plan: name -> value (stage, trainable parameters, ...)."""
         ...
 
     def finish(self) -> None:
@@ -66,3 +150,25 @@ class Recipe(Protocol):
     def save(self, folder: Path) -> None:
         """Writes the modules as they are now as a loadable model folder (config.json and safetensors)."""
         ...
+
+
+class RecipeDefaults:
+    """What most recipes answer: one turn, everything averaged, no sheet, nothing left to do at the end."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        raise NotImplementedError
+
+    def averaged(self) -> Sequence[str]:
+        return tuple(self.modules())
+
+    def turns(self) -> Sequence[str]:
+        return ("model",)
+
+    def sample_sheet(self, step: int) -> Any | None:
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def finish(self) -> None:
+        """Nothing is left to do."""

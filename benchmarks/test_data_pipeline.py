@@ -1,0 +1,171 @@
+"""The data pipeline: what sharing the decoding saves, what a new threshold costs, and whether memory is flat.
+
+EA_FULL=1 tries ledger and store with a million clips.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NUM_VIDEOS = 11
+SIZES = (100, 1000, 10_000, *((1_000_000,) if os.environ.get("EA_FULL") else ()))
+
+#: A set of synthetic clips: probes, spans and scores go into a ledger, then all are judged and written.
+_CHILD = """
+import json, resource, sys, time
+from collections import Counter
+from pathlib import Path
+from ea_data.ledger import Ledger
+from ea_data.profile import Parts, load, parse
+from ea_data.record import clip_id
+from ea_data.run.pipeline import Pipeline
+from ea_data.run.worker import versions_of
+
+out, count = Path(sys.argv[1]), int(sys.argv[2])
+A_FILE = 10
+tables = load("offline", ["filter.motion.max=0.25"])
+tables["filter"] = [table for table in tables["filter"] if table["name"] != "duplicate"]
+parts = Parts(parse(tables, "offline"))
+versions = versions_of(parts, tables)
+probed = {"width": 1280, "height": 720, "fps_exact": "24", "seconds": 60.0, "num_frames": 1440, "codec": "h264",
+          "rotation": 0, "is_variable_rate": False, "is_picture": False}
+
+def files():
+    for number in range(-(-count // A_FILE)):
+        yield {"source": f"{number // 1000:04d}/{number:08d}.mp4", "key": f"file {number}", "size": 1}
+
+def clip(content, number):
+    start = number * 144
+    return {"clip_id": clip_id(content, start), "start": start / 24, "end": start / 24 + 6, "start_pts": start,
+            "end_pts": start + 144, "time_base": "1/24", "num_frames": 144, "is_whole": False}
+
+def fill(ledger):
+    for number, file in enumerate(files()):
+        content = f"{number:064x}"
+        ledger.put(file["key"], "probe", versions.probe, {**probed, "content": content})
+        clips = [clip(content, index) for index in range(A_FILE)]
+        ledger.put(content, "split", versions.split, {"clips": clips})
+        for index, one in enumerate(clips):
+            value = ((number * A_FILE + index) * 7919 % 1000) / 2000
+            for part in parts.scores:
+                detail = {"short_side": 720, "width": 1280, "height": 720, "seconds": 6.0, "hash": content[:64]}
+                values = [value] * (24 if part.name == "dis" else 4)
+                score = 0.5 if part.name == "technical" else value if part.name == "dis" else 0.0
+                entry = {"value": score, "values": values, "detail": detail}
+                ledger.put(one["clip_id"], f"score:{part.name}", versions.scores[part.name], entry)
+
+class Synthetic(Pipeline):
+    def _find(self):
+        return files()
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+began = time.monotonic()
+with Ledger(out / "ledger") as ledger:
+    fill(ledger)
+    entries = len(ledger)
+filled, peak_filled = time.monotonic() - began, peak()
+disk = sum(path.stat().st_size for path in (out / "ledger").iterdir())
+began = time.monotonic()
+outcome = Synthetic(Path("/"), out, tables, None, command="filter").run()
+judged = time.monotonic() - began
+print(json.dumps({
+    "clips": sum(outcome.statuses.values()), "kept": outcome.statuses["ok"], "entries": entries,
+    "fill_s": round(filled, 1), "judge_s": round(judged, 1), "rss_fill_mb": round(peak_filled),
+    "rss_mb": round(peak()), "ledger_mb": round(disk / 1e6, 1),
+    "records_mb": round((out / "records.parquet").stat().st_size / 1e6, 1)}))
+"""
+
+
+def synthetic(folder: Path, count: int) -> dict[str, Any]:
+    words = [sys.executable, "-c", _CHILD, str(folder), str(count)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    shutil.rmtree(folder)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_memory_is_flat_in_the_number_of_clips(tmp_path: Path, report: Any):
+    figures = {count: synthetic(tmp_path / str(count), count) for count in SIZES}
+    report("data_ledger", {str(count): told for count, told in figures.items()})
+    for count, told in figures.items():
+        assert told["clips"] >= count
+        assert 0 < told["kept"] < told["clips"]
+    # the database's caches fill up (32 and 16 MB), and then no more
+    assert figures[1000]["rss_mb"] - figures[100]["rss_mb"] < 20
+    assert figures[SIZES[-1]]["rss_mb"] - figures[100]["rss_mb"] < 150
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ea_data.draw.raw_write import write_raw
+
+    folder = tmp_path_factory.mktemp("drawn") / "raw"
+    write_raw(folder, NUM_VIDEOS, 0)
+    return folder.resolve()
+
+
+def parts_and_tables() -> tuple[Any, dict[str, Any]]:
+    from ea_data.profile import Parts, load, parse
+
+    tables = load("offline")
+    return Parts(parse(tables, "offline")), tables
+
+
+@pytest.mark.slow
+def test_decoding_once_against_once_a_stage(raw: Path, report: Any):
+    """The frames that the default profile's scorers ask for, read together and scorer by scorer."""
+    from ea_data.frames import read_frames
+    from ea_data.probe import probe
+
+    parts, _ = parts_and_tables()
+    requests = [part.component.needs for part in parts.scores if part.component.needs.mode != "none"]
+    together = apart = 0.0
+    for path in sorted(raw.glob("*.mp4")):
+        info = probe(path, raw).info
+        span = (path, raw, 0.0, min(info.seconds, 10.0), float(info.fps))
+        began = time.perf_counter()
+        read_frames(*span, requests)
+        middle = time.perf_counter()
+        for request in requests:
+            read_frames(*span, [request])
+        together += middle - began
+        apart += time.perf_counter() - middle
+    ratio = apart / together
+    figures = {"once_s": round(together, 3), "a_stage_s": round(apart, 3), "ratio": round(ratio, 2)}
+    report("data_decode_once", {"scorers": len(requests), **figures})
+    assert ratio >= 2
+
+
+@pytest.mark.slow
+def test_a_new_threshold_against_a_full_run(raw: Path, tmp_path: Path, report: Any):
+    from ea_data.profile import load
+    from ea_data.run.engine import Limits, LocalEngine
+    from ea_data.run.pipeline import Pipeline
+    from ea_data.run.worker import Worker
+
+    _, tables = parts_and_tables()
+    engine = LocalEngine(Worker(tables, str(raw)), Limits(os.cpu_count() or 1))
+    began = time.perf_counter()
+    full = Pipeline(raw, tmp_path / "set", tables, engine).run()
+    middle = time.perf_counter()
+    engine.close()
+    tighter = load("offline", ["filter.motion.max=0.05"])
+    again = Pipeline(raw, tmp_path / "set", tighter, None, command="filter").run()
+    seconds = time.perf_counter() - middle
+    assert again.statuses["ok"] < full.statuses["ok"]
+    ratio = (middle - began) / seconds
+    figures = {"full_s": round(middle - began, 1), "rerun_s": round(seconds, 3), "ratio": round(ratio)}
+    clips_a_second = round(full.clips / (middle - began), 2)
+    report("data_rerun", {"clips": full.clips, "clips_a_second": clips_a_second, **figures})
+    assert ratio >= 50

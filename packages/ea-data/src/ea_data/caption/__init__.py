@@ -1,0 +1,1 @@
+"""Captioners: words for a clip."""

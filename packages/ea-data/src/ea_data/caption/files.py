@@ -1,0 +1,139 @@
+"""The captioners that read: `folder` (a .txt beside the video), `draw` (what was drawn) and `none`."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ea_data.caption.words import tidy
+from ea_data.options import NoOptions, Options
+from ea_data.protocols import Caption, FrameRequest, Frames
+from ea_runtime.errors import UserError
+
+_MOST_BYTES = 1 << 20
+
+
+class FolderOptions(Options):
+    """missing_text: what a video without a .txt gets: an "error", or an "empty" caption. suffix: of the text files.
+
+    max_words: longer captions are cut; 0: never.
+    """
+
+    missing_text: Literal["error", "empty"] = "error"
+    suffix: str = Field(".txt", pattern=r"^\.[A-Za-z0-9]+$")
+    max_words: int = Field(0, ge=0)
+
+
+class FolderCaptioner:
+    """The text of `NAME.txt` beside `NAME.mp4`; every clip of a video gets the same."""
+
+    version = "1"
+    needs = FrameRequest("none")
+
+    def __init__(self, options: FolderOptions) -> None:
+        self.options = options
+
+    def missing(self) -> list[str]:
+        return []
+
+    def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
+        """Raises UserError where the file is missing (and must not be), too large, a link out, or no UTF-8."""
+        file = Path(record["path"]).with_suffix(self.options.suffix)
+        if not file.is_file():
+            if self.options.missing_text == "empty":
+                return Caption("", "folder")
+            raise UserError(f"there is no caption {str(file)!r}; write one, or set missing_text = 'empty'")
+        # A link could lead to any file of the user's, and its text would go into the set.
+        if file.resolve().parent != file.parent.resolve():
+            raise UserError(
+                f"{str(file)!r} is a link that leads out of its folder; put the text itself there"
+            )
+        if file.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{str(file)!r} is over {_MOST_BYTES} bytes, too long for a caption")
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{str(file)!r} cannot be read as UTF-8 text: {error}") from error
+        return Caption(tidy(text, self.options.max_words), "folder")
+
+
+class DrawCaptioner:
+    """What `ea data draw` and `ea data draw-raw` drew, from the truth.jsonl of their folder."""
+
+    version = "1"
+    needs = FrameRequest("none")
+
+    def __init__(self, options: NoOptions) -> None:
+        self.options = options
+
+    def missing(self) -> list[str]:
+        return []
+
+    def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
+        """Of a video of several scenes: the caption of the one that the clip shows most of. Raises UserError where no
+        truth.jsonl in the video's folder or in those above knows the video."""
+        path = Path(record["path"])
+        for folder in list(path.parents)[:3]:
+            listing = folder / "truth.jsonl"
+            if listing.is_file():
+                item = _read_truth(listing, listing.stat().st_mtime_ns).get(
+                    path.relative_to(folder).as_posix()
+                )
+                if item is not None:
+                    return Caption(_caption_of(item, record), "draw")
+        raise UserError(f"{str(path)!r} is in no truth.jsonl; the captioner 'draw' is for drawn videos")
+
+
+@lru_cache(maxsize=8)
+def _read_truth(listing: Path, changed: int) -> dict[str, Any]:
+    try:
+        items = [
+            json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
+        return {str(item["file_path"]): item for item in items}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(listing)!r} cannot be read as the truth of a drawn set: {error!r}") from error
+
+
+def _caption_of(item: dict[str, Any], record: dict[str, Any]) -> str:
+    scenes = item.get("scenes")
+    if not scenes:
+        return str(item["caption"])
+    start, end = (float(record[name]) * item["fps"] for name in ("start", "end"))
+
+    def shown(scene: dict[str, Any]) -> float:
+        return min(end, scene["end_frame"]) - max(start, scene["start_frame"])
+
+    return str(max(scenes, key=shown)["caption"])
+
+
+class NoneCaptioner:
+    """No words."""
+
+    version = "1"
+    needs = FrameRequest("none")
+
+    def __init__(self, options: NoOptions) -> None:
+        self.options = options
+
+    def missing(self) -> list[str]:
+        return []
+
+    def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
+        return Caption("", "none")
+
+
+def build_folder(options: FolderOptions) -> FolderCaptioner:
+    return FolderCaptioner(options)
+
+
+def build_draw(options: NoOptions) -> DrawCaptioner:
+    return DrawCaptioner(options)
+
+
+def build_none(options: NoOptions) -> NoneCaptioner:
+    return NoneCaptioner(options)

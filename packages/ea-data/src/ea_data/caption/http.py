@@ -1,0 +1,175 @@
+"""A small HTTP client for one JSON end point: retries, a deadline a request, a limit at once and a budget in all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from ea_data.supervise_child import TransientError
+from ea_runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+#: Answers after which trying again may help.
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_MOST_BYTES = 8 << 20  # of an answer
+_MOST_TOLD = 300  # characters of a server's answer in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """timeout: seconds that one request may take in all. retries: tries after the first. backoff: seconds before the
+    first retry, doubled each time. longest_wait: seconds that Retry-After may ask for; a longer one gives up.
+    concurrency: requests at once. max_requests, max_tokens: budget of the client's life, 0: none."""
+
+    timeout: float = 120.0
+    retries: int = 5
+    backoff: float = 1.0
+    longest_wait: float = 60.0
+    concurrency: int = 4
+    max_requests: int = 0
+    max_tokens: int = 0
+
+
+class BudgetError(TransientError):
+    """The budget is spent: what is left waits for another run."""
+
+
+class JsonClient:
+    """Posts JSON to one address; may be called from several threads. Close it, or use it as a context.
+
+    key: sent as a bearer token; it appears in no message. wait: for tests, instead of time.sleep.
+    """
+
+    def __init__(
+        self, url: str, limits: Limits, key: str = "", wait: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.url = url
+        self.limits = limits
+        self.requests = 0
+        self.tokens = 0
+        self._wait = wait
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(limits.concurrency)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # Redirects are not followed: the frames and the key go to the server that was named, or nowhere.
+        self._client = httpx.Client(headers=headers, timeout=limits.timeout, follow_redirects=False)
+
+    def __enter__(self) -> JsonClient:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer, an object. `usage.total_tokens` in it counts against the budget.
+
+        Raises TransientError where the server stayed unreachable or overloaded through all retries, BudgetError (one
+        of them) where the budget is spent, and UserError where it refuses the request or answers with something else.
+        """
+        reason = ""
+        with self._slots:
+            for attempt in range(self.limits.retries + 1):
+                self._spend()
+                asked: float | None = None
+                try:
+                    status, headers, text = self._send(body)
+                except httpx.TransportError as error:
+                    reason = f"{type(error).__name__}: {error}".rstrip(": ")
+                else:
+                    if status == 200:
+                        return self._read(text)
+                    reason = f"status {status}: {' '.join(text[:_MOST_TOLD].split())}"
+                    if status not in RETRIED:
+                        raise UserError(f"{self.url} refused the request, {reason}{_hint(status)}")
+                    asked = retry_after(headers.get("retry-after"))
+                if asked is not None and asked > self.limits.longest_wait:
+                    raise TransientError(f"{self.url} asks to wait {asked:.0f} s, {reason}; try again later")
+                if attempt < self.limits.retries:
+                    seconds = asked if asked is not None else self._backoff(attempt)
+                    logger.debug("%s: %s; again in %.1f s", self.url, reason, seconds)
+                    self._wait(seconds)
+            raise TransientError(
+                f"{self.url} gave no answer in {self.limits.retries + 1} tries, last {reason}"
+            )
+
+    def _backoff(self, attempt: int) -> float:
+        """Doubled each time, up to half more by chance, so that those who failed together do not return together."""
+        seconds = self.limits.backoff * 2**attempt * (1 + random.random() / 2)
+        return min(seconds, self.limits.longest_wait)
+
+    def _spend(self) -> None:
+        with self._lock:
+            if self.limits.max_requests and self.requests >= self.limits.max_requests:
+                raise BudgetError(f"the budget of {self.limits.max_requests} requests is spent")
+            if self.limits.max_tokens and self.tokens >= self.limits.max_tokens:
+                raise BudgetError(
+                    f"the budget of {self.limits.max_tokens} tokens is spent ({self.tokens} used)"
+                )
+            self.requests += 1
+
+    def _send(self, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, str]:
+        deadline = time.monotonic() + self.limits.timeout
+        chunks, size = [], 0
+        with self._client.stream("POST", self.url, json=body) as response:
+            # httpx's timeout starts anew with each piece; a server that drips would hold us for ever
+            for chunk in response.iter_bytes():
+                size += len(chunk)
+                if size > _MOST_BYTES:
+                    raise UserError(
+                        f"{self.url} answers with over {_MOST_BYTES} bytes; is it the right server?"
+                    )
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout(f"no whole answer in {self.limits.timeout:g} s")
+                chunks.append(chunk)
+            return response.status_code, response.headers, b"".join(chunks).decode("utf-8", "replace")
+
+    def _read(self, text: str) -> dict[str, Any]:
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise UserError(
+                f"{self.url} answers with no JSON object: {' '.join(text[:_MOST_TOLD].split())!r}"
+            )
+        usage = answer.get("usage")
+        used = usage.get("total_tokens") if isinstance(usage, dict) else None
+        if isinstance(used, int) and used > 0:
+            with self._lock:
+                self.tokens += used
+        return answer
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for: a number or a date; None where there is none that can be read."""
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def _hint(status: int) -> str:
+    if status in (401, 403):
+        return "; check the key in the environment variable that `api_key_env` names"
+    if status == 404:
+        return "; check `url` (it ends in /v1) and `model`"
+    return ""

@@ -1,0 +1,140 @@
+"""The captioner `transformers`: a vision-language model that transformers knows, run here.
+
+Frames go in as several pictures of one question, which LLaVA, LLaVA-OneVision, Qwen-VL, InternVL and their like take;
+`frames_as = "video"` hands them over as a video, for processors that have one (they need torchvision).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ea_data.caption.words import PROMPT, prompt_hash, tidy
+from ea_data.options import Options
+from ea_data.protocols import Caption, FrameRequest, Frames
+from ea_runtime.errors import UserError
+
+
+class TransformersOptions(Options):
+    """model: a local folder, or the name of a model in the local cache. download: fetch it where it is not there.
+
+    trust_remote_code: run Python that comes with the model, with all your rights; never on by itself.
+    """
+
+    model: str = ""
+    prompt: str = Field(PROMPT, min_length=1)
+    frames: int = Field(8, ge=1, le=64)
+    max_side: int = Field(448, ge=32)
+    frames_as: Literal["images", "video"] = "images"
+    max_tokens: int = Field(200, ge=1)
+    max_words: int = Field(0, ge=0)
+    device: str = "cpu"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    download: bool = False
+    trust_remote_code: bool = False
+
+
+class TransformersCaptioner:
+    """Greedy decoding, so the same clip gets the same words."""
+
+    version = "1"
+
+    def __init__(self, options: TransformersOptions) -> None:
+        self.options = options
+        mode = "middle" if options.frames == 1 else "even"
+        self.needs = FrameRequest(mode, options.frames, options.max_side)
+        self._parts: tuple[Any, Any] | None = None
+
+    def missing(self) -> list[str]:
+        name = self.options.model
+        if not name:
+            return [
+                "transformers: `model` is not set; give a local folder or the name of a model in the local cache"
+            ]
+        place = Path(name).expanduser()
+        if place.is_dir():
+            if (place / "config.json").is_file():
+                return []
+            return [f"transformers: `model`: {name!r} holds no config.json; give a model folder"]
+        if self.options.download:
+            return []
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            is_cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+        except HFValidationError:
+            is_cached = False
+        if is_cached:
+            return []
+        return [
+            f"transformers: `model`: {name!r} is no folder and not in the local cache; set download = true to fetch it"
+        ]
+
+    def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
+        """frames.pixels: uint8 (N, H, W, 3). Raises UserError where the model cannot be loaded or says nothing."""
+        import torch
+        from PIL import Image
+
+        if self._parts is None:
+            self._parts = self._load()
+        processor, model = self._parts
+        pictures = [Image.fromarray(frame) for frame in frames.pixels]
+        shown = (
+            [{"type": "video", "video": pictures}]
+            if self.options.frames_as == "video"
+            else [{"type": "image", "image": picture} for picture in pictures]
+        )
+        question = [{"role": "user", "content": [*shown, {"type": "text", "text": self.options.prompt}]}]
+        inputs = processor.apply_chat_template(
+            question, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(self.options.device)
+        for name, value in inputs.items():
+            if torch.is_tensor(value) and value.is_floating_point():
+                inputs[name] = value.to(model.dtype)
+        with torch.inference_mode():
+            tokens = model.generate(**inputs, max_new_tokens=self.options.max_tokens, do_sample=False)  # 1 L
+        answer = tokens[:, inputs["input_ids"].shape[1] :]
+        text = tidy(processor.batch_decode(answer, skip_special_tokens=True)[0], self.options.max_words)
+        if not text:
+            raise UserError(f"{self.options.model!r} says nothing about clip {record.get('clip_id', '?')}")
+        return Caption(text, self.options.model, prompt_hash(self.options.prompt))
+
+    def _load(self) -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if lines := self.missing():
+            raise UserError("; ".join(lines))
+        options = self.options
+        place = Path(options.model).expanduser()
+        name = str(place) if place.is_dir() else options.model
+        settings: dict[str, Any] = {
+            "trust_remote_code": options.trust_remote_code,
+            "local_files_only": place.is_dir() or not options.download,
+        }
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
+        try:
+            processor: Any = AutoProcessor.from_pretrained(name, **settings)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                name, dtype=dtype, output_loading_info=True, **settings
+            )
+            model, told = loaded
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"transformers: {options.model!r} cannot be loaded: {reason}") from error
+        if lost := sorted(told["missing_keys"]):
+            raise UserError(
+                f"transformers: {options.model!r} lacks weights, first {lost[0]!r}; its words would be random"
+            )
+        if not getattr(processor, "chat_template", None):
+            raise UserError(
+                f"transformers: {options.model!r} has no chat template; give an instruction-tuned model"
+            )
+        return processor, model.to(options.device).eval()
+
+
+def build(options: TransformersOptions) -> TransformersCaptioner:
+    return TransformersCaptioner(options)

@@ -1,0 +1,1 @@
+"""Filters: verdicts over a clip's scores."""

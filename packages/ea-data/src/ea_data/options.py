@@ -1,0 +1,26 @@
+"""What the options of splitters, scorers, filters and captioners share: unknown keys are refused, none changes."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Options(BaseModel):
+    """Settings of one component, as they stand in a profile beside its name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class NoOptions(Options):
+    """Nothing to set."""
+
+
+def missing_packages(component: str, modules: dict[str, str]) -> list[str]:
+    """One line for each of `modules` ({import name: what to install}) that is not installed; nothing is imported."""
+    return [
+        f"{component}: the package {name!r} is not installed; pip install {install!r}"
+        for name, install in modules.items()
+        if find_spec(name) is None
+    ]

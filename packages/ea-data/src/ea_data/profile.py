@@ -1,0 +1,220 @@
+"""Profiles: which components run with which settings, from TOML.
+
+    [source]   pictures, strict_decode, max_pixels           [clips]    crf
+    [split]    name = "scenedetect", and its options         [caption]  name = "folder", and its options
+    [[score]]  name = "dis", and its options                 [[filter]] name = "motion", and its options
+
+A profile is one of the names in `profiles/` or a file of one's own. `--set score.dis.fps=8` changes an option of the
+component of that name, `--set split.name=whole` exchanges one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ea_data.components import make, missing
+from ea_data.ledger import fingerprint
+from ea_data.options import Options
+from ea_runtime.errors import UserError, nearest
+from ea_runtime.plugins import get_host
+from ea_runtime.safe_files import plain
+from ea_runtime.training.options import validate
+
+NAMES = ("offline", "paper", "reference-v2")
+KINDS = {"split": "splitters", "score": "scorers", "filter": "filters", "caption": "captioners"}
+
+
+class SourceOptions(Options):
+    """pictures: whether pictures are taken beside videos. strict_decode: damage that a decoder could conceal is an
+    error. max_pixels: larger frames are refused."""
+
+    pictures: bool = False
+    strict_decode: bool = False
+    max_pixels: int = Field(default=1 << 26, gt=0)
+
+
+class ClipOptions(Options):
+    """crf: x264's quality of the written clips, lower is better."""
+
+    crf: int = Field(default=18, ge=0, le=51)
+
+
+class Named(BaseModel):
+    """A component's table: its name, and options that the component itself validates."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(min_length=1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Profile(Options):
+    """A whole profile, as `load` returns it. Its components are checked by `Parts`."""
+
+    source: SourceOptions = SourceOptions()
+    split: Named
+    score: tuple[Named, ...] = ()
+    filter: tuple[Named, ...] = ()
+    caption: Named | None = None
+    clips: ClipOptions = ClipOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A component with its name and the fingerprint of its code version and settings."""
+
+    name: str
+    component: Any
+    version: str
+
+    @property
+    def shown_version(self) -> str:
+        """For rows: the component's own version, then its settings."""
+        return f"{self.component.version}+{self.version[:8]}"
+
+
+class Parts:
+    """The components of a profile, made and in the order that they run in. Nothing heavy is loaded.
+
+    Raises UserError for unknown names and settings, and for a filter whose score nobody computes.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.split = _part("split", profile.split)
+        scorers = [_part("score", named) for named in profile.score]
+        # the cheap ones first: a clip that they drop costs no more
+        self.scores = sorted(scorers, key=lambda part: float(part.component.cost))
+        self.filters = [_part("filter", named) for named in profile.filter]
+        self.caption = _part("caption", profile.caption) if profile.caption else None
+        for kind, parts in (("score", self.scores), ("filter", self.filters)):
+            names = [part.name for part in parts]
+            for name in names:
+                if names.count(name) > 1:
+                    raise UserError(f"the profile names the {kind} {name!r} twice; a name may stand once")
+        computed = [part.name for part in self.scores]
+        for part in self.filters:
+            for score in part.component.scores:
+                if score not in computed:
+                    raise UserError(
+                        f"the filter {part.name!r} reads the score {score!r}, which the profile does not compute; "
+                        f"add [[score]] name = {score!r}{nearest(score, computed)}"
+                    )
+
+    def check(self, name: str) -> None:
+        """Raises UserError, one line, that names every path and package that the components lack."""
+        parts = [self.split, *self.scores, *self.filters, *([self.caption] if self.caption else [])]
+        lines = [line for part in parts for line in missing(part.component)]
+        if lines:
+            raise UserError(
+                f"profile {name!r} cannot run, {len(lines)} missing: {'; '.join(lines)}"
+                " (`--profile offline` needs no weights)"
+            )
+
+
+def load(
+    name: str,
+    settings: Iterable[str] = (),
+    filters: Iterable[str] = (),
+    tables: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The tables of a profile with `--set`s and `--filter`s applied, for `parse`.
+
+    name: "offline", "paper", "reference-v2" or a TOML file. tables: use these instead of reading `name`.
+    Raises UserError for what cannot be read and for settings that lead nowhere.
+    """
+    found = dict(tables) if tables is not None else _read(name)
+    for wanted in filters:
+        _add_filter(found, wanted)
+    for setting in settings:
+        _apply(found, setting)
+    return found
+
+
+def parse(tables: Mapping[str, Any], name: str) -> Profile:
+    """Raises UserError, one line with the nearest name, for an unknown key or a value that does not fit."""
+    return validate(Profile, dict(tables), f"profile {plain(name)}")
+
+
+def _read(name: str) -> dict[str, Any]:
+    if name in NAMES:
+        text = resources.files("ea_data").joinpath(f"profiles/{name}.toml").read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"`--profile` must be {', '.join(NAMES)} or a TOML file, got {name!r}, which is not there"
+            f"{nearest(name, NAMES)}"
+        )
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"`--profile` {name!r} cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"`--profile` {path.name} is no valid TOML: {error}") from error
+
+
+def _part(kind: str, named: Named) -> Part:
+    component = make(KINDS[kind], named.name, named.settings)
+    options = getattr(component, "options", None)
+    told = options.model_dump(mode="json") if isinstance(options, BaseModel) else named.settings
+    return Part(named.name, component, fingerprint(kind, named.name, component.version, told))
+
+
+def _add_filter(tables: dict[str, Any], name: str) -> None:
+    """One more filter with its own defaults, and the scorers it reads where nobody computes them yet."""
+    listed = tables.setdefault("filter", [])
+    if any(table.get("name") == name for table in listed):
+        return
+    component = make("filters", name, {})
+    listed.append({"name": name})
+    computed = {table.get("name") for table in tables.setdefault("score", [])}
+    known = get_host().records("scorers")
+    for score in component.scores:
+        if score not in computed and score in known:
+            tables["score"].append({"name": score})
+
+
+def _apply(tables: dict[str, Any], setting: str) -> None:
+    """Puts one `split.key=value` or `score.name.key=value` into the tables."""
+    key, equals, text = setting.partition("=")
+    table, *path = key.strip().split(".")
+    if not equals or not path or not all(path):
+        raise UserError(
+            f"`--set` must read table.key=value or score.NAME.key=value, such as filter.motion.min=0.01, "
+            f"got {setting!r}"
+        )
+    known = list(Profile.model_fields)
+    if table not in known:
+        hint = nearest(table, known) or f"; there are: {', '.join(known)}"
+        raise UserError(f"`--set {setting}`: there is no table {table!r}{hint}")
+    place: Any = tables.setdefault(table, [] if table in ("score", "filter") else {})
+    if isinstance(place, list):
+        names = [one.get("name", "") for one in place]
+        if path[0] not in names or len(path) < 2:
+            raise UserError(
+                f"`--set {setting}`: the profile has no {table} {path[0]!r}; it has: "
+                f"{', '.join(names) or 'none'}{nearest(path[0], names)}"
+            )
+        place, path = place[names.index(path[0])], path[1:]
+    for part in path[:-1]:
+        place = place.setdefault(part, {})
+    place[path[-1]] = _value(text)
+
+
+def _value(text: str) -> Any:
+    """As TOML reads it; what is no TOML number, list or switch is a string."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    return value if isinstance(value, bool | int | float | str | list) else text

@@ -1,0 +1,151 @@
+"""What splitters, scorers, filters and captioners are, as the pipeline calls them and plugin authors write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a probe found. width, height: upright, after the file's rotation. fps: mean rate, as a fraction.
+
+    seconds: of the picture stream. num_frames: counted or told by the container; 0 where unknown.
+    """
+
+    path: Path
+    width: int
+    height: int
+    fps: Fraction
+    seconds: float
+    num_frames: int
+    codec: str
+    rotation: int = 0
+    is_variable_rate: bool = False
+    is_picture: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A clip within its source: seconds, first frame included, last one not."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRequest:
+    """Which frames a scorer needs. The union over all scorers is decoded once.
+
+    mode "fps": `value` frames a second; "stride": every int(fps / value)-th frame, counted from the first (at most
+    num_frames - 1 apart, so that there is a second one); "even": `value` frames spread evenly, at (i + offset) / n of
+    the clip; "middle": the middle one, num_frames // 2; "none": no frame (the record is enough).
+    max_side: longer sides are scaled down to it; 0: native size. colour: "rgb" or "gray".
+    """
+
+    mode: Literal["fps", "stride", "even", "middle", "none"]
+    value: float = 1
+    max_side: int = 0
+    colour: Literal["rgb", "gray"] = "rgb"
+    offset: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The frames a scorer asked for: uint8 (N, H, W, 3) or (N, H, W); seconds: their times within the clip."""
+
+    pixels: np.ndarray
+    seconds: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One number about a clip. values: one a frame or pair, where there are any. detail: for the report (boxes)."""
+
+    value: float
+    values: tuple[float, ...] = ()
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A filter's verdict. threshold: what the score was compared with, in words ('>= 0.3'); reason: one line.
+
+    score, value, minimum, maximum: the same as numbers, for the report: the score's name, what came, and the limits
+    it was held against (None: no such limit). A filter over no single score leaves them out.
+    """
+
+    is_kept: bool
+    reason: str
+    threshold: str = ""
+    score: str = ""
+    value: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+class Splitter(Protocol):
+    """Cuts one video. `version` changes whenever its answers may."""
+
+    version: str
+
+    def __call__(self, path: Path, info: VideoInfo) -> Sequence[Span]: ...
+
+
+class Scorer(Protocol):
+    """Scores one clip. `needs`: the frames it wants; `version` changes whenever its answers may; `cost`: rough
+    milliseconds a clip, so that cheap scorers run first."""
+
+    version: str
+    needs: FrameRequest
+    cost: float
+
+    def __call__(self, frames: Frames, record: dict[str, Any]) -> Score: ...
+
+
+class Filter(Protocol):
+    """A pure function of a clip's record. `scores`: the scores it reads; a missing one is an error, never a pass."""
+
+    version: str
+    scores: tuple[str, ...]
+
+    def __call__(self, record: dict[str, Any]) -> Decision: ...
+
+
+class SetFilter(Protocol):
+    """A verdict that needs the other clips too, such as "a duplicate": it runs after every `Filter`, over the records
+    that are still kept, sorted by `order`; so it depends on the set alone, never on which worker was faster."""
+
+    version: str
+    scores: tuple[str, ...]
+
+    def order(self, record: dict[str, Any]) -> tuple[Any, ...]:
+        """The sort key; ends in clip_id, so that no two are equal."""
+        ...
+
+    def judge(self, records: Iterable[dict[str, Any]]) -> Iterator[Decision]:
+        """One decision a record, in the order that they come; `records` is read once, one at a time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """text: the caption. model: who wrote it. prompt_hash: sha256 of the prompt, empty where there was none."""
+
+    text: str
+    model: str
+    prompt_hash: str = ""
+
+
+class Captioner(Protocol):
+    """Describes one clip. `needs`: the frames it wants."""
+
+    version: str
+    needs: FrameRequest
+
+    def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption: ...

@@ -1,0 +1,104 @@
+"""`ea data report` and `ea data doctor`. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ea_data.doctor import Diagnosis
+
+app = typer.Typer()
+
+
+@app.command("report")
+def report(
+    folder: Annotated[Path, typer.Argument(help="The set that `ea data run` made.", metavar="SET")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where the page goes; SET/report.html if not given.")
+    ] = None,
+) -> None:
+    """One HTML page that shows why every clip stayed or fell, and summary.json."""
+    from rich.console import Console
+
+    from ea_data.report.write import write_report
+
+    page = write_report(folder, output)
+    Console(stderr=True).print(f"wrote {page}", highlight=False, soft_wrap=True)
+
+
+@app.command("doctor")
+def doctor(
+    path: Annotated[
+        Path, typer.Argument(help="A set's folder, or its JSON or CSV list.", metavar="SET")
+    ],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that the list's paths are relative to.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=0, help="Side of the buckets' area; 0: each file's own size.")] = 0,
+    num_frames: Annotated[int, typer.Option(min=1, help="Largest number of frames of a clip.")] = 9,
+    stride: Annotated[int, typer.Option(min=1, help="Every so many frames of a clip.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 8,
+    model: Annotated[str, typer.Option(help="Whose tokenizer counts the captions: tiny or a folder.")] = "tiny",
+    quick: Annotated[bool, typer.Option("--quick", help="Decode no file.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Files that are read side by side.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a training run would meet: buckets, steps, long captions, unreadable and double files.
+
+    Exit code 1 where something would stop the run or lose samples.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ea_data.doctor import diagnose
+    from ea_runtime.training.dataset import SetOptions
+
+    options = SetOptions(
+        path=str(path), root=str(root) if root else None, size=size, num_frames=num_frames, stride=stride
+    )
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading", total=None, visible=not quick)
+        found = diagnose(
+            options, batch_size=batch_size, model=model, with_files=not quick, workers=workers,
+            on_file=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    if as_json:
+        typer.echo(found.to_json(), nl=False)
+    else:
+        _show(found, Console(highlight=False))
+    if not found.is_healthy:
+        raise typer.Exit(1)
+
+
+def _show(found: Diagnosis, console: object) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    assert isinstance(console, Console)
+    console.print(
+        f"{found.num_samples:,} samples an epoch ({found.num_pictures:,} pictures, {found.num_videos:,} videos); "
+        f"{found.steps:,} steps at batch {found.batch_size}; longest caption {found.longest_caption} tokens "
+        f"({escape(found.tokenizer)})"
+    )
+    table = Table("bucket", "frames", "size", "", box=None, pad_edge=False)
+    for name in ("samples", "batches", "smallest"):
+        table.add_column(name, justify="right")
+    most = max(row.num_samples for row in found.buckets)
+    for row in found.buckets:
+        bar = "█" * max(1, round(24 * row.num_samples / most))
+        table.add_row(
+            row.bucket.kind, str(row.bucket.num_frames), f"{row.bucket.width}x{row.bucket.height}", bar,
+            f"{row.num_samples:,}", f"{row.num_batches:,}", str(row.last),
+        )  # fmt: skip
+    console.print(table)
+    for finding in found.findings:
+        mark = "[red]stops a run[/]" if finding.is_fatal else "[yellow]look at it[/]"
+        console.print(f"{mark}: {finding.count:,} {escape(finding.name)}; {escape(finding.what_to_do)}")
+        for name in finding.files:
+            console.print(f"    {escape(name)}", soft_wrap=True)
+    if not found.findings:
+        console.print("[green]nothing is wrong with it[/]")

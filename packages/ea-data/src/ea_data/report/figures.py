@@ -1,0 +1,198 @@
+"""What a set's rows say in numbers, in one pass: counts, hours, scores, limits, errors, examples.
+
+Memory: two float32 values a clip and score, whatever the set holds besides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Clips shown of each kind and filter.
+EXAMPLES = 8
+#: Sources named for each kind of error.
+NAMED_SOURCES = 5
+
+
+@dataclass
+class Pick:
+    """The `count` rows of the smallest keys, each kept with its key."""
+
+    count: int = EXAMPLES
+    _heap: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
+
+    def offer(self, key: float, row: dict[str, Any]) -> None:
+        entry = (-key, row["clip_id"], row)
+        if len(self._heap) < self.count:
+            heapq.heappush(self._heap, entry)
+        elif entry[:2] > self._heap[0][:2]:
+            heapq.heapreplace(self._heap, entry)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Smallest key first."""
+        return [entry[2] for entry in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))]
+
+
+@dataclass
+class FilterFigures:
+    """One filter's verdicts.
+
+    kept_values, dropped_values: what it compared, of the clips that it saw. minimum, maximum: its limits.
+    kept, dropped, nearest: clips to look at; nearest are those closest to a limit, on either side.
+    """
+
+    name: str
+    score: str = ""
+    threshold: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    num_kept: int = 0
+    num_dropped: int = 0
+    kept_values: array[float] = field(default_factory=lambda: array("f"))
+    dropped_values: array[float] = field(default_factory=lambda: array("f"))
+    kept: Pick = field(default_factory=Pick)
+    dropped: Pick = field(default_factory=Pick)
+    nearest: Pick = field(default_factory=Pick)
+
+    @property
+    def limits(self) -> list[float]:
+        return [limit for limit in (self.minimum, self.maximum) if limit is not None]
+
+
+@dataclass
+class FunnelStep:
+    """What is left after a step. hours: of picture, of the clips that are left."""
+
+    name: str
+    num_clips: int
+    hours: float
+
+
+@dataclass
+class ErrorGroup:
+    """Rows of one kind of error; sources: the first few, sorted."""
+
+    stage: str
+    reason: str
+    count: int
+    sources: list[str]
+
+
+@dataclass
+class Figures:
+    """Everything that the page and summary.json tell."""
+
+    num_rows: int
+    by_status: dict[str, int]
+    seconds_by_status: dict[str, float]
+    filters: list[FilterFigures]
+    errors: list[ErrorGroup]
+    num_sources: int
+    num_captions: int
+    versions: dict[str, list[str]]
+    fell: dict[str, tuple[int, float]] = field(default_factory=dict)  # filter -> clips it dropped first, seconds
+
+    def funnel(self) -> list[FunnelStep]:
+        """From every row down to what was kept: files without a clip, errors, then one step a filter."""
+        left, seconds = self.num_rows, sum(self.seconds_by_status.values())
+        steps = [FunnelStep("found", left, seconds / 3600)]
+        for status, name in (("error", "no error"), ("transient", "no passing fault")):
+            if self.by_status.get(status):
+                left -= self.by_status[status]
+                seconds -= self.seconds_by_status[status]
+                steps.append(FunnelStep(name, left, seconds / 3600))
+        for part in self.filters:
+            left -= self.fell[part.name][0]
+            seconds -= self.fell[part.name][1]
+            steps.append(FunnelStep(part.name, left, seconds / 3600))
+        return steps
+
+
+def gather(rows: Iterable[dict[str, Any]]) -> Figures:
+    """Figures of rows as `ea_data.record` describes them, in one pass."""
+    by_status: Counter[str] = Counter()
+    seconds_by_status: Counter[str] = Counter()
+    filters: dict[str, FilterFigures] = {}
+    fell: dict[str, tuple[int, float]] = {}
+    errors: dict[tuple[str, str], tuple[int, list[str]]] = {}
+    sources: set[int] = set()
+    versions: dict[str, set[str]] = {}
+    num_rows = num_captions = 0
+    for row in rows:
+        num_rows += 1
+        seconds = max(0.0, (row.get("end") or 0.0) - (row.get("start") or 0.0))
+        by_status[row["status"]] += 1
+        seconds_by_status[row["status"]] += seconds
+        sources.add(hash(row["source"]))
+        if (row.get("caption") or {}).get("text"):
+            num_captions += 1
+        for name, score in (row.get("scores") or {}).items():
+            versions.setdefault(name, set()).add(str(score.get("version", "")))
+        if row["status"] in ("error", "transient"):
+            _count_error(errors, row)
+        first = _judge(filters, row)
+        if row["status"] == "dropped" and first:
+            count, total = fell.get(first, (0, 0.0))
+            fell[first] = (count + 1, total + seconds)
+    return Figures(
+        num_rows=num_rows,
+        by_status=dict(sorted(by_status.items())),
+        seconds_by_status=dict(sorted(seconds_by_status.items())),
+        filters=list(filters.values()),
+        errors=[
+            ErrorGroup(stage, reason, count, sorted(named))
+            for (stage, reason), (count, named) in sorted(errors.items(), key=lambda e: (-e[1][0], e[0]))
+        ],
+        num_sources=len(sources),
+        num_captions=num_captions,
+        versions={name: sorted(found) for name, found in sorted(versions.items())},
+        fell={name: fell.get(name, (0, 0.0)) for name in filters},
+    )
+
+
+def _judge(filters: dict[str, FilterFigures], row: dict[str, Any]) -> str:
+    """Adds a row's decisions; the name of the first filter that dropped it, or nothing."""
+    first = ""
+    for decision in row.get("decisions") or []:
+        name, kept = decision["filter"], decision["verdict"] == "kept"
+        part = filters.setdefault(name, FilterFigures(name))
+        part.score = decision.get("score") or part.score
+        part.threshold = decision.get("threshold") or part.threshold
+        part.minimum = decision.get("minimum", part.minimum)
+        part.maximum = decision.get("maximum", part.maximum)
+        part.num_kept += kept
+        part.num_dropped += not kept
+        (part.kept if kept else part.dropped).offer(_lot(row["clip_id"], name), row)
+        value = decision.get("value")
+        if value is not None:
+            (part.kept_values if kept else part.dropped_values).append(value)
+            if part.limits:
+                part.nearest.offer(min(abs(value - limit) for limit in part.limits), row)
+        if not kept and not first:
+            first = name
+    return first
+
+
+def _lot(clip_id: str, salt: str) -> float:
+    """A number in 0..1 that a clip always draws: which clips are shown does not depend on their order."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{clip_id}".encode()).digest()[:6], "big") / (1 << 48)
+
+
+def _count_error(errors: dict[tuple[str, str], tuple[int, list[str]]], row: dict[str, Any]) -> None:
+    error = row.get("error")
+    stage, reason = "", str(error or "no reason was written")
+    if isinstance(error, dict):
+        stage, reason = str(error.get("stage", "")), str(error.get("reason", ""))
+    # what differs from file to file is cut, so that like errors meet
+    kind = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
+    kind = re.sub(r"\d+(\.\d+)?", "N", kind)[:200]
+    count, named = errors.get((stage, kind), (0, []))
+    if len(named) < NAMED_SOURCES and row["source"] not in named:
+        named = [*named, row["source"]]
+    errors[stage, kind] = (count + 1, named)

@@ -1,0 +1,54 @@
+"""summary.json: the report's figures for programs. A function of the rows alone: no time, no machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from ea_data.report.figures import Figures, FilterFigures
+
+
+def summary(figures: Figures) -> dict[str, Any]:
+    """Counts, hours, funnel, filters with quantiles of what they compared, errors, versions of the scores."""
+    return {
+        "rows": figures.num_rows,
+        "sources": figures.num_sources,
+        "status": figures.by_status,
+        "hours": {name: _round(seconds / 3600) for name, seconds in figures.seconds_by_status.items()},
+        "captions": figures.num_captions,
+        "funnel": [
+            {"step": step.name, "clips": step.num_clips, "hours": _round(step.hours)}
+            for step in figures.funnel()
+        ],
+        "filters": [_filter(part) for part in figures.filters],
+        "errors": [
+            {"stage": e.stage, "reason": e.reason, "rows": e.count, "sources": e.sources}
+            for e in figures.errors
+        ],
+        "score_versions": figures.versions,
+    }
+
+
+def to_json(table: dict[str, Any]) -> str:
+    return json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _filter(part: FilterFigures) -> dict[str, Any]:
+    values = np.concatenate(
+        [np.frombuffer(v, dtype=np.float32) for v in (part.kept_values, part.dropped_values)]
+    )
+    values = np.sort(values[np.isfinite(values)])
+    shares = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+    quantiles = {f"{q:g}": _round(float(np.quantile(values, q))) for q in shares} if len(values) else {}
+    return {
+        "name": part.name, "score": part.score, "threshold": part.threshold,
+        "minimum": part.minimum, "maximum": part.maximum,
+        "kept": part.num_kept, "dropped": part.num_dropped, "quantiles": quantiles,
+    }  # fmt: skip
+
+
+def _round(value: float) -> float:
+    """Six digits: enough for people, and the same whatever the order of summing."""
+    return float(f"{value:.6g}")

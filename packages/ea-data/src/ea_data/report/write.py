@@ -1,0 +1,103 @@
+"""Writes report.html and summary.json of a set."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ea_data.frames import read_frames
+from ea_data.protocols import FrameRequest
+from ea_data.report.figures import Figures, gather
+from ea_data.report.page import page
+from ea_data.report.paint import FRAMES, WIDTH, paint
+from ea_data.report.summary import summary, to_json
+from ea_data.store import iter_rows
+from ea_data.supervise import Failure, Supervisor
+from ea_runtime.errors import UserError
+
+#: Seconds and bytes that decoding one example may take.
+TIMEOUT, MEMORY_MB = 30.0, 4096
+
+
+class _Painter:
+    """Runs in a child: a row becomes the JPEG of its frames. Raises ValueError where the source does not decode."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, row: dict[str, Any]) -> bytes:
+        request = FrameRequest("even", FRAMES, max_side=2 * WIDTH)
+        found = read_frames(
+            self.root / row["source"], self.root, row["start"], row["end"], row["fps"] or 0.0, [request]
+        )[request]
+        return paint(found.pixels, found.seconds.tolist(), row)
+
+
+def write_report(folder: Path, output: Path | None = None) -> Path:
+    """Writes the page (`folder`/report.html if `output` is not given) and `folder`/summary.json.
+
+    Raises UserError, one line, where `folder` is no set or the page cannot be written. A clip whose source is
+    gone or damaged is told of in its place.
+    """
+    config = folder / "config.toml"
+    if not config.is_file():
+        raise UserError(f"`set` must be a folder that `ea data run` made, got {str(folder)!r}")
+    figures = gather(iter_rows(folder))
+    target = output or folder / "report.html"
+    _replace(folder / "summary.json", to_json(summary(figures)))
+    pictures = dict(_pictures(figures, _raw_root(config)))
+    text = page(
+        folder.resolve().name, figures, lambda row: pictures[row["clip_id"]],
+        config.read_text(encoding="utf-8"), _versions(),
+    )  # fmt: skip
+    _replace(target, text)
+    return target
+
+
+def _raw_root(config: Path) -> Path:
+    """The folder of raw files that the set was made from."""
+    try:
+        return Path(tomllib.loads(config.read_text(encoding="utf-8"))["run"]["raw"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(config)!r} is not the config of a set: {type(error).__name__} {error}") from error
+
+
+def _pictures(figures: Figures, root: Path) -> Iterator[tuple[str, bytes | str]]:
+    """The picture of every clip that the page shows, each once; or why there is none."""
+    rows: dict[str, dict[str, Any]] = {}
+    for part in figures.filters:
+        for pick in (part.nearest, part.dropped, part.kept):
+            rows |= {row["clip_id"]: row for row in pick.rows()}
+    if not root.is_dir():
+        yield from ((clip, f"the raw files are not at {root} any more") for clip in rows)
+        return
+    # what plays no part in painting stays here: rows may be large
+    tasks = [{key: row.get(key) for key in ("source", "start", "end", "fps", "scores")} for row in rows.values()]
+    with Supervisor(_Painter(root), workers=min(4, os.cpu_count() or 1), timeout=TIMEOUT, memory_mb=MEMORY_MB) as pool:
+        for clip, result in zip(rows, pool.map(tasks), strict=True):
+            yield clip, result.reason if isinstance(result, Failure) else result
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("ea-data", "ea-runtime", "av", "numpy", "scenedetect-headless", "opencv-python-headless", "rapidocr"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error

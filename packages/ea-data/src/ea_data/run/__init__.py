@@ -1,0 +1,1 @@
+"""Running the pipeline: what is left to do, who does it, and what comes of it."""

@@ -1,0 +1,72 @@
+"""Captioners that wait for a server: many requests at a time from one process, frames from the children.
+
+Such a captioner says so by an attribute `concurrency`. It is one object, called from that many threads, so that its
+budget counts once; it holds no native code that could take the process down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any
+
+from ea_data.profile import Part
+from ea_data.protocols import Frames
+from ea_data.record import caption_entry
+from ea_data.run.engine import Engine
+from ea_data.run.worker import Result, Task, guarded, no_frames
+from ea_data.supervise import Failure, is_transient
+
+
+class CaptionEngine:
+    """An engine for "caption" tasks: another engine decodes the frames, threads here ask the captioner."""
+
+    def __init__(self, engine: Engine, part: Part, version: str) -> None:
+        self._engine, self._component, self._version = engine, part.component, version
+        self._threads = max(1, int(part.component.concurrency))
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]:
+        """At most twice as many clips are in hand as requests may be under way."""
+        asked: dict[Future[Result], Task] = {}
+        pool = ThreadPoolExecutor(self._threads, "ea-caption")
+        try:
+            for task, result in self._look(tasks):
+                if isinstance(result, Failure) or result.transient or result.entries:
+                    yield task, result
+                    continue
+                asked[pool.submit(self._ask, task, result.frames or no_frames())] = task
+                yield from self._answered(asked, 0.0 if len(asked) < 2 * self._threads else None)
+            while asked:
+                yield from self._answered(asked, None)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """The other engine is its owner's to close."""
+
+    def _look(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]:
+        if self._component.needs.mode == "none":
+            yield from ((task, Result([])) for task in tasks)
+            return
+        for task, result in self._engine.run(replace(task, stage="look") for task in tasks):
+            yield replace(task, stage="caption"), result
+
+    def _ask(self, task: Task, frames: Frames) -> Result:
+        def describe() -> dict[str, Any]:
+            return caption_entry(self._component(frames, task.record))
+
+        try:
+            entry = guarded(describe)
+        except Exception as error:
+            if is_transient(error):
+                return Result([], " ".join(str(error).split()))
+            raise
+        return Result([(task.record["clip_id"], "caption", self._version, entry)])
+
+    def _answered(
+        self, asked: dict[Future[Result], Task], seconds: float | None
+    ) -> Iterator[tuple[Task, Result]]:
+        done, _ = wait(asked, seconds, FIRST_COMPLETED)
+        for future in done:
+            yield asked.pop(future), future.result()

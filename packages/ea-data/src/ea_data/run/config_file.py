@@ -1,0 +1,84 @@
+"""config.toml of a set: the profile as it ran, with every default, and the versions it ran with."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from ea_data import store
+from ea_data.profile import Part, Parts, Profile
+from ea_runtime.errors import UserError
+
+#: Tables of config.toml that are no part of a profile.
+OWN_TABLES = ("run", "versions")
+_PACKAGES = (
+    "ea-data", "ea-runtime", "av", "numpy", "pillow", "pyarrow", "scenedetect-headless", "opencv-python-headless",
+    "rapidocr", "onnxruntime", "torch", "transformers",
+)  # fmt: skip
+
+
+def write_config(out: Path, profile: Profile, parts: Parts, run: dict[str, Any]) -> None:
+    """run: raw, profile and score_all, for the [run] table."""
+    import tomli_w
+
+    tables: dict[str, Any] = {
+        "run": run,
+        "source": _plain(profile.source),
+        "clips": _plain(profile.clips),
+        "split": _table(parts.split),
+        **({"caption": _table(parts.caption)} if parts.caption else {}),
+        "score": [_table(part) for part in parts.scores],
+        "filter": [_table(part) for part in parts.filters],
+        "versions": _versions(parts),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    store.write_text(out / store.CONFIG, tomli_w.dumps(tables))
+
+
+def read_config(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """([run] table, the profile's tables) of a set. Raises UserError where there is none."""
+    path = out / store.CONFIG
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        run = tables["run"]
+        assert isinstance(run["raw"], str)
+    except FileNotFoundError:
+        raise UserError(f"{str(out)!r} is no set; `ea data split RAW -o {out}` begins one") from None
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+        raise UserError(
+            f"{str(path)!r} is no config of a set: {error}; name RAW and a profile again"
+        ) from error
+    return run, without_own(tables)
+
+
+def without_own(tables: dict[str, Any]) -> dict[str, Any]:
+    """A set's config as a profile."""
+    return {name: table for name, table in tables.items() if name not in OWN_TABLES}
+
+
+def _table(part: Part) -> dict[str, Any]:
+    options = getattr(part.component, "options", None)
+    return {"name": part.name, **(_plain(options) if isinstance(options, BaseModel) else {})}
+
+
+def _plain(options: BaseModel) -> dict[str, Any]:
+    """TOML has no null: what is not set is left out."""
+    return {name: value for name, value in options.model_dump(mode="json").items() if value is not None}
+
+
+def _versions(parts: Parts) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    named = [parts.split, *parts.scores, *parts.filters, *([parts.caption] if parts.caption else [])]
+    found["components"] = {part.name: part.shown_version for part in named}
+    return found

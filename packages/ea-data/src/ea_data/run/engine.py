@@ -1,0 +1,67 @@
+"""Who does the tasks: processes of this machine, or Ray's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from ea_data.run.worker import Result, Task, Worker
+from ea_data.supervise import Failure, Supervisor, WorkerStartError
+from ea_runtime.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """workers: processes. timeout: seconds a task. memory_mb: resident memory a process, 0 for no limit."""
+
+    workers: int = 1
+    timeout: float = 120.0
+    memory_mb: int = 4096
+
+    def seconds(self, task: Task) -> float:
+        return self.timeout + task.extra_seconds
+
+
+class Engine(Protocol):
+    """Does tasks, in any order, one result or Failure each."""
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]: ...
+
+    def close(self) -> None: ...
+
+
+class LocalEngine:
+    """Supervised processes of this machine."""
+
+    def __init__(self, worker: Worker, limits: Limits) -> None:
+        self._pool = supervisor(worker, limits, limits.workers)
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]:
+        try:
+            yield from self._pool.as_completed(tasks)
+        except WorkerStartError as error:
+            raise UserError(f"a worker process cannot start: {error}") from error
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def supervisor(worker: Worker, limits: Limits, workers: int) -> Supervisor:
+    """Children that share the cores: libraries that start a thread a core in each would only wait for each other."""
+    threads = str(max(1, (os.cpu_count() or 1) // limits.workers))
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    env = {name: os.environ.get(name, threads) for name in names}
+    return Supervisor(worker, workers, limits.seconds, limits.memory_mb, env=env)
+
+
+def make_engine(name: str, worker: Worker, limits: Limits) -> Engine:
+    """name: "local" or "ray". Raises UserError where it is neither, or Ray is not installed."""
+    if name == "local":
+        return LocalEngine(worker, limits)
+    if name == "ray":
+        from ea_data.run.ray_engine import RayEngine
+
+        return RayEngine(worker, limits)
+    raise UserError(f"`--engine` must be local or ray, got {name!r}")

@@ -1,0 +1,444 @@
+"""A folder of raw video becomes a set: probe, split, score, judge, caption, cut, write.
+
+Every pass asks the ledger first and gives away only what is missing there; what comes back goes into the ledger, and
+what the next pass sees is read from it. So a run that was killed, one with other workers and one after a change of
+thresholds are all the same run, and end in the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ea_data import store
+from ea_data.cut import suffix_of
+from ea_data.ledger import Ledger
+from ea_data.profile import Parts, parse
+from ea_data.record import clip_id, empty_record
+from ea_data.run.captions import CaptionEngine
+from ea_data.run.engine import Engine
+from ea_data.run.judge import Judge
+from ea_data.run.progress import RunProgress
+from ea_data.run.scratch import Scratch, Spool
+from ea_data.run.set_filters import apply_set_filters
+from ea_data.run.worker import Result, Task, Versions, entries_of_failure, versions_of
+from ea_data.source import find_files
+from ea_data.supervise import Failure
+from ea_runtime.errors import UserError
+
+#: command -> the passes that it may give work to; the others only read what is known
+PASSES: dict[str, tuple[str, ...]] = {
+    "run": ("probe", "split", "score", "caption", "cut"),
+    "split": ("probe", "split"),
+    "score": ("score",),
+    "filter": (),
+    "caption": ("caption", "cut"),
+}
+#: Files come in at least at so many bytes a second when they are read and split; else they hang.
+_BYTES_A_SECOND = 500_000
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run ended with. statuses: rows by status; dropped: by filter; errors: by the stage that failed.
+    unwritten: kept clips whose caption or file is not there yet."""
+
+    found: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    clips: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    unwritten: int = 0
+
+
+class Pipeline:
+    """One run. raw: the folder of raw files, resolved. out: the set. tables: of the profile, checked already.
+
+    command: a key of PASSES. retry_errors: what is remembered as an error is tried again.
+    """
+
+    def __init__(
+        self,
+        raw: Path,
+        out: Path,
+        tables: dict[str, Any],
+        engine: Engine | None,
+        *,
+        command: str = "run",
+        score_all: bool = False,
+        retry_errors: bool = False,
+        progress: RunProgress | None = None,
+    ) -> None:
+        self.raw, self.out, self.engine = raw, out, engine
+        self.command, self.retry_errors = command, retry_errors
+        self.profile = parse(tables, "of this run")
+        self.parts = Parts(self.profile)
+        self.versions: Versions = versions_of(self.parts, tables)
+        self.judge = Judge(self.parts, score_all)
+        self.progress = progress or RunProgress()
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Does what is left to do and writes the set.
+
+        Raises UserError for what concerns the whole run, KeyboardInterrupt when it is stopped; either way the next
+        run goes on from what is in the ledger.
+        """
+        with Ledger(self.out / store.LEDGER) as self.ledger:
+            self.scratch = Scratch(self.out / ".work")
+            try:
+                self._run()
+            finally:
+                self.scratch.close()
+        return self.outcome
+
+    def _run(self) -> None:
+        files = self.scratch.spool("files").write(self._find())
+        self.outcome.found = len(files)
+        if not files:
+            raise UserError(_nothing_found(self.raw, self.outcome.skipped))
+        self._pass("probe", "files", files, self._probe_task)
+        firsts = self.scratch.spool("firsts").write(self._first_of_each(files))
+        self._pass("split", "files", firsts, self._split_task)
+        clips = self.scratch.spool("clips").write(self._clips(files))
+        self.outcome.clips = sum(1 for record in clips if record["status"] == "ok")
+        if self.command == "split":
+            self._write(clips)
+            return
+        self._pass("score", "clips", clips, self._score_task)
+        judged = self.scratch.spool("judged").write(self._judged(clips))
+        judged = self.scratch.spool("kept").write(
+            apply_set_filters(judged, self.judge.set_filters, self.scratch)
+        )
+        self._pass("caption", "clips", judged, self._caption_task)
+        self._pass("cut", "clips", judged, self._cut_task)
+        self._write(judged)
+
+    # -- passes
+
+    def _pass(
+        self, stage: str, unit: str, items: Spool, task_of: Callable[[dict[str, Any], bool], Task | None]
+    ) -> None:
+        """Gives away what the ledger does not know yet, and writes down what comes back."""
+        if stage not in PASSES[self.command]:
+            return
+        engine = self._engine_of(stage)
+        with self.progress.phase(stage, unit, len(items)) as shown:
+
+            def tasks(records: Iterable[dict[str, Any]], retry: bool) -> Iterator[Task]:
+                for record in records:
+                    task = task_of(record, retry)
+                    if task is not None:
+                        yield task
+                    elif records is items:
+                        shown.done(self._verdict(stage, record))
+
+            records: Iterable[dict[str, Any]] = items
+            retry = self.retry_errors
+            while True:
+                failed = []
+                for task, result in engine.run(tasks(records, retry)):
+                    if not self._store(task, result):
+                        # what went wrong is known now; what is cheaper may still be computed and decide
+                        failed.append(task.record)
+                    if records is items:
+                        shown.done(self._verdict(stage, dict(task.record)), fresh=True)
+                if stage != "score" or not failed:
+                    break
+                records, retry = failed, False
+        self.ledger.flush()
+
+    def _engine_of(self, stage: str) -> Engine:
+        assert self.engine is not None
+        part = self.parts.caption
+        if stage == "caption" and part is not None and hasattr(part.component, "concurrency"):
+            return CaptionEngine(self.engine, part, self.versions.caption)
+        return self.engine
+
+    def _store(self, task: Task, result: Result | Failure) -> bool:
+        """Entries of a result to the ledger. False for a task that ended its process."""
+        item = task.record.get("clip_id") or task.record["source"]
+        if isinstance(result, Result):
+            for entry in result.entries:
+                self.ledger.put(*entry)
+            if result.transient:
+                self.scratch.put("transient", item, result.transient)
+            return True
+        if result.is_transient:
+            self.scratch.put("transient", item, result.reason)
+            return True
+        for entry in entries_of_failure(task, result, self.versions):
+            self.ledger.put(*entry)
+        return False
+
+    def _verdict(self, stage: str, record: dict[str, Any]) -> str:
+        """For the progress: what became of a clip that was scored."""
+        if stage != "score" or record["status"] != "ok" or not record["num_frames"]:
+            return ""
+        if self.judge(record, self._scores(record)) is not None:
+            return ""
+        return _verdict_of(record)
+
+    # -- files
+
+    def _find(self) -> Iterator[dict[str, Any]]:
+        for found in find_files(self.raw, self.outcome.skipped, pictures=self.profile.source.pictures):
+            yield {"source": found.source, "key": found.key, "size": found.size}
+
+    def _probe_task(self, file: dict[str, Any], retry: bool) -> Task | None:
+        if _is_known(self.ledger.get(file["key"]).get(("probe", self.versions.probe)), retry):
+            return None
+        record = {**file, "path": str(self.raw / file["source"])}
+        return Task("probe", record, extra_seconds=file["size"] / _BYTES_A_SECOND)
+
+    def _first_of_each(self, files: Spool) -> Iterator[dict[str, Any]]:
+        """Usable files, of those with equal contents the first alone."""
+        for file in files:
+            probed = self.ledger.get(file["key"]).get(("probe", self.versions.probe))
+            if probed is None or "error" in probed:
+                continue
+            if self.scratch.get("content", probed["content"]) is None:
+                self.scratch.put("content", probed["content"], file["source"])
+                yield {**file, "path": str(self.raw / file["source"]), "probe": probed}
+
+    def _split_task(self, file: dict[str, Any], retry: bool) -> Task | None:
+        if _is_known(self.ledger.get(file["probe"]["content"]).get(("split", self.versions.split)), retry):
+            return None
+        return Task("split", file, extra_seconds=file["size"] / _BYTES_A_SECOND)
+
+    def _clips(self, files: Spool) -> Iterator[dict[str, Any]]:
+        """A record for each clip, and one for each file that gives none."""
+        for file in files:
+            source = file["source"]
+            probed = self.ledger.get(file["key"]).get(("probe", self.versions.probe))
+            if probed is None or "error" in probed:
+                yield self._without_clip(source, probed, "source")
+                continue
+            first = self.scratch.get("content", probed["content"])
+            if first != source:
+                yield _dropped(_of_file(source, probed), "source", f"it has the same contents as {first}")
+                continue
+            split = self.ledger.get(probed["content"]).get(("split", self.versions.split))
+            if split is None or "error" in split:
+                yield {
+                    **_of_file(source, probed),
+                    **self._without_clip(source, split, "split", only_status=True),
+                }
+            elif not split["clips"]:
+                yield _dropped(_of_file(source, probed), "split", "no scene in it is long enough for a clip")
+            else:
+                seen = set()
+                for clip in split["clips"]:
+                    if clip["clip_id"] not in seen:
+                        seen.add(clip["clip_id"])
+                        yield {**_of_file(source, probed), **clip}
+
+    def _without_clip(
+        self, source: str, entry: dict[str, Any] | None, stage: str, only_status: bool = False
+    ) -> dict[str, Any]:
+        """The record of a file that failed, or that nobody has looked at."""
+        status: dict[str, Any] = {"num_frames": 0}
+        if entry is not None:
+            status |= {"status": "error", "error": f"{stage}: {entry['error']}"}
+        else:
+            reason = self.scratch.get("transient", source) or "not looked at yet; `ea data split` does"
+            status |= {"status": "transient", "error": f"{stage}: {reason}"}
+        return (
+            status if only_status else {**empty_record(source), "clip_id": clip_id("file", source), **status}
+        )
+
+    # -- clips
+
+    def _scores(self, record: dict[str, Any], retry: bool = False) -> dict[str, dict[str, Any]]:
+        """What the ledger knows of a clip's scores."""
+        entries = self.ledger.get(record["clip_id"])
+        known = {}
+        broken = entries.get(("decode", self.versions.decode))
+        for part in self.judge.scores:
+            entry = entries.get((f"score:{part.name}", self.versions.scores[part.name]))
+            if entry is None and broken is not None and part.component.needs.mode != "none":
+                entry = {**broken, "stage": "decode"}
+            if entry is not None and _is_known(entry, retry):
+                known[part.name] = entry
+        return known
+
+    def _score_task(self, record: dict[str, Any], retry: bool) -> Task | None:
+        if record["status"] != "ok":
+            return None
+        known = self._scores(record, retry)
+        if self.judge(dict(record), known) is None:
+            return None
+        return Task("score", self._with_path(record), known)
+
+    def _judged(self, clips: Spool) -> Iterator[dict[str, Any]]:
+        for record in clips:
+            if record["status"] == "ok":
+                self._judge_one(record)
+            yield record
+
+    def _judge_one(self, record: dict[str, Any]) -> None:
+        pending = self.judge(self._with_path(record, record), self._scores(record))
+        record.pop("path", None)
+        if pending is None:
+            return
+        reason = self.scratch.get("transient", record["clip_id"])
+        if reason is not None:
+            record["status"], record["error"] = "transient", f"score: {reason}"
+        else:
+            names = ", ".join(pending.scores)
+            record["status"] = "error"
+            record["error"] = f"score: {names} not computed yet; `ea data score` does"
+
+    def _caption_task(self, record: dict[str, Any], retry: bool) -> Task | None:
+        if record["status"] != "ok" or self.parts.caption is None:
+            return None
+        if _is_known(self.ledger.get(record["clip_id"]).get(("caption", self.versions.caption)), retry):
+            return None
+        return Task("caption", self._with_path(record))
+
+    def _cut_task(self, record: dict[str, Any], retry: bool) -> Task | None:
+        if record["status"] != "ok":
+            return None
+        entries = self.ledger.get(record["clip_id"])
+        if self.parts.caption is not None:
+            told = entries.get(("caption", self.versions.caption))
+            if told is None or "error" in told:
+                return None
+        written = entries.get(("cut", self.versions.cut))
+        is_done = written is not None and ("error" in written or self._is_whole(record, written))
+        if is_done and _is_known(written, retry):
+            return None
+        return Task("cut", self._with_path(record), target=str(self.out / _file_of(record)))
+
+    def _is_whole(self, record: dict[str, Any], written: dict[str, Any]) -> bool:
+        try:
+            return (self.out / _file_of(record)).stat().st_size == written["num_bytes"]
+        except OSError:
+            return False
+
+    def _with_path(self, record: dict[str, Any], into: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The record as components see it."""
+        into = dict(record) if into is None else into
+        into["path"] = str(self.raw / record["source"])
+        return into
+
+    # -- the set
+
+    def _write(self, records: Spool) -> None:
+        """records.parquet always; dataset.json and clips/ where clips have been judged."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.command == "split":
+            store.write_records(self.out, self._finished(records, None))
+        else:
+            with store.dataset_writer(self.out) as dataset:
+                store.write_records(self.out, self._finished(records, dataset.add))
+            if "cut" in PASSES[self.command]:
+                self._prune()
+        sources = {"found": self.outcome.found, "skipped": dict(sorted(self.outcome.skipped.items()))}
+        store.write_text(self.out / store.SOURCES, json.dumps(sources, indent=1) + "\n")
+
+    def _finished(
+        self, records: Spool, add: Callable[[dict[str, Any]], None] | None
+    ) -> Iterator[dict[str, Any]]:
+        for record in records:
+            if record["status"] == "ok" and add is not None:
+                written = self._finish(record)
+                if written is not None:
+                    add({**store.dataset_entry(record), **written})
+                    self.scratch.put("kept", record["file"])
+            self._count(record)
+            yield record
+
+    def _finish(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        """Caption and file of a kept clip. Returns size and frames of its file, or None where it has none."""
+        entries = self.ledger.get(record["clip_id"])
+        stages = [("caption", self.versions.caption)] if self.parts.caption else []
+        stages.append(("cut", self.versions.cut))
+        for stage, version in stages:
+            entry = entries.get((stage, version))
+            if entry is not None and "error" in entry:
+                record["status"], record["error"] = "error", f"{stage}: {entry['error']}"
+                return None
+            if entry is None or (stage == "cut" and not self._is_whole(record, entry)):
+                reason = self.scratch.get("transient", record["clip_id"])
+                if reason is not None:
+                    record["status"], record["error"] = "transient", f"{stage}: {reason}"
+                else:
+                    self.outcome.unwritten += 1  # kept by new limits: its caption and file are to come
+                return None
+            if stage == "caption":
+                record["caption"] = entry
+            else:
+                record["file"] = _file_of(record)
+                return {name: entry[name] for name in ("width", "height", "num_frames")}
+        raise AssertionError
+
+    def _count(self, record: dict[str, Any]) -> None:
+        outcome = self.outcome
+        outcome.statuses[record["status"]] += 1
+        if record["status"] == "dropped":
+            outcome.dropped[_verdict_of(record)] += 1
+        elif record["status"] in ("error", "transient"):
+            outcome.errors[record["error"].partition(":")[0]] += 1
+
+    def _prune(self) -> None:
+        """Removes files of clips that are not kept any more, and what killed runs left half-written."""
+        clips = self.out / store.CLIPS
+        for folder in sorted(clips.iterdir()) if clips.is_dir() else ():
+            if not folder.is_dir():
+                continue
+            for path in folder.iterdir():
+                if self.scratch.get("kept", path.relative_to(self.out).as_posix()) is None:
+                    path.unlink()
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _is_known(entry: dict[str, Any] | None, retry: bool) -> bool:
+    return entry is not None and not (retry and "error" in entry)
+
+
+def _file_of(record: dict[str, Any]) -> str:
+    """Relative to the set; in folders of their own, for there may be millions."""
+    name = record["clip_id"]
+    return f"{store.CLIPS}/{name[:2]}/{name}{suffix_of(record)}"
+
+
+def _verdict_of(record: dict[str, Any]) -> str:
+    if record["status"] != "dropped":
+        return "kept" if record["status"] == "ok" else "error"
+    return next(one["filter"] for one in record["decisions"] if one["verdict"] == "dropped")
+
+
+def _of_file(source: str, probed: dict[str, Any]) -> dict[str, Any]:
+    """A record with what the probe found."""
+    names = ("content", "width", "height", "fps_exact", "codec", "rotation", "is_variable_rate", "is_picture")
+    told = {name: probed[name] for name in names}
+    numerator, _, denominator = probed["fps_exact"].partition("/")
+    return {
+        **empty_record(source),
+        "clip_id": clip_id("file", source),
+        **told,
+        "fps": int(numerator) / int(denominator or 1),
+        "end": float(probed["seconds"]),
+    }
+
+
+def _dropped(record: dict[str, Any], stage: str, reason: str) -> dict[str, Any]:
+    """A file that gives no clip, for a reason that is no error."""
+    decision = {"filter": stage, "verdict": "dropped", "reason": reason, "threshold": "", "score": ""}
+    numbers = {"value": None, "minimum": None, "maximum": None, "version": ""}
+    return {**record, "num_frames": 0, "status": "dropped", "decisions": [{**decision, **numbers}]}
+
+
+def _nothing_found(raw: Path, skipped: Counter[str]) -> str:
+    from ea_data.source import SKIPPED
+
+    told = ", ".join(f"{count} {SKIPPED[reason]}" for reason, count in sorted(skipped.items()))
+    found = f"it holds: {told}" if told else "it is empty"
+    return f"`raw` {str(raw)!r} holds no video; {found}"

@@ -1,0 +1,105 @@
+"""The same tasks on Ray Data: on this machine, or on the cluster that RAY_ADDRESS names.
+
+Paths and spans travel, frames never do: every node must see the raw files and the set under the same paths. Ledger and
+store stay with the process that started the run, so a lost node costs what it had in hand, and any engine goes
+on where another one stopped.
+
+Three of Ray's traps shape this file. A row that raises takes its whole block with it: all is caught inside. Actors
+that take every CPU starve what feeds them: these are plain tasks, whose processes Ray keeps, and each keeps its child.
+Its own checkpoint lost rows: ours is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from ea_data.run.engine import Limits, supervisor
+from ea_data.run.worker import Result, Task, Worker
+from ea_data.supervise import Failure, Supervisor, WorkerStartError
+from ea_runtime.errors import MissingPackageError, UserError
+
+#: Tasks that are handed to Ray at a time; the driver's memory holds no more of them.
+TASKS_AT_A_TIME = 8192
+#: Tasks of a block: its results come back together, so a killed run repeats at most so many for each process.
+TASKS_A_BLOCK = 4
+
+
+class RayEngine:
+    """Tasks as rows of Ray datasets. limits.workers: processes; 0: one for each CPU of the cluster.
+
+    Raises MissingPackageError where Ray is not installed.
+    """
+
+    def __init__(self, worker: Worker, limits: Limits) -> None:
+        try:
+            import ray  # pyright: ignore[reportMissingImports]
+            import ray.data  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise MissingPackageError(
+                f"`--engine ray` needs Ray, which cannot be imported ({error}); run `pip install 'ea-data[ray]'`"
+            ) from error
+        self._ray = ray
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            try:
+                # an address comes from RAY_ADDRESS; without it, this machine
+                ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+            # it also raises bare Exceptions where its own processes do not come up
+            except Exception as error:
+                raise UserError(f"Ray cannot be started: {error}; look at RAY_ADDRESS") from error
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # a line a pass, otherwise
+        self._worker, self._limits = worker, limits
+        self._processes = limits.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]:
+        tasks = iter(tasks)
+        while chunk := list(islice(tasks, TASKS_AT_A_TIME)):
+            yield from self._run_chunk(chunk)
+
+    def _run_chunk(self, tasks: list[Task]) -> Iterator[tuple[Task, Result | Failure]]:
+        rows = [{"task": pickle.dumps((number, task))} for number, task in enumerate(tasks)]
+        blocks = max(1, len(rows) // TASKS_A_BLOCK)
+        limits = Limits(1, self._limits.timeout, self._limits.memory_mb)
+        whole: Any = self._ray.data.from_items(rows, override_num_blocks=blocks)
+        done = whole.flat_map(
+            do_row,
+            fn_args=(pickle.dumps((self._worker, limits)),),
+            compute=self._ray.data.TaskPoolStrategy(size=self._processes),
+        )
+        for row in done.iter_rows():
+            number, result = pickle.loads(row["result"])
+            if isinstance(result, WorkerStartError):
+                raise UserError(f"a worker process cannot start: {result}")
+            yield tasks[number], result
+
+    def close(self) -> None:
+        if self._is_ours:
+            self._ray.shutdown()
+
+
+#: settings -> the child of this process of Ray's, which lives as long as the process: one pass after the other
+_pools: dict[bytes, Supervisor] = {}
+
+
+def do_row(row: dict[str, Any], settings: bytes) -> list[dict[str, Any]]:
+    """A task's row becomes its result's, in a process of Ray's. A supervised child does the work, so that a crash
+    costs one task here too. settings: Worker and Limits, pickled."""
+    if settings not in _pools:
+        for pool in _pools.values():
+            pool.close()
+        _pools.clear()
+        worker, limits = pickle.loads(settings)
+        _pools[settings] = supervisor(worker, limits, 1)
+    number, task = pickle.loads(row["task"])
+    try:
+        result = _pools[settings].call(task)
+    except WorkerStartError as error:
+        result = error
+    return [{"result": pickle.dumps((number, result))}]

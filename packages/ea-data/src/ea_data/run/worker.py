@@ -1,0 +1,331 @@
+"""What is done to one file or one clip, in a supervised child, in an actor of Ray, or in a test: the same code.
+
+A task is plain values; a result is entries for the ledger, and nothing else: what a rerun would read there is what
+this run goes on with. A fault of the input is an entry too (`{"error": ...}`), so it is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ea_data import cut, frames, probe
+from ea_data.ledger import fingerprint
+from ea_data.profile import Part, Parts, parse
+from ea_data.protocols import FrameRequest, Frames, Span, VideoInfo
+from ea_data.record import caption_entry, clip_id, score_entry
+from ea_data.run.judge import Judge
+from ea_data.supervise import Failure, is_transient, note
+from ea_runtime.plugins import get_host, make_host, set_host
+
+Entry = tuple[str, str, str, Any]  # item, stage, version, value
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """stage: "probe", "split", "score", "look", "caption" or "cut". record: a clip's; of the first two, a file's
+    {source, path, key, probe}. known: ledger entries of scores by name. target: the file to write. extra_seconds: on
+    top of the usual limit, for work that grows with the file.
+    """
+
+    stage: str
+    record: dict[str, Any]
+    known: dict[str, Any] = field(default_factory=dict)
+    target: str = ""
+    extra_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """entries: for the ledger. transient: why there are none, where that may pass by itself. frames: of "look"."""
+
+    entries: list[Entry]
+    transient: str = ""
+    frames: Frames | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Of each stage, for the ledger's keys."""
+
+    probe: str
+    split: str
+    decode: str
+    scores: dict[str, str]
+    caption: str
+    cut: str
+
+
+class Worker:
+    """Does tasks. It pickles as its settings: components are made where it is used, when they are first needed.
+
+    tables: of the profile. root: the folder of raw files. plugins: local plugin files.
+    """
+
+    def __init__(
+        self, tables: dict[str, Any], root: str, plugins: Iterable[str] = (), score_all: bool = False
+    ):
+        self.tables, self.root, self.score_all = tables, root, score_all
+        self.plugins = tuple(plugins)
+        self._parts: Parts | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_parts": None}
+
+    def prepare(self) -> None:
+        """In a new process: the plugins that the parent has."""
+        if set(self.plugins) != {str(path) for path in get_host().files}:
+            set_host(make_host(self.plugins))
+        self._make()
+
+    def _make(self) -> Parts:
+        if self._parts is None:
+            self.profile = parse(self.tables, "of this run")
+            self._parts = Parts(self.profile)
+            self.versions = versions_of(self._parts, self.tables)
+            self.judge = Judge(self._parts, self.score_all)
+        return self._parts
+
+    def __call__(self, task: Task) -> Result:
+        self._make()
+        if task.stage == "look":
+            return self._look(task)
+        does = {
+            "probe": self._probe,
+            "split": self._split,
+            "score": self._score,
+            "caption": self._caption,
+            "cut": self._cut,
+        }
+        try:
+            return Result(does[task.stage](task))
+        except Exception as error:
+            # the disk or the network; what is wrong with the input is an entry already
+            if is_transient(error):
+                return Result([], " ".join(str(error).split()))
+            raise
+
+    # -- stages
+
+    def _probe(self, task: Task) -> list[Entry]:
+        """Looks at a file."""
+        options = self.profile.source
+        note("probe")
+
+        def look() -> dict[str, Any]:
+            path, root = Path(task.record["path"]), Path(self.root)
+            return _probe_entry(
+                probe.probe(path, root, strict=options.strict_decode, max_pixels=options.max_pixels)
+            )
+
+        return [(task.record["key"], "probe", self.versions.probe, guarded(look))]
+
+    def _split(self, task: Task) -> list[Entry]:
+        """Finds a file's clips. One file in, many clips out."""
+        parts, path = self._make(), Path(task.record["path"])
+        info = info_of(task.record["probe"], path)
+        content = task.record["probe"]["content"]
+        note("split")
+
+        def find() -> dict[str, Any]:
+            spans = parts.split.component(path, info)
+            timeline = None if info.is_picture else probe.timeline_of(path, Path(self.root))
+            return {
+                "clips": [_clip_entry(span, info, content, timeline, self.versions.split) for span in spans]
+            }
+
+        return [(content, "split", self.versions.split, guarded(find))]
+
+    def _score(self, task: Task) -> list[Entry]:
+        """Computes the scores that the verdict needs; decodes at most once, whatever wants frames."""
+        entries: list[Entry] = []
+        record = dict(task.record)
+        pending = self.judge(record, task.known)
+        if pending is None:
+            return []
+        wanted = set(pending.scores)
+        needs = {part.component.needs for part in self.judge.scores if part.name in wanted}
+        decoded: dict[FrameRequest, Frames] = {}
+
+        def compute(part: Part) -> dict[str, Any]:
+            assert part.name in wanted, "what comes after a known failure is never asked for"
+            request = part.component.needs
+            if request.mode != "none" and not decoded:
+                decoded.update(self._frames(record, needs))
+            note(part.name)
+            entry = guarded(lambda: score_entry(part.component(decoded.get(request, no_frames()), record)))
+            entries.append((record["clip_id"], f"score:{part.name}", self.versions.scores[part.name], entry))
+            return entry
+
+        try:
+            self.judge(record, task.known, compute)
+        except probe.BadFile as error:
+            entries.append((record["clip_id"], "decode", self.versions.decode, {"error": str(error)}))
+        return entries
+
+    def _look(self, task: Task) -> Result:
+        """The captioner's frames, for one that runs elsewhere; an error is the caption's."""
+        part = self._make().caption
+        assert part is not None
+        try:
+            shown = self._frames(task.record, {part.component.needs})
+        except probe.BadFile as error:
+            item = task.record["clip_id"]
+            return Result([(item, "caption", self.versions.caption, {"error": str(error)})])
+        return Result([], frames=shown.get(part.component.needs))
+
+    def _caption(self, task: Task) -> list[Entry]:
+        part, record = self._make().caption, task.record
+        assert part is not None
+
+        def describe() -> dict[str, Any]:
+            request = part.component.needs
+            shown = self._frames(record, {request}).get(request, no_frames())
+            note("caption")
+            return caption_entry(part.component(shown, record))
+
+        return [(record["clip_id"], "caption", self.versions.caption, guarded(describe))]
+
+    def _cut(self, task: Task) -> list[Entry]:
+        note("cut")
+
+        def write() -> dict[str, Any]:
+            written = cut.write_clip(
+                task.record,
+                Path(self.root),
+                Path(task.target),
+                crf=self.profile.clips.crf,
+                strict=self.profile.source.strict_decode,
+            )
+            return {name: getattr(written, name) for name in ("width", "height", "num_frames", "num_bytes")}
+
+        return [(task.record["clip_id"], "cut", self.versions.cut, guarded(write))]
+
+    def _frames(self, record: dict[str, Any], requests: set[FrameRequest]) -> dict[FrameRequest, Frames]:
+        requests = {request for request in requests if request.mode != "none"}
+        if not requests:
+            return {}
+        note("decode")
+        ordered = sorted(requests, key=repr)
+        return frames.read_frames(
+            Path(record["path"]),
+            Path(self.root),
+            record["start"],
+            record["end"],
+            record["fps"],
+            ordered,
+            strict=self.profile.source.strict_decode,
+        )
+
+
+def versions_of(parts: Parts, tables: dict[str, Any]) -> Versions:
+    """What each stage's results depend on, apart from their input."""
+    options = parse(tables, "of this run")
+    strict = options.source.strict_decode
+    decode = fingerprint("decode", frames.VERSION, strict)
+    looked = fingerprint("probe", probe.VERSION, strict, options.source.max_pixels)
+    return Versions(
+        probe=looked,
+        split=parts.split.version,
+        decode=decode,
+        scores={part.name: fingerprint(part.version, decode) for part in parts.scores},
+        caption=fingerprint(parts.caption.version, decode) if parts.caption else "",
+        cut=fingerprint("cut", cut.VERSION, strict, options.clips.crf),
+    )
+
+
+def entries_of_failure(task: Task, failure: Failure, versions: Versions) -> list[Entry]:
+    """What the ledger remembers of a task that ended its process: an error where it happened."""
+    value = {"error": failure.reason}
+    if task.stage == "probe":
+        return [(task.record["key"], "probe", versions.probe, value)]
+    if task.stage == "split":
+        return [(task.record["probe"]["content"], "split", versions.split, value)]
+    item = task.record["clip_id"]
+    if task.stage in ("caption", "cut"):
+        return [(item, task.stage, getattr(versions, task.stage), value)]
+    if failure.during in versions.scores:
+        return [(item, f"score:{failure.during}", versions.scores[failure.during], value)]
+    return [(item, "decode", versions.decode, value)]
+
+
+def one_line(error: BaseException) -> str:
+    """An error for a row: the message of those that are meant for users, with the class of others."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def guarded(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The entry, or {"error": ...} for a fault that would come again."""
+    try:
+        return action()
+    except Exception as error:
+        if isinstance(error, MemoryError) or is_transient(error):
+            raise
+        return {"error": one_line(error)}
+
+
+def no_frames() -> Frames:
+    import numpy as np
+
+    return Frames(np.zeros((0, 0, 0, 3), np.uint8), np.zeros(0))
+
+
+def _probe_entry(probed: probe.Probed) -> dict[str, Any]:
+    info = probed.info
+    return {
+        "content": probed.content,
+        "width": info.width,
+        "height": info.height,
+        "fps_exact": str(info.fps),
+        "seconds": info.seconds,
+        "num_frames": info.num_frames,
+        "codec": info.codec,
+        "rotation": info.rotation,
+        "is_variable_rate": info.is_variable_rate,
+        "is_picture": info.is_picture,
+    }
+
+
+def info_of(entry: dict[str, Any], path: Path) -> VideoInfo:
+    """The VideoInfo of a ledger entry."""
+    names = (
+        "width",
+        "height",
+        "seconds",
+        "num_frames",
+        "codec",
+        "rotation",
+        "is_variable_rate",
+        "is_picture",
+    )
+    return VideoInfo(path=path, fps=Fraction(entry["fps_exact"]), **{name: entry[name] for name in names})
+
+
+def _clip_entry(
+    span: Span, info: VideoInfo, content: str, timeline: probe.Timeline | None, contract: str
+) -> dict[str, Any]:
+    """A clip of a file: where it lies, exactly, and how many frames it has."""
+    if timeline is None:
+        pts, base, count = (0, 0), "0", 1
+    else:
+        window = timeline.window(span.start, span.end, float(info.fps))
+        if not window:
+            raise ValueError(f"no frame lies between {span.start:g} s and {span.end:g} s")
+        base, count = str(timeline.time_base), len(window)
+        usual = round(1 / info.fps / timeline.time_base)
+        after = timeline.pts[window.stop] if window.stop < len(timeline.pts) else timeline.pts[-1] + usual
+        pts = (int(timeline.pts[window.start]), int(after))
+    return {
+        "clip_id": clip_id(content, *pts, base, contract),
+        "start": float(span.start),
+        "end": float(span.end),
+        "start_pts": pts[0],
+        "end_pts": pts[1],
+        "time_base": base,
+        "num_frames": count,
+        "is_whole": count == info.num_frames,
+    }

@@ -1,0 +1,1 @@
+"""Scorers: numbers about a clip."""

@@ -1,0 +1,41 @@
+"""The scorer `probe`: what the record knows already, as numbers that filters and the report can use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ea_data.options import NoOptions
+from ea_data.protocols import FrameRequest, Frames, Score
+
+
+class ProbeScorer:
+    """value: the clip's seconds. detail: seconds, width, height, pixels, short_side, aspect (width / height), fps."""
+
+    version = "1"
+    needs = FrameRequest("none")
+    cost = 0.0
+
+    def __init__(self, options: NoOptions) -> None:
+        self.options = options
+
+    def missing(self) -> list[str]:
+        return []
+
+    def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
+        """Decodes nothing; `frames` is not looked at."""
+        width, height = int(record["width"]), int(record["height"])
+        seconds = float(record["end"]) - float(record["start"])
+        detail = {
+            "seconds": round(seconds, 6),
+            "width": width,
+            "height": height,
+            "pixels": width * height,
+            "short_side": min(width, height),
+            "aspect": round(width / height, 6),
+            "fps": round(float(record["fps"]), 6),
+        }
+        return Score(detail["seconds"], detail=detail)
+
+
+def build(options: NoOptions) -> ProbeScorer:
+    return ProbeScorer(options)

@@ -1,0 +1,1 @@
+"""Splitters: raw video to spans."""

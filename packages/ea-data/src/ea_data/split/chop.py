@@ -1,0 +1,47 @@
+"""From boundaries to spans: too short ones fall out, too long ones are chopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from ea_data.protocols import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Where a scene starts or ends. frame: its number at the mean rate; seconds: its exact time."""
+
+    frame: int
+    seconds: float
+
+
+def chop(boundaries: Sequence[Boundary], fps: Fraction, min_seconds: float, max_seconds: float) -> list[Span]:
+    """The spans between neighbouring boundaries, counted in frames as EasyAnimate V2's splitting script does.
+
+    A scene under `min_seconds` is dropped. One over `max_seconds` is cut into pieces of int(max_seconds * fps)
+    frames; a rest is kept where it is longer than `min_seconds`. fps: the mean rate.
+    """
+    rate = float(fps)
+    piece = max(1, int(max_seconds * rate))
+    spans: list[Span] = []
+    for start, end in pairwise(boundaries):
+        num_frames = end.frame - start.frame
+        if num_frames < rate * min_seconds:
+            continue
+        if num_frames <= rate * max_seconds:
+            spans.append(Span(start.seconds, end.seconds))
+            continue
+        cut = 0
+        while cut + piece <= num_frames:
+            spans.append(Span(_at(start, cut, rate), _at(start, cut + piece, rate)))
+            cut += piece
+        if num_frames - cut > rate * min_seconds:
+            spans.append(Span(_at(start, cut, rate), end.seconds))
+    return spans
+
+
+def _at(start: Boundary, num_frames: int, rate: float) -> float:
+    return start.seconds + num_frames / rate if num_frames else start.seconds

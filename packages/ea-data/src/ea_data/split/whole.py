@@ -1,0 +1,43 @@
+"""The splitter `whole`: each file is one clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from ea_data.options import Options
+from ea_data.protocols import Span, VideoInfo
+
+
+class WholeOptions(Options):
+    """min_seconds: shorter files give no clip. max_seconds: longer ones neither; 0: no limit."""
+
+    min_seconds: float = Field(0.0, ge=0)
+    max_seconds: float = Field(0.0, ge=0)
+
+
+class WholeSplitter:
+    """One span from the first frame to the end."""
+
+    version = "1"
+
+    def __init__(self, options: WholeOptions) -> None:
+        self.options = options
+
+    def missing(self) -> list[str]:
+        return []
+
+    def __call__(self, path: Path, info: VideoInfo) -> Sequence[Span]:
+        """One span of the whole file in seconds, or none where its length is outside the limits."""
+        if info.is_picture:
+            return [Span(0.0, 0.0)]
+        too_long = self.options.max_seconds and info.seconds > self.options.max_seconds
+        if info.seconds < self.options.min_seconds or too_long:
+            return []
+        return [Span(0.0, info.seconds)]
+
+
+def build(options: WholeOptions) -> WholeSplitter:
+    return WholeSplitter(options)

@@ -1,0 +1,125 @@
+"""What the report counts, from rows made by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ea_data.report.charts import histogram
+from ea_data.report.figures import EXAMPLES, gather
+from ea_data.report.page import page
+from ea_data.report.paint import paint
+from ea_data.report.summary import summary, to_json
+
+
+def row(number: int, motion: float, status: str | None = None, error: str | None = None) -> dict[str, Any]:
+    """A clip of 3 s that the filter `motion` keeps between 2 and 6."""
+    is_kept = 2 <= motion <= 6
+    decision = {
+        "filter": "motion", "verdict": "kept" if is_kept else "dropped", "reason": "" if is_kept else "too still or wild",
+        "threshold": "2 to 6", "score": "dis", "value": motion, "minimum": 2.0, "maximum": 6.0,
+    }  # fmt: skip
+    return {
+        "clip_id": f"{number:04x}", "source": f"a<b>/{number}.mp4", "start": 1.0, "end": 4.0, "fps": 12.0,
+        "status": status or ("ok" if is_kept else "dropped"), "error": error,
+        "scores": {} if error else {"dis": {"value": motion, "values": [], "detail": {}, "version": "1"}},
+        "decisions": [] if error else [decision],
+        "caption": {"text": "a caption", "model": "folder", "prompt_hash": ""} if is_kept and not error else None,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    made = [row(i, i / 10) for i in range(100)]
+    made.append(row(200, 0, "error", "cannot be read: 'a.mp4' at byte 17"))
+    made.append(row(201, 0, "error", "cannot be read: 'b.mp4' at byte 99"))
+    return made
+
+
+def test_counts_hours_and_funnel(rows: list[dict[str, Any]]) -> None:
+    figures = gather(iter(rows))
+    assert figures.by_status == {"dropped": 59, "error": 2, "ok": 41}
+    assert [(s.name, s.num_clips) for s in figures.funnel()] == [
+        ("found", 102), ("no error", 100), ("motion", 41)
+    ]  # fmt: skip
+    assert figures.funnel()[-1].hours == pytest.approx(41 * 3 / 3600)
+    assert figures.num_captions == 41
+
+
+def test_like_errors_meet(rows: list[dict[str, Any]]) -> None:
+    (group,) = gather(rows).errors
+    assert group.count == 2
+    assert group.sources == ["a<b>/200.mp4", "a<b>/201.mp4"]
+
+
+def test_nearest_are_those_at_the_limits(rows: list[dict[str, Any]]) -> None:
+    (part,) = gather(rows).filters
+    near = [r["scores"]["dis"]["value"] for r in part.nearest.rows()]
+    assert len(near) == EXAMPLES
+    assert sorted(near) == pytest.approx([1.8, 1.9, 2.0, 2.1, 5.9, 6.0, 6.1, 6.2])
+    assert len(part.kept.rows()) == len(part.dropped.rows()) == EXAMPLES
+
+
+def test_the_order_of_rows_changes_nothing(rows: list[dict[str, Any]]) -> None:
+    one, other = gather(rows), gather(reversed(rows))
+    assert to_json(summary(one)) == to_json(summary(other))
+    assert [r["clip_id"] for r in one.filters[0].kept.rows()] == [
+        r["clip_id"] for r in other.filters[0].kept.rows()
+    ]
+
+
+def test_summary_is_json_without_nan(rows: list[dict[str, Any]]) -> None:
+    table = json.loads(to_json(summary(gather(rows))))
+    assert table["filters"][0]["kept"] == 41
+    assert table["filters"][0]["quantiles"]["0.5"] == pytest.approx(4.95, abs=1e-4)
+    assert table["funnel"][-1] == {"step": "motion", "clips": 41, "hours": pytest.approx(0.0341667)}
+
+
+def test_histogram_bars_add_up_and_limits_stand(rows: list[dict[str, Any]]) -> None:
+    import re
+
+    (part,) = gather(rows).filters
+    svg = histogram(part)
+    bars = re.findall(r"([\d,]+) (kept|dropped)</title>", svg)
+    totals = {name: sum(int(n) for n, kind in bars if kind == name) for name in ("kept", "dropped")}
+    assert totals == {"kept": 41, "dropped": 59}
+    assert svg.count('<line class="limit"') == 2
+
+
+@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [float("nan"), 3.0], [1e-9, 1e9], [-5.0, 5.0]])
+def test_histogram_of_odd_values(values: list[float]) -> None:
+    (part,) = gather([row(i, v) for i, v in enumerate(values)]).filters
+    assert "<svg" in histogram(part)
+
+
+def test_page_is_one_file_and_escapes(rows: list[dict[str, Any]]) -> None:
+    rows[0]["source"] = "<script>alert(1)</script>.mp4"
+    rows[0]["scores"]["dis"]["value"] = 0.0
+    text = page("a & b", gather(rows), lambda r: "no <picture>", "[run]\nraw = '<x>'", {"ea-data": "1"})
+    assert "<script" not in text
+    assert "src=" not in text
+    assert "http" not in text
+    assert "a &amp; b" in text
+
+
+def test_paint_draws_boxes_and_vectors() -> None:
+    import io
+
+    from PIL import Image
+
+    frames = np.full((4, 40, 60, 3), 128, np.uint8)
+    detail = {"frames": [{"second": 1.0, "boxes": [[[0.1, 0.1], [0.6, 0.1], [0.6, 0.5], [0.1, 0.5]]]}]}
+    flow = {"flow": {"second": 3.0, "rows": 1, "columns": 2, "vectors": [[0.1, 0.0], [0.1, 0.0]]}}
+    plain = {"scores": {}}
+    marked = {"scores": {"rapidocr": {"detail": detail}, "dis": {"detail": flow}}}
+    seconds = [0.0, 1.0, 2.0, 3.0]
+    before, after = (
+        np.asarray(Image.open(io.BytesIO(paint(frames, seconds, r)))).astype(int) for r in (plain, marked)
+    )
+    changed = np.abs(before - after).max(-1) > 40
+    h, w = changed.shape
+    quarters = {(i, j): changed[i * h // 2 : (i + 1) * h // 2, j * w // 2 : (j + 1) * w // 2].any() for i in (0, 1) for j in (0, 1)}
+    assert quarters == {(0, 0): False, (0, 1): True, (1, 0): False, (1, 1): True}  # frames 1 and 3

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from ea_data.store import iter_rows
+from ea_runtime.errors import UserError
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    """Every file that a set is made of."""
+    files = [out / "records.parquet", out / "dataset.json", out / "sources.json", *out.glob("clips/**/*.mp4")]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def raw(tmp_path: Path, draw_video: Callable[..., Path]) -> Path:
+    folder = tmp_path / "raw"
+    (folder / "more").mkdir(parents=True)
+    draw_video(folder / "a.mp4", 48, seed=1)
+    draw_video(folder / "more" / "b.mp4", 60, seed=2, size=(64, 96))
+    return folder
+
+
+def test_a_folder_becomes_a_set(raw: Path, tmp_path: Path, run_set: Callable[..., Any]):
+    out = tmp_path / "set"
+    outcome = run_set(raw, out)
+    rows = list(iter_rows(out))
+    assert [(row["source"], row["start"], row["end"], row["num_frames"]) for row in rows] == [
+        ("a.mp4", 0.0, 1.0, 24),
+        ("a.mp4", 1.0, 2.0, 24),
+        ("more/b.mp4", 0.0, 1.0, 24),
+        ("more/b.mp4", 1.0, 2.0, 24),
+    ]
+    assert (outcome.found, outcome.clips, dict(outcome.statuses)) == (2, 4, {"ok": 4})
+    row = rows[1]
+    assert (row["start_pts"], row["end_pts"], row["time_base"]) == (12288, 24576, "1/12288")
+    assert list(row["scores"]) == ["light", "change"]  # the cheap one first
+    assert row["scores"]["light"]["detail"] == {"frames": 3}
+    assert len(row["scores"]["change"]["values"]) == 5
+    assert [(one["filter"], one["verdict"], one["minimum"]) for one in row["decisions"]] == [
+        ("bright", "kept", 0.0),
+        ("moving", "kept", 0.0),
+    ]
+    assert row["caption"] == {"text": "a.mp4 from 1 s, (1, 24, 32, 3)", "model": "test", "prompt_hash": ""}
+    listed = json.loads((out / "dataset.json").read_text())
+    assert [entry["text"] for entry in listed] == [row["caption"]["text"] for row in rows]
+    assert listed[0] == {
+        "file_path": rows[0]["file"],
+        "text": "a.mp4 from 0 s, (1, 24, 32, 3)",
+        "type": "video",
+        "width": 128,
+        "height": 96,
+        "num_frames": 24,
+    }
+    for entry in listed:
+        with av.open(str(out / entry["file_path"])) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 24
+    assert not (out / ".work").exists()
+
+
+def test_workers_and_reruns_give_the_same_bytes(raw: Path, tmp_path: Path, run_set: Callable[..., Any]):
+    run_set(raw, tmp_path / "one")
+    run_set(raw, tmp_path / "two", workers=2)
+    first = outputs(tmp_path / "one")
+    assert len(first) == 7
+    assert outputs(tmp_path / "two") == first
+    run_set(raw, tmp_path / "one")
+    assert outputs(tmp_path / "one") == first
+
+
+def test_a_new_threshold_computes_nothing(
+    raw: Path,
+    tmp_path: Path,
+    run_set: Callable[..., Any],
+    tables: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    calls = tmp_path / "calls"
+    monkeypatch.setenv("EA_TEST_CALLS", str(calls))
+    out = tmp_path / "set"
+    run_set(raw, out)
+    assert sorted(set(calls.read_text().split())) == ["caption", "change", "light", "split"]
+    values = sorted(row["scores"]["light"]["value"] for row in iter_rows(out))
+    calls.write_text("")
+    strict = copy.deepcopy(tables)
+    strict["filter"][0]["min"] = values[2]
+    outcome = run_set(raw, out, strict, command="filter")
+    assert calls.read_text() == ""
+    assert outcome.statuses == {"ok": 2, "dropped": 2}
+    assert outcome.dropped == {"bright": 2}
+    assert len(json.loads((out / "dataset.json").read_text())) == 2
+    # a whole run ends in what a run from nothing ends in, files included
+    run_set(raw, out, strict)
+    assert calls.read_text() == ""
+    run_set(raw, tmp_path / "fresh", strict)
+    assert outputs(out) == outputs(tmp_path / "fresh")
+
+
+def test_a_drop_ends_the_clip_unless_all_is_scored(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any], tables: dict[str, Any]
+):
+    tables["filter"][0]["min"] = 1000
+    run_set(raw, tmp_path / "set", tables)
+    assert [list(row["scores"]) for row in iter_rows(tmp_path / "set")] == [["light"]] * 4
+    run_set(raw, tmp_path / "set", tables, score_all=True)
+    for row in iter_rows(tmp_path / "set"):
+        assert (row["status"], list(row["scores"])) == ("dropped", ["light", "change"])
+        assert [one["verdict"] for one in row["decisions"]] == ["dropped", "kept"]
+    # the rows are those of the request, whatever else the ledger knows by now
+    run_set(raw, tmp_path / "set", tables)
+    assert [list(row["scores"]) for row in iter_rows(tmp_path / "set")] == [["light"]] * 4
+
+
+def test_a_misbehaving_scorer_costs_its_own_clip(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any], draw_video: Callable[..., Path]
+):
+    for number, name in enumerate(("exit", "hang", "eat", "raise", "nan", "badsplit")):
+        draw_video(raw / f"{name}.mp4", 24, seed=10 + number)
+    outcome = run_set(raw, tmp_path / "set", workers=2, timeout=5, memory_mb=400)
+    errors = {row["source"]: row["error"] for row in iter_rows(tmp_path / "set") if row["status"] == "error"}
+    assert errors == {
+        "exit.mp4": "change: its process left with exit code 7",
+        "hang.mp4": "change: it took longer than 5 s",
+        "eat.mp4": "change: it took more than 400 MB",
+        "raise.mp4": "change: RuntimeError: no good",
+        "nan.mp4": "change: a score must be finite, got nan",
+        "badsplit.mp4": "split: its process left with exit code 9",
+    }
+    assert outcome.statuses == {"ok": 4, "error": 6}
+    # what was cheaper than the fault is known, so a filter on it still decides
+    row = next(row for row in iter_rows(tmp_path / "set") if row["source"] == "exit.mp4")
+    assert list(row["scores"]) == ["light"]
+    first = outputs(tmp_path / "set")
+    # remembered: the same run again is quick, and the same
+    run_set(raw, tmp_path / "set", timeout=5, memory_mb=400)
+    assert outputs(tmp_path / "set") == first
+
+
+def test_errors_are_tried_again_on_request(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    (raw / "a.mp4").rename(raw / "raise.mp4")
+    calls = tmp_path / "calls"
+    monkeypatch.setenv("EA_TEST_CALLS", str(calls))
+    run_set(raw, tmp_path / "set")
+    calls.write_text("")
+    run_set(raw, tmp_path / "set")
+    assert calls.read_text() == ""
+    outcome = run_set(raw, tmp_path / "set", retry_errors=True)
+    assert calls.read_text().split() == ["change", "change"]
+    assert outcome.statuses == {"ok": 2, "error": 2}
+
+
+def test_transient_errors_are_not_remembered(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    (raw / "a.mp4").rename(raw / "later.mp4")
+    outcome = run_set(raw, tmp_path / "set")
+    assert outcome.statuses == {"ok": 2, "transient": 2}
+    row = next(iter_rows(tmp_path / "set"))
+    assert (row["status"], row["error"]) == ("transient", "score: the server is away")
+    monkeypatch.setenv("EA_TEST_SERVER", "1")
+    assert run_set(raw, tmp_path / "set").statuses == {"ok": 4}
+
+
+def test_a_filter_over_the_set(
+    raw: Path,
+    tmp_path: Path,
+    run_set: Callable[..., Any],
+    tables: dict[str, Any],
+    draw_video: Callable[..., Path],
+):
+    draw_video(raw / "copy.mkv", 48, seed=1)  # the same pictures in another container
+    tables["filter"].append({"name": "twin"})
+    run_set(raw, tmp_path / "set", tables)
+    rows = list(iter_rows(tmp_path / "set"))
+    dropped = {row["clip_id"] for row in rows if row["status"] == "dropped"}
+    alike = [row for row in rows if row["source"] != "more/b.mp4"]
+    pairs = [[row["clip_id"] for row in alike if row["start"] == start] for start in (0, 1)]
+    assert [len(pair) for pair in pairs] == [2, 2]
+    assert dropped == {max(pair) for pair in pairs}
+    assert all(row["decisions"][-1]["filter"] == "twin" for row in rows)
+
+
+def test_copies_are_found_by_their_contents(raw: Path, tmp_path: Path, run_set: Callable[..., Any]):
+    (raw / "z.mp4").write_bytes((raw / "a.mp4").read_bytes())
+    outcome = run_set(raw, tmp_path / "set")
+    row = [row for row in iter_rows(tmp_path / "set") if row["source"] == "z.mp4"]
+    assert [one["decisions"][0]["reason"] for one in row] == ["it has the same contents as a.mp4"]
+    assert outcome.dropped == {"source": 1}
+
+
+def test_captions_from_a_server_are_asked_for_by_threads(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any], tables: dict[str, Any]
+):
+    run_set(raw, tmp_path / "one")
+    texts = [entry["text"] for entry in json.loads((tmp_path / "one" / "dataset.json").read_text())]
+    tables["caption"]["name"] = "server"
+    run_set(raw, tmp_path / "two", tables)
+    listed = json.loads((tmp_path / "two" / "dataset.json").read_text())
+    assert [entry["text"] for entry in listed] == texts
+
+
+def test_stages_alone_add_up_to_a_run(raw: Path, tmp_path: Path, run_set: Callable[..., Any]):
+    run_set(raw, tmp_path / "whole")
+    out = tmp_path / "set"
+    assert run_set(raw, out, command="split").statuses == {"ok": 4}
+    assert not (out / "dataset.json").exists()
+    row = next(iter_rows(out))
+    assert (row["num_frames"], row["scores"]) == (24, {})
+    outcome = run_set(raw, out, command="filter")
+    assert outcome.statuses == {"error": 4}  # a missing score is an error, never a pass
+    assert next(iter_rows(out))["error"] == "score: light, change not computed yet; `ea data score` does"
+    outcome = run_set(raw, out, command="score")
+    assert (outcome.statuses, outcome.unwritten) == ({"ok": 4}, 4)
+    outcome = run_set(raw, out, command="caption")
+    assert (outcome.statuses, outcome.unwritten) == ({"ok": 4}, 0)
+    assert outputs(out) == outputs(tmp_path / "whole")
+
+
+def test_a_damaged_or_lost_clip_is_written_again(raw: Path, tmp_path: Path, run_set: Callable[..., Any]):
+    out = tmp_path / "set"
+    run_set(raw, out)
+    first = outputs(out)
+    clips = sorted(out.glob("clips/**/*.mp4"))
+    clips[0].unlink()
+    clips[1].write_bytes(b"cut short")
+    (clips[2].parent / ".left.mp4.part").write_bytes(b"by a killed run")
+    run_set(raw, out)
+    assert outputs(out) == first
+    assert not list(out.glob("clips/**/.*"))
+
+
+def test_a_folder_without_video(tmp_path: Path, run_set: Callable[..., Any]):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    with pytest.raises(UserError, match="holds no video; it is empty"):
+        run_set(raw, tmp_path / "set")
+    (raw / "notes.txt").write_text("x")
+    (raw / "film.mp4.part").write_text("x")
+    with pytest.raises(UserError, match="1 no video or picture by its name, 1 not downloaded whole"):
+        run_set(raw, tmp_path / "set")
+
+
+def test_pictures_on_request(raw: Path, tmp_path: Path, run_set: Callable[..., Any], tables: dict[str, Any]):
+    from PIL import Image
+
+    Image.new("RGB", (64, 48), (9, 99, 199)).save(raw / "p.png")
+    assert run_set(raw, tmp_path / "set").found == 2
+    tables["source"] = {"pictures": True}
+    tables["split"] = {"name": "whole"}
+    tables["filter"] = []
+    tables["score"] = [{"name": "light"}]
+    outcome = run_set(raw, tmp_path / "set", tables)
+    assert outcome.statuses == {"ok": 3}
+    entry = json.loads((tmp_path / "set" / "dataset.json").read_text())[-1]
+    assert (entry["type"], entry["width"], entry["height"], entry["num_frames"]) == ("image", 64, 48, 1)
+    assert entry["file_path"].endswith(".png")

@@ -1,0 +1,106 @@
+"""The profile `offline` on drawn raw video: every cut found, every verdict right, of every kind that can be drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ea_data
+from ea_data.components import make
+from ea_data.draw.raw import KINDS
+from ea_data.draw.raw_write import write_raw
+from ea_data.frames import read_frames
+from ea_data.protocols import Frames, VideoInfo
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("rapidocr", reason="the extra `ocr` is not installed")
+
+NUM_VIDEOS, FPS = (4 * len(KINDS), 24) if os.environ.get("EA_FULL") else (len(KINDS), 12)
+
+
+def component(kind: str, table: dict[str, Any]) -> tuple[str, Any]:
+    table = dict(table)
+    name = table.pop("name")
+    return name, make(kind, name, table)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """A row a clip: what it should be dropped by, what it is dropped by, and its scores."""
+    root = tmp_path_factory.mktemp("raw") / "set"
+    write_raw(root, NUM_VIDEOS, seed=0, fps=FPS)
+    profile = tomllib.loads((Path(ea_data.__file__).parent / "profiles" / "offline.toml").read_text())
+    split = component("splitters", profile["split"])[1]
+    scorers = [component("scorers", table) for table in profile["score"]]
+    filters = [component("filters", table) for table in profile["filter"]]
+    rows = []
+    for line in (root / "truth.jsonl").read_text().splitlines():
+        truth = json.loads(line)
+        path, fps = root / truth["file_path"], truth["fps"]
+        size = {"width": truth["width"], "height": truth["height"]}
+        info = VideoInfo(
+            path, *size.values(), Fraction(fps), truth["num_frames"] / fps, truth["num_frames"], "h264"
+        )
+        found = [boundary.frame for boundary in split.boundaries(path)[0]]
+        true = [0, *(scene["end_frame"] for scene in truth["scenes"])]
+        assert set(true) <= set(found), truth["file_path"]
+        assert all(any(0 <= frame - cut <= 2 for cut in true) for frame in found), truth["file_path"]
+        spans = split(path, info)
+        assert len(spans) == sum(
+            -(-(scene["end_frame"] - scene["start_frame"]) // (10 * fps))
+            for scene in truth["scenes"]
+            if scene["dropped_by"] != "split"
+        )
+        for number, span in enumerate(spans):
+            middle = (span.start + span.end) / 2 * fps
+            scene = next(s for s in truth["scenes"] if s["start_frame"] <= middle < s["end_frame"])
+            row = {
+                "clip_id": f"{truth['index']:04d}-{number}",
+                "start": span.start,
+                "end": span.end,
+                "fps": fps,
+            }
+            row |= {**size, "path": str(path), "truth": scene, "kind": truth["kind"], "scores": {}}
+            frames = read_frames(path, root, span.start, span.end, fps, [one.needs for _, one in scorers])
+            for name, scorer in scorers:
+                given = frames.get(scorer.needs) or Frames(np.zeros(0), np.zeros(0))
+                score = scorer(given, row)
+                row["scores"][name] = {"value": score.value, "detail": score.detail}
+            verdicts = [(name, check(row)) for name, check in filters if not hasattr(check, "judge")]
+            row["dropped_by"] = next((name for name, verdict in verdicts if not verdict.is_kept), "")
+            rows.append(row)
+    ((name, over_all),) = [pair for pair in filters if hasattr(pair[1], "judge")]
+    kept = sorted((row for row in rows if not row["dropped_by"]), key=over_all.order)
+    for row, verdict in zip(kept, over_all.judge(kept), strict=True):
+        row["dropped_by"] = "" if verdict.is_kept else name
+    return rows
+
+
+def test_every_verdict_is_right(judged: list[dict[str, Any]]) -> None:
+    wrong = [
+        (row["clip_id"], row["kind"], row["dropped_by"], row["truth"]["dropped_by"])
+        for row in judged
+        if row["dropped_by"] != row["truth"]["dropped_by"]
+    ]
+    assert wrong == []
+    assert {row["kind"] for row in judged} == set(KINDS)
+
+
+def test_dis_is_within_a_tenth_of_the_drawn_speed(judged: list[dict[str, Any]]) -> None:
+    for row in judged:
+        assert row["scores"]["dis"]["value"] == pytest.approx(row["truth"]["speed"], rel=0.1, abs=1e-3), row[
+            "kind"
+        ]
+
+
+def test_text_boxes_hold_the_drawn_text(judged: list[dict[str, Any]]) -> None:
+    for row in judged:
+        if row["truth"]["text"]:
+            assert 1 <= row["scores"]["rapidocr"]["value"] / row["truth"]["text_area"] < 3

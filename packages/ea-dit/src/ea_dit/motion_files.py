@@ -1,0 +1,187 @@
+"""Motion modules as files: out of a model folder, into another, and onto a network that is to be trained.
+
+Everything is read through the host's safe readers, and appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ea_dit.convert import strip_wrappers
+from ea_dit.model import Transformer3DModel
+from ea_dit.transplant import (
+    MotionReport,
+    adopt_settings,
+    match_motion,
+    motion_names,
+    motion_settings,
+    require_fit,
+)
+from ea_runtime.convert_folder import check_new_folder, copy_rest, temporary_folder
+from ea_runtime.errors import UserError
+from ea_runtime.folder import denoiser_of
+from ea_runtime.safe_files import is_file, quote_path
+from ea_runtime.safe_weights import PartWeights, find_weights, iter_tensors, read_header
+
+#: Where a motion file keeps the settings of its modules, as JSON, in its safetensors metadata.
+SETTINGS_KEY = "ea.motion"
+
+
+def extract_motion(model: str | os.PathLike[str], output: Path) -> list[str]:
+    """Write the motion modules of a model folder (or of its transformer folder) as one safetensors file.
+
+    The tensors keep their names and their bits; the metadata says how the modules are built.
+    Returns what to tell: one line each. Raises UserError, one line; an existing file is never replaced.
+    """
+    found = denoiser_of(model)
+    weights = find_weights(found.root, found.spec.folder)
+    names = motion_names(weights.tensors)
+    if not names:
+        raise UserError(f"the denoiser of {quote_path(os.fspath(model))} has no motion modules to extract")
+    _require_new_file(output)
+    tensors = dict(iter_tensors(weights, set(names)))
+    # one key only: safetensors writes several in any order, and equal modules should be equal files
+    metadata = {SETTINGS_KEY: json.dumps(motion_settings(found.config), sort_keys=True)}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        save_file(tensors, partial, metadata=metadata)
+        _sync(partial)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    return [f"{len(names)} tensors of the motion modules, {size / 1e6:.1f} MB -> {output}"]
+
+
+def insert_motion(motion: Path, model: str | os.PathLike[str], output: Path) -> list[str]:
+    """Write a copy of `model` (a model folder or its transformer folder) with the motion modules of a file.
+
+    The modules' settings come with them, where the file tells them. Tensors take the dtype of what they replace.
+    Returns what to tell. Raises UserError or ValueError, one line, before anything is written where they do not fit.
+    """
+    found = denoiser_of(model)
+    weights = find_weights(found.root, found.spec.folder)
+    source, settings = read_motion(motion)
+    where = quote_path(motion)
+    backbone = {name: entry.shape for name, entry in weights.tensors.items()}
+    report = match_motion({name: entry.shape for name, (_, entry) in source.items()}, backbone, where)
+    require_fit(report, where)
+    config, changed = adopt_settings(found.config, settings)
+    folder = found.root / found.spec.folder if found.is_bare else found.root
+    check_new_folder(output, folder)
+    lines = [f"{where}: {report.line}"]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(output) as staged:
+        copy_rest(folder, staged)
+        part = staged if found.is_bare else staged / found.spec.folder
+        cast = _rewrite(weights, part, _load(source, report.matched))
+        if changed:
+            (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            lines.append(f"settings that came with the motion modules: {', '.join(changed)}")
+        if output.is_dir():
+            output.rmdir()
+        os.replace(staged, output)
+    if cast:
+        lines.append(f"{cast} tensors were converted to the dtype of those they replace")
+    return [*lines, f"-> {output}"]
+
+
+def load_motion(model: Transformer3DModel, path: Path, *, dry_run: bool = False) -> MotionReport:
+    """Put the motion modules of a file into a network, in place. Raises UserError or ValueError, one line.
+
+    dry_run: only compare.
+    """
+    source, settings = read_motion(path)
+    where = f"`init.motion` {quote_path(path)}"
+    state = model.state_dict(keep_vars=True)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    report = match_motion({name: entry.shape for name, (_, entry) in source.items()}, shapes, where)
+    require_fit(report, where)
+    changed = adopt_settings(dict(model.config), settings)[1]
+    if changed:
+        raise UserError(
+            f"{where} was trained with other settings of the network: {', '.join(changed)} differ; set them in "
+            f"[model] as the file has them ({json.dumps(settings, sort_keys=True)})"
+        )
+    if not dry_run:
+        with torch.no_grad():
+            for name, tensor in _load(source, report.matched).items():
+                state[name].copy_(tensor)
+    return report
+
+
+def read_motion(path: Path) -> tuple[dict[str, tuple[str, Any]], dict[str, Any]]:
+    """A motion file's header: published name -> (name in the file, entry), and its settings ({}: it has none).
+
+    Wrappers' prefixes ("module.") are taken off. Raises UserError, one line.
+    """
+    if not is_file(path):
+        raise UserError(
+            f"the motion modules must be a safetensors file, got {quote_path(path)}, which is none; make one with "
+            "`ea models extract-motion`"
+        )
+    weights = read_header(path)
+    names = strip_wrappers({name: name for name in weights.tensors})  # pyright: ignore[reportArgumentType]
+    return {new: (str(old), weights.tensors[str(old)]) for new, old in names.items()}, _settings(
+        weights, path
+    )
+
+
+def _settings(weights: PartWeights, path: Path) -> dict[str, Any]:
+    text = weights.metadata.get(SETTINGS_KEY)
+    if text is None:
+        return {}
+    try:
+        settings = json.loads(text)
+        if not isinstance(settings, dict) or set(settings) != {"motion_module_type", "motion_module_kwargs"}:
+            raise ValueError("it must name motion_module_type and motion_module_kwargs")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{quote_path(path)}: its settings are damaged: {error}; extract it again") from error
+    return settings
+
+
+def _load(source: Mapping[str, tuple[str, Any]], wanted: tuple[str, ...]) -> dict[str, Tensor]:
+    entries = {source[name][0]: source[name][1] for name in wanted}
+    files = tuple({entry.file for entry in entries.values()})
+    back = {source[name][0]: name for name in wanted}
+    weights = PartWeights(files, entries, {})
+    return {back[name]: tensor for name, tensor in iter_tensors(weights, set(entries))}
+
+
+def _rewrite(weights: PartWeights, part: Path, motion: dict[str, Tensor]) -> int:
+    """Writes each weight file of `part` that holds one of `motion` anew; how many tensors changed their dtype."""
+    cast = 0
+    for file in weights.files:
+        header = read_header(file)
+        if not set(header.tensors) & set(motion):
+            continue
+        tensors = dict(iter_tensors(header, set(header.tensors)))
+        for name in set(tensors) & set(motion):
+            cast += motion[name].dtype != tensors[name].dtype
+            tensors[name] = motion[name].to(tensors[name].dtype)
+        target = part / file.name
+        target.unlink()
+        save_file(tensors, target, metadata=dict(header.metadata) or {"format": "pt"})
+        _sync(target)
+    return cast
+
+
+def _require_new_file(output: Path) -> None:
+    if os.path.lexists(output):
+        raise UserError(f"{quote_path(output)} exists already; remove it or give another --output")
+    if output.suffix != ".safetensors":
+        raise UserError(f"`--output` must be a .safetensors file, got {quote_path(output)}")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

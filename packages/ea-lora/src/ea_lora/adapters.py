@@ -1,0 +1,120 @@
+"""The network that training adapts: peft's LoRA layers put into a denoiser (and a text encoder on request).
+
+peft's `inject_adapter_in_model` replaces each target by its own layer, whose base is the frozen module. That is what
+a training run wants: gradients, dropout and initialisation are peft's (down uniform as in kaiming's, up zero, so an
+untrained LoRA changes nothing). For use on a pipeline see beside.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ea_lora.beside import ADAPTER
+from ea_lora.io import Layer
+from ea_lora.keys import Part, find_targets, flatten
+from ea_runtime.errors import UserError
+from ea_runtime.safe_files import quote
+
+#: V2's own
+RANK, ALPHA = 128, 64.0
+#: what `network.motion = false` leaves out: V2's motion modules
+MOTION_PATTERN = "*attn_temporal*"
+
+
+class Adapters(nn.ModuleDict):
+    """The trained matrices of one network, by its modules' paths with `_` for `.`: what checkpoints and averages hold.
+
+    Each entry shares its parameters with peft's layers in the network: down (R, I) and up (O, R).
+    """
+
+    def __init__(self, part: Part, layers: dict[str, Any]) -> None:
+        super().__init__(
+            {
+                flatten(path): nn.ModuleDict({"down": layer.lora_A[ADAPTER], "up": layer.lora_B[ADAPTER]})
+                for path, layer in layers.items()
+            }
+        )
+        self.part: Part = part
+        self.paths = dict(zip(self.keys(), layers, strict=True))
+        self.alphas = {name: float(layers[path].lora_alpha[ADAPTER]) for name, path in self.paths.items()}
+
+    def to_layers(self, dtype: torch.dtype = torch.float32) -> list[Layer]:
+        """The matrices as they are now, on the CPU, for `write_lora`."""
+
+        def taken(module: Any) -> Tensor:
+            return module.weight.detach().to("cpu", dtype, copy=True)
+
+        return [
+            Layer(
+                name, self.part, self.paths[name], taken(pair["down"]), taken(pair["up"]),  # pyright: ignore[reportIndexIssue]
+                torch.tensor(self.alphas[name], dtype=dtype),
+            )
+            for name, pair in self.items()
+        ]  # fmt: skip
+
+
+def adapt(
+    network: nn.Module,
+    part: Part = "denoiser",
+    *,
+    rank: int = RANK,
+    alpha: float = ALPHA,
+    dropout: float = 0.0,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> Adapters:
+    """Freeze a network and put fresh adapters on its Linears and 1x1 convolutions; only these train afterwards.
+
+    include, exclude: shell patterns over module paths. The matrices are float32 whatever the network is, on its
+    device. Any torch module will do: names and kinds of its layers decide.
+    Raises UserError where no module is left, and for a rank above 0 that peft cannot make.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = find_targets(network, include, exclude)
+    if not targets:
+        some = ", ".join(list(find_targets(network))[:3])
+        raise UserError(
+            f"`network.include` {list(include)} and `network.exclude` {list(exclude)} leave no layer of the {part} "
+            f"to adapt; it has, for example, {some or 'no Linear at all'}"
+        )
+    _check_names(targets)
+    network.requires_grad_(False)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # V2 and kohya know fractions too
+        lora_dropout=dropout,
+        target_modules=_exactly(targets),
+    )
+    inject_adapter_in_model(config, network, ADAPTER)
+    layers = {path: network.get_submodule(path) for path in targets}
+    for layer in layers.values():
+        for matrix in (layer.lora_A, layer.lora_B):  # peft takes the base's dtype, which may be 16 bits
+            matrix.float().requires_grad_(True)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    return Adapters(part, layers)
+
+
+def base_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The frozen parameters of an adapted network."""
+    return [p for name, p in network.named_parameters() if ".lora_A." not in name and ".lora_B." not in name]
+
+
+def _exactly(paths: Iterable[str]) -> str:
+    """A pattern of peft's for these paths alone: of a list it would take every module that ends in one of them."""
+    import re
+
+    return f"({'|'.join(re.escape(path) for path in paths)})"
+
+
+def _check_names(targets: Iterable[str]) -> None:
+    seen: dict[str, str] = {}
+    for path in targets:
+        other = seen.setdefault(flatten(path), path)
+        if other != path:
+            raise UserError(
+                f"modules {quote(other)} and {quote(path)} would have one name in a LoRA file; exclude one"
+            )

@@ -1,0 +1,152 @@
+"""peft's LoRA layers held beside a network's modules: the maths is peft's, the network stays what it was.
+
+`peft.inject_adapter_in_model` puts each of its layers in a Linear's place. That is right for training
+(adapters.py) and wrong for a pipeline in use: the state dict then says `to_q.base_layer.weight`, so saving,
+hashing, exporting or looking a module up while a LoRA is on meets another model. So peft injects into a
+stand-in tree of weightless Linears of the same sizes, and each layer that comes out, whose base is replaced
+by one that hands on the module's own output, is carried by its real module and run from a forward hook:
+
+    output = module(x)                                  the model's own
+    output = layer(x, output=output)                    peft's forward: output + scaling * B(A(x))
+
+`Beside` carries the layers. It is a child of the module, so that they follow it between devices (`low_vram`
+moves networks at every step), dtypes and copies, and it hides them: no state dict, no parameter list, no
+walk over the modules shows them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ea_lora.matching import Match
+
+#: peft's name of the one adapter in each layer
+ADAPTER = "default"
+#: name of the child that carries the layers
+CHILD = "ea_loras"
+
+
+class Beside(nn.Module):
+    """What a module carries along: peft's layers by slot. Moves with the module, shows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # not in _modules: whatever walks the tree, a state dict or a strict loading of one, finds nothing
+        object.__setattr__(self, "slots", {})
+
+    slots: dict[int, nn.Module]
+
+    def add(self, layer: nn.Module) -> int:
+        slot = next(n for n in range(len(self.slots) + 1) if n not in self.slots)
+        self.slots[slot] = layer
+        return slot
+
+    def named_modules(self, *_: Any, **__: Any) -> Generator[tuple[str, Any], Any, None]:
+        yield from ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Beside:
+        for layer in self.slots.values():
+            layer._apply(fn, recurse)
+        return self
+
+
+class _Handed(nn.Module):
+    """In the place of a base layer: hands on what the real one gave."""
+
+    def forward(self, x: Tensor, output: Tensor) -> Tensor:
+        return output
+
+
+class LayerFactory:
+    """Makes peft's layers for matched modules; one injection for each size, copies for the rest."""
+
+    def __init__(self) -> None:
+        self._templates: dict[tuple[Any, ...], nn.Module] = {}
+
+    def make(self, match: Match, down: Tensor, up: Tensor) -> nn.Module:
+        """A layer with these matrices, at strength 1. down (R, I, ...), up (O, R, ...), as the module's weight."""
+        module, layer = match.module, match.layer
+        key = (type(module).__name__, tuple(match.weight.shape), _geometry(module), layer.rank)
+        if key not in self._templates:
+            self._templates[key] = _template(module, layer.rank)
+        made: Any = _shallow(self._templates[key])
+        made.lora_alpha = {ADAPTER: layer.scale * layer.rank}
+        made.scaling = {ADAPTER: layer.scale}
+        for name, matrix in (("lora_A", down), ("lora_B", up)):
+            holder = made._modules[name] = _shallow(made._modules[name])
+            small = holder._modules[ADAPTER] = _shallow(holder._modules[ADAPTER])
+            small._parameters["weight"] = nn.Parameter(matrix, requires_grad=False)
+        return made
+
+
+def _shallow(module: nn.Module) -> Any:
+    """A module with dicts of its own that hold the same things: copying 600 layers deeply takes seconds."""
+    twin = copy.copy(module)
+    twin.__dict__["_modules"] = dict(module._modules)
+    twin.__dict__["_parameters"] = dict(module._parameters)
+    return twin
+
+
+def carry(module: nn.Module, layer: nn.Module) -> int:
+    """Hang a layer beside a module; the slot it has there."""
+    beside = module._modules.get(CHILD)
+    if not isinstance(beside, Beside):
+        beside = Beside()
+        beside.train(module.training)
+        module.add_module(CHILD, beside)
+    return beside.add(layer)
+
+
+def carried(module: nn.Module, slot: int) -> Any:
+    """The layer in a slot; peft's class has no useful type."""
+    beside = module._modules[CHILD]
+    assert isinstance(beside, Beside)
+    return beside.slots[slot]
+
+
+def drop(module: nn.Module, slot: int) -> None:
+    """Take a layer off; with the last one nothing is left on the module."""
+    beside = module._modules.get(CHILD)
+    if isinstance(beside, Beside):
+        beside.slots.pop(slot, None)
+        if not beside.slots:
+            del module._modules[CHILD]
+
+
+def _geometry(module: nn.Module) -> tuple[Any, ...]:
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return (module.stride, module.padding)
+    return ()
+
+
+def _template(module: nn.Module, rank: int) -> nn.Module:
+    """One layer of peft's for a module of this kind and size, without matrices in memory."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    with torch.device("meta"):
+        tree = nn.ModuleDict({"layer": _stand_in(module)})
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules="layer", inference_mode=True, init_lora_weights=False
+    )
+    # with init_lora_weights=False peft draws B too: the caller's numbers must not depend on that
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, tree, ADAPTER, low_cpu_mem_usage=True)
+    layer: Any = tree["layer"]
+    layer.base_layer = _Handed()
+    return layer.eval()
+
+
+def _stand_in(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Linear):
+        return nn.Linear(module.in_features, module.out_features, bias=False)
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    kind: Any = next(k for k in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, k))
+    return kind(
+        module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, bias=False
+    )

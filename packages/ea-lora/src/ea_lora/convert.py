@@ -1,0 +1,62 @@
+"""A LoRA from one layout to another, with nothing lost on the way there and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ea_lora.io import LoraFile, read_lora, write_lora
+from ea_lora.keys import Part, find_targets
+from ea_lora.layouts import Layout, check_layout, dotted_paths
+from ea_lora.merge import load_networks
+from ea_runtime.errors import UserError
+from ea_runtime.folder_layout import resolve_folder
+from ea_runtime.safe_files import quote
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What was written: the file (or peft's folder), the layouts, and how many layers."""
+
+    path: Path
+    source: Layout
+    target: Layout
+    num_layers: int
+
+
+def convert_lora(
+    src: str | os.PathLike[str] | LoraFile,
+    dst: str | os.PathLike[str],
+    to: str,
+    *,
+    model: str | os.PathLike[str] = "tiny",
+) -> Converted:
+    """Write the LoRA `src` in another layout as `dst`: "kohya", "diffusers", "peft" (a folder) or "comfyui".
+
+    The matrices go over byte by byte; rank, alpha and metadata are kept, so that the way back gives the same
+    tensors. model: kohya's names have no dots; those of this model's modules say where dots belong. Its size does
+    not matter (numbers are free), its architecture does.
+
+    Raises UserError, with nothing written: all that `read_lora` refuses, an unknown layout, `dst` exists, a name
+    that the model does not know.
+    """
+    target = check_layout(to)
+    file = src if isinstance(src, LoraFile) else read_lora(src)
+    out = Path(dst)
+    if os.path.lexists(out) and (target != "peft" or not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"`dst` {quote(str(out))} exists already; give another name")
+    if target != "peft" and out.suffix != ".safetensors":
+        raise UserError(f"`dst` must end in .safetensors, got {quote(out.name)}")
+    layers = list(file.layers)
+    if target != "kohya" and file.layout == "kohya":
+        paths = dotted_paths(layers, _module_paths(model, {layer.part for layer in layers}))
+        layers = [replace(layer, path=paths[layer.name]) for layer in layers]
+    write_lora(out, layers, file.metadata, target)
+    return Converted(out, file.layout, target, len(layers))
+
+
+def _module_paths(model: str | os.PathLike[str], parts: Iterable[Part]) -> dict[Part, list[str]]:
+    networks = load_networks(resolve_folder(model), set(parts))
+    return {part: list(find_targets(net)) for part, net in networks.items() if net is not None}

@@ -1,0 +1,282 @@
+"""What training a LoRA takes on the device, part by part, predicted from shapes alone.
+
+Nothing is computed: the adapted denoiser is run on torch's meta device, and whatever autograd keeps for the backward
+pass is added up, each storage once, block by block. With gradient checkpointing a block keeps only what enters it, and
+one block at a time is there in full. Attention is counted as fused kernels keep it (queries, keys, values, output and
+one number a row and head); never the scores. The test of this file compares these counts with measured allocations.
+
+Shape legend: C latent channels, t latent frames, h w latents; a frame of 512 x 512 pixels has 32 x 32 = 1,024 tokens,
+of 768 x 768 2,304.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ea_lora.adapters import ALPHA, MOTION_PATTERN, RANK, Adapters, adapt, base_parameters
+from ea_lora.offload import find_blocks
+from ea_runtime.denoise import size_conditions
+from ea_runtime.errors import UserError
+
+TEXT_TOKENS = 120  # of V2's prompts
+CARD_BYTES = 24 * 10**9
+#: gradients of the widest tensors that live at once while a block is computed backwards, in numbers of that tensor;
+#: measured on the small model of the test
+LIVE_GRADIENTS = 3
+#: blocks of frozen weights on the device at a time with offloading: the one computed and the one on its way
+BLOCKS_ON_DEVICE = 2
+
+
+@dataclass(slots=True)
+class Kept:
+    """Bytes that autograd keeps of one forward pass. blocks: of each block, its input not counted; inputs: of what
+    enters each block; outside: everything else; largest: the largest single tensor."""
+
+    blocks: list[int] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    outside: int = 0
+    largest: int = 0
+
+    def activations(self, checkpointing: bool) -> int:
+        if not checkpointing:
+            return self.outside + sum(self.blocks) + sum(self.inputs)
+        return self.outside + sum(self.inputs) + max(self.blocks, default=0)
+
+
+def count_kept(network: nn.Module, call: Callable[[], Any]) -> Kept:
+    """Runs `call` (a forward pass of `network`, weights on any device) and counts what it keeps."""
+    blocks = find_blocks(network)
+    known = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
+    alive: dict[int, Tensor] = {}  # a storage that is freed could give its number to another
+    found = Kept([0] * len(blocks), [0] * len(blocks))
+    current = -1
+
+    def count(tensor: Tensor) -> Tensor:
+        number, size = tensor.untyped_storage()._cdata, tensor.untyped_storage().nbytes()
+        if number not in known and number not in alive:
+            alive[number] = tensor
+            found.largest = max(found.largest, size)
+            if current < 0:
+                found.outside += size
+            else:
+                found.blocks[current] += size
+        return tensor
+
+    def enter(number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal current
+            current = -1
+            for tensor in (*args, *kwargs.values()):
+                # what all blocks get (modulation, text) is counted with the first
+                if isinstance(tensor, Tensor) and tensor.requires_grad:
+                    storage = tensor.untyped_storage()
+                    if storage._cdata not in alive and storage._cdata not in known:
+                        alive[storage._cdata] = tensor
+                        found.inputs[number] += storage.nbytes()
+            current = number
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal current
+        current = -1
+
+    handles = [block.register_forward_pre_hook(enter(i), with_kwargs=True) for i, block in enumerate(blocks)]
+    handles += [block.register_forward_hook(leave) for block in blocks]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            result = call()
+        del result
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def predict(
+    network: nn.Module,
+    adapters: Mapping[str, Adapters],
+    shape: tuple[int, int, int],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    batch: int = 1,
+    checkpointing: bool = True,
+    offload: int = 0,
+    average: bool = True,
+) -> dict[str, int]:
+    """Bytes on the device by part; the last entry is their sum, the peak of a step.
+
+    network: an adapted denoiser on the meta device, of `config.in_channels` and `config.caption_channels`. shape:
+    latents (t, h, w) of a sample. offload: frozen blocks on the CPU. The VAE and the text encoder are not counted:
+    `low_vram` sends them away, and their own peak comes before training starts.
+    """
+    frozen = sum(p.numel() for p in base_parameters(network)) * dtype.itemsize
+    blocks = find_blocks(network)
+    if offload:
+        sizes = [sum(p.numel() for p in base_parameters(block)) * dtype.itemsize for block in blocks]
+        away = sorted(sizes[len(sizes) - offload :])
+        frozen -= sum(away) - sum(away[-BLOCKS_ON_DEVICE:])
+    trained = sum(p.numel() for module in adapters.values() for p in module.parameters())
+    kept = _kept(network, shape, dtype, batch)
+    parts = {
+        "frozen weights": frozen,
+        "LoRA weights (fp32)": 4 * trained,
+        "LoRA gradients (fp32)": 4 * trained,
+        "Adam moments (fp32)": 8 * trained,
+        "LoRA average (fp32)": 4 * trained if average else 0,
+        "LoRA copy to compute with": 0 if dtype == torch.float32 else dtype.itemsize * trained,
+        "activations": kept.activations(checkpointing),
+        "gradients of activations": LIVE_GRADIENTS * kept.largest,
+    }
+    return {**parts, "peak": sum(parts.values())}
+
+
+def _kept(network: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype, batch: int) -> Kept:
+    from torch.func import functional_call
+
+    config: Any = getattr(network, "config", None)
+    channels, width = (getattr(config, name, None) for name in ("in_channels", "caption_channels"))
+    if not isinstance(channels, int) or not isinstance(width, int):
+        raise UserError(
+            f"memory cannot be predicted for a {type(network).__name__}: its config tells no channels"
+        )
+    where = {"device": "meta", "dtype": dtype}
+    text = torch.empty(batch, TEXT_TOKENS, width, **where)
+    tensors = {name: p.to(dtype) if p.is_floating_point() else p for name, p in network.named_parameters()}
+    tensors |= {name: b.to(dtype) if b.is_floating_point() else b for name, b in network.named_buffers()}
+    arguments = {
+        "timestep": torch.zeros(batch, device="meta"),
+        "encoder_hidden_states": text,
+        "encoder_attention_mask": torch.ones(batch, TEXT_TOKENS, device="meta"),
+        "added_cond_kwargs": size_conditions(config, batch, 8 * shape[1], 8 * shape[2], text),
+    }
+    latents = torch.empty(batch, channels, *shape, **where)
+    model: Any = network
+    checkpoints = getattr(model, "gradient_checkpointing", False)
+    model.gradient_checkpointing = False  # counted block by block instead
+    try:
+        with torch.device("meta"), _fused_attention():
+            return count_kept(network, lambda: functional_call(network, tensors, (latents,), arguments))
+    finally:
+        model.gradient_checkpointing = checkpoints
+
+
+class _Fused(torch.autograd.Function):
+    """Attention as a fused kernel keeps it."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        output = torch.empty_like(query[..., :1].expand(*query.shape[:-1], value.shape[-1]))
+        rows = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, output, rows)
+        return output
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        result = _Fused.apply(query, key, value)
+        assert isinstance(result, Tensor)
+        return result
+
+    before = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = before
+
+
+def predict_folder(
+    folder: Path,
+    shape: tuple[int, int, int],
+    *,
+    rank: int = RANK,
+    motion: bool = True,
+    **how: Any,
+) -> dict[str, int]:
+    """As `predict`, for the denoiser of a model folder; its config.json is enough. Raises UserError."""
+    from ea_runtime.plugins import get_host
+    from ea_runtime.safe_files import quote, read_json
+
+    config = read_json(folder, "transformer/config.json")
+    record = get_host().find_class("denoisers", str(config.get("_class_name")))
+    if record is None:
+        raise UserError(
+            f"no installed package has the denoiser {quote(config.get('_class_name'))}; pip install ea-dit"
+        )
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = record.build().from_config(config)
+        adapters = adapt(network, rank=rank, alpha=ALPHA, exclude=() if motion else (MOTION_PATTERN,))
+    return predict(network, {"lora": adapters}, shape, **how)
+
+
+def memory_table(folder: Path, sizes: Sequence[int], frames: Sequence[int], *, dtype: str, **how: Any) -> Any:
+    """A rich table: parts down, one column for each size and number of frames, in GB. Raises UserError."""
+    from rich.table import Table
+
+    from ea_runtime.memory_estimate import latent_frames, spatial_ratio
+    from ea_runtime.safe_files import inside, is_file, read_json
+    from ea_runtime.training.precision import DTYPES
+
+    if dtype not in DTYPES:
+        raise UserError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    vae = read_json(folder, "vae/config.json") if is_file(inside(folder, "vae/config.json")) else {}
+    ratio = spatial_ratio(vae)
+    columns: dict[str, dict[str, int]] = {}
+    for size in sizes:
+        for count in frames:
+            shape = (latent_frames(vae, count), size // ratio, size // ratio)
+            what = "picture" if count == 1 else f"{count} frames"
+            columns[f"{size}, {what}"] = predict_folder(folder, shape, dtype=DTYPES[dtype], **how)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("GB", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for part in next(iter(columns.values())):
+        cells = [f"{parts[part] / 1e9:.2f}" for parts in columns.values()]
+        table.add_row(part, *cells, style="bold" if part == "peak" else None)
+    table.add_row(
+        "fits 24 GB", *("yes" if parts["peak"] <= CARD_BYTES else "no" for parts in columns.values())
+    )
+    return table
+
+
+def describe_memory(recipe: Any) -> dict[str, Any]:
+    """For `--dry-run`: the parts of a run's largest sample as text, how the sum stands to a 24 GB card, and under
+    "memory" the activations in bytes, for the loop's own table. Nothing where the recipe has weights."""
+    from ea_runtime.training.precision import DTYPES
+
+    base, context, memory = recipe.base, recipe.context, recipe.options.memory
+    if not next(recipe.network.parameters()).is_meta:
+        return {}
+    buckets = {bucket for phase in recipe.phases() for bucket in phase.buckets if bucket is not None}
+    largest: Any = max(buckets, key=lambda b: base.source.num_latents(b.num_frames) * b.height * b.width)
+    ratio = base.source.spatial_ratio
+    shape = (base.source.num_latents(largest.num_frames), largest.height // ratio, largest.width // ratio)
+    try:
+        parts = predict(
+            recipe.network, recipe.adapters, shape, dtype=DTYPES[context.dtype],
+            checkpointing=context.gradient_checkpointing, offload=memory.offload_blocks,
+        )  # fmt: skip
+    except UserError as error:
+        return {"not predicted": str(error)}
+    told = {name: f"{size / 1e9:.3f} GB" for name, size in parts.items()}
+    room = CARD_BYTES - parts["peak"]
+    told["of a 24 GB card"] = (
+        f"{room / 1e9:.1f} GB stay free" if room >= 0 else f"{-room / 1e9:.1f} GB are missing"
+    )
+    if not memory.low_vram and base.source.options.cache == "off":
+        told["besides"] = "the VAE and the text encoder; memory.low_vram sends them away"
+    return {
+        "device, one sample a step": told,
+        "memory": {"activations of one sample": parts["activations"]},
+    }

@@ -1,0 +1,176 @@
+"""`ea train lora` on the bundled model: resumes to the bit, leaves the base alone, and its file does something."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ea_lora import lora_info, read_lora, verify_lora
+from ea_lora.options import LoraOptions
+from ea_runtime.errors import MissingPackageError, UserError
+from ea_runtime.plugins import get_host
+from ea_runtime.training.loop import Trainer
+from ea_runtime.training.options import TrainOptions
+from ea_runtime.training.recipe import Context
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures in V2's JSON, two of them of another size."""
+    try:
+        get_host().get("recipes", "dit")
+        get_host().get("datasets", "easyanimate")
+    except (MissingPackageError, UserError) as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("set")
+    rows = []
+    for number in range(6):
+        width, height = (64, 64) if number < 4 else (128, 64)
+        pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        rows.append({"file_path": f"{number}.png", "text": f"picture {number}, inkline", "type": "image",
+                     "width": width, "height": height})  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(rows))
+    return folder
+
+
+def options(pictures: Path, **tables: Any) -> LoraOptions:
+    network = {"rank": 2, "alpha": 1.0, "dropout": 0.1, "motion": False} | tables.pop("network", {})
+    card = {"name": "style", "trigger_words": ("inkline",)}
+    return LoraOptions.model_validate(
+        {"network": network, "card": card, "data": {"path": str(pictures)}, **tables}
+    )
+
+
+def make(
+    pictures: Path, out: Path, *, dry_run: bool = False, said: list[str] | None = None, **tables: Any
+) -> Any:
+    from ea_lora.recipe import LoraRecipe
+
+    how = tables.pop("context", {})
+    context = Context(
+        seed=1, device="meta" if dry_run else "cpu", out=out, say=(said if said is not None else []).append,
+        dry_run=dry_run, **how,
+    )  # fmt: skip
+    return LoraRecipe(options(pictures, **tables), context)
+
+
+def train(pictures: Path, out: Path, steps: int, *, resume: bool = False, **tables: Any) -> Path:
+    how = TrainOptions(steps=4, batch_size=2, lr=1e-2, warmup=1, save_every=2, ema=0.5, schedule="constant")
+    recipe = make(pictures, out, **tables)
+    trainer = Trainer(recipe, how.model_copy(update={"steps": steps}), out, {"train": {}})
+    return trainer.run(resume=resume)
+
+
+def test_resumes_to_the_bit_and_the_file_does_something(pictures: Path, tmp_path: Path) -> None:
+    whole = train(pictures, tmp_path / "whole", 4)
+    train(pictures, tmp_path / "parts", 2)
+    parts = train(pictures, tmp_path / "parts", 4, resume=True)
+    one, other = (load_file(folder / "style.safetensors") for folder in (whole, parts))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert not any(".attn_temporal" in key or "_attn_temporal_" in key for key in one)
+
+    info = lora_info(whole / "style.safetensors")
+    assert (info["trigger_words"], info["base_model"], info["ranks"], info["alphas"]) == (
+        ["inkline"],
+        "tiny",
+        [2],
+        [1.0],
+    )
+    assert info["training"]["num_samples"] == 6
+    assert info["training"]["steps"] == 4
+    assert info["hash_matches"] is True
+    report = verify_lora("tiny", whole / "style.safetensors")
+    assert report.does_something
+    assert not report.ignored
+    assert report.probe["video"] > 0
+
+
+def test_only_the_adapters_train_and_are_kept(pictures: Path, tmp_path: Path) -> None:
+    recipe = make(pictures, tmp_path)
+    before = {name: p.clone() for name, p in recipe.network.named_parameters() if not p.requires_grad}
+    batch = recipe.fetch([0, 1], 0, 0)
+    loss = recipe.loss(batch, torch.Generator().manual_seed(0), 0, "model")
+    loss.total.backward()
+    assert all(p.grad is None for p in recipe.network.parameters() if not p.requires_grad)
+    parameters = [p for group in recipe.parameter_groups() for p in group["params"]]
+    assert {id(p) for p in parameters} == {id(p) for p in recipe.network.parameters() if p.requires_grad}
+    assert all(p.grad is not None for p in parameters)
+    torch.optim.SGD(parameters, lr=0.1).step()
+    assert all(torch.equal(p, before[n]) for n, p in recipe.network.named_parameters() if n in before)
+    size = sum(p.numel() for m in recipe.modules().values() for p in m.parameters())
+    assert size < sum(p.numel() for p in recipe.network.parameters()) / 10
+
+
+def test_pictures_fall_into_buckets(pictures: Path, tmp_path: Path) -> None:
+    buckets = make(pictures, tmp_path).phases()[0].buckets
+    assert {(bucket.height, bucket.width) for bucket in buckets} == {(64, 64), (64, 128)}
+
+
+def test_the_text_encoder_on_request(pictures: Path, tmp_path: Path) -> None:
+    recipe = make(pictures, tmp_path, network={"text": True})
+    loss = recipe.loss(recipe.fetch([0, 1], 0, 0), torch.Generator().manual_seed(0), 0, "model")
+    for (
+        module
+    ) in recipe.adapters.values():  # up starts at 0, so that down gets its first gradient a step later
+        for name, parameter in module.named_parameters():
+            if name.endswith("up.weight"):
+                parameter.data.normal_(std=0.02)
+    loss = recipe.loss(recipe.fetch([0, 1], 0, 0), torch.Generator().manual_seed(0), 0, "model")
+    loss.total.backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in recipe.adapters["lora_text"].parameters())
+    recipe.save(tmp_path / "out")
+    assert len(read_lora(tmp_path / "out" / "style.safetensors").of_part("text")) == len(
+        recipe.adapters["lora_text"]
+    )
+    with pytest.raises(
+        UserError, match=r"`network\.text` trains the text encoder, which `memory\.low_vram` sends"
+    ):
+        make(pictures, tmp_path, network={"text": True}, memory={"low_vram": True})
+
+
+def test_low_vram_gives_the_same_loss(pictures: Path, tmp_path: Path) -> None:
+    def loss(**tables: Any) -> torch.Tensor:
+        recipe = make(pictures, tmp_path, network={"dropout": 0.0}, **tables)
+        assert not tables or not recipe.base.source.coder._loaded
+        return recipe.loss(recipe.fetch([0, 1], 0, 0), torch.Generator().manual_seed(0), 0, "model").total
+
+    low = {"low_vram": True, "offload_blocks": 4}
+    assert torch.equal(loss(), loss(memory=low, context={"gradient_checkpointing": True}))
+    with pytest.raises(UserError, match=r"needs `train\.gradient_checkpointing = true`"):
+        loss(memory=low)
+
+
+def test_a_dry_run_tells_the_memory(pictures: Path, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        recipe = make(
+            pictures, tmp_path, dry_run=True, context={"gradient_checkpointing": True, "dtype": "bf16"}
+        )
+        told = recipe.describe()
+    assert "GB" in told["device, one sample a step"]["activations"]
+    assert "stay free" in told["device, one sample a step"]["of a 24 GB card"]
+    assert told["memory"]["activations of one sample"] > 0
+    assert "memory" not in make(pictures, tmp_path).describe()
+
+
+@pytest.mark.parametrize(
+    ("tables", "text"),
+    [
+        ({"base": {"model": "no/such/model"}}, "no/such/model"),
+        ({"base": {"recipe": "unheard"}}, "unheard"),
+        ({"network": {"include": ("nothing",)}}, "leave no layer of the denoiser to adapt"),
+        ({"data": {"path": "nowhere"}}, "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(pictures: Path, tmp_path: Path, tables: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=text) as caught:
+        make(pictures, tmp_path, **tables)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,67 @@
+"""TensorBoard event files beside log.jsonl: every number of its lines, and the sample sheets."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: Numbers of a log line that a board does not need: its axis, and what it shows by itself.
+_LEFT_OUT = {"step", "seconds", "wait", "samples", "used"}
+
+
+class Board:
+    """Writes event files into `folder`, a run's.
+
+    step: steps done when it is opened. Points of later steps that a killed run left are purged, since they come
+    again; so are those of steps that a rollback does anew.
+    The files are written by tensorboardX, without TensorFlow; `tensorboard --logdir RUN` shows them.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(
+            str(folder), purge_step=step + 1 if step else None, flush_secs=30,
+            filename_suffix=f".{step:09}.{os.getpid()}",  # tells files of one second apart, and sorts them
+        )  # fmt: skip
+        self._step = step
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def line(self, line: dict[str, Any]) -> None:
+        """Takes a line of log.jsonl in: finite numbers as scalars, true and false as 1 and 0."""
+        step = line["step"]
+        if step <= self._step:
+            self._purge(step)
+        self._step = step
+        for name, value in line.items():
+            if name in _LEFT_OUT or not isinstance(value, (int, float)) or not math.isfinite(value):
+                continue
+            self._writer.add_scalar(f"train/{name}", float(value), step)
+        if line.get("seconds", 0) > 0:
+            self._writer.add_scalar("train/samples_per_second", line["samples"] / line["seconds"], step)
+
+    def sheet(self, step: int, array: np.ndarray, name: str = "samples") -> None:
+        """array: a picture, uint8 (H, W, 3)."""
+        self._writer.add_image(name, array, step, dataformats="HWC")
+
+    def _purge(self, step: int) -> None:
+        """Tells readers to drop what they have of `step` and later."""
+        from tensorboardX.proto import event_pb2 as proto  # made by protobuf: no checker sees what is in it
+
+        session: Any = getattr(proto, "SessionLog")  # noqa: B009
+        event: Any = getattr(proto, "Event")(step=step, session_log=session(status=session.START))  # noqa: B009
+        assert self._writer.file_writer is not None
+        self._writer.file_writer.add_event(event, step=step)
+
+    def close(self) -> None:
+        """Writes what is buffered."""
+        self._writer.close()

@@ -1,0 +1,45 @@
+"""Random numbers that belong to a sample, not to its place in a batch.
+
+Whether a batch is computed whole, in parts one after the other, or shared by several processes, each sample then
+sees the same noise. What is drawn from the generator itself is the same in every part and process: a decision for
+the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def normal(generator: torch.Generator, indices: Sequence[int], shape: Sequence[int] = ()) -> Tensor:
+    """Standard normal numbers (B, *shape), float32 on the CPU, row b a function of the generator and indices[b].
+
+    The generator moves on by one number, however many are drawn: two calls in a row differ.
+    """
+    rows = [torch.randn(tuple(shape), generator=one) for one in _generators(generator, indices)]
+    return torch.stack(rows) if rows else torch.empty(0, *shape)
+
+
+def uniform(generator: torch.Generator, indices: Sequence[int], shape: Sequence[int] = ()) -> Tensor:
+    """Numbers in [0, 1), drawn as `normal` draws: (B, *shape), float32 on the CPU."""
+    rows = [torch.rand(tuple(shape), generator=one) for one in _generators(generator, indices)]
+    return torch.stack(rows) if rows else torch.empty(0, *shape)
+
+
+def _generators(generator: torch.Generator, indices: Sequence[int]) -> Iterator[torch.Generator]:
+    base = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+    one = torch.Generator()
+    for index in indices:
+        yield one.manual_seed(mix(base, index))
+
+
+def mix(base: int, number: int) -> int:
+    """A 64-bit seed from two numbers (the finaliser of SplitMix64, Steele et al. 2014): near ones lead far apart."""
+    x = (base + (number + 1) * 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)

@@ -1,0 +1,29 @@
+"""A contact sheet: originals above what the VAE makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def contact_sheet(pairs: Sequence[tuple[Tensor, Tensor]], frames_each: int = 3) -> Tensor:
+    """One column for each pair: its original above its reconstruction, up to `frames_each` frames side by side.
+
+    pairs: (original, reconstruction), each (3, T, H, W) in -1..1, sizes may differ between pairs. Frames are
+    spread evenly over each clip. Returns uint8 (H', W', 3), black where a pair is smaller than the largest.
+    """
+    columns = []
+    for original, reconstruction in pairs:
+        num_frames = original.shape[1]
+        count = min(frames_each, num_frames)
+        chosen = [round(i * (num_frames - 1) / max(1, count - 1)) for i in range(count)]
+        rows = [rearrange(x[:, chosen], "c t h w -> h (t w) c") for x in (original, reconstruction)]
+        pixels = torch.cat(rows).float().clamp(-1, 1).add(1).mul(127.5).round()
+        columns.append(pixels.to("cpu", torch.uint8))
+    height = max(column.shape[0] for column in columns)
+    padded = [F.pad(column, (0, 0, 0, 2, 0, height - column.shape[0])) for column in columns]
+    return torch.cat(padded, dim=1)[:, :-2]
