@@ -19,7 +19,8 @@ def row(number: int, motion: float, status: str | None = None, error: str | None
     """A clip of 3 s that the filter `motion` keeps between 2 and 6."""
     is_kept = 2 <= motion <= 6
     decision = {
-        "filter": "motion", "verdict": "kept" if is_kept else "dropped", "reason": "" if is_kept else "too still or wild",
+        "filter": "motion", "verdict": "kept" if is_kept else "dropped",
+        "reason": "" if is_kept else "too still or wild",
         "threshold": "2 to 6", "score": "dis", "value": motion, "minimum": 2.0, "maximum": 6.0,
     }  # fmt: skip
     return {
@@ -121,5 +122,9 @@ def test_paint_draws_boxes_and_vectors() -> None:
     )
     changed = np.abs(before - after).max(-1) > 40
     h, w = changed.shape
-    quarters = {(i, j): changed[i * h // 2 : (i + 1) * h // 2, j * w // 2 : (j + 1) * w // 2].any() for i in (0, 1) for j in (0, 1)}
+    quarters = {
+        (i, j): changed[i * h // 2 : (i + 1) * h // 2, j * w // 2 : (j + 1) * w // 2].any()
+        for i in (0, 1)
+        for j in (0, 1)
+    }
     assert quarters == {(0, 0): False, (0, 1): True, (1, 0): False, (1, 1): True}  # frames 1 and 3

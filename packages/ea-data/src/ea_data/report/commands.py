@@ -31,17 +31,15 @@ def report(
 
 @app.command("doctor")
 def doctor(
-    path: Annotated[
-        Path, typer.Argument(help="A set's folder, or its JSON or CSV list.", metavar="SET")
-    ],
-    root: Annotated[
-        Path | None, typer.Option(help="Folder that the list's paths are relative to.")
-    ] = None,
+    path: Annotated[Path, typer.Argument(help="A set's folder, or its JSON or CSV list.", metavar="SET")],
+    root: Annotated[Path | None, typer.Option(help="Folder that the list's paths are relative to.")] = None,
     size: Annotated[int, typer.Option(min=0, help="Side of the buckets' area; 0: each file's own size.")] = 0,
     num_frames: Annotated[int, typer.Option(min=1, help="Largest number of frames of a clip.")] = 9,
     stride: Annotated[int, typer.Option(min=1, help="Every so many frames of a clip.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 8,
-    model: Annotated[str, typer.Option(help="Whose tokenizer counts the captions: tiny or a folder.")] = "tiny",
+    model: Annotated[
+        str, typer.Option(help="Whose tokenizer counts the captions: tiny or a folder.")
+    ] = "tiny",
     quick: Annotated[bool, typer.Option("--quick", help="Decode no file.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Files that are read side by side.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -56,9 +54,12 @@ def doctor(
     from ea_data.doctor import diagnose
     from ea_runtime.training.dataset import SetOptions
 
-    options = SetOptions(
-        path=str(path), root=str(root) if root else None, size=size, num_frames=num_frames, stride=stride
-    )
+    options = SetOptions.model_validate(
+        {
+            "path": str(path), "root": str(root) if root else None, "size": size, "num_frames": num_frames,
+            "stride": stride,
+        }
+    )  # fmt: skip
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading", total=None, visible=not quick)
         found = diagnose(

@@ -9,7 +9,7 @@ import hashlib
 import heapq
 import re
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,7 +96,9 @@ class Figures:
     num_sources: int
     num_captions: int
     versions: dict[str, list[str]]
-    fell: dict[str, tuple[int, float]] = field(default_factory=dict)  # filter -> clips it dropped first, seconds
+    fell: dict[str, tuple[int, float]] = field(
+        default_factory=dict
+    )  # filter -> clips it dropped first, seconds
 
     def funnel(self) -> list[FunnelStep]:
         """From every row down to what was kept: files without a clip, errors, then one step a filter."""
@@ -117,7 +119,7 @@ class Figures:
 def gather(rows: Iterable[dict[str, Any]]) -> Figures:
     """Figures of rows as `ea_data.record` describes them, in one pass."""
     by_status: Counter[str] = Counter()
-    seconds_by_status: Counter[str] = Counter()
+    seconds_by_status: defaultdict[str, float] = defaultdict(float)
     filters: dict[str, FilterFigures] = {}
     fell: dict[str, tuple[int, float]] = {}
     errors: dict[tuple[str, str], tuple[int, list[str]]] = {}

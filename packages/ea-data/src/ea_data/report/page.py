@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from html import escape
+from importlib.resources import files
 from typing import Any
 
 from ea_data.report.charts import funnel, histogram
@@ -12,26 +13,6 @@ from ea_data.report.figures import Figures, FilterFigures
 
 #: A clip's row -> JPEG bytes of its frames with what was found drawn in, or a line that says why there are none.
 Painter = Callable[[dict[str, Any]], "bytes | str"]
-
-_STYLE = """
-:root{--ink:#1c2024;--soft:#6b7280;--line:#e2e5e9;--page:#fff;--card:#f7f8fa;--kept:#2f7d5b;--dropped:#c9603f;--limit:#1d4ed8}
-@media(prefers-color-scheme:dark){:root{--ink:#e7e9ec;--soft:#9aa3ae;--line:#30353c;--page:#15181c;--card:#1d2126;--kept:#5fb58c;
---dropped:#e08a6a;--limit:#8ab4ff}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:1180px;padding:28px 24px 60px;background:var(--page);color:var(--ink);
-font:15px/1.5 system-ui,sans-serif}
-h1{font-size:26px;margin:0 0 2px}h2{font-size:19px;margin:38px 0 10px;border-top:1px solid var(--line);padding-top:22px}h3{font-size:15px;margin:16px 0 6px}
-p.soft,.soft{color:var(--soft)}svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg text.soft{fill:var(--soft)}svg{max-width:100%;height:auto;display:block}
-.kept{fill:var(--kept);color:var(--kept)}.dropped{fill:var(--dropped);color:var(--dropped)}line.limit{stroke:var(--limit);stroke-dasharray:4 3}
-svg text.limit{fill:var(--limit)}line.axis{stroke:var(--line)}
-.cards{display:flex;flex-wrap:wrap;gap:12px;margin:18px 0}.card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 16px;min-width:120px}
-.card b{display:block;font-size:22px}.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));gap:12px}
-figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;overflow:hidden}figure img{width:100%;display:block}
-figure .none{padding:22px 12px;color:var(--soft);font-size:13px}figcaption{padding:6px 10px 8px;font-size:12.5px;overflow-wrap:anywhere}
-figcaption b{font-weight:600}table{border-collapse:collapse;width:100%;font-size:14px}
-td,th{text-align:left;padding:5px 10px 5px 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
-td.number,th.number{text-align:right;white-space:nowrap}pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px;overflow:auto;font-size:12.5px}
-nav a{margin-right:14px;color:inherit}
-"""
 
 
 def page(name: str, figures: Figures, painter: Painter, config: str, versions: dict[str, str]) -> str:
@@ -46,7 +27,7 @@ def page(name: str, figures: Figures, painter: Painter, config: str, versions: d
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)}: what stayed and what fell</title><style>{_STYLE}</style></head>"
+        f"<title>{escape(name)}: what stayed and what fell</title><style>{_style()}</style></head>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
 
@@ -123,7 +104,7 @@ def _errors(figures: Figures) -> str:
         return f'{head}<p class="soft">None.</p>'
     rows = "".join(
         f'<tr><td class="number">{group.count:,}</td><td>{escape(group.stage)}</td><td>{escape(group.reason)}</td>'
-        f"<td>{'<br>'.join(escape(s) for s in group.sources)}{' ...' if group.count > len(group.sources) else ''}</td></tr>"
+        f"<td>{'<br>'.join(escape(s) for s in group.sources)}{_more(group.count - len(group.sources))}</td></tr>"
         for group in figures.errors
     )
     return (
@@ -143,3 +124,12 @@ def _config(config: str, figures: Figures, versions: dict[str, str]) -> str:
 
 def _anchor(name: str) -> str:
     return "filter-" + "".join(c if c.isalnum() else "-" for c in name)
+
+
+def _more(count: int) -> str:
+    """What stands behind a list that leaves `count` entries out."""
+    return " ..." if count > 0 else ""
+
+
+def _style() -> str:
+    return (files("ea_data.report") / "page.css").read_text(encoding="utf-8")

@@ -64,7 +64,9 @@ def _raw_root(config: Path) -> Path:
     try:
         return Path(tomllib.loads(config.read_text(encoding="utf-8"))["run"]["raw"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(config)!r} is not the config of a set: {type(error).__name__} {error}") from error
+        raise UserError(
+            f"{str(config)!r} is not the config of a set: {type(error).__name__} {error}"
+        ) from error
 
 
 def _pictures(figures: Figures, root: Path) -> Iterator[tuple[str, bytes | str]]:
@@ -77,15 +79,27 @@ def _pictures(figures: Figures, root: Path) -> Iterator[tuple[str, bytes | str]]
         yield from ((clip, f"the raw files are not at {root} any more") for clip in rows)
         return
     # what plays no part in painting stays here: rows may be large
-    tasks = [{key: row.get(key) for key in ("source", "start", "end", "fps", "scores")} for row in rows.values()]
-    with Supervisor(_Painter(root), workers=min(4, os.cpu_count() or 1), timeout=TIMEOUT, memory_mb=MEMORY_MB) as pool:
+    tasks = [
+        {key: row.get(key) for key in ("source", "start", "end", "fps", "scores")} for row in rows.values()
+    ]
+    with Supervisor(
+        _Painter(root), workers=min(4, os.cpu_count() or 1), timeout=TIMEOUT, memory_mb=MEMORY_MB
+    ) as pool:
         for clip, result in zip(rows, pool.map(tasks), strict=True):
             yield clip, result.reason if isinstance(result, Failure) else result
 
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("ea-data", "ea-runtime", "av", "numpy", "scenedetect-headless", "opencv-python-headless", "rapidocr"):
+    for name in (
+        "ea-data",
+        "ea-runtime",
+        "av",
+        "numpy",
+        "scenedetect-headless",
+        "opencv-python-headless",
+        "rapidocr",
+    ):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
