@@ -120,6 +120,46 @@ def test_stopped_told_and_gone_on(ea: Ea) -> None:
     assert len(Path("runs/toy/log.jsonl").read_text().splitlines()) == 6
 
 
+def test_auto_dtype_is_recorded_and_kept(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run made in fp32 stays in it on a machine that has bf16; without --resume the machine decides."""
+    from ea_runtime.training import precision
+
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    words = ["train", "toy", "toy.toml", "--set=train.dtype=auto", "--set=toy.sigint=[2]"]
+    code, said = ea(*words)
+    assert code == 130
+    assert said.splitlines()[0] == "`train.dtype` auto: fp32 on cpu"
+    assert tomllib.loads(Path("runs/toy/config.toml").read_text())["train"]["dtype"] == "fp32"
+
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    code, said = ea(*words[:3], "--set=train.dtype=bf16", "--set=toy.sigint=[2]", "--resume")
+    assert code == 2
+    assert "train.dtype ('fp32' -> 'bf16')" in said.splitlines()[-1]
+    code, said = ea(*words, "--resume")
+    assert code == 0
+    assert said.splitlines()[0] == "`train.dtype` auto: fp32 on cpu, as the run was made with"
+    assert tomllib.loads(Path("runs/toy/config.toml").read_text())["train"]["dtype"] == "fp32"
+
+    assert ea(*words, "--set=run.out=other")[1].splitlines()[0] == "`train.dtype` auto: bf16 on cpu"
+    assert tomllib.loads(Path("other/config.toml").read_text())["train"]["dtype"] == "bf16"
+
+
+def test_slow_bf16_is_told_in_one_line(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ea_runtime.training import precision
+
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    code, said = ea("train", "toy", "toy.toml", "--set=train.dtype=bf16", "--set=train.steps=1")
+    assert code == 0
+    warnings = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        "warning: `train.dtype` is bf16, but this CPU has no bf16 arithmetic: many times slower than fp32; "
+        "set it to auto"
+    ]
+    assert ea("train", "toy", "toy.toml", "--dry-run", "--set=train.dtype=auto")[1].splitlines() == [
+        "`train.dtype` auto: fp32 on cpu"
+    ]
+
+
 def test_a_run_that_goes_astray_ends_with_one_line(ea: Ea) -> None:
     steps = list(range(40))
     code, said = ea("train", "toy", "toy.toml", "--set=train.steps=40", f"--set=toy.nan={steps}")

@@ -175,6 +175,13 @@ def test_the_first_rate_and_every_schedule() -> None:
     assert rates(warmup=50)[9] == pytest.approx(10 / 50)
 
 
+def test_auto_dtype_is_resolved_before(make_trainer: Make) -> None:
+    trainer = make_trainer()
+    options = trainer.options.model_copy(update={"dtype": "auto"})
+    with pytest.raises(ValueError, match="must be resolved"):
+        Trainer(trainer.recipe, options, trainer.out, {})
+
+
 def test_muon_off_and_rates_of_groups(make_trainer: Make) -> None:
     kinds = [(g["kind"], g["peak"]) for g in make_trainer().turns[0].groups]
     assert kinds == [("muon", 1e-2), ("adamw", 5e-3)]

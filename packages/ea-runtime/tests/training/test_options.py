@@ -98,7 +98,10 @@ def test_set_reads_toml_and_takes_the_rest_as_text(config: Path) -> None:
             "train.optimizer=sgd",
             "toy.toml [train]: `optimizer`: Input should be 'adamw', 'adam' or 'adamw8bit'",
         ),
-        ("train.dtype=fp8", "toy.toml [train]: `dtype`: Input should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        (
+            "train.dtype=fp8",
+            "toy.toml [train]: `dtype`: Input should be 'fp32', 'bf16', 'fp16' or 'auto', got",
+        ),
         ("train.seed=-1", "toy.toml [train]: `seed`: Input should be greater than or equal to 0, got -1"),
         ("run.out=", "toy.toml [run]: `out`: String should have at least 1 character, got ''"),
     ],

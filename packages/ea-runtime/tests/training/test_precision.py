@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from ea_runtime.training.precision import run_in, short_attention
+from ea_runtime.training import precision
+from ea_runtime.training.precision import has_bf16, resolve_dtype, run_in, short_attention
 
 
 class Network(nn.Module):
@@ -49,3 +51,78 @@ def test_short_attention_is_attention() -> None:
     with short_attention("cpu"):
         short = nn.functional.scaled_dot_product_attention(q, k, v)
     assert torch.allclose(plain, short, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx2": True, "avx512_f": True}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": False}, False),
+    ],
+)
+def test_which_cpus_have_bf16(
+    flags: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    assert has_bf16("cpu") is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # torch 2.9
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: expected, raising=False)
+    assert has_bf16("cpu") is expected
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not has_bf16("cpu")
+
+
+def test_which_cards_have_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def supported(including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert not has_bf16("cuda:0")
+    assert not has_bf16("mps")
+    assert asked == [False]
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded", "capable", "dtype", "said"),
+    [
+        ("fp32", None, False, "fp32", []),
+        ("fp16", None, False, "fp16", []),
+        ("bf16", None, True, "bf16", []),
+        ("fp32", "bf16", True, "fp32", []),  # what differs is told where the configs are compared
+        ("auto", None, True, "bf16", ["`train.dtype` auto: bf16 on cpu"]),
+        ("auto", None, False, "fp32", ["`train.dtype` auto: fp32 on cpu"]),
+        ("auto", "fp32", True, "fp32", ["`train.dtype` auto: fp32 on cpu, as the run was made with"]),
+        ("bf16", None, False, "bf16", ["many times slower than fp32; set it to auto"]),
+        (
+            "auto",
+            "bf16",
+            False,
+            "bf16",
+            [
+                "`train.dtype` auto: bf16 on cpu, as the run was made with",
+                "slower than fp32; a new run with auto takes fp32",
+            ],
+        ),
+    ],
+)
+def test_the_type_of_a_run(
+    asked: str,
+    recorded: str | None,
+    capable: bool,
+    dtype: str,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "has_bf16", lambda device: capable)
+    lines: list[str] = []
+    assert resolve_dtype(asked, "cpu", recorded, lines.append) == dtype
+    assert len(lines) == len(said)
+    for line, part in zip(lines, said, strict=True):
+        assert part in line
+        assert "\n" not in line

@@ -63,7 +63,7 @@ def train(
         _cache(recipe_class, options, run)
         return
     if dry_run:
-        _show_plan(recipe_class, options, run)
+        _show_plan(recipe_class, options, run, resume)
         return
     words = [*(context.obj or [f"--plugin={path}" for path in host.files])]
     # the same words for the processes that share the batches
@@ -122,13 +122,26 @@ def _say(line: str, *, quiet: bool = False) -> None:
     Console(stderr=True, quiet=quiet).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _show_plan(recipe_class: Any, options: Any, run: RunConfig) -> None:
+def _resolved(run: RunConfig, device: str, resume: bool, say: Any) -> RunConfig:
+    """The config with the type that it computes in, in place of "auto"."""
+    from ea_runtime.training.precision import resolve_dtype
+    from ea_runtime.training.processes import from_first
+    from ea_runtime.training.run_folder import recorded_dtype
+
+    recorded = recorded_dtype(Path(run.run.out)) if resume else None
+    # machines may differ; the processes of a run may not
+    dtype = from_first(resolve_dtype(run.train.dtype, device, recorded, say))
+    return run.model_copy(update={"train": run.train.model_copy(update={"dtype": dtype})})
+
+
+def _show_plan(recipe_class: Any, options: Any, run: RunConfig, resume: bool) -> None:
     from rich.console import Console
 
     from ea_runtime.device import choose_device
     from ea_runtime.training.dry_run import make_plan, show_plan
 
     device = str(choose_device(run.train.device))
+    run = _resolved(run, device, resume, _say)
     plan = make_plan(recipe_class, options, run.train, run.run.recipe, Path(run.run.out), device)
     console = Console()
     show_plan(plan, console if console.is_terminal else Console(width=160))  # a file has no edge to wrap at
@@ -143,9 +156,11 @@ def _cache(recipe_class: Any, options: Any, run: RunConfig) -> None:
     if make is None:
         _say(f"recipe {run.run.recipe!r} reads its data as it is; there is nothing to code ahead")
         return
+    device = str(choose_device(run.train.device))
+    # a run that is there goes on with its own type, and what is coded for it is coded in that
+    dtype = _resolved(run, device, True, _say).train.dtype
     context = Context(
-        seed=run.train.seed, device=str(choose_device(run.train.device)), out=Path(run.run.out), say=_say,
-        dtype=run.train.dtype,
+        seed=run.train.seed, device=device, out=Path(run.run.out), say=_say, dtype=dtype,
     )  # fmt: skip
     make(options, context)
 
@@ -162,17 +177,18 @@ def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], re
         torch.set_num_threads(run.train.threads)
     device = str(choose_device(run.train.device))
     out = Path(run.run.out)
-    as_run = {
-        "run": run.run.model_dump(),
-        "train": run.train.model_dump(mode="json"),
-        **options.model_dump(mode="json"),
-    }
     with process_group(run.train.processes, words, device) as rank:
 
         def say(line: str) -> None:
             _say(line, quiet=rank > 0)
 
         device = local_device(device)
+        run = _resolved(run, device, resume, say)
+        as_run = {
+            "run": run.run.model_dump(),
+            "train": run.train.model_dump(mode="json"),
+            **options.model_dump(mode="json"),
+        }
         torch.manual_seed(run.train.seed)
         context = Context(
             seed=run.train.seed, device=device, out=out, say=say, dtype=run.train.dtype,

@@ -54,6 +54,8 @@ class Trainer:
         config: dict[str, Any],
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
+        if options.dtype == "auto":
+            raise ValueError("`options.dtype` must be resolved (ea_runtime.training.precision), got 'auto'")
         self.recipe = recipe
         self.options = options
         self.out = out

@@ -42,8 +42,10 @@ class TrainOptions(BaseModel):
         0.999, ge=0, lt=1, description="decay of the averaged weights, reached by (1+n)/(10+n)"
     )
     seed: int = Field(0, ge=0)
-    dtype: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="type to compute in; weights and optimiser stay fp32; fp16 scales the loss"
+    dtype: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        "fp32",
+        description="type to compute in; weights and optimiser stay fp32; fp16 scales the loss; auto is bf16 where "
+        "the device has bf16 arithmetic, else fp32, and stays what it was when a run goes on",
     )
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
     device: str = "auto"

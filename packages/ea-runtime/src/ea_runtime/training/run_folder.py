@@ -106,6 +106,15 @@ class RunFolder:
             )
 
 
+def recorded_dtype(out: Path) -> str | None:
+    """`train.dtype` of the run in this folder; None where there is none, or none that can be read."""
+    try:
+        dtype = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))["train"]["dtype"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return dtype if dtype in ("fp32", "bf16", "fp16") else None
+
+
 def json_line(line: dict[str, Any]) -> str:
     """One line of JSON; NaN and infinity, which JSON has not, become null."""
     lost = {key: None for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)}
