@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from ea_dit import Transformer3DModel
 from ea_dit.motion_files import extract_motion, insert_motion, load_motion
 from ea_dit.transplant import match_motion, motion_names
+from ea_runtime.errors import UserError
 
 Save = Callable[..., Path]
 MOTION = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16}
@@ -201,9 +202,9 @@ def test_a_cut_write_leaves_nothing(save: Save, tmp_path: Path, monkeypatch: pyt
     extract_motion(trained, path)
     before = sorted(os.listdir(tmp_path))
     monkeypatch.setattr("ea_dit.motion_files.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="new' cannot be written: No space left on device; make room"):
         insert_motion(path, other, tmp_path / "new")
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="cannot be written: No space left on device; make room"):
         extract_motion(trained, tmp_path / "second.safetensors")
     assert sorted(os.listdir(tmp_path)) == before
 

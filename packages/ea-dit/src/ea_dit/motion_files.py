@@ -26,13 +26,14 @@ from ea_dit.transplant import (
     require_fit,
 )
 from ea_runtime.convert_folder import check_new_folder, copy_rest, temporary_folder
-from ea_runtime.errors import UserError
+from ea_runtime.errors import UserError, writing
 from ea_runtime.folder import denoiser_of
 from ea_runtime.safe_files import is_file, quote_path
 from ea_runtime.safe_weights import PartWeights, find_weights, iter_tensors, read_header
 
 #: Where a motion file keeps the settings of its modules, as JSON, in its safetensors metadata.
 SETTINGS_KEY = "ea.motion"
+_MAKE_ROOM = "make room there or name another `--output`"
 
 
 def extract_motion(model: str | os.PathLike[str], output: Path) -> list[str]:
@@ -53,9 +54,10 @@ def extract_motion(model: str | os.PathLike[str], output: Path) -> list[str]:
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
-        save_file(tensors, partial, metadata=metadata)
-        _sync(partial)
-        os.replace(partial, output)
+        with writing(output, _MAKE_ROOM):
+            save_file(tensors, partial, metadata=metadata)
+            _sync(partial)
+            os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
     size = sum(tensor.nbytes for tensor in tensors.values())
@@ -80,7 +82,7 @@ def insert_motion(motion: Path, model: str | os.PathLike[str], output: Path) -> 
     check_new_folder(output, folder)
     lines = [f"{where}: {report.line}"]
     output.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(output) as staged:
+    with writing(output, _MAKE_ROOM), temporary_folder(output) as staged:
         copy_rest(folder, staged)
         part = staged if found.is_bare else staged / found.spec.folder
         cast = _rewrite(weights, part, _load(source, report.matched))

@@ -16,6 +16,7 @@ from ea_dit.options import DataTable, DitOptions
 from ea_dit.start import start_network
 from ea_dit.trainable import choose, freeze_others, parameter_groups
 from ea_runtime.errors import UserError
+from ea_runtime.training.dataset import short_videos
 from ea_runtime.training.draws import normal, uniform
 from ea_runtime.training.encoded import EncodedSource, make_cache
 from ea_runtime.training.precision import DTYPES, run_in, short_attention
@@ -48,6 +49,8 @@ class DitRecipe(RecipeDefaults):
         self.source = EncodedSource(self.data, context, views, single_frames=self.data.random_frame_crop)
         self._buckets = [self.source.buckets(*view) for view in views]
         self._check_widths()
+        for line in self._short_videos():
+            context.say(line)
         self.dtype = DTYPES[context.dtype]
         self.model.to(context.device)  # pyright: ignore[reportArgumentType]
         if context.gradient_checkpointing:
@@ -73,6 +76,12 @@ class DitRecipe(RecipeDefaults):
     @staticmethod
     def _views(options: DitOptions) -> list[tuple[int | None, int | None]]:
         return [(phase.size or None, phase.num_frames or None) for phase in options.phases]
+
+    def _short_videos(self) -> list[str]:
+        """One line for each length of clips that some videos are too short for."""
+        lengths = [view[1] or self.data.num_frames for view in self._views(self.options)]
+        pairs = zip(self._buckets, lengths, strict=True)
+        return list(dict.fromkeys(line for pair in pairs if (line := short_videos(*pair))))
 
     def modules(self) -> dict[str, nn.Module]:
         return {"transformer": self.model}
@@ -147,6 +156,7 @@ class DitRecipe(RecipeDefaults):
             "start": [line.removeprefix("start: ") for line in self.start_lines],
             "trainable parameters": f"{trained:,} of {total:,}",
             "parameter groups": groups,
+            **({"short videos": short} if (short := self._short_videos()) else {}),
             "largest sample": f"{largest.kind}, {largest.num_frames} frames of {largest.height}x{largest.width}",
             "memory": memory_by_part(
                 self.model, self.chosen, shape, self.dtype, self.context.gradient_checkpointing

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -21,3 +23,19 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for a misspelt name: "; did you mean 'euler'?" or an empty string."""
     close = get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@contextmanager
+def writing(place: str | os.PathLike[str], hint: str) -> Iterator[None]:
+    """Within the block a disk that takes no more (full, not writable) is a UserError that names `place`.
+
+    hint: what to do. safetensors has an exception of its own for that, which is no OSError.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_full = type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
+        if not is_full and not isinstance(error, OSError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
+        raise UserError(f"{os.fspath(place)!r} cannot be written: {reason}; {hint}") from error

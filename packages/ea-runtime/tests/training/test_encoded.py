@@ -323,6 +323,17 @@ def test_nan_is_no_latent(source: Open, parts: Path) -> None:
 # -- options
 
 
+def test_empty_captions_are_told(source: Open, options: EncodedOptions, lines: list[str]) -> None:
+    source(cache="off")
+    assert lines == []
+    path = Path(options.path) / "dataset.json"
+    rows = json.loads(path.read_text())
+    rows[0]["text"], rows[3]["text"] = "", " \n"
+    path.write_text(json.dumps(rows))
+    source(cache="off")
+    assert lines == ["2 of 5 captions are empty: those samples train the empty prompt"]
+
+
 def test_wrong_options(source: Open, parts: Path, context: Context, options: EncodedOptions) -> None:
     with pytest.raises(
         UserError, match=r"`data.num_frames` must be 1 or a multiple of 9, got 20; use 18 or 27"

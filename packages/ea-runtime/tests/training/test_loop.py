@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from ea_runtime.training.muon import MuonAdamW
 from ea_runtime.training.optimizers import rate
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Batch
+from ea_runtime.training.run_folder import RunLog
 
 Make = Callable[..., Trainer]
 CLOCK = ("seconds", "wait", "memory")
@@ -182,6 +184,50 @@ def test_auto_dtype_is_resolved_before(make_trainer: Make) -> None:
         Trainer(trainer.recipe, options, trainer.out, {})
 
 
+def test_a_disk_that_fills_up_is_told_and_nothing_is_lost(
+    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a save, of a line of the log, and of a sheet; then the run goes on to the same bits."""
+    make_trainer("uncut", train={"sample_every": 4}).run(resume=False)
+    trainer, saves = make_trainer("cut", train={"sample_every": 4}), iter(range(100))
+
+    def full(folder: Path, **state: Any) -> None:
+        if next(saves) == 2:
+            (folder / "state.safetensors").write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save_state(folder, **state)
+
+    save_state = loop.save_state
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_state", full)
+        with pytest.raises(UserError) as caught:
+            trainer.run(resume=False)
+    last = trainer.saved_step
+    assert last
+    assert str(caught.value) == (
+        f"{str(trainer.out)!r} cannot be written: No space left on device (os error 28); saved is step {last} of "
+        f"{trainer.options.steps}: make room there and go on with --resume"
+    )
+    assert [step for step, _ in checkpoints(trainer.out)][-1] == last
+    assert not list(trainer.out.glob(".*"))
+
+    for place in ("log", "sheet"):
+        trainer = make_trainer("cut", train={"sample_every": 4})
+        with monkeypatch.context() as patch:
+            if place == "log":
+                patch.setattr(trainer.folder, "open_log", lambda: RunLog(Path("/dev/full")))
+            else:
+                patch.setattr("PIL.Image.Image.save", no_space)
+            with pytest.raises(UserError, match=r"No space left on device; saved is step \d+ of"):
+                trainer.run(resume=True)
+    make_trainer("cut", train={"sample_every": 4}).run(resume=True)
+    assert differing(tensors(tmp_path / "uncut", 12), tensors(tmp_path / "cut", 12)) == []
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_muon_off_and_rates_of_groups(make_trainer: Make) -> None:
     kinds = [(g["kind"], g["peak"]) for g in make_trainer().turns[0].groups]
     assert kinds == [("muon", 1e-2), ("adamw", 5e-3)]
@@ -306,7 +352,7 @@ def test_a_full_disk_ends_the_run_with_one_line(
 ) -> None:
     """Both: too little space seen beforehand, and a write that fails. What was saved stays."""
     trainer = make_trainer(toy={"full_disk": True})
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left on device; saved is nothing yet: make room there"):
         trainer.run(resume=False)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "checkpoint-0",

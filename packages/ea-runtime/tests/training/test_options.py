@@ -110,6 +110,14 @@ def test_wrong_settings(setting: str, expected: str, config: Path) -> None:
     assert told(config, setting).startswith(expected)
 
 
+def test_set_reaches_what_is_in_no_table(config: Path) -> None:
+    """`stage`, which recipes have on top; a table, or a key of one, is none."""
+    config.write_text('stage = "align"\n' + GOOD)
+    assert read_config(config, ["stage=motion"]).recipe_options["stage"] == "motion"
+    for setting in ("data=3", "train=3", "lr=1", ".x=1", "=1"):
+        assert told(config, setting).startswith("`--set` must read table.key=value")
+
+
 def test_what_is_shown_of_a_value_is_cut(config: Path) -> None:
     assert len(told(config, f"train.dtype={'x' * 10_000}")) < 250
 

@@ -85,3 +85,16 @@ def test_phases_count_their_batches_from_their_start() -> None:
 def test_phases_follow_one_another(starts: list[int]) -> None:
     with pytest.raises(UserError, match="must start at step 0 and follow one another"):
         PhaseOrder([Phase(start, ["a"]) for start in starts], 4, 0)
+
+
+def test_buckets_that_can_never_fill_a_batch_are_told() -> None:
+    first, second = ["a"] * 6, ["b", None, "b", "c", "c", "c"]
+    assert PhaseOrder([Phase(0, first)], 4, 1).lines() == []
+    assert PhaseOrder([Phase(0, second)], 3, 1).lines() == [
+        "1 of 2 buckets can never fill a batch of 3, theirs are smaller (b: 2)"
+    ]
+    assert PhaseOrder([Phase(0, first), Phase(5, second, 9)], 4, 1).lines() == [
+        "from step 5: 2 of 2 buckets can never fill a batch of 9, theirs are smaller (b: 2, c: 3)"
+    ]
+    many = PhaseOrder([Phase(0, list("abcde"))], 2, 1).lines()[0]
+    assert many.endswith("(a: 1, b: 1, c: 1, ...)")

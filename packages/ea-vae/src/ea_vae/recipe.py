@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ea_runtime.errors import UserError
 from ea_runtime.plugins import get_host
-from ea_runtime.training.dataset import Bucket, fetch_samples, open_set, to_float
+from ea_runtime.training.dataset import Bucket, fetch_samples, open_set, short_videos, to_float
 from ea_runtime.training.draws import normal
 from ea_runtime.training.networks import build_network, load_network
 from ea_runtime.training.precision import DTYPES
@@ -66,6 +66,9 @@ class VaeRecipe(RecipeDefaults):
             raise UserError(
                 f"no file of `data.path` {options.data.path!r} is as large as one latent position"
             )
+        short = short_videos(self._buckets, options.data.num_frames)
+        if short:
+            context.say(short)
         self.vae.to(context.device).train()  # pyright: ignore[reportArgumentType]
         if options.memory_format == "channels_last_3d":
             self.vae.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
@@ -161,6 +164,9 @@ class VaeRecipe(RecipeDefaults):
         for group in self.parameter_groups():
             told[f"parameters {group['name']}"] = sum(p.numel() for p in group["params"])
         told["frozen parameters"] = sum(p.numel() for p in self.vae.parameters() if not p.requires_grad)
+        short = short_videos(self._buckets, self.options.data.num_frames)
+        if short:
+            told["short videos"] = short
         left_out = self._buckets.count(None)
         if left_out:
             told["left out"] = f"{left_out} files smaller than one latent position"

@@ -172,6 +172,7 @@ def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], re
     from ea_runtime.training.loop import Trainer
     from ea_runtime.training.processes import local_device, process_group
     from ea_runtime.training.recipe import Context
+    from ea_runtime.training.run_folder import RunFolder
 
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
@@ -189,6 +190,7 @@ def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], re
             "train": run.train.model_dump(mode="json"),
             **options.model_dump(mode="json"),
         }
+        RunFolder(out, as_run, writes=False).refuse_early(resume)  # before a set is coded
         torch.manual_seed(run.train.seed)
         context = Context(
             seed=run.train.seed, device=device, out=out, say=say, dtype=run.train.dtype,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ea_runtime.errors import UserError
+from ea_runtime.errors import UserError, writing
 
 
 class ErrorBudget:
@@ -63,9 +63,10 @@ class ErrorBudget:
             self.bad[path] = reason
             self.say(f"left out, {_one_line(reason)}: {_one_line(path)}")
         if new and self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(_line(path, reason) for path, reason in reversed(new.items())))
+            with writing(self.path, "make room there and go on with --resume"):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("".join(_line(path, reason) for path, reason in reversed(new.items())))
         if len(self.bad) > self.allowed:
             where = f"; {str(self.path)!r} lists them" if self.path is not None else ""
             raise UserError(

@@ -5,7 +5,8 @@ ea-data brings the set of EasyAnimate's JSON. Shapes: frames uint8 (T, H, W, 3),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -145,6 +146,27 @@ def open_set(options: SetOptions) -> TrainingSet:
     from ea_runtime.plugins import get_host
 
     return get_host().get("datasets", options.format).build()(options)
+
+
+def bucket_name(key: Hashable) -> str:
+    """A bucket in words: "video 64x64, 18 frames"; any other key as it is."""
+    if isinstance(key, Bucket):
+        frames = f", {key.num_frames} frames" if key.kind == "video" else ""
+        return f"{key.kind} {key.width}x{key.height}{frames}"
+    return str(key)
+
+
+def short_videos(buckets: Iterable[Bucket | None], num_frames: int) -> str | None:
+    """A line about the videos that are too short to give `num_frames` frames; None where all do."""
+    counts = Counter(bucket.num_frames for bucket in buckets if bucket is not None and bucket.kind == "video")
+    short = sorted((frames, count) for frames, count in counts.items() if frames < num_frames)
+    if not short:
+        return None
+    named = ", ".join(f"{count} give {frames}" for frames, count in short[:4]) + ", ..." * (len(short) > 4)
+    return (
+        f"{sum(count for _, count in short)} of {counts.total()} videos are too short for {num_frames} frames and "
+        f"give fewer ({named})"
+    )
 
 
 def draw_start(starts: range, index: int, seed: int) -> int:

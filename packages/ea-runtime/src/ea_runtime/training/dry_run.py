@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ea_runtime.errors import UserError
-from ea_runtime.training.dataset import Bucket
+from ea_runtime.training.dataset import Bucket, bucket_name
 from ea_runtime.training.optimizers import TurnOptimizer
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.order import BatchOrder, PhaseOrder
@@ -134,7 +134,7 @@ def _add_data(plan: Plan, order: PhaseOrder, train: TrainOptions) -> None:
             f"{length / batches.batches_per_epoch:.2f} ({batches.batches_per_epoch:,} steps each)",
         )
         for key, count in counts.most_common(_BUCKETS_SHOWN):
-            plan.add(title, f"bucket {_name(key)}", f"{count:,} samples")
+            plan.add(title, f"bucket {bucket_name(key)}", f"{count:,} samples")
         if len(counts) > _BUCKETS_SHOWN:
             rest = sum(counts.values()) - sum(count for _, count in counts.most_common(_BUCKETS_SHOWN))
             plan.add(title, f"{len(counts) - _BUCKETS_SHOWN} more buckets", f"{rest:,} samples")
@@ -239,7 +239,7 @@ def activation_bytes(recipe: Recipe, phase: Phase, order: BatchOrder, step: int,
         with _NoValues():
             batch = recipe.fetch(members, 0, step)
         if not len(batch):
-            return f"not counted: none of {len(members)} files of bucket {_name(largest)} can be used"
+            return f"not counted: none of {len(members)} files of bucket {bucket_name(largest)} can be used"
         for turn in recipe.turns():
             with torch.random.fork_rng(devices=[]), _NoValues(), _Kept() as kept:
                 loss = recipe.loss(batch, torch.Generator().manual_seed(0), step, turn)
@@ -316,13 +316,6 @@ def _weight(key: Hashable) -> float:
     if isinstance(key, Bucket):
         return key.num_frames * key.height * key.width
     return math.prod(n for n in key if isinstance(n, (int, float))) if isinstance(key, tuple) else 1.0
-
-
-def _name(key: Hashable) -> str:
-    if isinstance(key, Bucket):
-        frames = f", {key.num_frames} frames" if key.kind == "video" else ""
-        return f"{key.kind} {key.width}x{key.height}{frames}"
-    return str(key)
 
 
 def _bytes_of(modules: Any) -> int:

@@ -73,6 +73,11 @@ class EncodedSource:
             }
         )
         self.set = open_set(self.options)
+        empty = sum(not self.set.item(index).text.strip() for index in range(len(self.set)))
+        if empty:
+            context.say(
+                f"{empty} of {len(self.set)} captions are empty: those samples train the empty prompt"
+            )
         self.coder = Coder(options.parts, context.device, DTYPES[options.coding], self.chunk)
         self._cache: Cache | None = None
         if is_cached and not context.dry_run:

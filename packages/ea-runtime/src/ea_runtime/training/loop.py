@@ -6,17 +6,16 @@ with the averaged weights, and the training state), samples/ (sheets) and at the
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ea_runtime.checkpoint import atomic_folder, checkpoints, is_complete, prune, require_space
-from ea_runtime.errors import UserError
+from ea_runtime.errors import UserError, writing
 from ea_runtime.training.average import WeightAverage
 from ea_runtime.training.budget import ErrorBudget
 from ea_runtime.training.guard import Guard
@@ -27,7 +26,7 @@ from ea_runtime.training.parallel import choose_parallel
 from ea_runtime.training.processes import from_first, wait_for_all
 from ea_runtime.training.progress import TrainingProgress
 from ea_runtime.training.recipe import Recipe
-from ea_runtime.training.run_folder import RunFolder, json_line
+from ea_runtime.training.run_folder import RunFolder
 from ea_runtime.training.state import load_state, save_state
 from ea_runtime.training.step import Stepper, seed_global, seed_of
 from ea_runtime.training.workers import Fetcher, Job
@@ -120,9 +119,10 @@ class Trainer:
             stop = False
             while self.step < options.steps and not stop:
                 verdict, line, stop = self._one_step(fetcher)
-                log.write(json_line(line) + "\n")
-                if board is not None:
-                    board.line(line)
+                with self._writing():
+                    log.line(line)
+                    if board is not None:
+                        board.line(line)
                 if verdict == "spike" or (self.step == options.steps and not self.guard.is_clean):
                     log.close()
                     self._roll_back()
@@ -136,7 +136,8 @@ class Trainer:
                 self._save_is_due |= stop or self.step % options.save_every == 0 or self.step == options.steps
                 if self._save_is_due and self.guard.is_clean:  # a suspect state is never saved as good
                     if self.rank == 0:  # the log on disk is never behind a checkpoint
-                        os.fsync(log.fileno())
+                        with self._writing():
+                            log.sync()
                     self._save()
             if stop and self._save_is_due:
                 self.say(f"the state at step {self.step} is suspect and was not saved")
@@ -169,16 +170,18 @@ class Trainer:
         """Takes up the run in the folder, or starts one there."""
         newest = self.folder.start(resume)
         wait_for_all()
-        for line in self.group_lines():
+        for line in (*self.group_lines(), *self.order.lines()):
             self.say(line)
         if newest is None:
-            self.folder.begin()
-            if self.rank == 0:
-                self.budget.start()
+            with self._writing():
+                self.folder.begin()
+                if self.rank == 0:
+                    self.budget.start()
             self._save()  # what a spike before the first checkpoint goes back to
             return
         self._load(newest[1])
-        self.folder.cut_log(self.step)
+        with self._writing():
+            self.folder.cut_log(self.step)
 
     def _load(self, checkpoint: Path) -> None:
         position = load_state(checkpoint, modules=self.modules, averages=self.averages, turns=self.turns)
@@ -234,7 +237,7 @@ class Trainer:
             require_space(
                 self.out, size * 6
             )  # weights, averages, two moments, the model folder, and some room
-            with atomic_folder(self.out / f"checkpoint-{self.step}") as folder:
+            with self._writing(), atomic_folder(self.out / f"checkpoint-{self.step}") as folder:
                 save_state(folder, **state)
                 self._save_model(folder / "model")
             prune(self.out, self.options.keep)
@@ -266,9 +269,10 @@ class Trainer:
             if sheet is not None and self.rank == 0:
                 from ea_runtime.training.sheets import write_sheet
 
-                write_sheet(self.out / "samples" / f"step-{self.step}.png", sheet)
-                if board is not None:
-                    board.sheet(self.step, sheet)
+                with self._writing():
+                    write_sheet(self.out / "samples" / f"step-{self.step}.png", sheet)
+                    if board is not None:
+                        board.sheet(self.step, sheet)
         wait_for_all()
 
     def _board(self, stack: ExitStack) -> Any:
@@ -289,9 +293,14 @@ class Trainer:
             self.recipe.finish()
         with self.parallel.whole():
             if self.rank == 0:
-                with atomic_folder(target) as folder:
+                with self._writing(), atomic_folder(target) as folder:
                     self.recipe.save(folder)
         return target
+
+    def _writing(self) -> AbstractContextManager[None]:
+        """Within the block a full disk is a UserError that tells what is saved."""
+        saved = f"step {self.saved_step} of {self.options.steps}" if self.saved_step else "nothing yet"
+        return writing(self.out, f"saved is {saved}: make room there and go on with --resume")
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
         self._stop = True

@@ -146,7 +146,9 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
     """Puts one `table.key=value` into `tables`; a value that is no TOML is a string."""
     key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
-    if not equals or len(parts) < 2:
+    is_top = len(parts) == 1 and not isinstance(tables.get(parts[0]), dict)  # `stage` is no table's
+    known = {*TrainOptions.model_fields, *RunTable.model_fields, "run", "train"}
+    if not equals or not all(parts) or (len(parts) < 2 and (not is_top or parts[0] in known)):
         raise UserError(f"`--set` must read table.key=value, for example train.steps=100, got {setting!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]

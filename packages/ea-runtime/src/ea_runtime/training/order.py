@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ea_runtime.errors import UserError
+from ea_runtime.training.dataset import bucket_name
 from ea_runtime.training.recipe import Phase
 
 
@@ -78,6 +80,21 @@ class PhaseOrder:
         self.orders = [BatchOrder(phase.buckets, phase.batch_size or batch_size, seed) for phase in phases]
         #: samples an epoch, of the phase that has most
         self.num_samples = max(order.num_samples for order in self.orders)
+
+    def lines(self) -> list[str]:
+        """A line for each phase with buckets that can never fill a batch: nothing is lost, but steps see less."""
+        lines = []
+        for phase, order in zip(self.phases, self.orders, strict=True):
+            counts = Counter(key for key in phase.buckets if key is not None)
+            small = sorted((n, bucket_name(key)) for key, n in counts.items() if n < order.batch_size)
+            if small:
+                named = ", ".join(f"{name}: {count}" for count, name in small[:3])
+                since = f"from step {phase.start}: " * (len(self.phases) > 1)
+                lines.append(
+                    f"{since}{len(small)} of {len(counts)} buckets can never fill a batch of {order.batch_size}, "
+                    f"theirs are smaller ({named}{', ...' * (len(small) > 3)})"
+                )
+        return lines
 
     def draw(self, step: int) -> Draw:
         """Of a step, counted from 0."""

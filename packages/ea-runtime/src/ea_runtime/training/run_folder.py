@@ -7,7 +7,7 @@ import math
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import tomli_w
 
@@ -55,6 +55,17 @@ class RunFolder:
             self._same_config()
         return newest
 
+    def refuse_early(self, resume: bool) -> None:
+        """Raises UserError as `start` would, as far as that needs no look into checkpoints.
+
+        To be asked before a recipe is made, which may code a whole set.
+        """
+        if any(step > 0 for step, _ in checkpoints(self.out)):
+            if resume:
+                self._same_config()
+            else:
+                self.start(resume)
+
     def begin(self) -> None:
         """Writes the config of a new run and removes an earlier log."""
         self.out.mkdir(parents=True, exist_ok=True)
@@ -64,10 +75,9 @@ class RunFolder:
                 old.unlink()
             (self.out / "config.toml").write_text(tomli_w.dumps(self.config), encoding="utf-8")
 
-    def open_log(self) -> TextIO:
-        """log.jsonl, appended line by line so that it can be followed."""
-        path = self.log_path if self.writes else Path(os.devnull)
-        return path.open("a", buffering=1, encoding="utf-8")
+    def open_log(self) -> RunLog:
+        """log.jsonl; nothing is written where this process is not the one that writes."""
+        return RunLog(self.log_path if self.writes else Path(os.devnull))
 
     def cut_log(self, step: int, keep_as: str | None = None) -> None:
         """Drops the lines past `step`: those steps will be done again. keep_as: a file that they are moved to."""
@@ -104,6 +114,34 @@ class RunFolder:
                 f"the run in {str(self.out)!r} was made with another config: {changes}; "
                 "set these back or choose another `out`"
             )
+
+
+class RunLog:
+    """A log that is appended to line by line, so that it can be followed. What a full disk took of a line stays torn.
+
+    Nothing is buffered: closing it has nothing to write, and so cannot fail.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def line(self, line: dict[str, Any]) -> None:
+        """Raises OSError where the disk does not take it."""
+        data = (json_line(line) + "\n").encode()
+        while data:
+            data = data[self._file.write(data) :]
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def recorded_dtype(out: Path) -> str | None:
