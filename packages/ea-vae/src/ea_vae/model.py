@@ -20,10 +20,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from . import chunking, streaming
+from . import choice, chunking, streaming
 from .blocks import Decoder, Encoder
 from .config import VaeConfig
-from .conv import Mode
+from .conv import CausalConv3d, Mode
 from .posterior import Generators, Posterior
 from .tiling import TileSize, decoder_tile, encoder_tile, run_tiled
 
@@ -275,3 +275,19 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
     def disable_tiling(self) -> None:
         """Work on whole frames again."""
         self.use_tiling = False
+
+    def set_rewrites(self, rewrites: str | None) -> None:
+        """Say in which form the convolutions run without gradients; see choice.py.
+
+        Args:
+            rewrites: "rule" (by shape), "measure" (time each shape once), "always", "plain", or None for what
+                EA_VAE_REWRITES says, "rule" where it says nothing.
+
+        Raises:
+            ValueError: another word.
+        """
+        if rewrites is not None:
+            choice.check(rewrites, "rewrites")
+        for module in self.modules():
+            if isinstance(module, CausalConv3d):
+                module.rewrites = rewrites
