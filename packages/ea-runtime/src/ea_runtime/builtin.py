@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ea_runtime.hookspecs import hookimpl
-from ea_runtime.records import CommandRecord, SamplerRecord, TextEncoderRecord
+from ea_runtime.records import CommandRecord, SamplerRecord, StepCacheRecord, TextEncoderRecord
 
 
 @hookimpl
@@ -13,6 +13,13 @@ def ea_samplers() -> list[SamplerRecord]:
     from ea_runtime.samplers import SAMPLERS
 
     return list(SAMPLERS)
+
+
+@hookimpl
+def ea_step_caches() -> list[StepCacheRecord]:
+    from ea_runtime.step_cache import TEACACHE
+
+    return [TEACACHE]
 
 
 def _t5(folder: str, **settings: Any) -> Any:

@@ -55,6 +55,12 @@ def generate(
     smooth: Annotated[
         bool | None, Option("--smooth/--no-smooth", help="Smooth the seams between chunks of frames (on).")
     ] = None,
+    step_cache: Annotated[
+        str | None,
+        Option(
+            help="Approximate: teacache:0.1 passes over steps that would change little; none: all steps run."
+        ),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         Option(help="LoRA file, with its weight behind a colon: style.safetensors:0.55; repeatable."),
@@ -89,6 +95,7 @@ def generate(
         device=device,
         dtype=dtype,
         smooth=smooth,
+        step_cache=step_cache,
         loras=lora,
         output=output,
         overwrite=overwrite,

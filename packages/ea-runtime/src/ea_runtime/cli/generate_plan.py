@@ -24,6 +24,7 @@ from ea_runtime.pipeline_settings import (
 )
 from ea_runtime.safe_files import inside, is_file, read_json
 from ea_runtime.sidecar import describes, plan_sidecar, read_sidecar
+from ea_runtime.step_cache import check_step_cache
 from ea_runtime.video import KINDS, Output, check_fps, plan_output
 
 MAX_PROMPT_FILE = 16 << 20
@@ -49,6 +50,7 @@ class Wishes:
     device: str | None = None
     dtype: str | None = None
     smooth: bool | None = None
+    step_cache: str | None = None
     loras: list[str] | None = None
     output: str | None = None
     overwrite: bool = False
@@ -129,6 +131,10 @@ def make_plan(wishes: Wishes) -> Plan:
         "sampler": sampler,
         "smooth": _first(wishes.smooth, before.get("smooth"), True),
     }
+    step_cache = _first(wishes.step_cache, before.get("step_cache"))
+    if step_cache is not None and step_cache != "none":
+        check_step_cache(step_cache)
+        shared["step_cache"] = step_cache
     dtype = _first(wishes.dtype, recorded["device"]["dtype"] if recorded else None)
     dtype = None if dtype in (None, "auto") else check_dtype_name(dtype)
     kind = recorded["output"]["kind"] if recorded else "png" if num_frames == 1 else "mp4"
