@@ -77,6 +77,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]  # for compile_repeated_blocks()
 
     @register_to_config
     def __init__(
@@ -329,12 +330,13 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
 
     # -- several processes -------------------------------------------------------------------------
 
-    def split_over(self, split: FrameSplit | None) -> None:
-        """Share each pass's frames with the processes of `split` (parallel.py); None: compute all of it here.
+    def spread(self, enabled: bool = True, group: Any = None) -> None:
+        """Share each pass's frames among the processes of `group` (None: all; see parallel.py), or no longer.
 
-        For passes without gradients. A pass of fewer frames or tracks than processes is computed whole in each.
+        For passes without gradients, the same in all processes. One of fewer latent frames or tracks than processes
+        is computed whole in each.
         """
-        self.frame_split = split
+        self.frame_split = FrameSplit(group) if enabled else None
 
     def _split_of(self, num_frames: int, num_tokens: int) -> VideoSplit | None:
         tracks = num_tokens // self.cfg.motion_block_size**2

@@ -78,6 +78,7 @@ class NoisePredictor:
         channels: int,
         timesteps: Sequence[float] = (),
         step_cache: StepCaching | None = None,
+        has_cuda_graphs: bool = False,
     ) -> None:
         self.denoiser = denoiser
         self.embeds, self.mask = text
@@ -86,6 +87,7 @@ class NoisePredictor:
         self.channels = channels
         self.timesteps = timesteps
         self.step_cache = step_cache
+        self.has_cuda_graphs = has_cuda_graphs
         self.dtype = self.embeds.dtype
         self.is_split = False
         self.prepared: dict[tuple[int, int], Any] = {}
@@ -137,6 +139,8 @@ class NoisePredictor:
             if rows not in self.caches:
                 self.caches[rows] = self.step_cache.new(len(self.timesteps))
             arguments["step_cache"] = self.caches[rows]
+        if self.has_cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last pass gave may be overwritten
         out = self.denoiser(x.to(self.dtype), **arguments).sample
         # a learned variance, the second half of the channels, is for training; the samplers have their own
         return out[:, : self.channels].float()
