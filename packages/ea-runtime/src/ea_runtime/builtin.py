@@ -64,9 +64,16 @@ def _train() -> Any:
     return app
 
 
+def _bench() -> Any:
+    from ea_runtime.cli.bench import app
+
+    return app
+
+
 @hookimpl
 def ea_commands() -> list[CommandRecord]:
     return [
+        CommandRecord("bench", "Turn benchmark results into a table and a plot.", _bench),
         CommandRecord("generate", "Make a video or a picture from a prompt.", _generate),
         CommandRecord("models", "List, check and convert model folders.", _models),
         CommandRecord("plugins", "List installed plugins and what they bring.", _plugins),
