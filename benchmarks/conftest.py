@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
+import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # `baselines`, and this file as `conftest`
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -33,23 +38,89 @@ def machine() -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": processor,
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
 
 
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str, dict[str, Any]], None]:
-    """report(name, figures): prints the figures and writes benchmarks/results/<name>.json."""
+@dataclass
+class Row:
+    """One case: seconds of the baseline and of ours in the same run, and how far their results are apart."""
 
-    def write(name: str, figures: dict[str, Any]) -> None:
+    case: str
+    baseline: float
+    ours: float
+    error: float
+
+    def told(self) -> dict[str, Any]:
+        ratio = round(self.baseline / self.ours, 2)
+        return {
+            "case": self.case,
+            "baseline_s": float(f"{self.baseline:.4g}"),
+            "ours_s": float(f"{self.ours:.4g}"),
+            "ratio": ratio,
+            "error": float(f"{self.error:.1e}"),
+        }
+
+
+def compare(case: str, baseline: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> Row:
+    """Times both, interleaved, so that what disturbs the machine disturbs both; medians, after one warm-up."""
+    import torch
+
+    times: dict[str, list[float]] = {"baseline": [], "ours": []}
+    results: dict[str, Any] = {}
+    for turn in range(rounds + 1):
+        for name, way in (("baseline", baseline), ("ours", ours)):
+            started = time.perf_counter()
+            with torch.inference_mode():
+                results[name] = way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn or not rounds:
+                times[name].append(time.perf_counter() - started)
+    wanted, found = (torch.as_tensor(results[name]).double() for name in ("baseline", "ours"))
+    error = float((wanted - found).norm() / wanted.norm())
+    return Row(case, statistics.median(times["baseline"]), statistics.median(times["ours"]), error)
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """report(name, figures): prints the figures and writes benchmarks/results/<name>.json.
+
+    rows: comparisons, which `ea bench report` shows as ratios. gpu: what is measured on a GPU alone: the file of the
+    benchmark and the cases; a run there writes <name>_gpu.json.
+    """
+
+    def write(
+        name: str,
+        figures: dict[str, Any] | None = None,
+        rows: list[Row] | None = None,
+        gpu: tuple[str, list[str]] | None = None,
+    ) -> None:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{name}.json"
-        path.write_text(
-            json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n", encoding="utf-8"
-        )
+        record: dict[str, Any] = {"machine": machine()}
+        if figures is not None:
+            record["figures"] = figures
+        if rows is not None:
+            record["rows"] = [row.told() for row in rows]
+            figures = {row.case: f"{row.baseline / row.ours:.2f}x" for row in rows} | (figures or {})
+        if gpu is not None:
+            record["gpu"] = {"command": f"uv run pytest benchmarks/{gpu[0]} -m gpu", "cases": gpu[1]}
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        figures = figures or {}
         with capsys.disabled():
             print(f"\n{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
 
     return write
+
+
+@pytest.fixture
+def needs_gpu() -> None:
+    """Skips where there is no CUDA device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")

@@ -68,6 +68,15 @@ def check_context(keys: Sequence[Tensor], config: TransformerConfig, batch: int)
         )
 
 
+def check_rows(rows: int, batch: int) -> None:
+    """Raise ValueError, one line, unless prepared text has whole branches for a batch."""
+    if rows % batch:
+        raise ValueError(
+            f"`prepared` holds {rows} rows of text, which is no multiple of {batch}, the batch; prepare as many"
+            " texts for each sample"
+        )
+
+
 def size_conditions(
     config: TransformerConfig, conditions: Mapping[str, Tensor | None] | None, batch: int
 ) -> tuple[Tensor | None, Tensor | None]:

@@ -21,7 +21,8 @@ Layers live beside this file: embeddings.py, attention.py, motion.py, blocks.py;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar, NamedTuple, cast
@@ -37,7 +38,12 @@ from .attention import mask_bias
 from .blocks import TransformerBlock, modulate
 from .config import TransformerConfig
 from .embeddings import AdaLayerNormSingle, PatchEmbed, TextProjection
-from .inputs import batch_timestep, check_context, check_latents, check_text, size_conditions
+from .inputs import batch_timestep, check_context, check_latents, check_rows, check_text, size_conditions
+from .parallel import FrameSplit, VideoSplit, shares
+from .prepared import Prepared, prepare
+
+#: called as step_cache(signal, x, blocks) in place of blocks(x)
+StepCache = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 @dataclass
@@ -71,6 +77,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]  # for compile_repeated_blocks()
 
     @register_to_config
     def __init__(
@@ -127,6 +134,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         self.scale_shift_table = nn.Parameter(torch.randn(2, cfg.width) / cfg.width**0.5)
         self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.output_channels)
         self.gradient_checkpointing = False
+        self.frame_split: FrameSplit | None = None
 
     @classmethod
     def from_pretrained_2d(
@@ -180,6 +188,30 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         pairs = [block.attn2.keys_values(text) for block in self.blocks]
         return TextContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), bias)
 
+    def prepare(
+        self,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor | None,
+        timesteps: Iterable[float],
+        added_cond_kwargs: Mapping[str, Tensor | None] | None = None,
+    ) -> Prepared:
+        """Compute once what all steps of sampling share: text without its padding, the timesteps' modulation.
+
+        Args:
+            encoder_hidden_states: text embeddings (R, S, caption_channels), R rows for B videos: R = B, or with
+                guidance 2B, all negative texts before the positive ones.
+            encoder_attention_mask: as in `text_context`.
+            timesteps: all that the passes will be at.
+            added_cond_kwargs: as in `forward`, equal in all rows.
+
+        Returns:
+            What `forward` takes as `prepared`. It holds for the weights as they are now.
+
+        Raises:
+            ValueError: for shapes that do not fit, in one line.
+        """
+        return prepare(self, encoder_hidden_states, encoder_attention_mask, timesteps, added_cond_kwargs)
+
     def _project_text(self, text: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, S, caption_channels) -> tokens (B, S, D) and the mask as a bias (B, 1, 1, S)."""
         if self.caption_projection is not None:
@@ -195,6 +227,8 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         added_cond_kwargs: Mapping[str, Tensor | None] | None = None,
         text_context: TextContext | None = None,
         return_dict: bool = True,
+        prepared: Prepared | None = None,
+        step_cache: StepCache | None = None,
     ) -> Transformer3DModelOutput | tuple[Tensor]:
         """Predict the noise (and its variance) in `hidden_states`.
 
@@ -207,9 +241,13 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
                 ratio height / width}, for models of sample_size 128 only; others ignore it.
             text_context: from `text_context()`, in place of the two text arguments.
             return_dict: False returns a tuple of one tensor.
+            prepared: from `prepare()`, in place of text and size conditions. Made for R = r * B rows of text, r
+                guidance branches of the same latents (row r * B + b has latents b), it yields R samples.
+            step_cache: called as step_cache(signal, x, blocks) in place of blocks(x), and may give an
+                approximation of it without calling it; signal (B, T * L, D) is the first block's modulated input.
 
         Returns:
-            `.sample` (B, out_channels, T, H, W).
+            `.sample` (B, out_channels, T, H, W), with `prepared` (R, ...).
 
         Raises:
             ValueError: for shapes that do not fit the config, in one line.
@@ -217,27 +255,70 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         check_latents(self.cfg, hidden_states)
         batch, _, num_frames, latent_height, latent_width = hidden_states.shape
         height, width = latent_height // self.cfg.patch_size, latent_width // self.cfg.patch_size
-        resolution, aspect_ratio = size_conditions(self.cfg, added_cond_kwargs, batch)
-        texts: list[Any]  # what each block attends to
-        if text_context is None:
-            check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, batch)
-            assert encoder_hidden_states is not None
-            text, bias = self._project_text(encoder_hidden_states, encoder_attention_mask)
-            texts = [text] * self.cfg.num_layers
+        texts: Sequence[Any]  # what each block attends to
+        if prepared is not None:
+            check_rows(prepared.rows, batch)
+            texts, bias = prepared.texts, prepared.bias
+            modulation, embedded = prepared.at(timestep)
+            if bias is not None:  # no branch is shared
+                hidden_states = hidden_states.repeat(prepared.rows // batch, 1, 1, 1, 1)
         else:
-            check_context(text_context.keys, self.cfg, batch)
-            texts, bias = list(zip(text_context.keys, text_context.values, strict=True)), text_context.bias
+            resolution, aspect_ratio = size_conditions(self.cfg, added_cond_kwargs, batch)
+            if text_context is None:
+                check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, batch)
+                assert encoder_hidden_states is not None
+                text, bias = self._project_text(encoder_hidden_states, encoder_attention_mask)
+                texts = [text] * self.cfg.num_layers
+            else:
+                check_context(text_context.keys, self.cfg, batch)
+                texts, bias = (
+                    list(zip(text_context.keys, text_context.values, strict=True)),
+                    text_context.bias,
+                )
+            timestep = batch_timestep(timestep, batch, hidden_states.device)  # (B,)
+            # (B, 6, D) and (B, D)
+            modulation, embedded = self.adaln_single(timestep, resolution, aspect_ratio, hidden_states.dtype)
 
         x = self.pos_embed(hidden_states)  # (B, T * L, D)
-        timestep = batch_timestep(timestep, batch, x.device)  # (B,)
-        # (B, 6, D) and (B, D)
-        modulation, embedded = self.adaln_single(timestep, resolution, aspect_ratio, x.dtype)
+        split = self._split_of(num_frames, height * width)
+        count = num_frames if split is None else shares(num_frames, split.size)[split.rank]
 
+        def blocks(x: Tensor) -> Tensor:
+            return self._run_blocks(x, modulation, texts, bias, (count, height, width))
+
+        mine = x if split is None else split.own(x)
+        with self._over(split):
+            # The signal is that of all frames, so that all processes decide alike.
+            out = (
+                blocks(mine)
+                if step_cache is None
+                else step_cache(self.blocks[0].modulated(x, modulation), mine, blocks)
+            )
+
+        shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) each
+        x = self.proj_out(modulate(self.norm_out(out), shift, scale))  # (B, T * L, p * p * out_channels)
+        x = x if split is None else split.whole(x)
+        sample = rearrange(
+            x,
+            "b (t h w) (p q c) -> b c t (h p) (w q)",
+            t=num_frames, h=height, w=width, p=self.cfg.patch_size, q=self.cfg.patch_size,
+        )  # (B, out_channels, T, H, W)  # fmt: skip
+        return Transformer3DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _run_blocks(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        texts: Sequence[Any],
+        bias: Tensor | None,
+        grid: tuple[int, int, int],
+    ) -> Tensor:
+        """All blocks and skips; grid: latent frames, rows and columns of tokens."""
         skips: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             if index >= self.cfg.first_skip_block:
                 x = x + self.long_connect_fc[index - self.cfg.first_skip_block](skips.pop())
-            arguments = (x, modulation, texts[index], bias, num_frames, height, width)
+            arguments = (x, modulation, texts[index], bias, *grid)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 assert self._gradient_checkpointing_func is not None  # set by enable_gradient_checkpointing()
                 x = self._gradient_checkpointing_func(block, *arguments)
@@ -245,15 +326,37 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
                 x = block(*arguments)
             if index < self.cfg.num_skips:
                 skips.append(x)
+        return x
 
-        shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) each
-        x = self.proj_out(modulate(self.norm_out(x), shift, scale))  # (B, T * L, p * p * out_channels)
-        sample = rearrange(
-            x,
-            "b (t h w) (p q c) -> b c t (h p) (w q)",
-            t=num_frames, h=height, w=width, p=self.cfg.patch_size, q=self.cfg.patch_size,
-        )  # (B, out_channels, T, H, W)  # fmt: skip
-        return Transformer3DModelOutput(sample=sample) if return_dict else (sample,)
+    # -- several processes -------------------------------------------------------------------------
+
+    def spread(self, enabled: bool = True, group: Any = None) -> None:
+        """Share each pass's frames among the processes of `group` (None: all; see parallel.py), or no longer.
+
+        For passes without gradients, the same in all processes. One of fewer latent frames or tracks than processes
+        is computed whole in each.
+        """
+        self.frame_split = FrameSplit(group) if enabled else None
+
+    def _split_of(self, num_frames: int, num_tokens: int) -> VideoSplit | None:
+        tracks = num_tokens // self.cfg.motion_block_size**2
+        if self.frame_split is None or not self.frame_split.fits(num_frames, tracks):
+            return None
+        return self.frame_split.of(num_frames)
+
+    @contextmanager
+    def _over(self, split: VideoSplit | None) -> Iterator[None]:
+        if split is None:
+            yield
+            return
+        motion = [block.attn_temporal.temporal_transformer for block in self.blocks]
+        try:
+            for module in motion:
+                module.split = split
+            yield
+        finally:
+            for module in motion:
+                module.split = None
 
     def set_motion_modules(self, enabled: bool) -> None:
         """Leave the motion modules out (False) or in (True).

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, FeedForward
 from .config import MOTION_NORM_GROUPS, TransformerConfig
+from .parallel import VideoSplit
 
 
 class TemporalPosition(nn.Module):
@@ -88,6 +89,7 @@ class TemporalTransformer(nn.Module):
         motion = config.motion_module_kwargs
         inner = config.width // motion.temporal_attention_dim_div
         self.block_size = config.motion_block_size
+        self.split: VideoSplit | None = None  # while a pass runs over several processes
         self.norm = nn.GroupNorm(MOTION_NORM_GROUPS, config.width, eps=1e-6)
         self.proj_in = nn.Linear(config.width, inner)
         self.transformer_blocks = nn.ModuleList(
@@ -115,11 +117,26 @@ class TemporalTransformer(nn.Module):
             images = images.detach().requires_grad_()
         x = self.norm(images)
         x = rearrange(x, "(b t) d (h n) (w m) -> (b h w) (t n m) d", m=self.block_size, **grid)
+        split, tracks = self.split, grid["h"] * grid["w"]
+        if split is None:
+            x = self._through_time(x, num_frames)
+        else:  # only some of the frames are here
+            total, shape = split.num_frames, x.shape
+            x = split.to_tracks(x.view(-1, tracks, num_frames, shape[1] // num_frames * shape[2]))
+            rows = x.view(-1, shape[1] // num_frames * total, shape[2])  # ((b p), (T n m), d)
+            x = split.to_frames(self._through_time(rows, total).view(x.shape), tracks).view(shape)
+        # Moving back and adding is one pass: the sum takes the layout of its first operand.
+        n, shape = self.block_size, (num_frames, height // self.block_size, width // self.block_size)
+        x = x.unflatten(1, (num_frames, n, n)).unflatten(0, (-1, *shape[1:]))  # (b, h, w, t, n, m, d)
+        stream = tokens.unflatten(1, (num_frames, shape[1], n, shape[2], n))  # (b, t, h, n, w, m, d)
+        return (stream + x.permute(0, 3, 1, 4, 2, 5, 6)).flatten(1, 5)
+
+    def _through_time(self, x: Tensor, num_frames: int) -> Tensor:
+        """(N, T * n * n, D) -> (N, T * n * n, D)."""
         x = self.proj_in(x)
         for block in self.transformer_blocks:
             x = block(x, num_frames)
-        x = self.proj_out(x)
-        return tokens + rearrange(x, "(b h w) (t n m) d -> b (t h n w m) d", m=self.block_size, **grid)
+        return self.proj_out(x)
 
 
 class MotionModule(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ea_runtime.hookspecs import hookimpl
-from ea_runtime.records import CommandRecord, SamplerRecord, TextEncoderRecord
+from ea_runtime.records import CommandRecord, SamplerRecord, StepCacheRecord, TextEncoderRecord
 
 
 @hookimpl
@@ -13,6 +13,13 @@ def ea_samplers() -> list[SamplerRecord]:
     from ea_runtime.samplers import SAMPLERS
 
     return list(SAMPLERS)
+
+
+@hookimpl
+def ea_step_caches() -> list[StepCacheRecord]:
+    from ea_runtime.step_cache import TEACACHE
+
+    return [TEACACHE]
 
 
 def _t5(folder: str, **settings: Any) -> Any:
@@ -57,9 +64,16 @@ def _train() -> Any:
     return app
 
 
+def _bench() -> Any:
+    from ea_runtime.cli.bench import app
+
+    return app
+
+
 @hookimpl
 def ea_commands() -> list[CommandRecord]:
     return [
+        CommandRecord("bench", "Turn benchmark results into a table and a plot.", _bench),
         CommandRecord("generate", "Make a video or a picture from a prompt.", _generate),
         CommandRecord("models", "List, check and convert model folders.", _models),
         CommandRecord("plugins", "List installed plugins and what they bring.", _plugins),

@@ -17,6 +17,7 @@ from torch import Tensor
 from ea_runtime.errors import UserError
 from ea_runtime.out_of_memory import free_memory, is_out_of_memory
 from ea_runtime.records import Record
+from ea_runtime.step_cache import StepCaching
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,8 @@ def plan_steps(record: Record, config: dict[str, Any], num_steps: int) -> Any:
 class NoisePredictor:
     """The denoiser with text, guidance and size conditions fixed: noisy latents in, noise out.
 
-    Text is projected once where the denoiser offers `text_context`. When memory runs out the rows are run one
-    at a time from then on.
+    What all steps share is computed once where the denoiser offers `prepare`; its guidance branches then start from
+    one copy of the latents. When memory runs out the rows are run one at a time from then on.
     """
 
     def __init__(
@@ -75,53 +76,72 @@ class NoisePredictor:
         conditions: dict[str, Any],
         guidance: float,
         channels: int,
+        timesteps: Sequence[float] = (),
+        step_cache: StepCaching | None = None,
+        has_cuda_graphs: bool = False,
     ) -> None:
         self.denoiser = denoiser
         self.embeds, self.mask = text
         self.conditions = conditions
         self.guidance = guidance
         self.channels = channels
+        self.timesteps = timesteps
+        self.step_cache = step_cache
+        self.has_cuda_graphs = has_cuda_graphs
         self.dtype = self.embeds.dtype
         self.is_split = False
-        self.contexts: dict[tuple[int, int], Any] = {}
+        self.prepared: dict[tuple[int, int], Any] = {}
+        self.caches: dict[tuple[int, int], Any] = {}
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Noisy latents (N, C, t, h, w) and one timestep -> noise (N, C, t, h, w), float32."""
         rows = self.embeds.shape[0]
-        copies = torch.cat([x, x]) if rows == 2 * x.shape[0] else x  # (R, C, t, h, w)
-        noise = self._run(copies, timestep)
+        noise = self._run(x, timestep, rows)
         if rows == x.shape[0]:
             return noise
         without, with_text = noise.chunk(2)
         return without + self.guidance * (with_text - without)
 
-    def _run(self, x: Tensor, timestep: Tensor) -> Tensor:
+    def _run(self, x: Tensor, timestep: Tensor, rows: int) -> Tensor:
+        """Noise (R, C, t, h, w): row r has the text of row r and latents r mod N."""
         if not self.is_split:
             try:
-                return self._forward(x, timestep, 0, x.shape[0])
+                return self._forward(x, timestep, 0, rows)
             except Exception as error:
-                if x.shape[0] == 1 or not is_out_of_memory(error):
+                if rows == 1 or not is_out_of_memory(error):
                     raise
                 self.is_split = True
-            self.contexts.clear()
+            self.prepared.clear()
+            self.caches.clear()
             free_memory()
-        return torch.cat([self._forward(x[i : i + 1], timestep, i, i + 1) for i in range(x.shape[0])])
+        count = x.shape[0]
+        return torch.cat([self._forward(x[i % count][None], timestep, i, i + 1) for i in range(rows)])
 
     def _forward(self, x: Tensor, timestep: Tensor, start: int, stop: int) -> Tensor:
         conditions = {name: None if v is None else v[start:stop] for name, v in self.conditions.items()}
-        arguments: dict[str, Any] = {"added_cond_kwargs": conditions}
-        if hasattr(self.denoiser, "text_context"):
-            rows = (start, stop)
-            if rows not in self.contexts:
-                self.contexts[rows] = self.denoiser.text_context(
-                    self.embeds[start:stop], self.mask[start:stop]
+        rows = (start, stop)
+        arguments: dict[str, Any] = {}
+        if hasattr(self.denoiser, "prepare"):
+            if rows not in self.prepared:
+                self.prepared[rows] = self.denoiser.prepare(
+                    self.embeds[start:stop], self.mask[start:stop], self.timesteps, conditions
                 )
-            arguments["text_context"] = self.contexts[rows]
+            arguments = {"prepared": self.prepared[rows], "timestep": float(timestep)}
         else:
-            arguments["encoder_hidden_states"] = self.embeds[start:stop]
-            arguments["encoder_attention_mask"] = self.mask[start:stop]
-        timesteps = timestep.reshape(1).expand(x.shape[0])
-        out = self.denoiser(x.to(self.dtype), timestep=timesteps, **arguments).sample
+            x = torch.cat([x] * ((stop - start) // x.shape[0]))  # (stop - start, C, t, h, w)
+            arguments = {
+                "encoder_hidden_states": self.embeds[start:stop],
+                "encoder_attention_mask": self.mask[start:stop],
+                "added_cond_kwargs": conditions,
+                "timestep": timestep.to(x.device).reshape(1).expand(x.shape[0]),
+            }
+        if self.step_cache is not None:
+            if rows not in self.caches:
+                self.caches[rows] = self.step_cache.new(len(self.timesteps))
+            arguments["step_cache"] = self.caches[rows]
+        if self.has_cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last pass gave may be overwritten
+        out = self.denoiser(x.to(self.dtype), **arguments).sample
         # a learned variance, the second half of the channels, is for training; the samplers have their own
         return out[:, : self.channels].float()
 
@@ -158,7 +178,6 @@ def denoise(
         drawing["generator"] = list(generators) if len(generators) > 1 else generators[0]
     count = len(scheduler.timesteps)
     for done, timestep in enumerate(scheduler.timesteps, 1):
-        timestep = timestep.to(x.device)
         noise_now = predict(scheduler.scale_model_input(x, timestep), timestep)
         x = scheduler.step(noise_now, timestep, x, return_dict=False, **drawing)[0]
         if not torch.isfinite(x).all():

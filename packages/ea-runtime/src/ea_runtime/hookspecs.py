@@ -25,6 +25,7 @@ from ea_runtime.records import (
     SamplerRecord,
     ScorerRecord,
     SplitterRecord,
+    StepCacheRecord,
     TextEncoderRecord,
     VaeRecord,
 )
@@ -36,6 +37,11 @@ hookimpl = pluggy.HookimplMarker("ea")
 @hookspec
 def ea_samplers() -> list[SamplerRecord]:  # pyright: ignore[reportReturnType]
     """Samplers: what `--sampler` and `pipe(sampler=)` accept."""
+
+
+@hookspec
+def ea_step_caches() -> list[StepCacheRecord]:  # pyright: ignore[reportReturnType]
+    """Step caches, approximate: what `--step-cache` and `pipe(step_cache=)` accept."""
 
 
 @hookspec
@@ -106,6 +112,7 @@ def ea_commands() -> list[CommandRecord]:  # pyright: ignore[reportReturnType]
 #: kind (as in `ea plugins`) -> (hook name, record class)
 KINDS: dict[str, tuple[str, type[Record]]] = {
     "samplers": ("ea_samplers", SamplerRecord),
+    "step_caches": ("ea_step_caches", StepCacheRecord),
     "vaes": ("ea_vaes", VaeRecord),
     "denoisers": ("ea_denoisers", DenoiserRecord),
     "text_encoders": ("ea_text_encoders", TextEncoderRecord),

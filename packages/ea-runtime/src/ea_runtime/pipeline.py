@@ -25,6 +25,7 @@ from ea_runtime.out_of_memory import explained
 from ea_runtime.pipeline_settings import MAX_PIXELS, Geometry
 from ea_runtime.prompts import TextInput, encode_text
 from ea_runtime.samplers.schedule import schedule_of_model
+from ea_runtime.step_cache import StepCaching, check_step_cache, require_support
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -93,6 +94,7 @@ class VideoPipeline:
         self.scheduler_config = dict(scheduler_config or {})
         self.defaults = defaults or GenerationDefaults()
         self.model = model
+        self.has_cuda_graphs = False
         for part in (vae, denoiser, text):
             if hasattr(part, "eval"):
                 part.eval()
@@ -165,6 +167,30 @@ class VideoPipeline:
                 )
         return self
 
+    def compile(self, cuda_graphs: bool = False) -> VideoPipeline:
+        """Compile the repeated blocks of the denoiser and of the VAE with torch.compile, when they first run.
+
+        Block by block, so that one compilation serves all blocks of a shape; names and state dict stay. Put adapters
+        on before. Rounding differs from uncompiled runs. Needs a C++ compiler, on CUDA also Triton.
+
+        Args:
+            cuda_graphs: on CUDA, replay each block's kernels as one graph; not together with a step cache.
+
+        Returns self. Raises UserError for a denoiser that names no repeated blocks, and for graphs without CUDA.
+        """
+        if cuda_graphs and self.device.type != "cuda":
+            raise UserError(f"`cuda_graphs` needs a CUDA device, got {str(self.device)!r}; leave it out")
+        if not getattr(self.denoiser, "_repeated_blocks", None):
+            raise UserError(
+                f"`compile` needs a denoiser that names its blocks, and {type(self.denoiser).__name__} does not"
+            )
+        options = {"mode": "reduce-overhead"} if cuda_graphs else {}
+        for part in (self.denoiser, self.vae):
+            if getattr(part, "_repeated_blocks", None):
+                part.compile_repeated_blocks(dynamic=False, **options)
+        self.has_cuda_graphs = cuda_graphs
+        return self
+
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -186,6 +212,7 @@ class VideoPipeline:
         on_step: OnStep | None = None,
         smooth: bool = True,
         batch_size: int = 1,
+        step_cache: str | None = None,
     ) -> VideoOutput:
         """Make one video for each prompt. What is left out comes from `self.defaults` (sampler "dpm++").
 
@@ -205,6 +232,8 @@ class VideoPipeline:
             smooth: V2's second pass over the seams between the VAE's chunks.
             batch_size: videos per network pass. With 1 each video of a batch equals a run of its own to the
                 bit; more is faster on a GPU and differs from it by rounding.
+            step_cache: approximate: NAME:THRESHOLD such as "teacache:0.1" passes over network passes that would
+            change little (step_cache.py); None computes all.
 
         Raises UserError, before any work, for what cannot be done; MissingPackageError without a VAE;
             OutOfMemoryError; UserError where latents or frames are no longer finite.
@@ -229,6 +258,11 @@ class VideoPipeline:
         batch_size = settings_of.check_int("batch_size", batch_size, 1)
         if output == "frames":
             self._require_vae()
+        caching = check_step_cache(step_cache)
+        if caching is not None:
+            require_support(self.denoiser)
+            if self.has_cuda_graphs:
+                raise UserError("`step_cache` keeps what CUDA graphs overwrite; use one of the two")
         if seed is not None and generator is not None:
             raise UserError("give either `seed` or `generator`, not both")
         if seed is None and generator is None:
@@ -248,6 +282,7 @@ class VideoPipeline:
         generators = make_generators(seeds, generator, batch)
         settings |= {"generator": copy_generators(generator)} if seed is None else {"seed": seed}
         settings |= {} if latents is None else {"latents": latents}
+        settings |= {} if caching is None else {"step_cache": caching.text}
 
         step = on_step or (lambda phase, done, total: None)
         timings: dict[str, float] = {}
@@ -260,7 +295,10 @@ class VideoPipeline:
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
-                found = self._denoise(record, text, settings, latents, generators, step)
+                found = self._denoise(record, text, settings, latents, generators, step, caching)
+        if caching is not None:
+            notes = [*notes, caching.note]
+            logger.warning("%s", caching.note)
         found = found.clone()  # made outside inference mode: an ordinary tensor
         result = VideoOutput(None, found, settings, timings, notes, [draw_seed(one) for one in generators])
         if output == "frames":
@@ -329,6 +367,7 @@ class VideoPipeline:
         latents: Tensor | None,
         generators: list[torch.Generator],
         step: OnStep,
+        caching: StepCaching | None,
     ) -> Tensor:
         height, width, group = settings["height"], settings["width"], settings["batch_size"]
         batch = len(generators)
@@ -347,7 +386,14 @@ class VideoPipeline:
             config = getattr(self.denoiser, "config", None)
             conditions = size_conditions(config, embeds.shape[0], height, width, embeds)
             predict = NoisePredictor(
-                self.denoiser, (embeds, mask), conditions, settings["guidance_scale"], shape[1]
+                self.denoiser,
+                (embeds, mask),
+                conditions,
+                settings["guidance_scale"],
+                shape[1],
+                [float(timestep) for timestep in scheduler.timesteps],
+                caching,
+                has_cuda_graphs=self.has_cuda_graphs,
             )
 
             def count() -> None:

@@ -32,7 +32,7 @@ from ea_runtime.records import Record
 logger = logging.getLogger("ea")
 
 GROUP = "ea"
-_SINGULAR = {"vaes": "VAE", "text_encoders": "text encoder"}
+_SINGULAR = {"vaes": "VAE", "text_encoders": "text encoder", "step_caches": "step cache"}
 #: What the other packages of this project bring, so that an error can say which one to install.
 _HOMES = {
     ("vaes", "magvit"): "ea-vae",

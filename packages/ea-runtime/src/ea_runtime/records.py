@@ -60,6 +60,14 @@ class SamplerRecord(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class StepCacheRecord(Record):
+    """`build(threshold)` returns a callable that makes a cache of a number of network passes, one for each run.
+
+    A cache is called as cache(signal, x, blocks) in place of blocks(x) and counts in `computed` and `skipped`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class VaeRecord(Record):
     """`build()` returns a video VAE class. `class_names`: the `_class_name`s of config.json that it loads."""
 

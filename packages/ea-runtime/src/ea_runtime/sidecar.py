@@ -39,6 +39,8 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "smooth": (bool,),
 }
+#: settings that a sidecar holds only where they were used
+OPTIONAL_SETTINGS: dict[str, tuple[type, ...]] = {"step_cache": (str,)}
 
 
 def plan_sidecar(output: Output) -> Path:
@@ -108,7 +110,10 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise UserError(f"{name}: `{key}` must be an object; the file is damaged")
     for key, kinds in SETTINGS.items():
         _require(name, record["settings"], key, kinds)
-    unknown = sorted(set(record["settings"]) - set(SETTINGS))
+    for key, kinds in OPTIONAL_SETTINGS.items():
+        if key in record["settings"]:
+            _require(name, record["settings"], key, kinds)
+    unknown = sorted(set(record["settings"]) - set(SETTINGS) - set(OPTIONAL_SETTINGS))
     if unknown:
         raise UserError(
             f"{name}: `settings` holds unknown {unknown[0]!r:.60}; a newer version may have written it"

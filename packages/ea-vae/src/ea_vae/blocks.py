@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import BlockSpec, VaeConfig
 from .conv import CausalConv3d, Mode
+from .rewrites import double_time
 
 NORM_EPS = 1e-6
 
@@ -28,11 +29,29 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "mish": F.mish,
 }
+# The same, overwriting the input: nobody else holds a norm's output, and fresh memory costs as much as the function.
+_OVERWRITING: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": partial(F.silu, inplace=True),
+    "swish": partial(F.silu, inplace=True),
+    "relu": F.relu_,
+    "mish": partial(F.mish, inplace=True),
+}
 _LAYOUTS = {
     "3d": "b c t h w -> b (t h w) c",
     "spatial": "b c t h w -> (b t) (h w) c",
     "temporal": "b c t h w -> (b h w) t c",
 }
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    return partial(_activate, _ACTIVATIONS[name], _OVERWRITING.get(name, _ACTIVATIONS[name]))
+
+
+def _activate(
+    plain: Callable[[Tensor], Tensor], overwriting: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    """The activation of a norm's output, which is overwritten where nothing is recorded for gradients."""
+    return plain(x) if torch.is_grad_enabled() else overwriting(x)
 
 
 class ResidualBlock3D(nn.Module):
@@ -46,12 +65,12 @@ class ResidualBlock3D(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels)
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
-        self.activation = _ACTIVATIONS[config.act_fn]
+        self.activation = _activation(config.act_fn)
 
     def forward(self, x: Tensor, mode: Mode) -> Tensor:
         h = self.conv1(self.activation(self.norm1(x)), mode)
         h = self.conv2(self.activation(self.norm2(h)), mode)
-        return h + self.shortcut(x)
+        return h + self.shortcut(x) if torch.is_grad_enabled() else h.add_(self.shortcut(x))
 
 
 class Attention(nn.Module):
@@ -117,8 +136,7 @@ class Upsampler(nn.Module):
 
     def forward(self, x: Tensor, mode: Mode) -> Tensor:
         if self.doubles_space:
-            x = F.interpolate(x, scale_factor=(1, 2, 2), mode="nearest")
-            x = self.conv(x, mode)
+            x = self.conv.after_enlarging(x, mode)
             return self._double_time(x, mode) if self.doubles_time else x
         # The sampler of time alone enlarges before the convolution.
         return self.conv(self._double_time(x, mode), mode)
@@ -127,6 +145,8 @@ class Upsampler(nn.Module):
     def _double_time(x: Tensor, mode: Mode) -> Tensor:
         if mode == "single" or (mode == "causal" and x.shape[2] == 1):
             return x
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return double_time(x, keep_first=mode == "causal")
         if mode == "slice":
             return F.interpolate(x, scale_factor=(2, 1, 1), mode="trilinear")
         rest = F.interpolate(x[:, :, 1:], scale_factor=(2, 1, 1), mode="trilinear")
@@ -230,7 +250,7 @@ class Encoder(nn.Module):
         self.mid_block = MidBlock3D(widths[-1], config)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels)
-        self.activation = _ACTIVATIONS[config.act_fn]
+        self.activation = _activation(config.act_fn)
 
     def forward(self, x: Tensor, mode: Mode = "causal") -> Tensor:
         x = self.conv_in(x, mode)
@@ -260,7 +280,7 @@ class Decoder(nn.Module):
         )
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], config.out_channels)
-        self.activation = _ACTIVATIONS[config.act_fn]
+        self.activation = _activation(config.act_fn)
 
     def forward(self, z: Tensor, mode: Mode = "causal", num_before: int = 0, num_after: int = 0) -> Tensor:
         x = _checkpointed(self, self.mid_block, self.conv_in(z, mode), mode)

@@ -1,30 +1,31 @@
-"""The one 3-D convolution of this VAE, and how its time axis is padded.
+"""The one 3-D convolution of this VAE, how its time axis is padded, and which form of it runs.
 
 Shapes: B batch, C channels, T frames, H and W rows and columns.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-Mode = Literal["causal", "slice", "single"]
-"""How a pass treats time.
+from . import choice
+from .rewrites import Mode, convolve, convolve_summed, enlarge, enlarge_convolve
 
-causal: MagViT. Frame 0 stands for itself, padding repeats it in front, and no output sees a later input.
-slice: Slice VAE. Every frame of the piece is alike, zeros pad both ends.
-single: Slice VAE's frame 0, coded by itself: padded as a slice, never enlarged in time.
-"""
+__all__ = ["CausalConv3d", "Mode"]
 
 
 class CausalConv3d(nn.Conv3d):
     """3-D convolution whose time padding depends on the mode; keys are those of `nn.Conv3d`.
 
-    Input (B, Cin, T, H, W), output (B, Cout, ceil(T / stride), ...) in every mode (kernel 3 in time).
+    Input (B, Cin, T, H, W), output (B, Cout, ceil(T / stride), ...) in every mode (kernel 3 in time). With gradients
+    it runs as it is defined; without, in the form that choice.py gives for the shape.
+
+    rewrites: one of `choice.CHOICES`, or None for the environment's.
     """
+
+    rewrites: str | None = None
 
     def __init__(
         self,
@@ -36,13 +37,45 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(
             in_channels, out_channels, 3, stride=stride, padding=(0, spatial_padding, spatial_padding)
         )
+        self._steps = stride
+        self._pad = spatial_padding
 
     def forward(self, input: Tensor, mode: Mode = "causal") -> Tensor:
-        x = input
-        if mode == "causal":
-            # cat gives F.pad(mode="replicate")'s values; its gradient is deterministic on CUDA too.
-            first = x[:, :, :1]
-            x = torch.cat([first, first, x], dim=2)  # B C T+2 H W
-        else:
-            x = F.pad(x, (0, 0, 0, 0, 1, 1))  # B C T+2 H W
-        return super().forward(x)
+        """(B, Cin, T, H, W) -> (B, Cout, ceil(T / stride), H', W')."""
+        form = "plain" if torch.is_grad_enabled() else self._form(input, mode, False)
+        return self._run(form, input, mode)
+
+    def after_enlarging(self, x: Tensor, mode: Mode) -> Tensor:
+        """The convolution of `enlarge(x)`: (B, Cin, T, H, W) -> (B, Cout, T, 2H, 2W)."""
+        form = "plain" if torch.is_grad_enabled() else self._form(x, mode, True)
+        return self._run_enlarging(form, x, mode)
+
+    def _run(self, form: str, x: Tensor, mode: Mode) -> Tensor:
+        settings = (self._laid_out(x), self.weight, self.bias, self._steps, self._pad, mode)
+        return convolve_summed(*settings) if form == "summed" else convolve(*settings, direct=form != "plain")
+
+    def _run_enlarging(self, form: str, x: Tensor, mode: Mode) -> Tensor:
+        if form in ("plain", "direct", "summed"):
+            return self._run(form, enlarge(x), mode)
+        return enlarge_convolve(self._laid_out(x), self.weight, self.bias, mode, form == "both")
+
+    def _form(self, x: Tensor, mode: Mode, enlarges: bool) -> str:
+        chosen = choice.current(self.rewrites)
+        if chosen == "plain":
+            return "plain"
+        causal = mode == "causal"
+        if chosen == "always":
+            return "both" if enlarges else "summed"
+        if chosen == "rule":
+            return choice.by_rule(x, self.weight, causal=causal, enlarges=enlarges)
+        names = ("direct", "summed", "phase", "both") if enlarges else ("direct", "summed")
+        run = self._run_enlarging if enlarges else self._run
+        key = choice.describe_key(x, self.weight, self._steps, mode, enlarges)
+        return choice.memory().choose(key, {name: partial(run, name, x, mode) for name in names})
+
+    @staticmethod
+    def _laid_out(x: Tensor) -> Tensor:
+        """On CUDA in half precision channels last, as the tensor cores read them; a CPU is 10 to 20% slower so."""
+        if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and not torch.is_grad_enabled():
+            return x.contiguous(memory_format=torch.channels_last_3d)
+        return x

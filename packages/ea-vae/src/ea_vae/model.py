@@ -20,11 +20,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from . import chunking, streaming
+from . import choice, chunking, streaming
 from .blocks import Decoder, Encoder
 from .config import VaeConfig
-from .conv import Mode
+from .conv import CausalConv3d, Mode
 from .posterior import Generators, Posterior
+from .spread import Job, Spread, run_here
 from .tiling import TileSize, decoder_tile, encoder_tile, run_tiled
 
 
@@ -37,6 +38,7 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["DownBlock", "UpBlock", "MidBlock3D"]
+    _repeated_blocks: ClassVar[list[str]] = ["ResidualBlock3D", "Downsampler", "Upsampler"]
 
     @register_to_config
     def __init__(
@@ -82,6 +84,7 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
         self.use_tiling = use_tiling
         self.tile_sample_min_size = 384
         self.tile_overlap_factor = 0.25
+        self._spread: Spread | None = None
 
     # -- one pass ----------------------------------------------------------------------------------
 
@@ -275,3 +278,30 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
     def disable_tiling(self) -> None:
         """Work on whole frames again."""
         self.use_tiling = False
+
+    def set_rewrites(self, rewrites: str | None) -> None:
+        """Say in which form the convolutions run without gradients; see choice.py.
+
+        Args:
+            rewrites: "rule" (by shape), "measure" (time each shape once), "always", "plain", or None for what
+                EA_VAE_REWRITES says, "rule" where it says nothing.
+
+        Raises:
+            ValueError: another word.
+        """
+        if rewrites is not None:
+            choice.check(rewrites, "rewrites")
+        for module in self.modules():
+            if isinstance(module, CausalConv3d):
+                module.rewrites = rewrites
+
+    def spread(self, enabled: bool = True, group: Any = None) -> None:
+        """Share the chunks of `decode_video` and `iter_decode` among the processes of `group` (None: all).
+
+        Every process must decode the same latents and take all frames; each gets what one alone would, to the bit.
+        """
+        self._spread = Spread(group) if enabled else None
+
+    def run_jobs(self, jobs: Iterator[Job]) -> Iterator[Tensor]:
+        """What each job gives, in order, from this process or from all that chunks are spread over."""
+        return run_here(jobs) if self._spread is None else self._spread.run(jobs)

@@ -7,6 +7,7 @@ Shapes: frames (B, 3, T, H, W) in -1..1, latents (B, 4, t, h, w) in the VAE's ow
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,7 @@ from .chunking import (
 )
 from .config import VaeConfig
 from .posterior import Generators, NoiseStream
+from .spread import Job
 
 if TYPE_CHECKING:
     from .model import AutoencoderKLMagvit
@@ -79,9 +81,13 @@ def _check_generators(generator: Generators, batch: int) -> None:
 
 @torch.no_grad()
 def _decode_plain(vae: AutoencoderKLMagvit, latents: Tensor, pieces: Sequence[Piece]) -> Iterator[Tensor]:
-    for piece in pieces:
-        z = latents[:, :, piece.start - piece.num_before : piece.stop + piece.num_after]
-        yield vae.decode_piece(z, piece.mode, piece.num_before, piece.num_after).clamp(-1, 1)
+    def jobs() -> Iterator[Job]:
+        for piece in pieces:
+            z = latents[:, :, piece.start - piece.num_before : piece.stop + piece.num_after]
+            yield partial(vae.decode_piece, z, piece.mode, piece.num_before, piece.num_after)
+
+    for frames in vae.run_jobs(jobs()):
+        yield frames.clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -98,14 +104,17 @@ def _smooth(
     encoding = encode_pieces(total - config.mini_batch_encoder, config)
     noise = _noise(generator, encoding, config)
     frames = _Window(lambda: next(plain, None))
-    encoding_left = iter(encoding)
+
+    def encoding_jobs() -> Iterator[Job]:
+        for piece in encoding:
+            inner = frames.get(offset + piece.start, offset + piece.stop)
+            yield partial(vae.encode_piece, inner, piece.mode)
+
+    encoded = vae.run_jobs(encoding_jobs())
 
     def encode_next() -> Tensor | None:
-        piece = next(encoding_left, None)
-        if piece is None:
-            return None
-        inner = frames.get(offset + piece.start, offset + piece.stop)
-        return noise.sample(vae.encode_piece(inner, piece.mode))
+        moments = next(encoded, None)
+        return None if moments is None else noise.sample(moments)
 
     latents = _Window(encode_next)
     yield frames.get(0, offset).clone()
@@ -114,9 +123,14 @@ def _smooth(
     first_alone = (
         encoding[0].mode == "single"
     )  # said, since the latent frames' parity need not be the frames'
-    for piece in decode_pieces(num_latents, config, first_alone=first_alone):
-        z = latents.get(piece.start - piece.num_before, piece.stop + piece.num_after)
-        again = vae.decode_piece(z, piece.mode, piece.num_before, piece.num_after)
+    pieces = decode_pieces(num_latents, config, first_alone=first_alone)
+
+    def decoding_jobs() -> Iterator[Job]:
+        for piece in pieces:
+            z = latents.get(piece.start - piece.num_before, piece.stop + piece.num_after)
+            yield partial(vae.decode_piece, z, piece.mode, piece.num_before, piece.num_after)
+
+    for piece, again in zip(pieces, vae.run_jobs(decoding_jobs()), strict=True):
         stop = done + again.shape[2]
         yield ((frames.get(done, stop) + again) / 2).clamp(-1, 1)
         frames.release(stop)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from ea_runtime.spread import world_size
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -55,6 +57,23 @@ def generate(
     smooth: Annotated[
         bool | None, Option("--smooth/--no-smooth", help="Smooth the seams between chunks of frames (on).")
     ] = None,
+    step_cache: Annotated[
+        str | None,
+        Option(
+            help="Approximate: teacache:0.1 passes over steps that would change little; none: all steps run."
+        ),
+    ] = None,
+    compile: Annotated[
+        bool | None,
+        Option(
+            "--compile/--no-compile",
+            help="torch.compile, block by block: pays where many videos follow (off).",
+        ),
+    ] = None,
+    cuda_graphs: Annotated[
+        bool | None,
+        Option("--cuda-graphs/--no-cuda-graphs", help="With --compile on CUDA: blocks as graphs (off)."),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         Option(help="LoRA file, with its weight behind a colon: style.safetensors:0.55; repeatable."),
@@ -71,8 +90,10 @@ def generate(
 
     from ea_runtime.cli.generate_plan import Wishes, make_plan
     from ea_runtime.progress import notes_on
+    from ea_runtime.spread import joined, rank
 
-    console = Console(stderr=True, highlight=False)
+    # of several processes the first speaks
+    console = Console(stderr=True, highlight=False, quiet=rank() > 0)
     wishes = Wishes(
         prompt=prompt,
         prompts_file=prompts,
@@ -89,19 +110,24 @@ def generate(
         device=device,
         dtype=dtype,
         smooth=smooth,
+        step_cache=step_cache,
+        compile=compile,
+        cuda_graphs=cuda_graphs,
         loras=lora,
         output=output,
         overwrite=overwrite,
     )
     with notes_on(console), _stopped_by_sigterm():
         plan = make_plan(wishes)
-        _run(plan, console, start)
+        with joined(_device(plan)) as own_device:
+            _run(plan, console, start, own_device)
 
 
-def _run(plan: Plan, console: Console, start: float) -> None:
+def _run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     from rich.markup import escape
 
     from ea_runtime.allocator import return_freed_memory
+    from ea_runtime.spread import rank, share_out
 
     return_freed_memory()
     shared: dict[str, float] = {}
@@ -110,18 +136,24 @@ def _run(plan: Plan, console: Console, start: float) -> None:
 
         _import_parts(plan)
     with console.status(escape(f"loading {plan.model}")), _timed("loading", shared):
-        pipe = VideoPipeline.from_pretrained(plan.model, device=_device(plan), dtype=plan.dtype)
+        pipe = VideoPipeline.from_pretrained(plan.model, device=device, dtype=plan.dtype)
         _same_threads(plan, pipe)
+        share_out(pipe)
         model_sha256 = _hashed(plan.model)
     with _timed("adapters", shared):
         adapters = _put_on(plan, pipe, console)
     if not adapters:
         del shared["adapters"]
+    if plan.compile:
+        pipe.compile(plan.cuda_graphs)
     for number, job in enumerate(plan.jobs, 1):
         if len(plan.jobs) > 1:
             console.print(f"{number}/{len(plan.jobs)} {job.settings['prompt']}", markup=False, style="bold")
         console.print(_summary(plan, pipe, job), markup=False, soft_wrap=True)
         timings = dict(shared) if number == 1 else {}
+        if rank() > 0:
+            _assist(pipe, job)
+            continue
         digest = _make(plan, pipe, job, console, timings, model_sha256, adapters)
         timings["total"] = time.perf_counter() - start
         start = time.perf_counter()
@@ -145,6 +177,14 @@ def _import_parts(plan: Plan) -> None:
             record.build()
 
 
+def _assist(pipe: VideoPipeline, job: Job) -> None:
+    """What processes other than the first do: the same work, nothing written."""
+    result = pipe(**job.settings, output="latents")
+    settings = {"smooth": job.settings["smooth"], "num_frames": job.settings["num_frames"]}
+    for _ in pipe.iter_frames(result.latents, seed=result.decode_seeds[0], **settings):
+        pass
+
+
 def _make(
     plan: Plan,
     pipe: VideoPipeline,
@@ -158,6 +198,7 @@ def _make(
     import torch
 
     from ea_runtime.device import describe, dtype_name
+    from ea_runtime.overlap import overlapped
     from ea_runtime.progress import GenerationProgress
     from ea_runtime.sidecar import content_hash, versions, write_sidecar
 
@@ -169,7 +210,11 @@ def _make(
         frames = pipe.iter_frames(
             result.latents, seed=result.decode_seeds[0], smooth=settings["smooth"], num_frames=count
         )
-        with _timed("writing", timings), job.output.writer(plan.fps, count) as write:
+        with (
+            _timed("writing", timings),
+            job.output.writer(plan.fps, count) as write,
+            overlapped(write) as hand_in,
+        ):
             progress.on_step("decoding", 0, count)
             done = 0
             while True:
@@ -177,10 +222,10 @@ def _make(
                     frame = next(frames, None)
                 if frame is None:
                     break
-                write(frame)
+                hand_in(frame)
                 done += 1
                 progress.on_step("decoding", done, count)
-    timings["writing"] -= timings["decoding"]  # decoding ran inside
+    timings["writing"] -= timings["decoding"]  # decoding ran inside: what is left is waiting for the writer
     digest = content_hash(job.output.path)
     is_path = os.sep in plan.model or Path(plan.model).is_dir()
     record = {
@@ -192,6 +237,7 @@ def _make(
             "name": describe(pipe.device),
             "dtype": dtype_name(pipe.dtype),
             "threads": torch.get_num_threads(),
+            **_unusual(plan),
         },
         "versions": versions(),
         "output": {
@@ -208,6 +254,18 @@ def _make(
     }
     write_sidecar(job.sidecar, record)
     return digest
+
+
+def _unusual(plan: Plan) -> dict[str, Any]:
+    """What changes the last bits besides device and threads, where it is not as usual."""
+    rewrites = os.environ.get("EA_VAE_REWRITES") or "rule"
+    given = {
+        "processes": (world_size(), 1),
+        "compiled": (plan.compile, False),
+        "cuda_graphs": (plan.cuda_graphs, False),
+        "vae_rewrites": (rewrites, "rule"),
+    }
+    return {name: value for name, (value, usual) in given.items() if value != usual}
 
 
 def _put_on(plan: Plan, pipe: VideoPipeline, console: Console) -> list[dict[str, Any]]:
@@ -295,7 +353,9 @@ def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
         if old["versions"].get(n, v) != v
     ]
     changed += [
-        f"{k} {old['device'].get(k)} -> {v}" for k, v in new["device"].items() if old["device"].get(k) != v
+        f"{k} {old['device'].get(k, 'as usual')} -> {new['device'].get(k, 'as usual')}"
+        for k in {**old["device"], **new["device"]}
+        if old["device"].get(k) != new["device"].get(k)
     ]
     changed += ["a LoRA file"] if loras[0] != loras[1] else []
     changed += ["the model's files"] if old["model"]["sha256"] != new["model"]["sha256"] else []

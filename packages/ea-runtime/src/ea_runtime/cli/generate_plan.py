@@ -24,6 +24,7 @@ from ea_runtime.pipeline_settings import (
 )
 from ea_runtime.safe_files import inside, is_file, read_json
 from ea_runtime.sidecar import describes, plan_sidecar, read_sidecar
+from ea_runtime.step_cache import check_step_cache
 from ea_runtime.video import KINDS, Output, check_fps, plan_output
 
 MAX_PROMPT_FILE = 16 << 20
@@ -49,6 +50,9 @@ class Wishes:
     device: str | None = None
     dtype: str | None = None
     smooth: bool | None = None
+    step_cache: str | None = None
+    compile: bool | None = None
+    cuda_graphs: bool | None = None
     loras: list[str] | None = None
     output: str | None = None
     overwrite: bool = False
@@ -68,7 +72,7 @@ class Plan:
     """All that is to be done.
 
     recorded: the sidecar that is repeated, if any. classes: kind of record -> class of the model's networks.
-    adapters: LoRA files to put on the model, in order.
+    adapters: LoRA files to put on the model, in order. compile, cuda_graphs: of `VideoPipeline.compile`.
     """
 
     model: str
@@ -79,6 +83,8 @@ class Plan:
     recorded: dict[str, Any] | None = None
     classes: dict[str, str] = field(default_factory=dict)
     adapters: list[AdapterChoice] = field(default_factory=list)
+    compile: bool = False
+    cuda_graphs: bool = False
 
     @property
     def repeats_adapters(self) -> bool:
@@ -129,9 +135,16 @@ def make_plan(wishes: Wishes) -> Plan:
         "sampler": sampler,
         "smooth": _first(wishes.smooth, before.get("smooth"), True),
     }
+    step_cache = _first(wishes.step_cache, before.get("step_cache"))
+    if step_cache is not None and step_cache != "none":
+        check_step_cache(step_cache)
+        shared["step_cache"] = step_cache
     dtype = _first(wishes.dtype, recorded["device"]["dtype"] if recorded else None)
     dtype = None if dtype in (None, "auto") else check_dtype_name(dtype)
     kind = recorded["output"]["kind"] if recorded else "png" if num_frames == 1 else "mp4"
+    where = recorded["device"] if recorded else {}
+    if wishes.cuda_graphs and wishes.compile is False:
+        raise UserError("`--cuda-graphs` replays compiled blocks; leave --no-compile out")
     many = wishes.prompts_file is not None
     outputs = _outputs(prompts, wishes.output, kind, many, wishes.overwrite)
     jobs = [
@@ -145,6 +158,8 @@ def make_plan(wishes: Wishes) -> Plan:
         dtype=dtype,
         jobs=jobs,
         recorded=recorded,
+        compile=bool(_first(wishes.compile, where.get("compiled"), wishes.cuda_graphs)),
+        cuda_graphs=bool(_first(wishes.cuda_graphs, where.get("cuda_graphs"))),
         adapters=plan_adapters(wishes.loras, recorded.get("loras", ()) if recorded else ()),
         classes={PARTS[name].kind: str(c.get("_class_name")) for name, c in configs.items() if c is not None},
     )

@@ -1,0 +1,38 @@
+"""The networks that several benchmarks measure: `tiny`, and the published widths with seeded weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def tiny(part: str) -> Any:
+    from ea_runtime.folder import load_parts
+
+    return getattr(load_parts("tiny", dtype=torch.float32, parts=(part,)), part)
+
+
+def published_vae() -> Any:
+    """EasyAnimate V2's VAE: 128, 256, 512, 512 channels, two blocks a level."""
+    from ea_vae import AutoencoderKLMagvit
+
+    torch.manual_seed(0)
+    return AutoencoderKLMagvit(ch=128, ch_mult=(1, 2, 4, 4), layers_per_block=2).eval()
+
+
+def published_dit(blocks: int) -> Any:
+    """EasyAnimate V2's denoiser of width 1,152 with so many blocks of its 28; nothing in it is zero."""
+    from ea_dit import Transformer3DModel
+
+    torch.manual_seed(0)
+    model = Transformer3DModel(num_layers=blocks, sample_size=64).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.01)
+    return model
+
+
+def noise(*shape: int, **where: Any) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(**where)

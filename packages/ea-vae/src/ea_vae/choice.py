@@ -1,0 +1,178 @@
+"""Which form of a convolution (rewrites.py) runs, per shape.
+
+    rule     the default: a fixed function of device and shape, from measurements (docs/performance.md)
+    measure  each shape is timed once, in all its forms, on this machine; the fastest is remembered, also on disk
+    always   every rewrite, whatever the shape
+    plain    none
+
+The forms differ in the last bits. So the default never looks at a clock: the same command must give the same bytes,
+also in another process and after the memory on disk is lost. `measure` is asked for, with EA_VAE_REWRITES=measure or
+`AutoencoderKLMagvit.set_rewrites`; its choices hold as long as the file does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+CHOICES = ("rule", "measure", "always", "plain")
+VARIABLE = "EA_VAE_REWRITES"
+
+# Found on a CPU with AVX2 (float32, one thread, oneDNN): below these a form loses what its sums of weights and its
+# extra calls cost. POSITIONS are T * H * W of the input; weights above SMALL elements leave the processor's cache.
+_SMALL_WEIGHT = 1 << 18
+_MIN_WORK = {"summed": 300_000_000, "phase": 150_000_000}  # multiply-adds of the plain form
+_MIN_POSITIONS = {"summed": (192, 512), "phase": (192, 768)}  # small weights, others
+_MIN_WORK_CUDA = 1_000_000_000  # counted, not measured: below this a kernel takes less than its launch
+
+
+def current(own: str | None) -> str:
+    """The choice that holds: a network's own, else the environment's, else "rule". Raises ValueError for others."""
+    if own is not None:
+        return own
+    if torch.compiler.is_exporting():
+        return "plain"  # exported graphs keep the published weights, which LoRA and refitting look for
+    if torch.compiler.is_compiling():
+        return "rule"
+    return check(os.environ.get(VARIABLE) or "rule", VARIABLE)
+
+
+def check(value: str, name: str) -> str:
+    """`value`, or ValueError where it is no choice."""
+    if value not in CHOICES:
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(CHOICES)}, got {value!r}; leave it out for 'rule'"
+        )
+    return value
+
+
+def by_rule(x: Tensor, weight: Tensor, *, causal: bool, enlarges: bool) -> str:
+    """The form for this shape: "direct", "summed", "phase" or "both"."""
+    positions = x.shape[2] * x.shape[3] * x.shape[4]
+    work = x.shape[0] * positions * weight.numel() * (4 if enlarges else 1)
+    if x.device.type == "cuda":
+        if work < _MIN_WORK_CUDA:
+            return "direct"
+        return ("both" if causal else "phase") if enlarges else "summed"
+    if x.device.type != "cpu":
+        return "direct"
+    large = int(weight.numel() > _SMALL_WEIGHT)
+    if enlarges:
+        if positions >= _MIN_POSITIONS["phase"][large] and work >= _MIN_WORK["phase"]:
+            return "both" if causal else "phase"
+        positions *= 4
+    if x.shape[2] == 1:
+        return (
+            "summed" if positions >= 64 else "direct"
+        )  # one frame: a picture's convolution, a third of the work
+    if not causal:
+        return "summed"  # only who pads differs
+    pays = positions >= _MIN_POSITIONS["summed"][large] and work >= _MIN_WORK["summed"]
+    return "summed" if pays else "direct"
+
+
+class Memory:
+    """Which form was fastest, by machine and shape: in this process, and in a JSON file that may be lost."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.found: dict[str, str] = {}
+        self.is_read = False
+
+    def choose(self, key: str, forms: Mapping[str, Callable[[], Tensor]]) -> str:
+        """The remembered form of `key`, or the fastest of `forms`, each run once to warm up and three times timed."""
+        self._read()
+        if self.found.get(key) not in forms:
+            self.found[key] = fastest(forms)
+            self._write(key)
+        return self.found[key]
+
+    def _read(self) -> None:
+        if not self.is_read:
+            self.is_read = True
+            self.found = self._stored() | self.found
+
+    def _stored(self) -> dict[str, str]:
+        try:
+            stored = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
+        except (OSError, ValueError):
+            return {}
+        return {k: v for k, v in stored.items() if isinstance(v, str)} if isinstance(stored, dict) else {}
+
+    def _write(self, key: str) -> None:
+        """Adds one choice to the file; what other processes wrote meanwhile stays, and wins."""
+        if self.path is None:
+            return
+        stored = self._stored()
+        self.found[key] = stored.setdefault(key, self.found[key])
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(stored, file, indent=1, sort_keys=True)
+            os.replace(name, self.path)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s): this measurement will be made again", self.path, error)
+
+
+def fastest(forms: Mapping[str, Callable[[], Tensor]]) -> str:
+    """The name of the form whose best of three runs is shortest; the runs are interleaved."""
+    best = dict.fromkeys(forms, float("inf"))
+    for turn in range(4):
+        for name, run in forms.items():
+            started = time.perf_counter()
+            out = run()
+            if out.is_cuda:
+                torch.cuda.synchronize(out.device)
+            if turn:  # the first is the warm-up
+                best[name] = min(best[name], time.perf_counter() - started)
+    return min(best, key=best.__getitem__)
+
+
+def describe_key(x: Tensor, weight: Tensor, stride: tuple[int, ...], mode: str, enlarges: bool) -> str:
+    """What a measurement holds for: machine, torch, threads, number format and shapes."""
+    if x.is_cuda:
+        machine = torch.cuda.get_device_name(x.device)
+    else:
+        machine = f"{platform.machine()} {processor()} {torch.get_num_threads()} threads"
+    shape = "x".join(str(size) for size in (*x.shape, *weight.shape))
+    kind = f"{'enlarging ' if enlarges else ''}{mode} stride {stride[0]},{stride[1]}"
+    return f"{machine} | torch {torch.__version__} | {str(x.dtype).removeprefix('torch.')} | {kind} | {shape}"
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def cache_file() -> Path:
+    """$EA_CACHE or the user's cache folder, in it vae-rewrites.json."""
+    given = os.environ.get("EA_CACHE")
+    folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ea"
+    return folder / "vae-rewrites.json"
+
+
+_memory: Memory | None = None
+
+
+def memory() -> Memory:
+    """The process's memory of measurements."""
+    global _memory
+    if _memory is None or _memory.path != cache_file():
+        _memory = Memory(cache_file())
+    return _memory
