@@ -252,6 +252,9 @@ BAD = [
     (["x", "--prompts", "p.txt"], "not both"),
     (["--prompts", "nowhere.txt"], "no prompts file"),
     (["--from", "nowhere.json"], "no sidecar file"),
+    (["x", "--step-cache", "teacache:much"], "`step_cache` must be NAME:THRESHOLD"),
+    (["x", "--step-cache", "magic"], "no step cache is called 'magic'"),
+    (["x", "--cuda-graphs"], "`cuda_graphs` needs a CUDA device"),
     (["x", "--steps", "many"], "--steps"),
     (["x", "--wrong"], "--wrong"),
 ]  # fmt: skip
@@ -367,3 +370,45 @@ def test_the_bundled_model(here, capsys):
     frames = list(read_frames(capsys.readouterr().out.strip()))
     assert len(frames) > 1
     assert min(frames[0].shape[:2]) >= 64
+
+
+def test_an_approximate_run_says_so_and_is_repeated(model, here, capsys):
+    words = ["generate", "a circle", "--model", str(model), "--steps", "6", "--step-cache", "teacache:100"]
+    assert run([*words, "-o", "out.png"]) == 0
+    assert "approximate: step cache teacache:100 passed over 4 of 6 network passes" in capsys.readouterr().err
+    told = json.loads((here / "out.json").read_text())
+    assert told["settings"]["step_cache"] == "teacache:100"
+    assert any(note.startswith("approximate") for note in told["notes"])
+    assert run(["generate", "--from", "out.json", "-o", "again.png"]) == 0
+    assert "same content as recorded" in capsys.readouterr().err
+    assert run(["generate", "--from", "out.json", "--step-cache", "none", "-o", "exact.png"]) == 0
+    assert "approximate" not in capsys.readouterr().err
+    assert "step_cache" not in json.loads((here / "exact.json").read_text())["settings"]
+
+
+def test_another_form_of_the_vae_is_recorded_and_named(model, here, capsys, monkeypatch):
+    monkeypatch.setenv("EA_VAE_REWRITES", "always")
+    assert run(["generate", "a circle", "--model", str(model), "-o", "out.png"]) == 0
+    assert json.loads((here / "out.json").read_text())["device"]["vae_rewrites"] == "always"
+    monkeypatch.delenv("EA_VAE_REWRITES")
+    capsys.readouterr()
+    told = json.loads((here / "out.json").read_text())
+    told["output"]["sha256"] = "0" * 64  # as if rounding had shown
+    (here / "out.json").write_text(json.dumps(told))
+    assert run(["generate", "--from", "out.json", "-o", "again.png"]) == 0
+    assert "changed: vae_rewrites always -> as usual" in " ".join(capsys.readouterr().err.split())
+
+
+def test_compiling_is_repeated_from_a_sidecar(model, here):
+    plain = make_plan(Wishes(prompt="x", model=str(model)))
+    assert not plain.compile
+    assert run(["generate", "x", "--model", str(model), "-o", "x.png"]) == 0
+    told = json.loads((here / "x.json").read_text())
+    told["device"] |= {"compiled": True, "cuda_graphs": True}
+    (here / "x.json").write_text(json.dumps(told))
+    plan = make_plan(Wishes(sidecar="x.json", output="y.png"))
+    assert plan.compile
+    assert plan.cuda_graphs
+    assert make_plan(Wishes(prompt="x", model=str(model), cuda_graphs=True)).compile
+    with pytest.raises(UserError, match="leave --no-compile out"):
+        make_plan(Wishes(prompt="x", model=str(model), cuda_graphs=True, compile=False))
