@@ -135,7 +135,7 @@ def test_the_command_line_from_end_to_end_without_a_network(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """The default profile, in this process and in its children, with sockets blocked."""
-    import sitecustomize_block  # noqa: F401  # pyright: ignore[reportMissingImports]
+    importlib.import_module("sitecustomize_block")
 
     raw, out = tmp_path / "raw", tmp_path / "set"
     raw.mkdir()
