@@ -1,0 +1,5 @@
+"""What the benchmarks measure against: plain eager PyTorch, written from the architecture as the reference runs it.
+
+They read the weights of this project's networks and give the same numbers, so that each benchmark also checks its
+two sides against each other.
+"""
