@@ -230,7 +230,7 @@ def test_killed_while_saving(name: str, place: Place) -> None:
     for operation in (1, 3, 5, 8, 11) if FULL else (5,):
         out = place.folder / f"killed-{name}-{operation}"
         words = [sys.executable, "-c", KILLED, str(operation), *place.words(name, out)]
-        killed = subprocess.run(words, capture_output=True, timeout=170, check=False)
+        killed = subprocess.run(words, capture_output=True, timeout=600, check=False)
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
         assert loop.checkpoints(out)[-1][0] == (0 if name == "text" else 5)
         assert operation == 1 or list(out.glob(".checkpoint-6.partial-*"))  # the first makes the folder
