@@ -79,12 +79,19 @@ def encode(vae: Any, x: Tensor) -> Tensor:
     return vae.quant_conv(x)
 
 
-def decode_video(vae: Any, latents: Tensor, smooth: bool) -> Tensor:
-    """(1, 4, t, h, w) -> (1, 3, T, 8h, 8w) in memory, chunk by chunk; smoothing codes frames 4 to -5 once more."""
+def decode_video(vae: Any, latents: Tensor, smooth: bool, generator: torch.Generator | None = None) -> Tensor:
+    """(1, 4, t, h, w) -> (1, 3, T, 8h, 8w) in memory, chunk by chunk; smoothing codes frames 4 to -5 once more.
+
+    generator: for the noise of that second coding, drawn chunk by chunk on the CPU.
+    """
     frames = torch.cat([decode(vae, z) for z in latents.split(3, dim=2)], dim=2).clamp(-1, 1)
     if smooth and frames.shape[2] > 9:
         inner = frames[:, :, 4:-5]
-        means = [encode(vae, x).chunk(2, dim=1)[0] for x in inner.split(9, dim=2)]
-        again = torch.cat([decode(vae, z) for z in torch.cat(means, dim=2).split(3, dim=2)], dim=2)
+        coded = []
+        for x in inner.split(9, dim=2):
+            mean, logvar = encode(vae, x).chunk(2, dim=1)
+            noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
+            coded.append(mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise)
+        again = torch.cat([decode(vae, z) for z in torch.cat(coded, dim=2).split(3, dim=2)], dim=2)
         frames[:, :, 4:-5] = (inner + again) / 2
     return frames.clamp(-1, 1)

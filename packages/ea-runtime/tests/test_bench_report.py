@@ -78,6 +78,13 @@ def test_damaged_results_are_named(results: Path, capsys, record, message):
     assert len(said.splitlines()) == 1
 
 
+def test_other_records_in_the_folder_are_left_out_and_named(results: Path, capsys, caplog):
+    write(results / "proof.json", {"lora": "a file", "weights": {}})
+    assert run(["bench", "report", "--results", str(results)]) == 0
+    assert "proof" not in capsys.readouterr().out
+    assert "proof.json is another kind of record and is left out" in caplog.text
+
+
 def test_what_is_missing_is_named(tmp_path: Path, results: Path, capsys):
     assert run(["bench", "report", "--results", str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from ea_runtime.errors import UserError
+
+logger = logging.getLogger("ea")
 
 BEGIN, END = "<!-- bench: from here -->", "<!-- bench: to here -->"
 _MACHINE = ("processor", "cores", "threads", "gpu", "python", "torch")
@@ -32,6 +35,9 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
             raise UserError(
                 f"{str(path)!r} is no benchmark result: {str(error)[:80]}; measure it again"
             ) from error
+        if isinstance(record, dict) and not {"machine", "rows", "figures"} & record.keys():
+            logger.warning("%s is another kind of record and is left out", path.name)
+            continue
         if (
             not isinstance(record, dict)
             or not isinstance(record.get("machine"), dict)
