@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ea_lora import find_targets, load_lora, read_lora, write_lora
-from ea_lora.io import Layer
+from ea_lora.layer import Layer
 from ea_lora.matching import match_lora, networks_of
 from ea_lora.merge import merge_weight
 

@@ -43,7 +43,7 @@ def write_style(path: Path) -> None:
     import torch
 
     from ea_lora import find_targets, write_lora
-    from ea_lora.io import Layer
+    from ea_lora.layer import Layer
     from ea_runtime import VideoPipeline
 
     denoiser = VideoPipeline.from_pretrained("tiny", parts=["denoiser"]).denoiser

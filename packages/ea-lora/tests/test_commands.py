@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ea_lora.plugin
 from ea_runtime.adapters import parse_spec
@@ -51,6 +52,20 @@ def test_verify(ea: Any, write_lora_file: Write, small: Any, model_folder: Path)
     assert len(json.loads(out)["left_out"]) == 2
 
 
+def test_verify_lists_keys(ea: Any, write_lora_file: Write, small: Any, model_folder: Path) -> None:
+    extra = {
+        "lora_unet__gone.lora_down.weight": torch.ones(1, 8),
+        "lora_unet__gone.lora_up.weight": torch.ones(8, 1),
+    }
+    path = write_lora_file({**small.model_tensors(), **extra})
+    code, out, _ = ea("verify", path, "-m", model_folder, "--keys", "--exclude", "mix")
+    assert code == 0
+    listed = {line.split()[0] for line in out.splitlines() if "%" in line and not line.startswith("output")}
+    assert listed == {"proj_in", "blocks.0.to_q", "blocks.1.to_q", "proj_out"}
+    assert "ignored: lora_unet__gone" in out
+    assert "left out: lora_unet__mix" in out
+
+
 def test_verify_fails_where_nothing_changes(
     ea: Any, write_lora_file: Write, small: Any, model_folder: Path
 ) -> None:
@@ -74,6 +89,9 @@ def test_the_plot_is_a_picture(
     code, _, error = ea("verify", path, "--model", model_folder, "--plot", tmp_path / "plot.txt")
     assert (code, error.count("\n")) == (2, 1)
     assert "`--plot` must end in .png" in error
+    code, out, error = ea("verify", path, "--model", model_folder, "--plot", tmp_path / "no" / "plot.png")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert "`--plot` must lie in a folder that is there" in error
 
 
 def test_convert(ea: Any, write_lora_file: Write, small: Any, model_folder: Path, tmp_path: Path) -> None:
@@ -95,7 +113,32 @@ def test_memory_needs_a_known_denoiser(ea: Any, tmp_path: Path) -> None:
     (folder / "transformer" / "config.json").write_text('{"_class_name": "Unheard"}')
     code, _, error = ea("memory", "--model", folder)
     assert (code, error.count("\n")) == (2, 1)
-    assert "no installed package has the denoiser 'Unheard'" in error
+    assert "names class 'Unheard', which no installed package brings" in error
+
+
+def test_memory_of_a_registered_denoiser(ea: Any, model_folder: Path) -> None:
+    code, out, _ = ea("memory", "--model", model_folder, "--size", "64", "--num-frames", "9", "--rank", "4")
+    assert code == 0
+    assert "64, 9 frames" in out
+    assert "fits 24 GB" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--rank", "0"), "`rank` must be a whole number from 1 to 4096, got 0"),
+        (("--offload", "3"), "`offload` must be a whole number from 0 to 2, got 3"),
+        (("--size", "513"), "must be multiples of 16, got 513x513"),
+        (("--num-frames", "5"), "`num_frames` must be 1 or a multiple of 9, got 5"),
+        (("--dtype", "fp64"), "`dtype` must be one of fp32, bf16, fp16, got 'fp64'"),
+    ],
+)
+def test_memory_refuses_what_no_run_can_have(
+    ea: Any, model_folder: Path, words: tuple[str, ...], text: str
+) -> None:
+    code, out, error = ea("memory", "--model", model_folder, *words)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert text in error
 
 
 def test_merge(ea: Any, write_lora_file: Write, small: Any, model_folder: Path, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_both_networks_go_over(reference: Path, golden_folder: Path, tmp_path: P
 
 
 def test_a_small_model_names_the_layers_of_a_deep_one() -> None:
-    from ea_lora.io import Layer
+    from ea_lora.layer import Layer
 
     def layer(path: str) -> Layer:
         return Layer(f"lora_unet__{path}", "denoiser", path, torch.ones(1, 1), torch.ones(1, 1))

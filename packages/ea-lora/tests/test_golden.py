@@ -148,3 +148,7 @@ def test_verify_says_what_happens_to_the_model(model: Any, reference: Path, smal
     assert all(block.norm > 0 for block in report.blocks)
     assert report.probe["picture"] > 1e-3
     assert report.probe["video"] > 1e-3
+    assert report.probe["text"] > 1e-3
+    assert verify_lora(model, reference / "lora" / "lora.safetensors", parts=("text",)).probe == {
+        "text": pytest.approx(report.probe["text"], rel=0.5)
+    }

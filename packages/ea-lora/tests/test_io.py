@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ea_lora.io import Layer, content_hashes, count_parts, read_lora, write_lora
+from ea_lora.io import content_hashes, read_lora, write_lora
+from ea_lora.layer import Layer, count_parts
 from ea_runtime.errors import UserError
 
 Write = Callable[..., Path]

@@ -136,6 +136,24 @@ def test_a_copy_of_a_model_carries_its_own(write_lora_file: Write, small: Any) -
     assert equal(small.run(pipe), loaded)
 
 
+def test_pipelines_that_share_a_denoiser_share_its_lora(write_lora_file: Write, small: Any) -> None:
+    one = small.make_pipe()
+    other = SimpleNamespace(denoiser=one.denoiser, text=small.make_pipe().text)
+    base, hashed = small.run(other), small.pipe_hash(one)
+    lora = load_lora(one, write_lora_file(), 0.5)
+    assert torch.equal(small.run(other)[0], small.run(one)[0])
+    assert torch.equal(small.run(other)[1], base[1])  # its text encoder is its own
+    assert [found.path for found in loaded_loras(other)] == [lora.path]
+    unload_lora(other)  # the part of it that is here
+    assert torch.equal(small.run(one)[0], base[0])
+    assert not torch.equal(small.run(one)[1], base[1])
+    lora.weight = 1.0  # what is left still follows its handle
+    assert len(loaded_loras(one)) == 1
+    lora.unload()
+    assert small.pipe_hash(one) == hashed
+    assert loaded_loras(one) == []
+
+
 def test_as_a_context(write_lora_file: Write, small: Any) -> None:
     pipe = small.make_pipe()
     hashed = small.pipe_hash(pipe)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .card import Card
     from .convert import convert_lora
-    from .io import LoraFile, read_lora, write_lora
+    from .io import read_lora, write_lora
     from .keys import find_targets
+    from .layer import Layer, LoraFile
     from .matching import match_lora
     from .merge import merge_lora
     from .network import LoadedLora, load_lora, loaded_loras, unload_lora
@@ -28,6 +29,7 @@ __all__ = [
     "lora_info",
     "read_lora",
     "write_lora",
+    "Layer",
     "LoraFile",
     "match_lora",
     "find_targets",
@@ -46,7 +48,8 @@ _HOMES = {
     "lora_info": "verify",
     "read_lora": "io",
     "write_lora": "io",
-    "LoraFile": "io",
+    "Layer": "layer",
+    "LoraFile": "layer",
     "match_lora": "matching",
     "find_targets": "keys",
 }

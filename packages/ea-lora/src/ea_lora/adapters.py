@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ea_lora.beside import ADAPTER
-from ea_lora.io import Layer
 from ea_lora.keys import Part, find_targets, flatten
+from ea_lora.layer import Layer
 from ea_runtime.errors import UserError
 from ea_runtime.safe_files import quote
 
 #: V2's own
 RANK, ALPHA = 128, 64.0
+MAX_RANK = 4096
 #: what `network.motion = false` leaves out: V2's motion modules
 MOTION_PATTERN = "*attn_temporal*"
 

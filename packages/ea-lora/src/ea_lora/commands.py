@@ -55,6 +55,8 @@ def info(file: _File, as_json: _Json = False) -> None:
     if found["training"]:
         told = ", ".join(f"{key} {value}" for key, value in found["training"].items())
         rows["training"] = quote(told, 300)[1:-1]
+    if found["notes"]:
+        rows["note"] = "; ".join(found["notes"])
     if not found["is_trained"]:
         rows["warning"] = "every up matrix is 0: this LoRA changes nothing"
     if found["hash_matches"] is not None:
@@ -77,15 +79,19 @@ def verify(
     plot: Annotated[
         Path | None, typer.Option(help="Where to draw the norm of each block's change (.png).")
     ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="List every matched module, not blocks.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Says what a LoRA matches in a model and how much it changes, block by block; exit
-    code 1 where nothing changes.
+    """Says what a LoRA matches in a model and how much it changes, block by block; exit code 1 where nothing changes.
 
     The model stays as it is.
     """
     from ea_lora.verify import verify_lora
 
+    if plot is not None:
+        from ea_lora.plot import check_plot
+
+        check_plot(plot)
     report = verify_lora(model, file, weight, parts=_parts(no_text), exclude=exclude or ())
     if plot is not None:
         from ea_lora.plot import save_plot
@@ -94,7 +100,7 @@ def verify(
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
     else:
-        _show(report)
+        _show(report, keys)
     if not report.does_something:
         raise typer.Exit(1)
 
@@ -166,24 +172,38 @@ def _parts(no_text: bool) -> tuple[str, ...]:
     return ("denoiser",) if no_text else ("denoiser", "text")
 
 
-def _show(report: LoraReport) -> None:
+def _show(report: LoraReport, keys: bool) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from ea_runtime.safe_files import quote
 
     console = Console(highlight=False)
     for line in (report.summary, *(f"note: {note}" for note in report.notes)):
         console.print(line, markup=False, soft_wrap=True)
+    unused = {"ignored": report.ignored, "left out": report.left_out if keys else ()}
+    for why, names in unused.items():
+        for name in names:
+            console.print(f"{why}: {quote(name, 300)[1:-1]}", markup=False, soft_wrap=True)
+    rows: list[tuple[str, str, str, float, float]] = [
+        (one.part, one.path, f"{one.rank}", one.norm, one.relative) for one in report.layers
+    ] if keys else [
+        (one.part, one.block, f"{one.num_layers}", one.norm, one.relative) for one in report.blocks
+    ]  # fmt: skip
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("block", "layers", "change", "relative"):
-        table.add_column(column, justify="left" if column == "block" else "right", no_wrap=True)
+    for column in ("module", "rank") if keys else ("block", "layers"):
+        table.add_column(column, justify="right" if column in ("rank", "layers") else "left", no_wrap=True)
+    for column in ("change", "relative"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    largest = max((block.norm for block in report.blocks), default=0.0) or 1.0
-    for block in report.blocks:
-        bar = "█" * round(_BAR_WIDTH * block.norm / largest)
-        name = block.block if block.part == "denoiser" else f"{block.part}: {block.block}"
-        table.add_row(name, str(block.num_layers), f"{block.norm:.4g}", f"{block.relative:.2%}", bar)
+    largest = max((norm for *_, norm, _ in rows), default=0.0) or 1.0
+    for part, name, count, norm, relative in rows:
+        bar = "█" * round(_BAR_WIDTH * norm / largest)
+        shown = name if part == "denoiser" else f"{part}: {name}"
+        table.add_row(shown, count, f"{norm:.4g}", f"{relative:.2%}", bar)
     console.print(table)
     for what, moved in report.probe.items():
-        console.print(f"output on a {what} of noise moves by {moved:.2%} at weight {report.weight:g}")
+        probe = "text of random tokens" if what == "text" else f"{what} of noise"
+        console.print(f"output on a {probe} moves by {moved:.2%} at weight {report.weight:g}")
     if not report.does_something:
         console.print("[red]this LoRA changes nothing: every change is 0[/red]")

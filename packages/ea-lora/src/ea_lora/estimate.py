@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ea_lora.adapters import ALPHA, MOTION_PATTERN, RANK, Adapters, adapt, base_parameters
+from ea_lora.adapters import ALPHA, MAX_RANK, MOTION_PATTERN, RANK, Adapters, adapt, base_parameters
 from ea_lora.offload import find_blocks
 from ea_runtime.denoise import size_conditions
 from ea_runtime.errors import UserError
@@ -195,48 +195,62 @@ def _fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = before
 
 
-def predict_folder(
+def adapted_shapes(folder: Path, *, rank: int = RANK, motion: bool = True) -> tuple[nn.Module, Adapters]:
+    """The denoiser of a model folder on the meta device, adapted; its config.json is enough.
+
+    Raises UserError, and MissingPackageError where no installed package brings its class.
+    """
+    from ea_runtime.folder import find_record, read_part_config, unknown_keys
+    from ea_runtime.folder_layout import PARTS as FOLDERS
+    from ea_runtime.folder_layout import class_name
+    from ea_runtime.plugins import get_host
+
+    spec = FOLDERS["denoiser"]
+    config = read_part_config(folder, spec)
+    cls: Any = find_record(get_host(), spec, class_name(config, spec)).build()
+    stray = unknown_keys(cls, config)
+    known = {key: value for key, value in config.items() if key not in stray and not key.startswith("_")}
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = cls.from_config(known)
+        return network, adapt(network, rank=rank, alpha=ALPHA, exclude=() if motion else (MOTION_PATTERN,))
+
+
+def memory_table(
     folder: Path,
-    shape: tuple[int, int, int],
+    sizes: Sequence[int],
+    frames: Sequence[int],
     *,
+    dtype: str = "bf16",
     rank: int = RANK,
     motion: bool = True,
-    **how: Any,
-) -> dict[str, int]:
-    """As `predict`, for the denoiser of a model folder; its config.json is enough. Raises UserError."""
-    from ea_runtime.plugins import get_host
-    from ea_runtime.safe_files import quote, read_json
-
-    config = read_json(folder, "transformer/config.json")
-    record = get_host().find_class("denoisers", str(config.get("_class_name")))
-    if record is None:
-        raise UserError(
-            f"no installed package has the denoiser {quote(config.get('_class_name'))}; pip install ea-dit"
-        )
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        network = record.build().from_config(config)
-        adapters = adapt(network, rank=rank, alpha=ALPHA, exclude=() if motion else (MOTION_PATTERN,))
-    return predict(network, {"lora": adapters}, shape, **how)
-
-
-def memory_table(folder: Path, sizes: Sequence[int], frames: Sequence[int], *, dtype: str, **how: Any) -> Any:
+    offload: int = 0,
+    checkpointing: bool = True,
+) -> Any:
     """A rich table: parts down, one column for each size and number of frames, in GB. Raises UserError."""
     from rich.table import Table
 
-    from ea_runtime.memory_estimate import latent_frames, spatial_ratio
-    from ea_runtime.safe_files import inside, is_file, read_json
+    from ea_runtime.pipeline_settings import Geometry, check_int
+    from ea_runtime.safe_files import inside, is_file, quote, read_json
     from ea_runtime.training.precision import DTYPES
 
     if dtype not in DTYPES:
-        raise UserError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    vae = read_json(folder, "vae/config.json") if is_file(inside(folder, "vae/config.json")) else {}
-    ratio = spatial_ratio(vae)
+        raise UserError(f"`dtype` must be one of {', '.join(DTYPES)}, got {quote(dtype)}")
+    check_int("rank", rank, 1, MAX_RANK)
+    network, adapters = adapted_shapes(folder, rank=rank, motion=motion)
+    check_int("offload", offload, 0, len(find_blocks(network)))
+    vae = read_json(folder, "vae/config.json") if is_file(inside(folder, "vae/config.json")) else None
+    geometry = Geometry.from_configs(vae, getattr(network, "config", None))
     columns: dict[str, dict[str, int]] = {}
     for size in sizes:
         for count in frames:
-            shape = (latent_frames(vae, count), size // ratio, size // ratio)
+            _, _, *shape = geometry.latent_shape(
+                1, geometry.check_num_frames(count), *geometry.check_size(size, size)
+            )
             what = "picture" if count == 1 else f"{count} frames"
-            columns[f"{size}, {what}"] = predict_folder(folder, shape, dtype=DTYPES[dtype], **how)
+            columns[f"{size}, {what}"] = predict(
+                network, {"lora": adapters}, (shape[0], shape[1], shape[2]), dtype=DTYPES[dtype],
+                offload=offload, checkpointing=checkpointing,
+            )  # fmt: skip
     table = Table(box=None, pad_edge=False)
     table.add_column("GB", no_wrap=True)
     for name in columns:

@@ -1,7 +1,4 @@
-"""LoRA files: read in any layout with every check that needs no model, and written in one (layouts.py).
-
-Shape legend: R rank, I inputs and O outputs of the layer.
-"""
+"""LoRA files: read in any layout with every check that needs no model (checks.py), and written in one (layouts.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,95 +15,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ea_lora import layouts
-from ea_lora.keys import PARTS, Part, Role, relative_of_lora, split_key, split_name
+from ea_lora.checks import check_bound, group_tensors, make_layer
+from ea_lora.keys import PARTS, Part
+from ea_lora.layer import FLOATS, MAX_PATH, Layer, LoraFile, weight_files
 from ea_lora.layouts import Layout
 from ea_runtime.errors import UserError
 from ea_runtime.safe_files import is_file, quote, read_json
 from ea_runtime.safe_weights import PartWeights, is_pickle, iter_tensors, read_header
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-#: a path is shown in errors up to this length
-MAX_PATH = 300
-#: no weight changes by more than float16 can hold; what training gives is below 10
-_LARGEST_CHANGE = 65504.0
 #: where sd-webui's first hash of a LoRA begins and how many bytes it covers
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
 #: metadata that follows from the tensors and the layout
 _COMPUTED = ("sshs_model_hash", "sshs_legacy_hash", "format", layouts.DIFFUSERS_KEY, layouts.ALPHA_KEY)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Layer:
-    """One layer of a LoRA; the change of the module's weight is `scale * up @ down`.
-
-    name: as the file has it. part, path: which network and module; a path may have `_` where the module has
-    `.`.
-    down: (R, I). up: (O, R). Both may end in dimensions of 1 (convolutions). alpha: one number, or None: R.
-    """
-
-    name: str
-    part: Part
-    path: str
-    down: Tensor
-    up: Tensor
-    alpha: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None else float(self.alpha) / self.rank
-
-    @property
-    def num_inputs(self) -> int:
-        return self.down.shape[1]
-
-    @property
-    def num_outputs(self) -> int:
-        return self.up.shape[0]
-
-    def matrices(self) -> tuple[Tensor, Tensor]:
-        """down (R, I) and up (O, R) without the convolution's dimensions of 1, views."""
-        return self.down.flatten(1), self.up.flatten(1)
-
-    def delta(self) -> Tensor:
-        """The change of the weight, (O, I) in float32 (float64 where the file is)."""
-        down, up = self.matrices()
-        dtype = torch.promote_types(down.dtype, torch.float32)
-        return self.scale * (up.to(dtype) @ down.to(dtype))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoraFile:
-    """A LoRA as it lies on disk, checked.
-
-    path: the file, or peft's folder. layers: in the order of their names. metadata: text by key. layout: how its
-    tensors are named. notes: lines for the user.
-    """
-
-    path: Path
-    layers: tuple[Layer, ...]
-    metadata: Mapping[str, str]
-    layout: Layout = "kohya"
-    notes: tuple[str, ...] = ()
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The safetensors files that it lies in."""
-        return weight_files(self.path)
-
-    def of_part(self, part: Part) -> list[Layer]:
-        return [layer for layer in self.layers if layer.part == part]
-
-
-def weight_files(path: Path) -> tuple[Path, ...]:
-    """A file itself; of peft's folder the adapter's weights, and its text encoder's where there are any."""
-    if not path.is_dir():
-        return (path,)
-    names = (layouts.WEIGHTS_NAME, f"{layouts.TEXT_FOLDER}/{layouts.WEIGHTS_NAME}")
-    return tuple(path / name for name in names if is_file(path / name))
 
 
 def read_lora(path: str | os.PathLike[str]) -> LoraFile:
@@ -131,19 +51,19 @@ def _read_one(file: Path, given: str | os.PathLike[str]) -> LoraFile:
     weights = _read_header(file, label)
     tensors = dict(iter_tensors(weights, weights.tensors))
     layout = layouts.layout_of(tensors)
-    groups = _group(tensors, label, layout)
+    groups = group_tensors(tensors, label)
     alphas = _alphas(file, weights.metadata, label) if layout in ("peft", "diffusers") else {}
     is_text = file.parent.name == layouts.TEXT_FOLDER and layout == "peft"
     layers, without = [], 0
     for name, roles in groups.items():
-        layer = _layer(name, roles, label)
+        layer = make_layer(name, roles, label)
         if is_text:
             layer = replace(layer, part="text")
         if layer.alpha is None and layout in ("peft", "diffusers"):
             found = alphas[layer.part].of(layer.path, layer.rank) if layer.part in alphas else None
             without += found is None
             layer = replace(layer, alpha=_alpha_tensor(found, layer, weights.metadata))
-            _check_bound(layer, f"{label}: layer {quote(name)}")
+            check_bound(layer, f"{label}: layer {quote(name)}")
         layers.append(layer)
     notes = [f"{label} tells no alpha for {without} layers: their rank is taken"] if without else []
     return LoraFile(file, tuple(layers), dict(weights.metadata), layout, tuple(notes))
@@ -165,7 +85,7 @@ def _alpha_tensor(value: float | None, layer: Layer, metadata: Mapping[str, str]
     kind = record.get("others", {}).get(f"{layer.part}:{layer.path}", record.get("dtype", "float32"))
     if value is None or kind == "none":
         return None
-    known = {str(dtype)[6:]: dtype for dtype in _FLOATS}
+    known = {str(dtype)[6:]: dtype for dtype in FLOATS}
     return torch.tensor(value, dtype=known.get(kind, torch.float32))
 
 
@@ -272,93 +192,3 @@ def _read_header(file: Path, label: str) -> PartWeights:
         return read_header(file, str(file))
     except UserError as error:
         raise UserError(f"LoRA: {error}") from error
-
-
-def _group(tensors: Mapping[str, Tensor], label: str, layout: Layout) -> dict[str, dict[Role, Tensor]]:
-    """Tensors by layer, sorted. Raises UserError for a file of something else."""
-    is_flat = any(key.startswith(("lora_unet_", "lora_te")) for key in tensors)
-    if any(".lora_A." in key for key in tensors) and (
-        is_flat or any(".lora_down." in key for key in tensors)
-    ):
-        raise UserError(
-            f"{label} mixes peft's names (lora_A) with kohya's (lora_unet_, lora_down); it was renamed by halves"
-        )
-    grouped: dict[str, dict[Role, Tensor]] = {}
-    strangers: list[str] = []
-    for key in sorted(tensors):
-        found = split_key(key)
-        method = relative_of_lora(key)
-        if method is not None:
-            raise UserError(f"{label} holds {quote(key)}, which is {method}; only plain LoRA can be used")
-        if found is None:
-            strangers.append(key)
-        else:
-            grouped.setdefault(found[0], {})[found[1]] = tensors[key]
-    if not grouped:
-        first = f", first {quote(strangers[0])}" if strangers else ""
-        raise UserError(
-            f"{label} holds no LoRA: {len(strangers)} tensors{first}; is it a whole model's file?"
-        )
-    if strangers:
-        raise UserError(
-            f"{label} holds {len(strangers)} tensors that are no part of a LoRA, first "
-            f"{quote(strangers[0])}; it was not made for this or is damaged"
-        )
-    return grouped
-
-
-def _layer(name: str, roles: Mapping[Role, Tensor], label: str) -> Layer:
-    where = f"{label}: layer {quote(name)}"
-    for role in ("down", "up"):
-        if role not in roles:
-            raise UserError(
-                f"{where} has no lora_{role}.weight; the file is damaged, copy or download it again"
-            )
-    for role, tensor in roles.items():
-        if tensor.dtype not in _FLOATS:
-            raise UserError(f"{where}: {role} must be of 16-bit floats or wider, got {str(tensor.dtype)[6:]}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"{where}: {role} holds NaN or infinity; training went wrong, use an earlier save"
-            )
-    down, up, alpha = roles["down"], roles["up"], roles.get("alpha")
-    for role, tensor in (("down", down), ("up", up)):
-        if tensor.ndim < 2 or any(size != 1 for size in tensor.shape[2:]):
-            raise UserError(
-                f"{where}: {role} must be a matrix (or end in dimensions of 1), got shape "
-                f"{list(tensor.shape)}; only Linear and 1x1 convolutions can be adapted"
-            )
-    if down.shape[0] == 0 or up.shape[1] == 0:
-        raise UserError(f"{where} has rank 0, so it would do nothing; train with a rank of 1 or more")
-    if down.shape[0] != up.shape[1] or 0 in (*down.shape, *up.shape):
-        raise UserError(
-            f"{where}: down {list(down.shape)} must be (rank, inputs) and up {list(up.shape)} "
-            "(outputs, rank) of one rank; the file is damaged"
-        )
-    if alpha is not None:
-        if alpha.numel() != 1:
-            raise UserError(
-                f"{where}: alpha must be one number, got shape {list(alpha.shape)}; the file is damaged"
-            )
-        if float(alpha) <= 0:
-            raise UserError(f"{where}: alpha must be above 0, got {float(alpha):g}; the file is damaged")
-        alpha = alpha.reshape(())
-    layer = Layer(name, *split_name(name), down, up, alpha)
-    _check_bound(layer, where)
-    return layer
-
-
-def _check_bound(layer: Layer, where: str) -> None:
-    if _bound(layer) > _LARGEST_CHANGE:
-        raise UserError(f"{where} would change weights by up to {_bound(layer):.3g}; the file is damaged")
-
-
-def _bound(layer: Layer) -> float:
-    """No number of the layer's delta is larger."""
-    return layer.scale * layer.rank * float(layer.down.abs().max()) * float(layer.up.abs().max())
-
-
-def count_parts(layers: Iterable[Layer]) -> dict[Part, int]:
-    """Layers per network, of those that have any."""
-    parts = [layer.part for layer in layers]
-    return {part: parts.count(part) for part in PARTS if part in parts}

@@ -26,7 +26,7 @@ from ea_runtime.errors import UserError, nearest
 from ea_runtime.safe_files import quote
 
 if TYPE_CHECKING:
-    from ea_lora.io import Layer
+    from ea_lora.layer import Layer
 
 Layout = Literal["kohya", "diffusers", "peft", "comfyui"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ea_lora.io import MAX_PATH, Layer, LoraFile, count_parts
 from ea_lora.keys import PARTS, Part, find_targets, fits, flatten
+from ea_lora.layer import FLOATS, MAX_PATH, Layer, LoraFile, count_parts
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.safe_files import quote
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +152,7 @@ def _check_fit(match: Match, label: str) -> None:
             f"{label}: {quote(layer.name)} is for {layer.num_inputs} -> {layer.num_outputs} channels, "
             f"{match.path} has {inputs} -> {outputs}; it was trained on another model"
         )
-    if weight.dtype not in _FLOATS:
+    if weight.dtype not in FLOATS:
         raise UserError(
             f"{match.path} has weights of {str(weight.dtype)[6:]}; LoRA needs 16-bit floats or wider"
         )

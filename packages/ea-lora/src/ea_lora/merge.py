@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ea_lora.io import Layer, LoraFile, read_lora
+from ea_lora.io import read_lora
 from ea_lora.keys import PARTS, Part
+from ea_lora.layer import Layer, LoraFile
 from ea_lora.matching import Matching, match_lora
+from ea_lora.networks import load_networks
 from ea_runtime.adapters import DEFAULT_WEIGHT, check_weight
 from ea_runtime.checkpoint import MANIFEST, atomic_folder, require_space
 from ea_runtime.errors import UserError
-from ea_runtime.folder import load_part, load_parts, plan_part
 from ea_runtime.folder_layout import PARTS as FOLDERS
 from ea_runtime.folder_layout import resolve_folder
 from ea_runtime.safe_files import inside, is_file, quote
@@ -55,15 +56,13 @@ def merge_lora(
     """Write a new model folder with LoRAs merged; the model and its folder stay as they are.
 
     Args:
-        model: a model folder or name, or a pipeline that was loaded from one (its folder is what is merged,
-        in the
+        model: a model folder or name, or a pipeline that was loaded from one (its folder is what is merged, in the
             precision that lies there).
         loras: a path, (path, weight), or a list of these; without a weight 0.55.
         out: a folder that does not exist yet, or is empty.
         parts, exclude: as in `load_lora`.
 
-    Raises UserError, with nothing written: all that `load_lora` refuses, `out` exists, the disk is too small,
-    a
+    Raises UserError, with nothing written: all that `load_lora` refuses, `out` exists, the disk is too small, a
         result that is not finite in the folder's dtype.
     """
     source = _source_folder(model)
@@ -87,26 +86,6 @@ def merge_lora(
         record = {"base": source.name, "loras": [_describe(file, weight) for file, weight in files]}
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return Merged(target, len(changes), matchings)
-
-
-def load_networks(
-    folder: Path, parts: Collection[str], *, with_weights: bool = False
-) -> dict[Part, nn.Module | None]:
-    """The networks of a model folder, those not in `parts` as None.
-
-    with_weights: False gives the denoiser's modules and shapes only, on the meta device; a text encoder is
-    loaded
-        either way, as its builder knows nothing else.
-    """
-    networks: dict[Part, nn.Module | None] = {"denoiser": None, "text": None}
-    if "denoiser" in parts:
-        plan = plan_part(folder, FOLDERS["denoiser"])
-        networks["denoiser"] = load_part(plan, device="cpu" if with_weights else "meta")
-    if "text" in parts and is_file(inside(folder, f"{FOLDERS['text'].folder}/config.json")):
-        text = load_parts(folder, parts=("text",)).text
-        found = text if isinstance(text, nn.Module) else getattr(text, "model", None)
-        networks["text"] = found if isinstance(found, nn.Module) else None
-    return networks
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ea_lora.beside import ADAPTER, LayerFactory, carried, carry, drop
 from ea_lora.card import base_note
-from ea_lora.io import MAX_PATH, Layer, LoraFile, read_lora
+from ea_lora.io import read_lora
 from ea_lora.keys import PARTS
+from ea_lora.layer import MAX_PATH, Layer, LoraFile
 from ea_lora.matching import Match, Matching, match_lora, networks_of
 from ea_runtime.adapters import DEFAULT_WEIGHT, check_weight
 from ea_runtime.errors import UserError

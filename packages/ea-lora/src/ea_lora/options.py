@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ea_lora.adapters import ALPHA, RANK
+from ea_lora.adapters import ALPHA, MAX_RANK, RANK
 
 
 class BaseTable(BaseModel):
@@ -25,7 +25,7 @@ class NetworkTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    rank: int = Field(default=RANK, gt=0, le=4096)
+    rank: int = Field(default=RANK, gt=0, le=MAX_RANK)
     alpha: float = Field(default=ALPHA, gt=0, description="the change is alpha / rank times up x down")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     include: tuple[str, ...] = Field(default=("*",), description="shell patterns over module paths")

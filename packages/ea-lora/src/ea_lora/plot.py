@@ -33,7 +33,7 @@ def draw_blocks(report: LoraReport) -> Image.Image:
     draw = ImageDraw.Draw(image)
     head = f"{Path(report.path).name}: norm of each block's change at weight 1 (and relative to its weights)"
     draw.text((_MARGIN, _MARGIN), head.encode("ascii", "replace").decode(), fill=_INK, font=font)
-    moved = ", ".join(f"{what} {share:.1%}" for what, share in report.probe.items())
+    moved = ", ".join(f"{what} {share:.2%}" for what, share in report.probe.items())
     line = (
         f"output on a fixed probe moves at weight {report.weight:g}: {moved}"
         if moved
@@ -57,10 +57,19 @@ def draw_blocks(report: LoraReport) -> Image.Image:
     return image
 
 
-def save_plot(path: Path, report: LoraReport) -> None:
-    """Write the picture. Raises UserError for another ending than .png and where it cannot be written."""
+def check_plot(path: Path) -> None:
+    """Raises UserError for another ending than .png and a folder that is not there: before any work."""
     if path.suffix.lower() != ".png":
         raise UserError(f"`--plot` must end in .png, got {quote(path.name)}")
+    if not path.parent.is_dir():
+        raise UserError(
+            f"`--plot` must lie in a folder that is there, got {quote(str(path))}; make the folder first"
+        )
+
+
+def save_plot(path: Path, report: LoraReport) -> None:
+    """Write the picture. Raises UserError as `check_plot` does, and where it cannot be written."""
+    check_plot(path)
     try:
         draw_blocks(report).save(path)
     except OSError as error:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ea_lora.adapters import Adapters, adapt
+from ea_lora.networks import t5_shapes
 from ea_runtime.errors import UserError
 from ea_runtime.folder_layout import resolve_folder
+from ea_runtime.safe_files import quote
 from ea_runtime.text_cleaning import check_prompt, clean_caption
 from ea_runtime.training.recipe import Batch, Context
 
@@ -60,7 +62,9 @@ def _load(folder: str, context: Context) -> tuple[Any, nn.Module]:
 
         encoder: Any = load_parts(folder, device=context.device, parts=("text",)).text
         return encoder, encoder.model
-    from transformers import T5Config, T5EncoderModel
-
-    config = T5Config.from_pretrained(resolve_folder(folder) / "text_encoder", local_files_only=True)
-    return None, T5EncoderModel(config)
+    network = t5_shapes(resolve_folder(folder))
+    if network is None:
+        raise UserError(
+            f"`network.text` needs a T5 as text encoder, and that of {quote(folder)} is none; set it to false"
+        )
+    return None, network

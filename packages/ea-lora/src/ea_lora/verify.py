@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ea_lora.card import Card, base_note
-from ea_lora.io import Layer, LoraFile, content_hashes, count_parts, read_lora
+from ea_lora.io import content_hashes, read_lora
 from ea_lora.keys import PARTS, Part
-from ea_lora.matching import Match, match_lora, networks_of
-from ea_lora.merge import load_networks
+from ea_lora.layer import Layer, LoraFile, count_parts
+from ea_lora.matching import Match, Matching, match_lora, networks_of
 from ea_lora.network import load_lora
+from ea_lora.networks import load_networks
 from ea_runtime.denoise import size_conditions
 from ea_runtime.folder_layout import resolve_folder
 
 #: the probe: one picture and a short video, in latent frames, and the size of a latent frame
-_PROBE_FRAMES, _PROBE_SIZE, _PROBE_TOKENS, _PROBE_TIMESTEP = (1, 3), 16, 8, 500
+_PROBE_FRAMES = {"picture": 1, "video": 3}
+_PROBE_SIZE, _PROBE_TOKENS, _PROBE_TIMESTEP = 16, 8, 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,10 @@ class BlockReport:
 class LoraReport:
     """What a LoRA would do to a model.
 
-    ignored, left_out: names of layers. probe: how far the denoiser's output moves at `weight`, relative, for
-    a "picture" and a "video" of seeded noise; empty where the denoiser is of an unknown kind. notes: lines for
-    the user, such as that it was made for other weights.
+    ignored, left_out: names of layers. probe: how far outputs move at `weight`, relative: the denoiser's for a
+    "picture" and a "video" of seeded noise, the text encoder's for a "text" of seeded tokens; without a network
+    that the file has no layers for, or that is of an unknown kind. notes: lines for the user, such as that it was
+    made for other weights.
     """
 
     path: str
@@ -93,8 +97,7 @@ def verify_lora(
     """Match a LoRA with a model and measure its changes. The model is as before afterwards.
 
     model: a pipeline, a torch module, or a model folder or name, whose denoiser (and text encoder, where the
-    file has layers for one) is loaded. probe: run the denoiser on noise without and with the LoRA at
-    `weight`.
+    file has layers for one) is loaded. probe: run the networks on noise without and with the LoRA at `weight`.
 
     Raises UserError as `load_lora` does.
     """
@@ -109,10 +112,7 @@ def verify_lora(
         file.metadata, model if isinstance(model, (str, os.PathLike)) else getattr(model, "model", None)
     )
     layers = tuple(_report(match) for match in matching.matches)
-    denoiser = networks["denoiser"]
-    moved: dict[str, float] = {}
-    if probe and denoiser is not None and any(match.layer.part == "denoiser" for match in matching.matches):
-        moved = _probe(denoiser, file, weight, exclude)
+    moved = _probe(networks, matching, weight, exclude) if probe else {}
     return LoraReport(
         path=str(file.path),
         summary=matching.summary(),
@@ -127,11 +127,9 @@ def verify_lora(
 
 
 def lora_info(path: str | os.PathLike[str] | LoraFile) -> dict[str, Any]:
-    """What a file says of itself, checked as for loading; needs no model. Raises UserError as `read_lora`
-    does.
+    """What a file says of itself, checked as for loading; needs no model. Raises UserError as `read_lora` does.
 
-    `hash_matches`: whether the tensors are those that its `sshs_model_hash` was computed of; None without
-    one.
+    `hash_matches`: whether the tensors are those that its `sshs_model_hash` was computed of; None without one.
     """
     file = path if isinstance(path, LoraFile) else read_lora(path)
     card = Card.from_metadata(file.metadata)
@@ -211,37 +209,56 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", text)]
 
 
-def _probe(denoiser: nn.Module, file: LoraFile, weight: float, exclude: Sequence[str]) -> dict[str, float]:
-    """Relative change of the output, ||with - without|| / ||without||, on seeded noise and seeded text."""
+def _probe(
+    networks: Mapping[Part, nn.Module | None], matching: Matching, weight: float, exclude: Sequence[str]
+) -> dict[str, float]:
+    """Relative change of the outputs, ||with - without|| / ||without||, for what the matched networks are given."""
+    moved: dict[str, float] = {}
+    outputs = {"denoiser": _denoiser_outputs, "text": _text_outputs}
+    for part in PARTS:
+        network = networks[part]
+        if network is None or not any(match.layer.part == part for match in matching.matches):
+            continue
+        with torch.inference_mode():
+            before = outputs[part](network)
+            pipe = SimpleNamespace(**networks)
+            with load_lora(pipe, matching.file, weight, parts=(part,), exclude=exclude):
+                after = outputs[part](network)
+        moved |= {name: float((after[name] - old).norm() / old.norm()) for name, old in before.items()}
+    return moved
+
+
+def _denoiser_outputs(denoiser: nn.Module) -> dict[str, Tensor]:
+    """On seeded noise and seeded text."""
     config = getattr(denoiser, "config", None)
     channels, width = (getattr(config, name, None) for name in ("in_channels", "caption_channels"))
     if not isinstance(channels, int) or not isinstance(width, int):
         return {}
     parameter = next(denoiser.parameters())
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, frames in _PROBE_FRAMES.items():
+        latents = torch.randn(1, channels, frames, _PROBE_SIZE, _PROBE_SIZE, generator=generator)
+        text = torch.randn(1, _PROBE_TOKENS, width, generator=generator).to(parameter)
+        pixels = 8 * _PROBE_SIZE
+        found[name] = denoiser(
+            latents.to(parameter),
+            timestep=torch.full((1,), _PROBE_TIMESTEP, device=parameter.device),
+            encoder_hidden_states=text,
+            encoder_attention_mask=torch.ones(1, _PROBE_TOKENS, device=parameter.device),
+            added_cond_kwargs=size_conditions(config, 1, pixels, pixels, text),
+        ).sample.double()
+    return found
 
-    def outputs() -> list[Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        found = []
-        for frames in _PROBE_FRAMES:
-            latents = torch.randn(1, channels, frames, _PROBE_SIZE, _PROBE_SIZE, generator=generator)
-            text = torch.randn(1, _PROBE_TOKENS, width, generator=generator).to(parameter)
-            pixels = 8 * _PROBE_SIZE
-            sample = denoiser(
-                latents.to(parameter),
-                timestep=torch.full((1,), _PROBE_TIMESTEP, device=parameter.device),
-                encoder_hidden_states=text,
-                encoder_attention_mask=torch.ones(1, _PROBE_TOKENS, device=parameter.device),
-                added_cond_kwargs=size_conditions(config, 1, pixels, pixels, text),
-            ).sample
-            found.append(sample.double())
-        return found
 
-    with torch.inference_mode():
-        before = outputs()
-        with load_lora(denoiser, file, weight, parts=("denoiser",), exclude=exclude):
-            after = outputs()
-    moved = [float((new - old).norm() / old.norm()) for new, old in zip(after, before, strict=True)]
-    return dict(zip(("picture", "video"), moved, strict=True))
+def _text_outputs(encoder: nn.Module) -> dict[str, Tensor]:
+    """On seeded tokens."""
+    size = getattr(getattr(encoder, "config", None), "vocab_size", None)
+    if not isinstance(size, int):
+        return {}
+    ids = torch.randint(size, (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(next(encoder.parameters()).device)
+    return {"text": encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.double()}
 
 
 __all__ = [

@@ -1,0 +1,102 @@
+"""What a LoRA is made of: layers, and the file that they lie in.
+
+Shape legend: R rank, I inputs and O outputs of the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ea_lora import layouts
+from ea_lora.keys import PARTS, Part
+from ea_lora.layouts import Layout
+from ea_runtime.safe_files import is_file
+
+#: dtypes that the matrices of a file, and the weights that they change, may have
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: a path is shown in errors up to this length
+MAX_PATH = 300
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One layer of a LoRA; the change of the module's weight is `scale * up @ down`.
+
+    name: as the file has it. part, path: which network and module; a path may have `_` where the module has `.`.
+    down: (R, I). up: (O, R). Both may end in dimensions of 1 (convolutions). alpha: one number, or None: R.
+    """
+
+    name: str
+    part: Part
+    path: str
+    down: Tensor
+    up: Tensor
+    alpha: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else float(self.alpha) / self.rank
+
+    @property
+    def num_inputs(self) -> int:
+        return self.down.shape[1]
+
+    @property
+    def num_outputs(self) -> int:
+        return self.up.shape[0]
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """down (R, I) and up (O, R) without the convolution's dimensions of 1, views."""
+        return self.down.flatten(1), self.up.flatten(1)
+
+    def delta(self) -> Tensor:
+        """The change of the weight, (O, I) in float32 (float64 where the file is)."""
+        down, up = self.matrices()
+        dtype = torch.promote_types(down.dtype, torch.float32)
+        return self.scale * (up.to(dtype) @ down.to(dtype))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraFile:
+    """A LoRA as it lies on disk, checked.
+
+    path: the file, or peft's folder. layers: in the order of their names. metadata: text by key. layout: how its
+    tensors are named. notes: lines for the user.
+    """
+
+    path: Path
+    layers: tuple[Layer, ...]
+    metadata: Mapping[str, str]
+    layout: Layout = "kohya"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The safetensors files that it lies in."""
+        return weight_files(self.path)
+
+    def of_part(self, part: Part) -> list[Layer]:
+        return [layer for layer in self.layers if layer.part == part]
+
+
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """A file itself; of peft's folder the adapter's weights, and its text encoder's where there are any."""
+    if not path.is_dir():
+        return (path,)
+    names = (layouts.WEIGHTS_NAME, f"{layouts.TEXT_FOLDER}/{layouts.WEIGHTS_NAME}")
+    return tuple(path / name for name in names if is_file(path / name))
+
+
+def count_parts(layers: Iterable[Layer]) -> dict[Part, int]:
+    """Layers per network, of those that have any."""
+    parts = [layer.part for layer in layers]
+    return {part: parts.count(part) for part in PARTS if part in parts}

@@ -1,0 +1,55 @@
+"""The networks of a model folder that LoRA can go on: with their weights, or names and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ea_lora.keys import Part
+from ea_runtime.errors import UserError
+from ea_runtime.folder import load_part, load_parts, plan_part, read_part_config
+from ea_runtime.folder_layout import PARTS as FOLDERS
+from ea_runtime.folder_layout import class_name
+from ea_runtime.meta_model import build_shapes
+from ea_runtime.safe_files import inside, is_file, plain
+
+
+def load_networks(
+    folder: Path, parts: Collection[str], *, with_weights: bool = False
+) -> dict[Part, nn.Module | None]:
+    """The networks of a model folder; those not in `parts`, and a text encoder that is not there, as None.
+
+    with_weights: False gives modules and shapes on the meta device. A text encoder that is no T5 is loaded either
+    way: only its builder knows what it is made of.
+    """
+    networks: dict[Part, nn.Module | None] = {"denoiser": None, "text": None}
+    if "denoiser" in parts:
+        plan = plan_part(folder, FOLDERS["denoiser"])
+        networks["denoiser"] = load_part(plan, device="cpu" if with_weights else "meta")
+    if "text" in parts and is_file(inside(folder, f"{FOLDERS['text'].folder}/config.json")):
+        shapes = None if with_weights else t5_shapes(folder)
+        text = load_parts(folder, parts=("text",)).text if shapes is None else shapes
+        found = text if isinstance(text, nn.Module) else getattr(text, "model", None)
+        networks["text"] = found if isinstance(found, nn.Module) else None
+    return networks
+
+
+def t5_shapes(folder: Path) -> nn.Module | None:
+    """The T5 of a model folder without its weights, from its config alone; None where it is something else.
+
+    Raises UserError for a config that fits no T5.
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    config: dict[str, Any] = read_part_config(folder, FOLDERS["text"])
+    if class_name(config, FOLDERS["text"]) != "T5EncoderModel":
+        return None
+    try:
+        return build_shapes(lambda: T5EncoderModel(T5Config(**config)))
+    except Exception as error:  # whatever a constructor makes of data from outside: the config is wrong
+        raise UserError(
+            f"text_encoder/config.json does not fit T5EncoderModel: {plain(error, 300)}"
+        ) from error
