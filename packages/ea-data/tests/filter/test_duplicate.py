@@ -103,20 +103,23 @@ def test_a_record_without_a_hash_is_an_error() -> None:
             list(check.judge([{"clip_id": "a", "width": 1, "height": 1, "scores": wrong}]))
 
 
-@pytest.mark.parametrize("most", [0, 3, 12, 16, 40, 44])
-def test_the_index_finds_what_looking_at_all_finds(most: int) -> None:
+@pytest.mark.parametrize(
+    ("num_words", "most"), [(4, 0), (4, 3), (4, 12), (4, 16), (4, 40), (4, 44), (1, 0), (1, 4), (1, 11)]
+)
+def test_the_index_finds_what_looking_at_all_finds(num_words: int, most: int) -> None:
     rng = np.random.default_rng(most)
-    index, kept = HashIndex(4), []
+    index, kept = HashIndex(num_words, most), []
     near = 0
     for number in range(400):
         if kept and rng.uniform() < 0.6:  # a few bits from one that is there
             words = np.packbits(np.unpackbits(kept[rng.integers(len(kept))].view(np.uint8))
-                                ^ (rng.permutation(256) < rng.integers(0, 60))).view(np.uint64)  # fmt: skip
+                                ^ (rng.permutation(64 * num_words) < rng.integers(0, 15 * num_words))
+                                ).view(np.uint64)  # fmt: skip
         else:
-            words = rng.integers(0, 2**63, 4).astype(np.uint64)
+            words = rng.integers(0, 2**63, num_words).astype(np.uint64)
         distances = [int(np.bitwise_count(words ^ other).sum()) for other in kept]
         expected = min(distances, default=999)
-        found = index.nearest(words, most)
+        found = index.nearest(words)
         if expected > most:
             assert found is None
             index.add(words, str(number))

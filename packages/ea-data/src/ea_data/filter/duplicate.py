@@ -6,8 +6,10 @@ the clips alone, so the same set gives the same answer with any number of worker
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from array import array
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,6 @@ from ea_data.protocols import Decision
 from ea_runtime.errors import UserError
 
 _BITS = 64  # of a frame's hash
-_BANDS = 4
 
 
 class DuplicateOptions(Options):
@@ -54,8 +55,11 @@ class DuplicateFilter:
         indexes: dict[int, HashIndex] = {}
         for record in records:
             words = self._words(record)
-            index = indexes.setdefault(len(words), HashIndex(len(words)))
-            found = index.nearest(words, int(self.options.distance * len(words)))
+            index = indexes.get(len(words))
+            if index is None:
+                index = HashIndex(len(words), int(self.options.distance * len(words)))
+                indexes[len(words)] = index
+            found = index.nearest(words)
             if found is None:
                 index.add(words, str(record["clip_id"]))
                 yield Decision(True, "no other clip looks like it", self.threshold)
@@ -78,15 +82,22 @@ class DuplicateFilter:
 class HashIndex:
     """Hashes of some 64-bit words each, found again by distance without looking at them all.
 
-    Exact: if two hashes differ in at most 11 bits a word on average, then some word differs in at most 11, so one of
-    its four bands of 16 bits differs in at most 2 (pigeonhole). Only clips that share such a band are compared.
-    Memory: about 100 bytes a word kept.
+    most: bits that two hashes may differ in to count as near. Exact: the bits are dealt out to bands, as cards are,
+    and of hashes that differ in `most` bits some band differs in most // bands of them at the most (pigeonhole);
+    only clips that share such a band are compared. Memory: about 250 bytes a hash of four words.
     """
 
-    def __init__(self, num_words: int) -> None:
+    def __init__(self, num_words: int, most: int) -> None:
+        self.most = most
+        bits = 64 * num_words
+        self._num_bands = min(range(1, bits + 1), key=lambda bands: _work(bits, most, bands))
+        width = -(-bits // self._num_bands)
+        self._padding = width * self._num_bands - bits
+        self._powers = 1 << np.arange(width, dtype=np.int64)
+        self._flips = _flips(width, most // self._num_bands)
+        self._buckets: list[dict[int, array[int]]] = [{} for _ in range(self._num_bands)]
         self._hashes = np.zeros((1024, num_words), np.uint64)
         self._names: list[str] = []
-        self._buckets: dict[tuple[int, int, int], list[int]] = defaultdict(list)
 
     def add(self, words: np.ndarray, name: str) -> None:
         """words: (num_words,) uint64."""
@@ -95,40 +106,53 @@ class HashIndex:
             self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
         self._hashes[number] = words
         self._names.append(name)
-        for place, value in _bands(words):
-            self._buckets[*place, value].append(number)
+        for buckets, value in zip(self._buckets, self._bands(words), strict=True):
+            if value in buckets:
+                buckets[value].append(number)
+            else:
+                buckets[value] = array("I", (number,))
 
-    def nearest(self, words: np.ndarray, most: int) -> tuple[str, int] | None:
+    def nearest(self, words: np.ndarray) -> tuple[str, int] | None:
         """The name and distance in bits of the nearest hash within `most` bits, the earliest of equals; or None."""
-        reach = most // len(words) // _BANDS  # bits that the best band of the best word differs in, at most
-        flips = _FLIPS[: 1 if reach == 0 else 17 if reach == 1 else len(_FLIPS)]
-        candidates: set[int] = set()
-        for place, value in _bands(words):
-            for flip in flips:
-                candidates.update(self._buckets.get((*place, value ^ flip), ()))
-        if not candidates:
+        found = [
+            bucket
+            for buckets, value in zip(self._buckets, self._bands(words), strict=True)
+            for flip in self._flips
+            if (bucket := buckets.get(value ^ flip)) is not None
+        ]
+        if not found:
             return None
-        numbers = np.array(sorted(candidates))
-        distances = np.bitwise_count(self._hashes[numbers] ^ words).sum(1)
-        best = int(distances.argmin())
-        if distances[best] > most:
+        numbers = np.concatenate([np.frombuffer(bucket, np.uint32) for bucket in found])
+        distances = np.bitwise_count(self._hashes[numbers] ^ words).sum(1, dtype=np.int64)
+        nearest = int(distances.min())
+        if nearest > self.most:
             return None
-        return self._names[numbers[best]], int(distances[best])
+        return self._names[int(numbers[distances == nearest].min())], nearest
+
+    def _bands(self, words: np.ndarray) -> list[int]:
+        """The number that each band's bits make. Neighbouring bits of a hash, which are often equal, go to different
+        bands, so that the bands' values are many."""
+        bits = np.pad(np.unpackbits(words.view(np.uint8)), (0, self._padding))
+        return (self._powers @ bits.reshape(-1, self._num_bands)).tolist()
 
 
-def _bands(words: np.ndarray) -> Iterator[tuple[tuple[int, int], int]]:
-    """((word, band), the band's 16 bits) of each."""
-    for word, value in enumerate(words.tolist()):
-        for band in range(_BANDS):
-            yield (word, band), value >> (16 * band) & 0xFFFF
+def _work(bits: int, most: int, bands: int) -> float:
+    """Roughly what finding a hash among a million costs: buckets to look into, and hashes in them. Wide bands are
+    ruled out, for each of their values is a bucket of its own in memory."""
+    width = -(-bits // bands)
+    if width > 16:
+        return math.inf
+    looked = bands * sum(math.comb(width, flipped) for flipped in range(most // bands + 1))
+    return looked * (1 + 1e6 / 2**width)
 
 
-#: what 16 bits are xored with to flip none, one or two of them: 1 + 16 + 120
-_FLIPS = [
-    0,
-    *(1 << a for a in range(16)),
-    *(1 << a | 1 << b for a in range(16) for b in range(a)),
-]
+def _flips(width: int, most: int) -> list[int]:
+    """What a number of so many bits is xored with to flip up to `most` of them, in every way."""
+    return [
+        sum(1 << bit for bit in chosen)
+        for count in range(most + 1)
+        for chosen in combinations(range(width), count)
+    ]
 
 
 def build(options: DuplicateOptions) -> DuplicateFilter:
