@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import socket
 import tomllib
 from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -102,8 +103,8 @@ def test_help_takes_little_cpu_time() -> None:
             best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         return best
 
-    # twice the target: the bound is for a slow machine, and torch alone would cost seconds
-    assert seconds("-m", "ea_runtime.cli.main", "--help") - seconds("-c", "pass") < 0.6
+    # far above the target (benchmarks/test_startup.py measures it): a busy old machine passes, torch alone would not
+    assert seconds("-m", "ea_runtime.cli.main", "--help") - seconds("-c", "pass") < 1.5
 
 
 # --- global options ----------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ def test_both_names_of_the_program_are_installed() -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
-    assert capsys.readouterr().out == "ea-runtime 0.1.0\n"
+    assert capsys.readouterr().out == f"ea-runtime {importlib.metadata.version('ea-runtime')}\n"
 
 
 def test_without_words_it_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +171,8 @@ def test_no_plugins_leaves_only_ours(capsys: pytest.CaptureFixture[str]) -> None
     assert "the command 'data' comes with ea-data; run `pip install ea-data`" in capsys.readouterr().err
     assert run(["--no-plugins", "dada"]) == 2
     assert (
-        "no command is called 'dada'; there are: generate, models, plugins, train" in capsys.readouterr().err
+        "no command is called 'dada'; there are: bench, generate, models, plugins, train"
+        in capsys.readouterr().err
     )
 
 

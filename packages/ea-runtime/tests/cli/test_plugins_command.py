@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,9 @@ def test_the_table_fits_80_columns_and_names_state_and_reason(capsys: pytest.Cap
     table = shown[: shown.index(next(line for line in shown if line.startswith("duplicate:")))]
     assert table[0].split() == ["name", "kind", "package", "version", "state"]
     assert max(map(len, table)) <= 80
-    assert row(table, "dpm++", "samplers", "ea-runtime", "0.1.0", "ok")
+    assert row(table, "dpm++", "samplers", "ea-runtime", version("ea-runtime"), "ok")
     assert row(table, "well", "samplers", "plugins-shown-well", "1.2.3", "ok")
-    assert row(table, "euler", "samplers", "ea-runtime", "0.1.0", "duplicate")
+    assert row(table, "euler", "samplers", "ea-runtime", version("ea-runtime"), "duplicate")
     assert row(table, "euler", "samplers", "plugins-shown-clash", "1.0", "duplicate")
     assert row(table, "plugins-shown-broken", "plugin", "plugins-shown-broken", "1.0", "broken")
     assert row(table, "left-out", "plugin", "plugins-shown-out", "1.0", "blocked")

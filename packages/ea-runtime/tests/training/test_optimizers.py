@@ -67,7 +67,7 @@ def test_gradients_are_clipped_together_and_none_counts_as_zero() -> None:
 def test_8_bit_adam_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(
-        MissingPackageError, match="needs the package bitsandbytes; `pip install bitsandbytes`"
+        MissingPackageError, match=r"needs the package bitsandbytes; `pip install 'ea-runtime\[adam8bit\]'`"
     ):
         TurnOptimizer([{"params": [parameter(3)]}], "model", options(optimizer="adamw8bit"), first=True)
 
