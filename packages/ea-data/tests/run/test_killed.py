@@ -116,7 +116,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, plugin_file: Path, draw_video:
         time.sleep(0.05)
     time.sleep(0.5)
     run.send_signal(signal.SIGINT)
-    _, told = run.communicate(timeout=120)
+    _, told = run.communicate(timeout=30)
     assert run.returncode == 130
     line = told.strip().splitlines()[-1]
     assert "the same command goes on from there" in line

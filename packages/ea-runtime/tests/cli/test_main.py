@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -103,8 +102,8 @@ def test_help_takes_little_cpu_time() -> None:
             best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         return best
 
-    # far above the target (benchmarks/test_startup.py measures it): a busy old machine passes, torch alone would not
-    assert seconds("-m", "ea_runtime.cli.main", "--help") - seconds("-c", "pass") < 1.5
+    # twice the target: the bound is for a slow machine, and torch alone would cost seconds
+    assert seconds("-m", "ea_runtime.cli.main", "--help") - seconds("-c", "pass") < 0.6
 
 
 # --- global options ----------------------------------------------------------------------------------------
@@ -129,7 +128,7 @@ def test_both_names_of_the_program_are_installed() -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"ea-runtime {importlib.metadata.version('ea-runtime')}\n"
+    assert capsys.readouterr().out == "ea-runtime 0.2.0\n"
 
 
 def test_without_words_it_shows_help(capsys: pytest.CaptureFixture[str]) -> None:

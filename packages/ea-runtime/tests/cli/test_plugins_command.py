@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -30,10 +29,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("EA_PLUGINS_BLOCK", "left-out,never-heard-of")
     monkeypatch.delenv("EA_NO_PLUGINS", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    write_package(tmp_path, "shown-well", SAMPLER.format(name="well"), version="1.2.3")
-    write_package(tmp_path, "shown-broken", "raise RuntimeError('[bold]out of[/bold] order')")
-    write_package(tmp_path, "shown-clash", SAMPLER.format(name="euler"))
-    write_package(tmp_path, "shown-out", "1 / 0", plugin="left-out")
+    write_package(tmp_path, "plugins-shown-well", SAMPLER.format(name="well"), version="1.2.3")
+    write_package(tmp_path, "plugins-shown-broken", "raise RuntimeError('[bold]out of[/bold] order')")
+    write_package(tmp_path, "plugins-shown-clash", SAMPLER.format(name="euler"))
+    write_package(tmp_path, "plugins-shown-out", "1 / 0", plugin="left-out")
     yield tmp_path
     set_host(None)
 
@@ -52,12 +51,12 @@ def test_the_table_fits_80_columns_and_names_state_and_reason(capsys: pytest.Cap
     table = shown[: shown.index(next(line for line in shown if line.startswith("duplicate:")))]
     assert table[0].split() == ["name", "kind", "package", "version", "state"]
     assert max(map(len, table)) <= 80
-    assert row(table, "dpm++", "samplers", "ea-runtime", version("ea-runtime"), "ok")
-    assert row(table, "well", "samplers", "shown-well", "1.2.3", "ok")
-    assert row(table, "euler", "samplers", "ea-runtime", version("ea-runtime"), "duplicate")
-    assert row(table, "euler", "samplers", "shown-clash", "1.0", "duplicate")
-    assert row(table, "shown-broken", "plugin", "shown-broken", "1.0", "broken")
-    assert row(table, "left-out", "plugin", "shown-out", "1.0", "blocked")
+    assert row(table, "dpm++", "samplers", "ea-runtime", "0.2.0", "ok")
+    assert row(table, "well", "samplers", "plugins-shown-well", "1.2.3", "ok")
+    assert row(table, "euler", "samplers", "ea-runtime", "0.2.0", "duplicate")
+    assert row(table, "euler", "samplers", "plugins-shown-clash", "1.0", "duplicate")
+    assert row(table, "plugins-shown-broken", "plugin", "plugins-shown-broken", "1.0", "broken")
+    assert row(table, "left-out", "plugin", "plugins-shown-out", "1.0", "blocked")
 
     notes = shown[len(table) :]
     assert any(
@@ -81,7 +80,7 @@ def test_one_kind_only_and_what_could_not_be_read(capsys: pytest.CaptureFixture[
     assert row(shown, "t5", "text_encoders", "ea-runtime")
     assert not any("samplers" in line for line in shown)
     # it may have brought one
-    assert row(shown, "shown-broken", "plugin")
+    assert row(shown, "plugins-shown-broken", "plugin")
 
 
 def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,16 +88,16 @@ def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     keys = {"name", "kind", "package", "version", "plugin", "state", "reason", "summary"}
     assert all(one.keys() == keys for one in rows)
     by_name = {(one["name"], one["package"]): one for one in rows}
-    assert by_name["well", "shown-well"] == {
+    assert by_name["well", "plugins-shown-well"] == {
         "name": "well",
         "kind": "samplers",
-        "package": "shown-well",
+        "package": "plugins-shown-well",
         "version": "1.2.3",
-        "plugin": "shown-well",
+        "plugin": "plugins-shown-well",
         "state": "ok",
         "reason": "",
         "summary": "what [red]it[/red] is",
     }
-    assert by_name["shown-broken", "shown-broken"]["reason"].startswith("RuntimeError: ")
-    assert by_name["left-out", "shown-out"]["state"] == "blocked"
+    assert by_name["plugins-shown-broken", "plugins-shown-broken"]["reason"].startswith("RuntimeError: ")
+    assert by_name["left-out", "plugins-shown-out"]["state"] == "blocked"
     assert "two plugins" in by_name["euler", "ea-runtime"]["reason"]

@@ -71,8 +71,9 @@ def test_what_fails_in_one_is_told_once(train: Run, tmp_path: Path) -> None:
     assert said[-1].startswith("error: process 1 of 2 was ended by SIGKILL; if memory was short")
     code, said = train("full", "train.processes=2", "toy.full_disk=true")
     assert code == 2
-    assert said[-1].endswith(
-        "cannot be written: No space left on device; saved is nothing yet: make room there and go on with --resume"
+    assert said[-1] == (
+        f"error: '{tmp_path / 'full'}' cannot be written: No space left on device; saved is nothing yet: "
+        "make room there and go on with --resume"
     )
     assert [line for line in said if line.startswith("error")] == said[-1:]
     assert [path.name for path in (tmp_path / "full").glob("*checkpoint*")] == ["checkpoint-0"]

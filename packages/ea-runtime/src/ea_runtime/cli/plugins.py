@@ -82,7 +82,9 @@ def _show(rows: list[dict[str, Any]], notes: list[tuple[str, str]]) -> None:
 
     console = Console(highlight=False)
     columns = (*_COLUMNS, "summary") if console.width >= _WIDE else _COLUMNS
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(
+        box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0)
+    )  # 20-character names fit in 80 columns
     for column in columns:
         table.add_column("what it is" if column == "summary" else column, overflow="fold")
     for row in rows:
