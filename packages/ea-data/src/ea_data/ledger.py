@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ea_runtime.checkpoint import sync_path
 from ea_runtime.errors import UserError
 
 logger = logging.getLogger("ea")
@@ -172,7 +173,7 @@ class Ledger:
         self._part.close()
         self._part = None
         self._path(self._number, "part").rename(self._path(self._number))
-        sync_folder(self.folder)
+        sync_path(self.folder)
 
     def _read(self, segment: int, start: int, length: int) -> list[Any] | None:
         fd = self._readers.get(segment)
@@ -233,7 +234,7 @@ class Ledger:
                 _cut_torn_tail(path)
                 path.rename(self._path(int(match[1])))
                 path = self._path(int(match[1]))
-                sync_folder(self.folder)
+                sync_path(self.folder)
             found[int(match[1])] = path.stat().st_size
         return found
 
@@ -264,15 +265,6 @@ class Ledger:
         self._index.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", places)
         self._index.execute("INSERT OR REPLACE INTO segments VALUES (?, ?)", (number, size))
         self._index.execute("COMMIT")
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder outlive a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _key(item: str) -> bytes:

@@ -25,6 +25,7 @@ from ea_dit.transplant import (
     motion_settings,
     require_fit,
 )
+from ea_runtime.checkpoint import sync_path
 from ea_runtime.convert_folder import check_new_folder, copy_rest, temporary_folder
 from ea_runtime.errors import UserError, writing
 from ea_runtime.folder import denoiser_of
@@ -56,7 +57,7 @@ def extract_motion(model: str | os.PathLike[str], output: Path) -> list[str]:
     try:
         with writing(output, _MAKE_ROOM):
             save_file(tensors, partial, metadata=metadata)
-            _sync(partial)
+            sync_path(partial)
             os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
@@ -173,7 +174,7 @@ def _rewrite(weights: PartWeights, part: Path, motion: dict[str, Tensor]) -> int
         target = part / file.name
         target.unlink()
         save_file(tensors, target, metadata=dict(header.metadata) or {"format": "pt"})
-        _sync(target)
+        sync_path(target)
     return cast
 
 
@@ -182,8 +183,3 @@ def _require_new_file(output: Path) -> None:
         raise UserError(f"{quote_path(output)} exists already; remove it or give another --output")
     if output.suffix != ".safetensors":
         raise UserError(f"`--output` must be a .safetensors file, got {quote_path(output)}")
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -32,13 +32,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield partial
         _write_manifest(partial)
         for path in sorted(partial.rglob("*")):
-            _sync(path)
-        _sync(partial)
+            sync_path(path)
+        sync_path(partial)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(target, old)
         os.replace(partial, target)
-        _sync(target.parent)
+        sync_path(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         if old.exists() and not target.exists():
@@ -83,15 +83,21 @@ def prune(run: Path, keep: int) -> None:
     assert keep > 0
     complete = [path for _, path in checkpoints(run) if is_complete(path)]
     for path in complete[:-keep]:
-        shutil.rmtree(path)
+        remove_checkpoint(path)
     if complete:
         newest = int(complete[-1].name.split("-")[1])
         for step, path in checkpoints(run):
             if step < newest and path not in complete:
-                shutil.rmtree(path)
+                remove_checkpoint(path)
     for name in (".checkpoint-*", ".final"):
         for leftover in (*run.glob(f"{name}.partial-*"), *run.glob(f"{name}.old-*")):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint so that no half of it can be taken for whole: the manifest goes first."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -119,7 +125,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Makes a file, or the renames in a folder, outlive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

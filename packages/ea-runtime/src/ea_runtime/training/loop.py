@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 
-from ea_runtime.checkpoint import atomic_folder, checkpoints, is_complete, prune, require_space
+from ea_runtime.checkpoint import (
+    atomic_folder,
+    checkpoints,
+    is_complete,
+    prune,
+    remove_checkpoint,
+    require_space,
+)
 from ea_runtime.errors import UserError, writing
 from ea_runtime.training.average import WeightAverage
 from ea_runtime.training.budget import ErrorBudget
@@ -218,7 +225,7 @@ class Trainer:
         if self.rank == 0:  # later ones are of the state that was given up
             for step, path in checkpoints(self.out):
                 if step > self.step:
-                    remove_folder(path)
+                    remove_checkpoint(path)
         wait_for_all()
         self.say(f"the loss spiked at step {spiked}; back to checkpoint-{self.step} (rollback {rollbacks})")
 
@@ -304,11 +311,3 @@ class Trainer:
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
         self._stop = True
-
-
-def remove_folder(folder: Path) -> None:
-    """Removes a checkpoint so that no half of it can be taken for whole: the manifest goes first."""
-    import shutil
-
-    (folder / "manifest.json").unlink(missing_ok=True)
-    shutil.rmtree(folder)
