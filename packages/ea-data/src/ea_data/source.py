@@ -30,6 +30,7 @@ SKIPPED = {
     "link": "a link",
     "link_out": "a link that leads out of the folder",
     "special": "no regular file",
+    "picture": "a picture (`--pictures` takes them)",
     "other": "no video or picture by its name",
     "unreadable": "a folder that cannot be read",
 }
@@ -97,7 +98,7 @@ def _candidate(entry: os.DirEntry[str], source: str, suffixes: frozenset[str]) -
     if suffix in PARTIAL_SUFFIXES:
         return "partial"
     if suffix not in suffixes:
-        return "other"
+        return "picture" if suffix in PICTURE_SUFFIXES else "other"
     try:
         status = entry.stat(follow_symlinks=False)
     except OSError:  # removed meanwhile

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ea_data.frames import read_frames
 from ea_data.protocols import FrameRequest
 from ea_data.report.figures import Figures, gather
 from ea_data.report.page import page
-from ea_data.report.paint import FRAMES, WIDTH, paint
+from ea_data.report.paint import FRAMES, WIDTH, looked_at, paint
 from ea_data.report.summary import summary, to_json
 from ea_data.store import iter_rows
 from ea_data.supervise import Failure, Supervisor
@@ -31,11 +33,22 @@ class _Painter:
         self.root = root
 
     def __call__(self, row: dict[str, Any]) -> bytes:
-        request = FrameRequest("even", FRAMES, max_side=2 * WIDTH)
-        found = read_frames(
-            self.root / row["source"], self.root, row["start"], row["end"], row["fps"] or 0.0, [request]
-        )[request]
-        return paint(found.pixels, found.seconds.tolist(), row)
+        shown = FrameRequest("even", FRAMES, max_side=2 * WIDTH)
+        requests = [shown]
+        if num_looked := len(looked_at(row)):
+            # boxes belong to the very frame that they were found in
+            requests.append(FrameRequest("even", num_looked, max_side=2 * WIDTH))
+        path = self.root / row["source"]
+        found = read_frames(path, self.root, row["start"], row["end"], row["fps"] or 0.0, requests)
+        pixels, seconds = found[shown].pixels.copy(), found[shown].seconds.copy()
+        if num_looked:
+            with_text = {one["second"] for one in looked_at(row) if one["boxes"]}
+            exact = found[requests[-1]]
+            for frame, second in zip(exact.pixels, exact.seconds, strict=True):
+                if round(float(second), 3) in with_text:
+                    place = int(np.abs(seconds - second).argmin())
+                    pixels[place], seconds[place] = frame, second
+        return paint(pixels, seconds.tolist(), row)
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
