@@ -5,6 +5,7 @@ import os
 import socket
 import tomllib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_the_command_line_from_end_to_end_without_a_network(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """The default profile, in this process and in its children, with sockets blocked."""
-    import sitecustomize_block  # noqa: F401  # pyright: ignore[reportMissingImports]
+    import_module("sitecustomize_block")
 
     with Supervisor("tries_the_network:connect") as pool:
         assert pool.call(0) == "blocked"
