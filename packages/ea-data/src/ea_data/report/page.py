@@ -92,11 +92,13 @@ def _sheet(rows: Sequence[dict[str, Any]], part: FilterFigures, painter: Painter
         decision = next(d for d in row["decisions"] if d["filter"] == part.name)
         kept = decision["verdict"] == "kept"
         value = decision.get("value")
-        says = f"{decision.get('score') or part.name} {value:.4g}" if value is not None else part.name
+        # a reason for dropping tells the value itself
+        says = str(decision.get("reason") or "") if not kept else ""
+        if not says:
+            says = f"{decision.get('score') or part.name} {value:.4g}" if value is not None else part.name
         words = f'<span class="{"kept" if kept else "dropped"}">{"passed" if kept else "dropped"}</span>'
-        reason = f" {escape(str(decision.get('reason') or ''))}" if not kept else ""
         figures.append(
-            f"<figure>{shown}<figcaption>{words} <b>{escape(says)}</b>{reason}<br>"
+            f"<figure>{shown}<figcaption>{words} <b>{escape(says)}</b><br>"
             f'<span class="soft">{escape(row["source"])} {_span(row)}</span></figcaption></figure>'
         )
     return f'<div class="grid">{"".join(figures)}</div>'

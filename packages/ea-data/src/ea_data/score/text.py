@@ -26,7 +26,7 @@ class RapidOcrOptions(Options):
     frames: int = Field(3, ge=1)
     side: int = Field(640, ge=64)
     score: float = Field(0.5, gt=0, lt=1)
-    largest: float = Field(0.8, gt=0, le=1)
+    largest: float = Field(0.5, gt=0, le=1)
 
 
 def union_area(boxes: np.ndarray, height: int, width: int) -> float:
