@@ -247,7 +247,7 @@ def test_a_folder_without_video(tmp_path: Path, run_set: Callable[..., Any]):
         run_set(raw, tmp_path / "set")
     (raw / "notes.txt").write_text("x")
     (raw / "film.mp4.part").write_text("x")
-    with pytest.raises(UserError, match="1 no video or picture by its name, 1 not downloaded whole"):
+    with pytest.raises(UserError, match="no video or picture by its name 1, not downloaded whole 1"):
         run_set(raw, tmp_path / "set")
 
 

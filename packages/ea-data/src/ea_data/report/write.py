@@ -19,7 +19,7 @@ from ea_data.report.figures import Figures, gather
 from ea_data.report.page import page
 from ea_data.report.paint import FRAMES, WIDTH, looked_at, paint
 from ea_data.report.summary import summary, to_json
-from ea_data.source import SKIPPED
+from ea_data.source import tell_skipped
 from ea_data.store import CONFIG, SOURCES, iter_rows, write_text
 from ea_data.supervise import Failure, Supervisor
 from ea_runtime.errors import UserError
@@ -78,7 +78,7 @@ def _passed_over(folder: Path) -> str:
     """What the search for raw files counted beside them, in words."""
     try:
         skipped = json.loads((folder / SOURCES).read_text(encoding="utf-8"))["skipped"]
-        return ", ".join(f"{int(count):,} {SKIPPED.get(why, why)}" for why, count in skipped.items())
+        return tell_skipped({str(why): int(count) for why, count in skipped.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{str(folder / SOURCES)!r} cannot be read: {error}; `ea data run` makes it again"

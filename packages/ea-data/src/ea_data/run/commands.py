@@ -253,7 +253,7 @@ def _check_out(root: Path, out: Path) -> None:
 
 
 def _tell(console: Console, outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
-    from ea_data.source import SKIPPED
+    from ea_data.source import tell_skipped
 
     statuses = outcome.statuses
     words = [f"{outcome.found} files, {outcome.clips} clips, {statuses['ok']} kept"]
@@ -265,8 +265,7 @@ def _tell(console: Console, outcome: Outcome, progress: Any, out: Path, seconds:
         if statuses[status]:
             words.append(f"{statuses[status]} {what}")
     if outcome.skipped:
-        told = ", ".join(f"{count} {SKIPPED[name]}" for name, count in sorted(outcome.skipped.items()))
-        words.append(f"passed over: {told}")
+        words.append(f"passed over: {tell_skipped(outcome.skipped)}")
     if outcome.unwritten:
         words.append(f"{outcome.unwritten} kept clips have no file yet: `ea data caption {out}` writes them")
     console.print("; ".join(words), highlight=False, soft_wrap=True)
