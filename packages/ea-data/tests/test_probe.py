@@ -39,6 +39,7 @@ def test_candidates_in_order_and_the_rest_counted(tmp_path: Path):
         "c.mp4.part",
         "d.crdownload",
         "n.txt",
+        "p.JPG",
     ):
         (root / name).write_bytes(b"x")
     (root / "link.mp4").symlink_to(root / "a.mp4")
@@ -47,9 +48,17 @@ def test_candidates_in_order_and_the_rest_counted(tmp_path: Path):
     (root / "gone.mp4").symlink_to(root / "nowhere")
     os.mkfifo(root / "pipe.mp4")
     skipped: Counter[str] = Counter()
-    found = [one.source for one in find_files(root, skipped)]
+    found = [one.source for one in find_files(root, skipped, pictures=False)]
     assert found == ["a.mp4", "b/1.mkv", "x" * 251 + ".mp4", "影片 ü.MOV"]
-    assert skipped == {"hidden": 1, "partial": 2, "other": 1, "link": 2, "link_out": 2, "special": 1}
+    assert skipped == {
+        "hidden": 1,
+        "partial": 2,
+        "other": 1,
+        "picture": 1,
+        "link": 2,
+        "link_out": 2,
+        "special": 1,
+    }
 
 
 def test_the_root_must_be_a_folder(tmp_path: Path):

@@ -99,7 +99,8 @@ class Splitter(Protocol):
 
 class Scorer(Protocol):
     """Scores one clip. `needs`: the frames it wants; `version` changes whenever its answers may; `cost`: rough
-    milliseconds a clip, so that cheap scorers run first."""
+    milliseconds a clip, so that cheap scorers run first. One with an attribute `videos_only = True` is not asked of
+    pictures, nor is a filter that reads its score."""
 
     version: str
     needs: FrameRequest
@@ -109,7 +110,8 @@ class Scorer(Protocol):
 
 
 class Filter(Protocol):
-    """A pure function of a clip's record. `scores`: the scores it reads; a missing one is an error, never a pass."""
+    """A pure function of a clip's record. `scores`: the scores it reads; a missing one is an error, never a pass.
+    One with an attribute `videos_only = True` does not judge pictures."""
 
     version: str
     scores: tuple[str, ...]

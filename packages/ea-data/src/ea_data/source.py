@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +27,12 @@ PARTIAL_SUFFIXES = frozenset((
 SKIPPED = {
     "hidden": "hidden",
     "partial": "not downloaded whole",
-    "link": "a link",
-    "link_out": "a link that leads out of the folder",
+    "link": "links",
+    "link_out": "links that lead out of the folder",
     "special": "no regular file",
+    "picture": "pictures (`--pictures` takes them)",
     "other": "no video or picture by its name",
-    "unreadable": "a folder that cannot be read",
+    "unreadable": "folders that cannot be read",
 }
 
 
@@ -67,6 +68,11 @@ def find_files(root: Path, skipped: Counter[str], *, pictures: bool = True) -> I
     return _walk(root, root, "", suffixes, skipped)
 
 
+def tell_skipped(skipped: Mapping[str, int]) -> str:
+    """What was passed over, in words: "hidden 2, links 1"."""
+    return ", ".join(f"{SKIPPED.get(why, why)} {count:,}" for why, count in sorted(skipped.items()))
+
+
 def _walk(
     root: Path, folder: Path, prefix: str, suffixes: frozenset[str], skipped: Counter[str]
 ) -> Iterator[Found]:
@@ -97,7 +103,7 @@ def _candidate(entry: os.DirEntry[str], source: str, suffixes: frozenset[str]) -
     if suffix in PARTIAL_SUFFIXES:
         return "partial"
     if suffix not in suffixes:
-        return "other"
+        return "picture" if suffix in PICTURE_SUFFIXES else "other"
     try:
         status = entry.stat(follow_symlinks=False)
     except OSError:  # removed meanwhile

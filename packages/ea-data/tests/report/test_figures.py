@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ea_data.protocols import Frames
 from ea_data.report.charts import histogram
 from ea_data.report.figures import EXAMPLES, gather
 from ea_data.report.page import page
 from ea_data.report.paint import paint
 from ea_data.report.summary import summary, to_json
+from ea_data.score.motion import DisOptions, DisScorer
+from ea_data.score.text import RapidOcrOptions, RapidOcrScorer
 
 
 def row(number: int, motion: float, status: str | None = None, error: str | None = None) -> dict[str, Any]:
@@ -35,8 +38,8 @@ def row(number: int, motion: float, status: str | None = None, error: str | None
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
     made = [row(i, i / 10) for i in range(100)]
-    made.append(row(200, 0, "error", "cannot be read: 'a.mp4' at byte 17"))
-    made.append(row(201, 0, "error", "cannot be read: 'b.mp4' at byte 99"))
+    made.append(row(200, 0, "error", "source: it cannot be read: 'a.mp4' at byte 17"))
+    made.append(row(201, 0, "error", "source: it cannot be read: 'b.mp4' at byte 99"))
     return made
 
 
@@ -52,7 +55,8 @@ def test_counts_hours_and_funnel(rows: list[dict[str, Any]]) -> None:
 
 def test_like_errors_meet(rows: list[dict[str, Any]]) -> None:
     (group,) = gather(rows).errors
-    assert group.count == 2
+    assert (group.count, group.stage) == (2, "source")
+    assert group.reason == "it cannot be read: '...' at byte N"
     assert group.sources == ["a<b>/200.mp4", "a<b>/201.mp4"]
 
 
@@ -106,16 +110,27 @@ def test_page_is_one_file_and_escapes(rows: list[dict[str, Any]]) -> None:
     assert "a &amp; b" in text
 
 
-def test_paint_draws_boxes_and_vectors() -> None:
+def test_paint_draws_what_the_scorers_found(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
     from PIL import Image
 
     frames = np.full((4, 40, 60, 3), 128, np.uint8)
-    detail = {"frames": [{"second": 1.0, "boxes": [[[0.1, 0.1], [0.6, 0.1], [0.6, 0.5], [0.1, 0.5]]]}]}
-    flow = {"flow": {"second": 3.0, "rows": 1, "columns": 2, "vectors": [[0.1, 0.0], [0.1, 0.0]]}}
+    box = np.array([[6, 4], [36, 4], [36, 20], [6, 20]])
+    reader = RapidOcrScorer(RapidOcrOptions())
+    monkeypatch.setattr(
+        reader, "detect", lambda frame: np.array([box] if frame[0, 0, 0] else np.zeros((0, 4, 2)))
+    )
+    looked = np.zeros((2, 40, 60, 3), np.uint8)
+    looked[1] = 1  # text in the second frame
+    text = reader(Frames(looked, np.array([0.0, 1.0])), {})
+    noise = np.random.default_rng(0).integers(0, 255, (80, 120), np.uint8)
+    moving = np.stack([noise, noise, np.roll(noise, 4, 1)])
+    motion = DisScorer(DisOptions())(Frames(moving, np.array([0.0, 3.0, 3.25])), {})
+    assert motion.detail["flow"]["second"] == 3.0
+    assert np.median(motion.detail["flow"]["vectors"], axis=0) == pytest.approx([4 / 120, 0], abs=0.005)
     plain = {"scores": {}}
-    marked = {"scores": {"rapidocr": {"detail": detail}, "dis": {"detail": flow}}}
+    marked = {"scores": {"rapidocr": {"detail": text.detail}, "dis": {"detail": motion.detail}}}
     seconds = [0.0, 1.0, 2.0, 3.0]
     before, after = (
         np.asarray(Image.open(io.BytesIO(paint(frames, seconds, r)))).astype(int) for r in (plain, marked)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 
+from ea_data.draw.raw import RawScene, draw_picture
 from ea_data.store import iter_rows
 from ea_runtime.errors import UserError
 
@@ -245,21 +247,44 @@ def test_a_folder_without_video(tmp_path: Path, run_set: Callable[..., Any]):
         run_set(raw, tmp_path / "set")
     (raw / "notes.txt").write_text("x")
     (raw / "film.mp4.part").write_text("x")
-    with pytest.raises(UserError, match="1 no video or picture by its name, 1 not downloaded whole"):
+    with pytest.raises(UserError, match="no video or picture by its name 1, not downloaded whole 1"):
         run_set(raw, tmp_path / "set")
 
 
 def test_pictures_on_request(raw: Path, tmp_path: Path, run_set: Callable[..., Any], tables: dict[str, Any]):
+    """By the profile `offline`'s components: a picture is judged by all but its length and motion."""
     from PIL import Image
 
-    Image.new("RGB", (64, 48), (9, 99, 199)).save(raw / "p.png")
-    assert run_set(raw, tmp_path / "set").found == 2
+    picture = draw_picture(RawScene((1, 0, 0), 1, 0.0, "left", 1, "scenes"), 180, 320, 320)
+    turned = Image.fromarray(np.rot90(picture))
+    marks = Image.Exif()
+    marks[0x0112] = 6  # as a phone notes that it was held upright
+    turned.save(raw / "p.png", exif=marks)
+    Image.fromarray(picture).resize((240, 135)).save(raw / "smaller.webp")
+    Image.fromarray(picture // 12).save(raw / "dark.bmp")
+    outcome = run_set(raw, tmp_path / "set")
+    assert (outcome.found, outcome.skipped) == (2, {"picture": 3})
     tables["source"] = {"pictures": True}
     tables["split"] = {"name": "whole"}
-    tables["filter"] = []
-    tables["score"] = [{"name": "light"}]
+    tables["score"] = [{"name": name} for name in ("probe", "dis", "duplicates", "technical")]
+    tables["filter"] = [{"name": name} for name in ("duration", "size", "technical", "motion", "duplicate")]
+    tables["filter"][1]["min_side"] = 32
+    tables["filter"].append({"name": "threshold", "score": "dis", "min": 0.0})
     outcome = run_set(raw, tmp_path / "set", tables)
-    assert outcome.statuses == {"ok": 3}
-    entry = json.loads((tmp_path / "set" / "dataset.json").read_text())[-1]
-    assert (entry["type"], entry["width"], entry["height"], entry["num_frames"]) == ("image", 64, 48, 1)
-    assert entry["file_path"].endswith(".png")
+    rows = {row["source"]: row for row in iter_rows(tmp_path / "set")}
+    assert {name: row["status"] for name, row in rows.items() if row["is_picture"]} == {
+        "p.png": "ok", "smaller.webp": "dropped", "dark.bmp": "dropped"
+    }  # fmt: skip
+    assert outcome.dropped["technical"] >= 1
+    assert rows["smaller.webp"]["decisions"][-1]["reason"].startswith(
+        f"looks like {rows['p.png']['clip_id']}"
+    )
+    assert list(rows["p.png"]["scores"]) == ["probe", "duplicates", "technical"]
+    assert [one["filter"] for one in rows["p.png"]["decisions"]] == ["size", "technical", "duplicate"]
+    assert rows["more/b.mp4"]["decisions"][0]["filter"] == "duration"
+    (entry,) = [
+        e for e in json.loads((tmp_path / "set" / "dataset.json").read_text()) if e["type"] == "image"
+    ]
+    assert (entry["width"], entry["height"], entry["num_frames"]) == (320, 180, 1)
+    with Image.open(tmp_path / "set" / entry["file_path"]) as written:
+        assert written.size == (320, 180)

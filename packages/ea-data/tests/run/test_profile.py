@@ -1,9 +1,11 @@
 from __future__ import annotations
 
-import importlib
+import json
+import os
 import socket
 import tomllib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from ea_data.profile import NAMES, Parts, load, parse
 from ea_data.store import iter_rows
+from ea_data.supervise import Supervisor
 from ea_runtime.cli.main import run as ea
 from ea_runtime.errors import UserError
 
@@ -136,21 +139,26 @@ def test_the_command_line_from_end_to_end_without_a_network(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """The default profile, in this process and in its children, with sockets blocked."""
-    importlib.import_module("sitecustomize_block")
+    import_module("sitecustomize_block")
 
+    with Supervisor("tries_the_network:connect") as pool:
+        assert pool.call(0) == "blocked"
     raw, out = tmp_path / "raw", tmp_path / "set"
     raw.mkdir()
     draw_video(raw / "a.mp4", 96, size=(144, 192))
+    (raw / "cover.jpg").write_bytes(b"")
     (raw / "a.txt").write_text("a square on green")
     with pytest.raises(OSError, match="blocked"):
         socket.create_connection(("127.0.0.1", 9))
-    words = ["--set", "filter.technical.min=0", "--workers", "1"]
+    words = ["--score-all", "--workers", "1"]
     assert ea(["data", "run", str(raw), "-o", str(out), *words]) == 0
     told = capsys.readouterr().err
     assert "1 files, 1 clips" in told
     row = next(iter_rows(out))
     assert row["status"] in ("ok", "dropped"), row["error"]
-    assert set(row["scores"]) >= {"probe", "duplicates", "technical"}
+    assert set(row["scores"]) == {"probe", "duplicates", "technical", "dis", "rapidocr"}
+    assert "data:image/jpeg;base64," in (out / "report.html").read_text()
+    assert json.loads((out / "summary.json").read_text())["rows"] == 1
     config = tomllib.loads((out / "config.toml").read_text())
     assert config["run"]["raw"] == str(raw)
     assert config["split"]["max_seconds"] == 10.0
@@ -180,7 +188,18 @@ def _sockets(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     )
     (folder / "sitecustomize_block.py").write_text(code)
     (folder / "sitecustomize.py").write_text("import sitecustomize_block\n")
+    (folder / "tries_the_network.py").write_text(
+        "import socket\n"
+        "def connect(task):\n"
+        "    try:\n"
+        "        socket.create_connection(('127.0.0.1', 9))\n"
+        "    except OSError as error:\n"
+        "        return str(error)\n"
+    )
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv(
+        "PYTHONPATH", str(folder), prepend=os.pathsep
+    )  # children import what is there as they start
     real = socket.socket
     yield
     socket.socket = real

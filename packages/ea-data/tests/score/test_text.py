@@ -68,7 +68,8 @@ def test_drawn_text_is_found_and_measured(kind: str, low: float, high: float) ->
     score = RapidOcrScorer(RapidOcrOptions(frames=1))(Frames(frame[None], np.zeros(1)), {})
     assert low < score.value < high
     assert score.value >= 0.9 * scene.text_area  # a box holds its ink
-    (boxes,) = score.detail["boxes"]
+    (frame,) = score.detail["frames"]
+    boxes = frame["boxes"]
     assert np.asarray(boxes).shape[1:] == (4, 2)
     assert 0 <= np.min(boxes) <= np.max(boxes) <= 1
 

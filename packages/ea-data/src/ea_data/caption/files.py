@@ -18,7 +18,7 @@ _MOST_BYTES = 1 << 20
 
 
 class FolderOptions(Options):
-    """missing_text: what a video without a .txt gets: an "error", or an "empty" caption. suffix: of the text files.
+    """missing_text: what a file without a .txt gets: an "error", or an "empty" caption. suffix: of the text files.
 
     max_words: longer captions are cut; 0: never.
     """
@@ -28,17 +28,21 @@ class FolderOptions(Options):
     max_words: int = Field(0, ge=0)
 
 
-class FolderCaptioner:
-    """The text of `NAME.txt` beside `NAME.mp4`; every clip of a video gets the same."""
+class _WithoutFrames:
+    """What captioners that look at no frame have in common."""
 
     version = "1"
     needs = FrameRequest("none")
 
-    def __init__(self, options: FolderOptions) -> None:
+    def __init__(self, options: Any) -> None:
         self.options = options
 
     def missing(self) -> list[str]:
         return []
+
+
+class FolderCaptioner(_WithoutFrames):
+    """The text of `NAME.txt` beside `NAME.mp4`; every clip of a video gets the same."""
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
         """Raises UserError where the file is missing (and must not be), too large, a link out, or no UTF-8."""
@@ -61,17 +65,8 @@ class FolderCaptioner:
         return Caption(tidy(text, self.options.max_words), "folder")
 
 
-class DrawCaptioner:
+class DrawCaptioner(_WithoutFrames):
     """What `ea data draw` and `ea data draw-raw` drew, from the truth.jsonl of their folder."""
-
-    version = "1"
-    needs = FrameRequest("none")
-
-    def __init__(self, options: NoOptions) -> None:
-        self.options = options
-
-    def missing(self) -> list[str]:
-        return []
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
         """Of a video of several scenes: the caption of the one that the clip shows most of. Raises UserError where no
@@ -111,17 +106,8 @@ def _caption_of(item: dict[str, Any], record: dict[str, Any]) -> str:
     return str(max(scenes, key=shown)["caption"])
 
 
-class NoneCaptioner:
+class NoneCaptioner(_WithoutFrames):
     """No words."""
-
-    version = "1"
-    needs = FrameRequest("none")
-
-    def __init__(self, options: NoOptions) -> None:
-        self.options = options
-
-    def missing(self) -> list[str]:
-        return []
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
         return Caption("", "none")

@@ -77,6 +77,7 @@ def check_drawn(
 
     from ea_data.draw.check import check_clip, summarise
     from ea_data.draw.files import find_sources, read_frames
+    from ea_data.store import write_text
 
     if output is not None and output.is_dir():
         output = output / "adherence.json"
@@ -100,7 +101,7 @@ def check_drawn(
         save_sheet(sheet, shown)
         console.print(f"wrote {sheet}", highlight=False, soft_wrap=True)
     if output is not None:
-        _write_atomically(output, json.dumps(report.to_dict(), indent=1) + "\n")
+        write_text(output, json.dumps(report.to_dict(), indent=1) + "\n")
         console.print(f"wrote {output}", highlight=False, soft_wrap=True)
 
 
@@ -136,14 +137,3 @@ def _table(report: Report):
             end_section=name == "background",
         )
     return table
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -214,7 +214,7 @@ def draw_picture(scene: RawScene, height: int, width: int, frame_width: int) -> 
     rng = np.random.default_rng([*scene.seed, 1])
     is_fast = scene.kind == "fast"
     unit = frame_width / 480
-    low, high = _colours(scene.hue, rng, 0.25 if is_fast else 0.6)
+    low, high = _colours(scene.hue, rng, 0.35 if is_fast else 0.6)
     grain = (400 if is_fast else 90) * unit
     cloud = _noise(rng, height, width, grain)[..., None]
     pixels = low + (high - low) * cloud

@@ -87,12 +87,14 @@ class DurationOptions(LimitOptions):
 
 
 class LimitFilter:
-    """Keeps a clip whose number lies within the limits; what is the number's name in reasons."""
+    """Keeps a clip whose number lies within the limits. what: the number's name in reasons. videos_only: pictures are
+    not judged."""
 
     version = "1"
 
-    def __init__(self, options: LimitOptions, what: str = "") -> None:
+    def __init__(self, options: LimitOptions, what: str = "", *, videos_only: bool = False) -> None:
         self.options = options
+        self.videos_only = videos_only
         self.scores = (options.score,)
         self.what = what or " ".join(part for part in (options.score, options.part) if part)
         low, high = (">", "<") if options.exclusive else (">=", "<=")
@@ -168,11 +170,11 @@ def build_threshold(options: LimitOptions) -> LimitFilter:
 
 
 def build_duration(options: DurationOptions) -> LimitFilter:
-    return LimitFilter(options, "seconds")
+    return LimitFilter(options, "seconds", videos_only=True)
 
 
 def build_motion(options: MotionOptions) -> LimitFilter:
-    return LimitFilter(options, "motion")
+    return LimitFilter(options, "motion", videos_only=True)
 
 
 def build_text_area(options: TextAreaOptions) -> LimitFilter:

@@ -123,15 +123,16 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
     filters: dict[str, FilterFigures] = {}
     fell: dict[str, tuple[int, float]] = {}
     errors: dict[tuple[str, str], tuple[int, list[str]]] = {}
-    sources: set[int] = set()
+    last_source: str | None = None
     versions: dict[str, set[str]] = {}
-    num_rows = num_captions = 0
+    num_rows = num_captions = num_sources = 0
     for row in rows:
         num_rows += 1
         seconds = max(0.0, (row.get("end") or 0.0) - (row.get("start") or 0.0))
         by_status[row["status"]] += 1
         seconds_by_status[row["status"]] += seconds
-        sources.add(hash(row["source"]))
+        num_sources += row["source"] != last_source  # rows of a file stand together
+        last_source = row["source"]
         if (row.get("caption") or {}).get("text"):
             num_captions += 1
         for name, score in (row.get("scores") or {}).items():
@@ -151,7 +152,7 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
             ErrorGroup(stage, reason, count, sorted(named))
             for (stage, reason), (count, named) in sorted(errors.items(), key=lambda e: (-e[1][0], e[0]))
         ],
-        num_sources=len(sources),
+        num_sources=num_sources,
         num_captions=num_captions,
         versions={name: sorted(found) for name, found in sorted(versions.items())},
         fell={name: fell.get(name, (0, 0.0)) for name in filters},
@@ -188,9 +189,9 @@ def _lot(clip_id: str, salt: str) -> float:
 
 def _count_error(errors: dict[tuple[str, str], tuple[int, list[str]]], row: dict[str, Any]) -> None:
     error = row.get("error")
-    stage, reason = "", str(error or "no reason was written")
-    if isinstance(error, dict):
-        stage, reason = str(error.get("stage", "")), str(error.get("reason", ""))
+    stage, _, reason = str(error or "").partition(": ")  # as the pipeline writes them
+    if not reason:
+        stage, reason = "", stage or "no reason was written"
     # what differs from file to file is cut, so that like errors meet
     kind = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
     kind = re.sub(r"\d+(\.\d+)?", "N", kind)[:200]

@@ -15,10 +15,18 @@ from ea_data.report.figures import Figures, FilterFigures
 Painter = Callable[[dict[str, Any]], "bytes | str"]
 
 
-def page(name: str, figures: Figures, painter: Painter, config: str, versions: dict[str, str]) -> str:
-    """The whole page. name: the set's. config: its config.toml as run. versions: program -> version."""
+def page(
+    name: str,
+    figures: Figures,
+    painter: Painter,
+    config: str,
+    versions: dict[str, str],
+    passed_over: str = "",
+) -> str:
+    """The whole page. name: the set's. config: its config.toml as run. versions: program -> version. passed_over: what
+    was found beside the files, in words."""
     sections = [
-        _head(name, figures),
+        _head(name, figures, passed_over),
         f'<h2 id="funnel">What is left after each step</h2>{funnel(figures.funnel())}',
         *(_filter_section(part, painter) for part in figures.filters),
         _errors(figures),
@@ -32,7 +40,7 @@ def page(name: str, figures: Figures, painter: Painter, config: str, versions: d
     )
 
 
-def _head(name: str, figures: Figures) -> str:
+def _head(name: str, figures: Figures, passed_over: str) -> str:
     count, seconds = figures.by_status, figures.seconds_by_status
     cards = [
         ("files", f"{figures.num_sources:,}"),
@@ -44,9 +52,11 @@ def _head(name: str, figures: Figures) -> str:
         ("captions", f"{figures.num_captions:,}"),
     ]
     shown = "".join(f'<div class="card"><span class="soft">{k}</span><b>{v}</b></div>' for k, v in cards)
+    other = f'<p class="soft">Passed over: {escape(passed_over)}.</p>' if passed_over else ""
     links = "".join(f'<a href="#{_anchor(part.name)}">{escape(part.name)}</a>' for part in figures.filters)
     return (
         f'<h1>{escape(name)}</h1><p class="soft">Why each clip stayed or fell.</p><div class="cards">{shown}</div>'
+        f"{other}"
         f'<nav><a href="#funnel">funnel</a>{links}<a href="#errors">errors</a><a href="#config">config</a></nav>'
     )
 
@@ -82,11 +92,13 @@ def _sheet(rows: Sequence[dict[str, Any]], part: FilterFigures, painter: Painter
         decision = next(d for d in row["decisions"] if d["filter"] == part.name)
         kept = decision["verdict"] == "kept"
         value = decision.get("value")
-        says = f"{decision.get('score') or part.name} {value:.4g}" if value is not None else part.name
+        # a reason for dropping tells the value itself
+        says = str(decision.get("reason") or "") if not kept else ""
+        if not says:
+            says = f"{decision.get('score') or part.name} {value:.4g}" if value is not None else part.name
         words = f'<span class="{"kept" if kept else "dropped"}">{"passed" if kept else "dropped"}</span>'
-        reason = f" {escape(str(decision.get('reason') or ''))}" if not kept else ""
         figures.append(
-            f"<figure>{shown}<figcaption>{words} <b>{escape(says)}</b>{reason}<br>"
+            f"<figure>{shown}<figcaption>{words} <b>{escape(says)}</b><br>"
             f'<span class="soft">{escape(row["source"])} {_span(row)}</span></figcaption></figure>'
         )
     return f'<div class="grid">{"".join(figures)}</div>'

@@ -23,10 +23,10 @@ def paint(frames: np.ndarray, seconds: Sequence[float], row: dict[str, Any]) -> 
     height, width = frames.shape[1:3]
     tall = max(1, round(WIDTH * height / width))
     tiles = [Image.fromarray(frame).resize((WIDTH, tall), Image.Resampling.BILINEAR) for frame in frames]
+    for found in looked_at(row):
+        _boxes(tiles[_nearest(seconds, found["second"])], found["boxes"])
     for score in (row.get("scores") or {}).values():
         detail = score.get("detail") or {}
-        for found in detail.get("frames") or []:
-            _boxes(tiles[_nearest(seconds, found["second"])], found["boxes"])
         if detail.get("flow"):
             _vectors(tiles[_nearest(seconds, detail["flow"]["second"])], detail["flow"])
     rows = -(-len(tiles) // ACROSS)
@@ -37,6 +37,12 @@ def paint(frames: np.ndarray, seconds: Sequence[float], row: dict[str, Any]) -> 
     out = io.BytesIO()
     sheet.save(out, "JPEG", quality=QUALITY)
     return out.getvalue()
+
+
+def looked_at(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The frames in which a scorer looked for text: second and boxes of each; empty where none did."""
+    details = (score.get("detail") or {} for score in (row.get("scores") or {}).values())
+    return next((detail["frames"] for detail in details if isinstance(detail.get("frames"), list)), [])
 
 
 def _nearest(seconds: Sequence[float], wanted: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import tomllib
@@ -10,13 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ea_data.frames import read_frames
 from ea_data.protocols import FrameRequest
 from ea_data.report.figures import Figures, gather
 from ea_data.report.page import page
-from ea_data.report.paint import FRAMES, WIDTH, paint
+from ea_data.report.paint import FRAMES, WIDTH, looked_at, paint
 from ea_data.report.summary import summary, to_json
-from ea_data.store import iter_rows
+from ea_data.source import tell_skipped
+from ea_data.store import CONFIG, SOURCES, iter_rows, write_text
 from ea_data.supervise import Failure, Supervisor
 from ea_runtime.errors import UserError
 
@@ -31,11 +35,22 @@ class _Painter:
         self.root = root
 
     def __call__(self, row: dict[str, Any]) -> bytes:
-        request = FrameRequest("even", FRAMES, max_side=2 * WIDTH)
-        found = read_frames(
-            self.root / row["source"], self.root, row["start"], row["end"], row["fps"] or 0.0, [request]
-        )[request]
-        return paint(found.pixels, found.seconds.tolist(), row)
+        shown = FrameRequest("even", FRAMES, max_side=2 * WIDTH)
+        requests = [shown]
+        if num_looked := len(looked_at(row)):
+            # boxes belong to the very frame that they were found in
+            requests.append(FrameRequest("even", num_looked, max_side=2 * WIDTH))
+        path = self.root / row["source"]
+        found = read_frames(path, self.root, row["start"], row["end"], row["fps"] or 0.0, requests)
+        pixels, seconds = found[shown].pixels.copy(), found[shown].seconds.copy()
+        if num_looked:
+            with_text = {one["second"] for one in looked_at(row) if one["boxes"]}
+            exact = found[requests[-1]]
+            for frame, second in zip(exact.pixels, exact.seconds, strict=True):
+                if round(float(second), 3) in with_text:
+                    place = int(np.abs(seconds - second).argmin())
+                    pixels[place], seconds[place] = frame, second
+        return paint(pixels, seconds.tolist(), row)
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -44,19 +59,30 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     Raises UserError, one line, where `folder` is no set or the page cannot be written. A clip whose source is
     gone or damaged is told of in its place.
     """
-    config = folder / "config.toml"
+    config = folder / CONFIG
     if not config.is_file():
         raise UserError(f"`set` must be a folder that `ea data run` made, got {str(folder)!r}")
     figures = gather(iter_rows(folder))
     target = output or folder / "report.html"
-    _replace(folder / "summary.json", to_json(summary(figures)))
+    write_text(folder / "summary.json", to_json(summary(figures)))
     pictures = dict(_pictures(figures, _raw_root(config)))
     text = page(
         folder.resolve().name, figures, lambda row: pictures[row["clip_id"]],
-        config.read_text(encoding="utf-8"), _versions(),
+        config.read_text(encoding="utf-8"), _versions(), _passed_over(folder),
     )  # fmt: skip
-    _replace(target, text)
+    write_text(target, text)
     return target
+
+
+def _passed_over(folder: Path) -> str:
+    """What the search for raw files counted beside them, in words."""
+    try:
+        skipped = json.loads((folder / SOURCES).read_text(encoding="utf-8"))["skipped"]
+        return tell_skipped({str(why): int(count) for why, count in skipped.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{str(folder / SOURCES)!r} cannot be read: {error}; `ea data run` makes it again"
+        ) from error
 
 
 def _raw_root(config: Path) -> Path:
@@ -105,13 +131,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error

@@ -30,6 +30,9 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a clip that hangs is given up.")]
 Memory = Annotated[int, typer.Option(min=0, help="Most MB of a process; 0: no limit.")]
 ScoreAll = Annotated[bool, typer.Option("--score-all", help="Compute every score, also of dropped clips.")]
+Pictures = Annotated[
+    bool, typer.Option("--pictures", help="Take pictures too, as clips of one frame; not judged by motion.")
+]
 EngineName = Annotated[str, typer.Option(help="Who does the work: local or ray.")]
 Retry = Annotated[bool, typer.Option("--retry-errors", help="Try again what is remembered as an error.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html and summary.json.")]
@@ -42,6 +45,7 @@ def run(
     profile: ProfileName = "offline",
     settings: Settings = None,
     filters: Filters = None,
+    pictures: Pictures = False,
     workers: Workers = 0,
     timeout: Timeout = 120.0,
     memory: Memory = 4096,
@@ -51,7 +55,7 @@ def run(
     no_report: NoReport = False,
 ) -> None:
     """Turn a folder of raw video into a captioned training set. Stopped or killed, the same command goes on."""
-    tables = _profile(profile, settings, filters)
+    tables = _profile(profile, settings, filters, pictures)
     _go(
         "run", raw, out, profile, tables, workers, timeout, memory, score_all, engine, retry_errors, no_report
     )
@@ -64,6 +68,7 @@ def split(
     profile: ProfileName = "offline",
     settings: Settings = None,
     filters: Filters = None,
+    pictures: Pictures = False,
     workers: Workers = 0,
     timeout: Timeout = 120.0,
     memory: Memory = 4096,
@@ -71,7 +76,7 @@ def split(
     retry_errors: Retry = False,
 ) -> None:
     """Begin a set: look at the raw files and find their clips, no more."""
-    tables = _profile(profile, settings, filters)
+    tables = _profile(profile, settings, filters, pictures)
     _go("split", raw, out, profile, tables, workers, timeout, memory, False, engine, retry_errors, True)
 
 
@@ -130,13 +135,14 @@ def caption(
     _stage("caption", folder, settings, None, workers, timeout, memory, None, engine, retry_errors, no_report)
 
 
-def _profile(name: str, settings: list[str] | None, filters: list[str] | None) -> dict[str, Any]:
+def _profile(
+    name: str, settings: list[str] | None, filters: list[str] | None, pictures: bool
+) -> dict[str, Any]:
     from ea_data.profile import load
     from ea_data.run.config_file import without_own
 
-    if not settings and not filters:
-        return without_own(load(name))
-    return load(name, settings or (), filters or (), tables=without_own(load(name)))
+    settings = [*(settings or ()), *(["source.pictures=true"] if pictures else ())]
+    return load(name, settings, filters or (), tables=without_own(load(name)))
 
 
 def _stage(
@@ -185,6 +191,7 @@ def _go(
     from rich.console import Console
 
     from ea_data.profile import Parts, parse
+    from ea_data.report.write import write_report
     from ea_data.run.config_file import write_config
     from ea_data.run.engine import Limits, make_engine
     from ea_data.run.pipeline import Pipeline
@@ -221,7 +228,7 @@ def _go(
     try:
         outcome = pipeline.run()
         if not no_report and command != "split":
-            _report(out)
+            write_report(out)
     except KeyboardInterrupt:
         console.print(
             f"stopped; what is done is kept in {out}: the same command goes on from there",
@@ -245,17 +252,8 @@ def _check_out(root: Path, out: Path) -> None:
         raise UserError(f"`--output` {str(out)!r} lies in the folder of raw video; put the set elsewhere")
 
 
-def _report(out: Path) -> None:
-    from importlib.util import find_spec
-
-    if find_spec("ea_data.report.write") is not None:
-        from ea_data.report.write import write_report
-
-        write_report(out)
-
-
 def _tell(console: Console, outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
-    from ea_data.source import SKIPPED
+    from ea_data.source import tell_skipped
 
     statuses = outcome.statuses
     words = [f"{outcome.found} files, {outcome.clips} clips, {statuses['ok']} kept"]
@@ -267,8 +265,7 @@ def _tell(console: Console, outcome: Outcome, progress: Any, out: Path, seconds:
         if statuses[status]:
             words.append(f"{statuses[status]} {what}")
     if outcome.skipped:
-        told = ", ".join(f"{count} {SKIPPED[name]}" for name, count in sorted(outcome.skipped.items()))
-        words.append(f"passed over: {told}")
+        words.append(f"passed over: {tell_skipped(outcome.skipped)}")
     if outcome.unwritten:
         words.append(f"{outcome.unwritten} kept clips have no file yet: `ea data caption {out}` writes them")
     console.print("; ".join(words), highlight=False, soft_wrap=True)

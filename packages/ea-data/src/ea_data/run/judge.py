@@ -45,14 +45,14 @@ class Judge:
         unfinished.
         """
         record.update(scores={}, decisions=[], status="ok", error="")
-        waiting = list(self.filters)
+        scores, waiting = self._asked_of(record)
         if self._decide(record, waiting):
             return None
-        for number, part in enumerate(self.scores):
+        for number, part in enumerate(scores):
             entry = known.get(part.name)
             if entry is None:
                 if compute is None:
-                    return Pending(self._missing_from(number, known))
+                    return Pending(_missing(scores[number:], known))
                 entry = compute(part)
             if "error" in entry:
                 record["status"], record["error"] = (
@@ -66,16 +66,17 @@ class Judge:
         assert not waiting, "Parts has seen to it that every filter's scores are computed"
         return None
 
-    def _missing_from(self, number: int, known: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
-        """Missing scores from this one on, up to the first that is known to fail: nothing after it will count."""
-        names = []
-        for part in self.scores[number:]:
-            entry = known.get(part.name)
-            if entry is None:
-                names.append(part.name)
-            elif "error" in entry:
-                break
-        return tuple(names)
+    def _asked_of(self, record: dict[str, Any]) -> tuple[list[Part], list[Part]]:
+        """The scores and filters that a record is held against: of a picture, those of moving pictures are not."""
+        if not record.get("is_picture"):
+            return self.scores, list(self.filters)
+        scores = [part for part in self.scores if not _is_for_videos(part)]
+        left_out = {part.name for part in self.scores if _is_for_videos(part)}
+        return scores, [
+            part
+            for part in self.filters
+            if not _is_for_videos(part) and left_out.isdisjoint(part.component.scores)
+        ]
 
     def _decide(self, record: dict[str, Any], waiting: list[Part]) -> bool:
         """Asks all filters that have their scores now, for it costs nothing. True where the clip has ended."""
@@ -87,6 +88,22 @@ class Judge:
             if not decide(record, part):
                 return True
         return record["status"] == "dropped" and not self.score_all
+
+
+def _is_for_videos(part: Part) -> bool:
+    return bool(getattr(part.component, "videos_only", False))
+
+
+def _missing(scores: list[Part], known: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
+    """Names of missing scores, up to the first that is known to fail: nothing after it will count."""
+    names = []
+    for part in scores:
+        entry = known.get(part.name)
+        if entry is None:
+            names.append(part.name)
+        elif "error" in entry:
+            break
+    return tuple(names)
 
 
 def decide(record: dict[str, Any], part: Part) -> bool:

@@ -26,7 +26,7 @@ from ea_data.run.progress import RunProgress
 from ea_data.run.scratch import Scratch, Spool
 from ea_data.run.set_filters import apply_set_filters
 from ea_data.run.worker import Result, Task, Versions, entries_of_failure, versions_of
-from ea_data.source import find_files
+from ea_data.source import find_files, tell_skipped
 from ea_data.supervise import Failure
 from ea_runtime.errors import UserError
 
@@ -437,8 +437,5 @@ def _dropped(record: dict[str, Any], stage: str, reason: str) -> dict[str, Any]:
 
 
 def _nothing_found(raw: Path, skipped: Counter[str]) -> str:
-    from ea_data.source import SKIPPED
-
-    told = ", ".join(f"{count} {SKIPPED[reason]}" for reason, count in sorted(skipped.items()))
-    found = f"it holds: {told}" if told else "it is empty"
+    found = f"it holds: {tell_skipped(skipped)}" if skipped else "it is empty"
     return f"`raw` {str(raw)!r} holds no video; {found}"

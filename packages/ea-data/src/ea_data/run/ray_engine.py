@@ -50,7 +50,10 @@ class RayEngine:
                 ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
             # it also raises bare Exceptions where its own processes do not come up
             except Exception as error:
-                raise UserError(f"Ray cannot be started: {error}; look at RAY_ADDRESS") from error
+                raise UserError(
+                    f"Ray cannot be started: {error}; look at RAY_ADDRESS, and set RAY_AUTH_MODE=token where the "
+                    "cluster asks for a token"
+                ) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

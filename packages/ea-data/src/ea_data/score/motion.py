@@ -22,11 +22,46 @@ Flow = Callable[
 ]  # two gray frames (H, W) uint8 -> flow (H, W, 2) in pixels
 
 
-def magnitudes(pixels: np.ndarray, flow: Flow) -> Iterator[float]:
-    """The mean length of the flow of each neighbouring pair, in pixels. pixels: uint8 (N, H, W)."""
-    for before, after in pairwise(pixels):
-        field = flow(before, after)
-        yield float(np.hypot(field[..., 0], field[..., 1]).mean())
+#: Rows and columns of the motion field that the report draws.
+ROWS, COLUMNS = 4, 6
+
+
+class Strongest:
+    """Takes the flow of one pair of frames after the other, and remembers that of the pair that moves most."""
+
+    def __init__(self) -> None:
+        self.length = -1.0
+        self.shown: dict[str, Any] = {}
+
+    def __call__(self, field: np.ndarray, second: float) -> float:
+        """field: (H, W, 2) in pixels; second: of the pair's first frame. Returns the mean length in pixels."""
+        length = float(np.hypot(field[..., 0], field[..., 1]).mean())
+        if length > self.length:
+            self.length, self.shown = length, _coarse(field, second)
+        return length
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """For a score's detail: `flow`, where there was any."""
+        return {"flow": self.shown} if self.shown else {}
+
+
+def _coarse(field: np.ndarray, second: float) -> dict[str, Any]:
+    """Means over a grid of cells, as shares of width and height."""
+    height, width = field.shape[:2]
+    rows, columns = min(ROWS, height), min(COLUMNS, width)
+    vectors = [
+        np.round(cell.mean((0, 1), dtype=np.float64) / (width, height), 4).tolist()
+        for band in np.array_split(field, rows, axis=0)
+        for cell in np.array_split(band, columns, axis=1)
+    ]
+    return {"second": round(float(second), 3), "rows": rows, "columns": columns, "vectors": vectors}
+
+
+def magnitudes(frames: Frames, flow: Flow, strongest: Strongest) -> Iterator[float]:
+    """The mean length of the flow of each neighbouring pair, in pixels. frames.pixels: uint8 (N, H, W)."""
+    for (before, after), second in zip(pairwise(frames.pixels), frames.seconds, strict=False):
+        yield strongest(flow(before, after), second)
 
 
 class DisOptions(Options):
@@ -46,6 +81,7 @@ class DisScorer:
 
     version = "1"
     cost = 400.0
+    videos_only = True
 
     def __init__(self, options: DisOptions) -> None:
         self.options = options
@@ -61,14 +97,15 @@ class DisScorer:
             self._flow = _dis(self.options.preset)
         diagonal = math.hypot(*frames.pixels.shape[1:3])
         gaps = np.diff(frames.seconds)
-        lengths = list(magnitudes(frames.pixels, self._flow))
+        strongest = Strongest()
+        lengths = list(magnitudes(frames, self._flow, strongest))
         values = tuple(
             round(length / diagonal / float(gap), 6)
             for length, gap in zip(lengths, gaps, strict=True)
             if gap > 0
         )
         value = float(np.mean(values)) if values else 0.0
-        return Score(round(value, 6), values, {"unit": "frame diagonals a second"})
+        return Score(round(value, 6), values, {"unit": "frame diagonals a second", **strongest.detail})
 
 
 def _dis(preset: str) -> Flow:
@@ -95,6 +132,7 @@ class FarnebackScorer:
     version = "1"
     needs = FrameRequest("stride", 2, 0, "gray")
     cost = 3000.0
+    videos_only = True
 
     def __init__(self, options: NoOptions) -> None:
         self.options = options
@@ -104,9 +142,10 @@ class FarnebackScorer:
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
         """frames.pixels: uint8 (N, H, W)."""
-        values = tuple(round(value, 6) for value in magnitudes(frames.pixels, _farneback))
+        strongest = Strongest()
+        values = tuple(round(value, 6) for value in magnitudes(frames, _farneback, strongest))
         value = float(np.mean(values)) if values else 0.0
-        return Score(round(value, 6), values, {"unit": "pixels in half a second"})
+        return Score(round(value, 6), values, {"unit": "pixels in half a second", **strongest.detail})
 
 
 def _farneback(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from ea_data.options import Options
 from ea_data.protocols import FrameRequest, Frames, Score
+from ea_data.score.motion import Strongest
 from ea_data.score.weights import load_weights, missing_path
 from ea_runtime.errors import MissingPackageError, UserError
 
@@ -57,6 +58,7 @@ class RaftScorer:
 
     version = "1"
     cost = 20_000.0
+    videos_only = True
 
     def __init__(self, options: RaftOptions, network: torch.nn.Module | None = None) -> None:
         self.options = options
@@ -73,18 +75,21 @@ class RaftScorer:
         network = self._ready()
         diagonal = math.hypot(*frames.pixels.shape[1:3])
         gaps = np.diff(frames.seconds)
-        values = []
+        values, strongest = [], Strongest()
         for start in range(0, len(gaps), self.options.batch):
             stop = min(len(gaps), start + self.options.batch)
             flows = self._flow(
                 network, frames.pixels[start:stop], frames.pixels[start + 1 : stop + 1]
             )  # B 2 H W
-            values += np.hypot(flows[:, 0], flows[:, 1]).mean((1, 2)).tolist()
+            values += [
+                strongest(field.transpose(1, 2, 0), second)
+                for field, second in zip(flows, frames.seconds[start:stop], strict=True)
+            ]
         rates = tuple(
             round(v / diagonal / float(gap), 6) for v, gap in zip(values, gaps, strict=True) if gap > 0
         )
         value = float(np.mean(rates)) if rates else 0.0
-        return Score(round(value, 6), rates, {"unit": "frame diagonals a second"})
+        return Score(round(value, 6), rates, {"unit": "frame diagonals a second", **strongest.detail})
 
     def _ready(self) -> torch.nn.Module:
         if self._network is None:

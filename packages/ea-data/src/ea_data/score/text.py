@@ -26,7 +26,7 @@ class RapidOcrOptions(Options):
     frames: int = Field(3, ge=1)
     side: int = Field(640, ge=64)
     score: float = Field(0.5, gt=0, lt=1)
-    largest: float = Field(0.8, gt=0, le=1)
+    largest: float = Field(0.5, gt=0, le=1)
 
 
 def union_area(boxes: np.ndarray, height: int, width: int) -> float:
@@ -62,7 +62,7 @@ def union_area(boxes: np.ndarray, height: int, width: int) -> float:
 class RapidOcrScorer:
     """value: the largest share of a frame that text boxes cover, 0 to 1. values: one a frame.
 
-    detail: boxes: for each frame, corners (x, y) as shares of width and height.
+    detail: frames: second and boxes of each, their corners (x, y) as shares of width and height.
     """
 
     version = "1"
@@ -83,7 +83,11 @@ class RapidOcrScorer:
         found = [self.detect(frame) for frame in frames.pixels]
         values = tuple(round(union_area(boxes, height, width), 6) for boxes in found)
         shares = [np.round(boxes / (width, height), 4).tolist() for boxes in found]
-        return Score(max(values), values, {"boxes": shares})
+        looked = [
+            {"second": round(float(second), 3), "boxes": boxes}
+            for second, boxes in zip(frames.seconds, shares, strict=True)
+        ]
+        return Score(max(values), values, {"frames": looked})
 
     def detect(self, frame: np.ndarray) -> np.ndarray:
         """The boxes of one frame, uint8 (H, W, 3): corners (N, 4, 2) as x, y in pixels."""
