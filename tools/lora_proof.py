@@ -4,9 +4,10 @@
     ea train lora configs/tiny/lora-inkline.toml
     python tools/lora_proof.py runs/lora-inkline/final/inkline.safetensors
 
-Writes docs/images/lora-WEIGHT.png and benchmarks/results/lora_proof.json: how filled shapes are inside (about 1 as
-the bundled model draws them, about 0 outlined), large and small ones apart (the hole of a small one is less than what
-the VAE's 8x8 pixels hold well), and how many attributes of the prompts the videos show.
+Writes docs/images/lora-WEIGHT.png and docs/images/lora-verify.png (what `ea lora verify --plot` draws), and
+benchmarks/results/lora_proof.json: how filled shapes are inside (about 1 as the bundled model draws them, about 0
+outlined), large and small ones apart (the hole of a small one is less than what the VAE's 8x8 pixels hold well), and
+how many attributes of the prompts the videos show. Shows the table of docs/lora.md, to be put there.
 """
 
 from __future__ import annotations
@@ -22,12 +23,36 @@ ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = (0.0, 0.5, 1.0)
 #: clips on a sheet, of those that are measured
 SHOWN = 6
+SIZES = ("large", "small")
+ATTRIBUTES = ("colour", "shape", "size", "motion", "background")
 
 
 def fill(items: list[Any]) -> float | None:
     """Mean share of the shapes' middles that has their colour, of the clips that show a shape."""
     shown = [item.verdict.fill for item in items if item.verdict.present > 0]
     return round(sum(shown) / len(shown), 3) if shown else None
+
+
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """The figures as docs/lora.md has them."""
+    asked = {
+        name: text.split(" of ")[1]
+        for one in figures.values()
+        for name, text in one.items()
+        if name in ATTRIBUTES
+    }
+    lines = [
+        "| weight | middle of large shapes filled | of small ones | " + " | ".join(ATTRIBUTES) + " |",
+        "|---" * (3 + len(ATTRIBUTES)) + "|",
+    ]
+    for weight, one in figures.items():
+        fills = [
+            "none seen" if one[f"fill {size}"] is None else f"{one[f'fill {size}']:.1%}" for size in SIZES
+        ]
+        counts = [one.get(name, "0 of 0").split(" of ")[0] for name in ATTRIBUTES]
+        counts[-1] += f" of {asked.get(ATTRIBUTES[-1], 0)}"
+        lines.append(f"| {weight} | " + " | ".join([*fills, *counts]) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -48,8 +73,9 @@ def main() -> None:
     from ea_data.draw.caption import sample_prompts
     from ea_data.draw.check import check_clip, summarise
     from ea_data.draw.sheet import save_sheet
-    from ea_lora import load_lora, read_lora
+    from ea_lora import load_lora, read_lora, unload_lora, verify_lora
     from ea_lora.card import Card
+    from ea_lora.plot import save_plot
     from ea_runtime import VideoPipeline
 
     file = read_lora(arguments.lora)
@@ -74,16 +100,22 @@ def main() -> None:
         save_sheet(arguments.out / f"lora-{weight:g}.png", shown[:SHOWN])
         figures[f"{weight:g}"] = {
             "fill": fill(items),
-            **{
-                f"fill {size}": fill([i for i in items if i.asked.get("size") == size])
-                for size in ("large", "small")
-            },
+            **{f"fill {size}": fill([i for i in items if i.asked.get("size") == size]) for size in SIZES},
             **{name: f"{right} of {asked}" for name, (right, asked) in report.counts.items() if asked},
         }
         log.info("weight %g: %s", weight, figures[f"{weight:g}"])
-    record = {"lora": file.path.name, "metadata": dict(sorted(file.metadata.items())), "weights": figures}
+    unload_lora(pipe)
+    proof = verify_lora(pipe, file)
+    save_plot(arguments.out / "lora-verify.png", proof)
+    record = {
+        "lora": file.path.name,
+        "metadata": dict(sorted(file.metadata.items())),
+        "weights": figures,
+        "probe": {name: round(moved, 4) for name, moved in proof.probe.items()},
+    }
     arguments.report.parent.mkdir(parents=True, exist_ok=True)
     arguments.report.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    log.info("%s", table(figures))
 
 
 if __name__ == "__main__":

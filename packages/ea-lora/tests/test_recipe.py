@@ -13,9 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ea_lora import lora_info, read_lora, verify_lora
+from ea_lora.adapters import base_tensors
+from ea_lora.estimate import predict
 from ea_lora.options import LoraOptions
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.plugins import get_host
+from ea_runtime.training.dry_run import make_plan
 from ea_runtime.training.loop import Trainer
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Context
@@ -158,7 +161,29 @@ def test_a_dry_run_tells_the_memory(pictures: Path, tmp_path: Path) -> None:
     assert "GB" in told["device, one sample a step"]["activations"]
     assert "stay free" in told["device, one sample a step"]["of a 24 GB card"]
     assert told["memory"]["activations of one sample"] > 0
+    parts = predict(recipe.network, recipe.adapters, (1, 8, 8))
+    real = make(pictures, tmp_path, context={"dtype": "bf16"})
+    trained = {id(p) for module in real.modules().values() for p in module.parameters()}
+    held = [t for t in (*real.network.parameters(), *real.network.buffers()) if id(t) not in trained]
+    assert parts["frozen weights"] == sum(t.nbytes for t in held)
+    assert parts["LoRA weights (fp32)"] == sum(
+        t.nbytes for t in real.network.parameters() if id(t) in trained
+    )
     assert "memory" not in make(pictures, tmp_path).describe()
+
+
+def test_the_plan_counts_the_adapters_once(pictures: Path, tmp_path: Path) -> None:
+    from ea_lora.recipe import LoraRecipe
+
+    how = TrainOptions(steps=2, batch_size=2, lr=1e-2)
+    rows = dict(
+        make_plan(LoraRecipe, options(pictures), how, "lora", tmp_path / "run", "cpu").sections[
+            "Memory of a process"
+        ]
+    )
+    held = sum(t.nbytes for t in base_tensors(make(pictures, tmp_path).network))
+    assert rows["frozen helpers"] == f"{held / 1e6:.2f} MB"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,12 @@ def base_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in network.named_parameters() if ".lora_A." not in name and ".lora_B." not in name]
 
 
+def base_tensors(network: nn.Module) -> list[Tensor]:
+    """All that an adapted network keeps in its base's type: frozen parameters, and tables of numbers (of the published
+    model's motion modules 0.26 billion)."""
+    return [*base_parameters(network), *(b for b in network.buffers() if b.is_floating_point())]
+
+
 def _exactly(paths: Iterable[str]) -> str:
     """A pattern of peft's for these paths alone: of a list it would take every module that ends in one of them."""
     import re

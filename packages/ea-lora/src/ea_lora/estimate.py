@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ea_lora.adapters import ALPHA, MAX_RANK, MOTION_PATTERN, RANK, Adapters, adapt, base_parameters
+from ea_lora.adapters import ALPHA, MAX_RANK, MOTION_PATTERN, RANK, Adapters, adapt, base_tensors
 from ea_lora.offload import find_blocks
 from ea_runtime.denoise import size_conditions
 from ea_runtime.errors import UserError
@@ -118,11 +118,10 @@ def predict(
     latents (t, h, w) of a sample. offload: frozen blocks on the CPU. The VAE and the text encoder are not counted:
     `low_vram` sends them away, and their own peak comes before training starts.
     """
-    frozen = sum(p.numel() for p in base_parameters(network)) * dtype.itemsize
+    frozen = _frozen_bytes(network, dtype)
     blocks = find_blocks(network)
     if offload:
-        sizes = [sum(p.numel() for p in base_parameters(block)) * dtype.itemsize for block in blocks]
-        away = sorted(sizes[len(sizes) - offload :])
+        away = sorted(_frozen_bytes(block, dtype) for block in blocks[len(blocks) - offload :])
         frozen -= sum(away) - sum(away[-BLOCKS_ON_DEVICE:])
     trained = sum(p.numel() for module in adapters.values() for p in module.parameters())
     kept = _kept(network, shape, dtype, batch)
@@ -137,6 +136,10 @@ def predict(
         "gradients of activations": LIVE_GRADIENTS * kept.largest,
     }
     return {**parts, "peak": sum(parts.values())}
+
+
+def _frozen_bytes(network: nn.Module, dtype: torch.dtype) -> int:
+    return sum(tensor.numel() for tensor in base_tensors(network)) * dtype.itemsize
 
 
 def _kept(network: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype, batch: int) -> Kept:

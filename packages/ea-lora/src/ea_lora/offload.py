@@ -30,7 +30,7 @@ def offload_blocks(
     device: str | torch.device,
     around: Callable[[], AbstractContextManager[Any]],
 ) -> int:
-    """Send the frozen parameters of the last `count` blocks to the CPU, and compute every block with checkpointing.
+    """Send what is frozen of the last `count` blocks to the CPU and compute every block with checkpointing.
 
     around: a context that a block's computation needs, both times. Returns how many bytes left the device.
     Raises UserError for a network without blocks or whose checkpointing cannot be set.
@@ -48,7 +48,7 @@ def offload_blocks(
         )
     moved = 0
     for block in blocks[len(blocks) - count :]:
-        for tensor in _frozen(block).values():
+        for tensor in _frozen(block):
             moved += tensor.nbytes
             tensor.data = tensor.data.cpu()
             if torch.cuda.is_available():  # pinned memory goes over beside the computation
@@ -70,5 +70,5 @@ def offload_blocks(
     return moved
 
 
-def _frozen(block: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in block.named_parameters() if not p.requires_grad}
+def _frozen(block: nn.Module) -> list[Tensor]:
+    return [*(p for p in block.parameters() if not p.requires_grad), *block.buffers()]

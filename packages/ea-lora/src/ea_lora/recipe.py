@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ea_lora.adapters import MOTION_PATTERN, adapt, base_parameters
+from ea_lora.adapters import MOTION_PATTERN, adapt, base_parameters, base_tensors
 from ea_lora.card import Card
 from ea_lora.io import write_lora
 from ea_lora.offload import offload_blocks
@@ -57,8 +57,8 @@ class LoraRecipe(RecipeDefaults):
                 self.text = TrainedText(self.base, sizes, options.memory.low_vram)
                 self.adapters["lora_text"] = self.text.adapters
         # 16-bit training computes on copies in 16 bits: a frozen base may as well lie there once, in that type
-        for parameter in base_parameters(self.network):
-            parameter.data = parameter.data.to(DTYPES[context.dtype])
+        for tensor in base_tensors(self.network):
+            tensor.data = tensor.data.to(DTYPES[context.dtype])
         self._steps = 0
         self._save_memory()
 

@@ -216,7 +216,7 @@ def resident_bytes(recipe: Recipe, turns: list[TurnOptimizer], train: TrainOptio
     shards = train.processes if train.parallel == "fsdp" else 1
     parts = {
         "weights": _bytes_of(modules.values()),
-        "frozen helpers": _bytes_of(helpers),
+        "frozen helpers": _bytes_of(helpers, without=modules.values()),
         "gradients": sum(p.numel() for turn in turns for p in turn.parameters) * 4,
         "optimiser": optimiser,
         "averages": sum(
@@ -318,9 +318,14 @@ def _weight(key: Hashable) -> float:
     return math.prod(n for n in key if isinstance(n, (int, float))) if isinstance(key, tuple) else 1.0
 
 
-def _bytes_of(modules: Any) -> int:
-    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+def _bytes_of(modules: Any, without: Any = ()) -> int:
+    """Of all their tensors, each once; without: modules whose tensors are counted elsewhere (a LoRA's in its base)."""
+
+    def tensors(these: Any) -> dict[int, Tensor]:
+        return {id(t): t for module in these for t in (*module.parameters(), *module.buffers())}
+
+    counted = tensors(without)
+    return sum(t.numel() * t.element_size() for key, t in tensors(modules).items() if key not in counted)
 
 
 def _size(size: int) -> str:
