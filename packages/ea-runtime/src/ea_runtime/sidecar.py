@@ -123,7 +123,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
     if "engine" in record:
         if not isinstance(record["engine"], dict):
             raise UserError(f"{name}: `engine` must be an object; the file is damaged")
-        for key in ("name", "bundle"):
+        for key in {"name", *record["engine"]} & {"name", "bundle"}:
             _require(name, record["engine"], key, (str,))
     for section, keys in (
         ("model", ("name", "sha256")),

@@ -41,8 +41,12 @@ def export(
     ] = None,
     memory_limit: Annotated[float | None, Option(help="For --trt and --trt-rtx: GB of workspace.")] = None,
     refit: Annotated[
-        bool, Option("--refit/--no-refit", help="For --trt and --trt-rtx: weights can be changed (for LoRA).")
-    ] = True,
+        bool | None,
+        Option(
+            "--refit/--no-refit",
+            help="For --trt and --trt-rtx: weights can be changed (LoRA). Default: with a GPU.",
+        ),
+    ] = None,
     parity: Annotated[str, Option(help="auto: compare with PyTorch what a CPU can do; off.")] = "auto",
     output: Annotated[
         str | None, Option("--output", "-o", help="The bundle's folder. Default: MODEL-TARGET.")

@@ -204,11 +204,7 @@ def _make(
             "dtype": dtype_name(pipe.dtype),
             "threads": torch.get_num_threads(),
         },
-        **(
-            {}
-            if plan.bundle is None
-            else {"engine": {"name": plan.engine, "bundle": os.path.abspath(plan.bundle)}}
-        ),
+        **_engine_record(plan),
         "versions": versions(),
         "output": {
             "file": job.output.path.name,
@@ -248,6 +244,14 @@ def _summary(plan: Plan, pipe: VideoPipeline, job: Job) -> str:
         f"{s['width']}x{s['height']}, {steps} {s['sampler']}, guidance {s['guidance_scale']:g}, "
         f"seed {s['seed']}"
     )
+
+
+def _engine_record(plan: Plan) -> dict[str, Any]:
+    """What the sidecar says of an engine other than torch."""
+    if plan.engine == "torch":
+        return {}
+    bundle = {} if plan.bundle is None else {"bundle": os.path.abspath(plan.bundle)}
+    return {"engine": {"name": plan.engine, **bundle}}
 
 
 def _where(pipe: VideoPipeline) -> str:

@@ -167,7 +167,7 @@ def _engine(wishes: Wishes, recorded: dict[str, Any] | None) -> tuple[str, str |
     before = (recorded or {}).get("engine", {}) if wishes.engine is None and wishes.bundle is None else {}
     name = _first(wishes.engine, before.get("name"), "torch")
     bundle = _first(wishes.bundle, before.get("bundle"))
-    if get_host().get("engines", name).needs_bundle and bundle is None:
+    if getattr(get_host().get("engines", name), "needs_bundle", False) and bundle is None:
         raise UserError(f"`--engine {name}` needs `--bundle FOLDER`, what `ea export --{name}` wrote")
     if bundle is not None and not Path(bundle).is_dir():
         raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {str(bundle)!r}")

@@ -33,12 +33,13 @@ class Added:
 
 @dataclass(eq=False)
 class ExportedWeights:
-    """version: counts changes; sessions with another number are opened anew."""
+    """version: counts changes; sessions with another number are opened anew. refusal: why an engine takes no changes."""
 
     source: Source
     dtype: torch.dtype
     version: int = 0
     added: list[Added] = field(default_factory=list)
+    refusal: str = ""
 
     @property
     def network(self) -> nn.Module:

@@ -39,7 +39,7 @@ class Request:
     """What to export. None stands for the model's own size, all parts, the target's usual opset and dtype.
 
     parity: "auto" compares what a CPU can do, a small twin of the rest; "off" compares nothing. capabilities: for
-    trt-rtx, such as ("sm89",). memory_limit: bytes of workspace for trt. refittable: for trt and trt-rtx.
+    trt-rtx, such as ("sm89",). memory_limit: bytes of workspace. refittable: for trt and trt-rtx; None: where a GPU is.
     """
 
     model: str
@@ -55,7 +55,7 @@ class Request:
     parity: str = "auto"
     capabilities: tuple[str, ...] = ()
     memory_limit: int | None = None
-    refittable: bool = True
+    refittable: bool | None = None
     overwrite: bool = False
 
 
@@ -101,7 +101,7 @@ def export_bundle(request: Request, tell: Tell | None = None) -> Result:
         write_report(partial, report)
         described = bundle.describe(
             request.target, str(request.model), hashes, size, str(request.dtype), int(request.opset or 0), infos,
-            {"refittable": request.refittable, "capabilities": list(request.capabilities),
+            {"refittable": bool(request.refittable), "capabilities": list(request.capabilities),
              "versions": report["preflight"]["versions"]},
         )  # fmt: skip
         parity.write_json(partial / bundle.DESCRIPTION, described)
@@ -141,7 +141,8 @@ def settle(request: Request) -> Request:
     if request.target != "onnx":
         from ea_runtime.export import tensorrt_build
 
-        tensorrt_build.check(request.target, request.capabilities)
+        refittable = tensorrt_build.check(request.target, request.capabilities, request.refittable)
+        request = replace(request, refittable=refittable)
     return replace(request, dtype=dtype, opset=opset, parts=check_parts(request.parts))
 
 
@@ -315,7 +316,7 @@ class _Work:
                 folder / f"{info.name}.engine",
                 capabilities=self.request.capabilities,
                 memory_limit=self.request.memory_limit,
-                refittable=self.request.refittable,
+                refittable=bool(self.request.refittable),
             )
         self.builds[info.name] = built.to_json()
         return replace(info, engine=f"{info.name}.engine")

@@ -107,7 +107,7 @@ def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     """Versions of what an export depends on."""
     import torch
 
-    found = {"torch": torch.__version__}
+    found = {"torch": str(torch.__version__)}
     cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
     found |= {} if cudnn is None else {"cudnn": str(cudnn)}
     for name in ("onnx", "onnxscript", "onnx-ir", *packages):

@@ -72,6 +72,11 @@ def make_fake(network: nn.Module, dtype: torch.dtype) -> FakeNetwork:
     return fake
 
 
+def _first(out: Any) -> Tensor:
+    """A block's output; of several the first."""
+    return out if isinstance(out, Tensor) else out[0]
+
+
 class _Tapped(nn.Module):
     """The module, with the outputs of some of its blocks behind its own."""
 
@@ -84,9 +89,7 @@ class _Tapped(nn.Module):
         seen: dict[str, Tensor] = {}
         handles = [
             self.inner.get_submodule(name).register_forward_hook(
-                lambda _module, _args, out, name=name: seen.__setitem__(
-                    name, out if isinstance(out, Tensor) else out[0]
-                )
+                lambda _module, _args, out, name=name: seen.__setitem__(name, _first(out))
             )
             for name in self.blocks
         ]
