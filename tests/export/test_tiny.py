@@ -151,7 +151,7 @@ def test_a_bundle_of_another_model_is_refused(tiny_export: Any, tmp_path: Path) 
     other = Path(shutil.copytree(resolve_folder("tiny"), tmp_path / "other"))
     config = other / "transformer" / "config.json"
     config.write_text(config.read_text().replace('"dropout": 0.0', '"dropout": 0.1'))
-    with pytest.raises(UserError, match="made from another model than .* its denoiser differs"):
+    with pytest.raises(UserError, match=r"made from another model than .* its denoiser differs"):
         VideoPipeline.from_pretrained(other, engine="onnx", bundle=tiny_export.folder)
 
 

@@ -1,8 +1,8 @@
 """LoRA on a network that an engine runs from a bundle: added to its weights, and taken off, at the next run.
 
-A graph has no modules to hang layers beside. The host sums `W + strength * scale * up @ down` in float32 from the model
-folder's own weights, casts once, and opens the graph with that (ONNX Runtime) or refits the engine (TensorRT); so A, then B,
-then A again gives the first A's bits.
+A graph has no modules to hang layers beside. The host sums `W + strength * scale * up @ down` in float32 from the
+model folder's own weights, casts once, and opens the graph with that (ONNX Runtime) or refits the engine (TensorRT);
+so A, then B, then A again gives the first A's bits.
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ def _require_cuda(target: str, device: Any) -> torch.device:
 
     if not torch.cuda.is_available():
         raise UserError(
-            f"engine {target!r} needs an NVIDIA GPU, and this machine has none that torch can use; engine 'onnx' runs an"
-            " `ea export --onnx` bundle on a CPU"
+            f"engine {target!r} needs an NVIDIA GPU, and this machine has none that torch can use; engine 'onnx' runs"
+            " an `ea export --onnx` bundle on a CPU"
         )
     chosen = choose_device(device or "cuda")
     if chosen.type != "cuda":

@@ -33,7 +33,7 @@ class Added:
 
 @dataclass(eq=False)
 class ExportedWeights:
-    """version: counts changes; sessions with another number are opened anew. refusal: why an engine takes no changes."""
+    """version: counts changes; sessions with another number are opened anew. refusal: why there can be none."""
 
     source: Source
     dtype: torch.dtype

@@ -178,6 +178,11 @@ def check_graph(folder: Path, graph: GraphInfo) -> None:
         raise UserError(
             f"{quote(graph.file)} is no ONNX graph: {plain(error, 100)}; export it again"
         ) from error
+    named = [value.name for value in (*model.graph.input, *model.graph.output)]
+    if named != [one.name for one in (*graph.inputs, *graph.outputs)]:
+        raise UserError(
+            f"{quote(graph.file)} has other inputs and outputs than {DESCRIPTION} says; export it again"
+        )
     for tensor in _tensors(model):
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if not entries and tensor.data_location != onnx.TensorProto.EXTERNAL:

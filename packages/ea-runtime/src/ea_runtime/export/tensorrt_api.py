@@ -102,7 +102,7 @@ def require_device(target: str) -> str:
 
     if not torch.cuda.is_available():
         raise UserError(
-            f"--{target} needs an NVIDIA GPU, and this machine has none that torch can use; here you can build --trt-rtx"
-            " (ahead of time, for a card named by --capability) and --onnx"
+            f"--{target} needs an NVIDIA GPU, and this machine has none that torch can use; here you can build"
+            " --trt-rtx (ahead of time, for a card named by --capability) and --onnx"
         )
     return torch.cuda.get_device_name()
