@@ -46,10 +46,11 @@ class OnnxSession:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self.held: list[Any] = []  # ONNX Runtime reads these where they lie
-        for name, tensor in (overrides or {}).items():
-            value, memory = _ort_value(runtime, tensor)
-            self.held += [value, memory]
-            options.add_initializer(name, value)
+        values = {name: _ort_value(runtime, tensor) for name, tensor in (overrides or {}).items()}
+        if values:
+            self.held += values.values()
+            # not `add_initializer`: its values come after the file's have been folded into the graph
+            options.add_external_initializers(list(values), [value for value, _ in values.values()])
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # ONNX Runtime's own kinds share no base
