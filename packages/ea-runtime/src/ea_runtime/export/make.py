@@ -6,6 +6,7 @@ Nothing is at the bundle's place until all of it is there (checkpoint.atomic_fol
 from __future__ import annotations
 
 import gc
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -70,7 +71,13 @@ class Result:
 
 def export_bundle(request: Request, tell: Tell | None = None) -> Result:
     """Export a model folder. Raises UserError in one line, with nothing written, for all that cannot be done."""
-    tell = tell or (lambda step, what: None)
+    try:
+        return _export(request, tell or (lambda step, what: None))
+    except OSError as error:  # a disk that fills up, a folder that may not be written
+        raise UserError(f"bundle {request.output!r} cannot be written: {error.strerror or error}") from error
+
+
+def _export(request: Request, tell: Tell) -> Result:
     request = settle(request)
     folder = resolve_folder(request.model)
     target = Path(request.output)
@@ -107,8 +114,6 @@ def export_bundle(request: Request, tell: Tell | None = None) -> Result:
         parity.write_json(partial / bundle.DESCRIPTION, described)
         tell("writing", target.name)
     manifest = (target / MANIFEST).read_bytes()
-    import hashlib
-
     build_record.add(
         hashlib.sha256(manifest).hexdigest(),
         how="built",
