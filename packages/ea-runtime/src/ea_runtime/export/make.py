@@ -92,9 +92,7 @@ def _export(request: Request, tell: Tell) -> Result:
         for name in dict.fromkeys(EXPORT_PARTS[part] for part in request.parts)
     }
     weights = {part: source.plan.weights.num_bytes for part, source in sources.items()}
-    preflight.check_memory(
-        preflight.BASE_MEMORY + 300 * sum(len(s.plan.weights.tensors) for s in sources.values())
-    )
+    preflight.check_memory(preflight.EXPORT_MEMORY)
     preflight.check_disk(target.parent, sum(weights.values()))
     work = _Work(request, size, tell)
     with atomic_folder(target) as partial:
@@ -224,8 +222,12 @@ class _Work:
         traced = [self._trace(graph, fake) for graph in graphs]
         places = self._places(traced, fake)
         needed = total_bytes(places)
+        copies = 1
+        if self.request.target != "onnx":  # each graph becomes an engine that holds its weights again
+            copies += len(traced)
+            preflight.check_memory(preflight.builder_memory(needed))
         self.preflight.weights_bytes += needed
-        preflight.check_disk(folder, needed + (64 << 20))
+        preflight.check_disk(folder, needed * copies + (64 << 20))
         modules = sorted({name for graph in graphs for name in _module_names(graph, fake)})
         self.used[part] = parity.check_weights_used(traced, fake.network, modules)
         if self.used[part].unused:

@@ -18,8 +18,10 @@ from ea_runtime.errors import UserError
 
 #: elements that a tensor may not reach: runtimes count them in 32 bits, and a build does not complain
 MAX_ELEMENTS = 1 << 31
-#: what tracing and writing take beside the largest tensor, measured (docs/export.md)
-BASE_MEMORY = 2 << 30
+#: what tracing and writing take whatever the model's size: 1.2 GB were measured (docs/export.md), and some room
+EXPORT_MEMORY = 1_500_000_000
+#: a builder's own memory, and how many times the weights it holds (measured: 1.1 GB at 0.15 GB, 10.4 GB at 2.9 GB)
+_BUILDER_MEMORY, _BUILDER_COPIES = 900_000_000, 3.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,11 @@ def check_memory(needed: int) -> None:
             f"the export needs about {_gb(needed)} of memory, {_gb(available)} are available; close other programs,"
             " export parts one by one (--part), or set EA_EXPORT_ANYWAY=1 to try it"
         )
+
+
+def builder_memory(weights: int) -> int:
+    """Bytes that TensorRT's builder takes for a graph with so many bytes of weights."""
+    return int(_BUILDER_MEMORY + _BUILDER_COPIES * weights)
 
 
 def available_memory() -> int | None:
