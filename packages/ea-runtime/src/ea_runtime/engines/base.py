@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ea_runtime.engines.weights import ExportedWeights
 from ea_runtime.errors import UserError
-from ea_runtime.export.bundle import Bundle, GraphInfo, open_bundle
+from ea_runtime.export.bundle import Bundle, GraphInfo, open_bundle, weight_names
 from ea_runtime.export.parts import EXPORT_PARTS, Size
 from ea_runtime.folder import Parts
 from ea_runtime.folder_layout import PARTS, read_defaults, resolve_folder
@@ -46,6 +47,7 @@ class PartRun:
     size: Size
     infos: Mapping[str, GraphInfo]
     open: Callable[[GraphInfo, Mapping[str, Tensor]], Session]
+    names: Callable[[GraphInfo], set[str]]
     weights: ExportedWeights | None = None
     sessions: dict[str, tuple[int, Session]] = field(default_factory=dict)
 
@@ -62,6 +64,9 @@ class PartRun:
         if graph not in self.sessions or self.sessions[graph][0] != version:
             self.sessions.pop(graph, None)  # two sets of weights need not be in memory
             overrides = {} if self.weights is None else self.weights.merged()
+            if overrides:
+                held = self.names(self.infos[graph])
+                overrides = {name: tensor for name, tensor in overrides.items() if name in held}
             self.sessions[graph] = (version, self.open(self.infos[graph], overrides))
         return self.sessions[graph][1](inputs)
 
@@ -145,7 +150,9 @@ class ExportedEngine:
 
     def _run(self, part: str, weights: ExportedWeights | None) -> PartRun:
         infos = {graph.name: graph for graph in self.bundle.graphs if graph.part == part}
-        return PartRun(self.bundle.size, infos, self.open_graph, weights)
+        return PartRun(
+            self.bundle.size, infos, self.open_graph, partial(weight_names, self.bundle.folder), weights
+        )
 
     def _graph_dtype(self, part: str) -> torch.dtype:
         from ea_runtime.export.trace import DTYPES

@@ -208,6 +208,14 @@ def check_graph(folder: Path, graph: GraphInfo) -> None:
         )
 
 
+def weight_names(folder: Path, graph: GraphInfo) -> set[str]:
+    """The initializers of a graph of an opened bundle. A weight that a size does not need (see parity) is in none."""
+    import onnx
+
+    model = onnx.load_model_from_string(_read(folder, graph.file, MAX_GRAPH))
+    return {tensor.name for tensor in model.graph.initializer}
+
+
 def _nodes(graph: Any) -> Any:
     for node in graph.node:
         yield node

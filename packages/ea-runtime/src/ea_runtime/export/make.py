@@ -230,10 +230,10 @@ class _Work:
         preflight.check_disk(folder, needed * copies + (64 << 20))
         modules = sorted({name for graph in graphs for name in _module_names(graph, fake)})
         self.used[part] = parity.check_weights_used(traced, fake.network, modules)
-        if self.used[part].unused:
+        if self.used[part].dropped:
             raise UserError(
-                f"part {part}: {len(self.used[part].unused)} weights are in no graph, as {self.used[part].unused[0]};"
-                " this is a fault of the exporter"
+                f"part {part}: {self.used[part].dropped[0]} is in no graph, and the weight beside it is; this is a fault"
+                " of the exporter"
             )
         self.tell("weights", part)
         with self._timed("weights"):
@@ -341,7 +341,12 @@ class _Work:
             "limit": parity.LIMITS[str(self.request.dtype)],
             "preflight": self.preflight.to_json(),
             "weights": {
-                part: {"used": one.used, "biases": one.biases, "norms": dict(one.norms)}
+                part: {
+                    "used": one.used,
+                    "biases": one.biases,
+                    "norms": dict(one.norms),
+                    "unused": list(one.unused),
+                }
                 for part, one in self.used.items()
             },
             "parity": [one.to_json() for one in self.parity],

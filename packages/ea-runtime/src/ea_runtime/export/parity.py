@@ -225,10 +225,15 @@ class _Offset:
 
 @dataclass(frozen=True, slots=True)
 class WeightsCheck:
-    """What of a part's weights its graphs use. unused: names of the state dict in no graph."""
+    """What of a part's weights its graphs use.
+
+    unused: names of the state dict in no graph, as queries and keys of attention through the time of a picture.
+    dropped: biases among them whose module is in a graph otherwise: a fault.
+    """
 
     used: int
     unused: tuple[str, ...]
+    dropped: tuple[str, ...]
     biases: int
     norms: Mapping[str, int]
 
@@ -236,7 +241,7 @@ class WeightsCheck:
 def check_weights_used(
     traced: Sequence[Traced], network: nn.Module, module_names: Sequence[str]
 ) -> WeightsCheck:
-    """Every weight of the exported modules stands in a graph; norms keep their number of groups."""
+    """Which weights of the exported modules stand in a graph; norms keep their number of groups."""
     used = {name for one in traced for name in initializer_names(one)}
     expected = {
         name
@@ -249,7 +254,9 @@ def check_weights_used(
             key = f"GroupNorm({node.attributes['num_groups'].value})"
             groups[key] = groups.get(key, 0) + 1
     biases = sum(name.endswith("bias") for name in used)
-    return WeightsCheck(len(used), tuple(sorted(expected - used)), biases, groups)
+    unused = tuple(sorted(expected - used))
+    dropped = tuple(n for n in unused if n.endswith(".bias") and f"{n.removesuffix('bias')}weight" in used)
+    return WeightsCheck(len(used), unused, dropped, biases, groups)
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:

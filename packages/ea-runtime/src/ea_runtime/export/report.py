@@ -102,10 +102,11 @@ def _preflight(report: Mapping[str, Any]) -> Iterable[str]:
             f"{one['elements']:,}<td class=n>{one['elements'] / found['limit_elements']:.1%}<td class=n>"
             f"{one['attention_scores']:,}<td class=n>{one['without_shape']}</tr>"
         )
-    yield "</table><table><tr><th>part<th>weights used<th>biases among them<th>norms</tr>"
+    yield "</table><table><tr><th>part<th>weights used<th>biases among them<th>norms<th>not used at this size</tr>"
     for part, one in report["weights"].items():
         norms = ", ".join(f"{count} x {name}" for name, count in one["norms"].items())
-        yield f"<tr><td>{escape(part)}<td class=n>{one['used']}<td class=n>{one['biases']}<td>{escape(norms)}</tr>"
+        yield f"<tr><td>{escape(part)}<td class=n>{one['used']}<td class=n>{one['biases']}<td>{escape(norms)}"
+        yield f"<td>{len(one['unused'])} {escape(', '.join(one['unused'][:2]))}</tr>"
     versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
     yield f"</table><p>{_bytes(found['weights_bytes'])} of weights. {escape(versions)}</p>"
     for note in found["notes"]:
