@@ -20,6 +20,8 @@ NEEDED_BY_OTHERS = {
     "onnxruntime": "rapidocr runs its detector with it",
     "onnxruntime-gpu": "the build of it that also knows GPUs",
     "protobuf": "transformers reads spiece.model with it",
+    "tensorrt": "imported by name, ea_runtime/export/tensorrt_api.py",
+    "tensorrt-rtx": "imported by name, ea_runtime/export/tensorrt_api.py",
     "sentencepiece": "transformers reads spiece.model with it",
 }
 _DISTRIBUTIONS = packages_distributions()

@@ -17,8 +17,8 @@ CONTRACTS = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["import
 MODEL_FILES = next(c for c in CONTRACTS if c["name"].startswith("Model files"))["source_modules"]
 #: what of ea_vae and ea_dit may import the host
 HOST_FILES = {
-    "ea_vae": {"plugin", "recipe", "recipe_options", "lpips_weights"},
-    "ea_dit": {"plugin", "recipe", "options", "start", "samples", "motion_files"},
+    "ea_vae": {"plugin", "recipe", "recipe_options", "lpips_weights", "export"},
+    "ea_dit": {"plugin", "recipe", "options", "start", "samples", "motion_files", "export"},
 }
 MAY_IMPORT = {"torch", "einops", "diffusers", "safetensors"}
 

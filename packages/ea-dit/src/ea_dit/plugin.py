@@ -20,6 +20,12 @@ def _recipe() -> Any:
     return DitRecipe
 
 
+def _export() -> Any:
+    from ea_dit import export
+
+    return export
+
+
 def _motion() -> Any:
     from ea_dit import motion_files
 
@@ -35,6 +41,7 @@ def ea_denoisers() -> list[DenoiserRecord]:
             _transformer,
             class_names=("Transformer3DModel",),
             motion=_motion,
+            export=_export,
         )
     ]
 

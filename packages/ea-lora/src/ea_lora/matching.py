@@ -11,6 +11,7 @@ from torch import nn
 
 from ea_lora.keys import PARTS, Part, find_targets, fits, flatten
 from ea_lora.layer import FLOATS, MAX_PATH, Layer, LoraFile, count_parts
+from ea_runtime.engines.base import exported_weights
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.safe_files import quote
 
@@ -54,6 +55,9 @@ def networks_of(pipe: Any) -> dict[Part, nn.Module | None]:
 
     Raises UserError for anything else.
     """
+    held = exported_weights(pipe)
+    if held:  # another engine runs them; their modules, without weights, tell what fits
+        return {part: held[part].network if part in held else None for part in PARTS}
     if hasattr(pipe, "denoiser"):
         denoiser, text = pipe.denoiser, getattr(pipe, "text", None)
     else:

@@ -24,6 +24,7 @@ from ea_lora.keys import PARTS
 from ea_lora.layer import MAX_PATH, Layer, LoraFile
 from ea_lora.matching import Match, Matching, match_lora, networks_of
 from ea_runtime.adapters import DEFAULT_WEIGHT, check_weight
+from ea_runtime.engines.base import exported_weights
 from ea_runtime.errors import UserError
 from ea_runtime.safe_files import quote
 
@@ -154,10 +155,16 @@ def load_lora(
             _require_hooks_work(part, network)
     file = path if isinstance(path, LoraFile) else read_lora(path)
     matching = match_lora(file, networks, parts, exclude)
-    factory = LayerFactory()
-    # all that can fail comes before any change
-    prepared = [(match, factory.make(match, *_prepare(match))) for match in matching.matches]
-    lora = _attach(matching, prepared, weight, _notes(pipe, matching))
+    held = exported_weights(pipe)
+    if held:  # another engine than torch runs the networks
+        from ea_lora.exported import put_on_exported
+
+        lora = put_on_exported(held, matching, _share(matching, weight, _notes(pipe, matching)))
+    else:
+        factory = LayerFactory()
+        # all that can fail comes before any change
+        prepared = [(match, factory.make(match, *_prepare(match))) for match in matching.matches]
+        lora = _attach(matching, prepared, weight, _notes(pipe, matching))
     logger.log(logging.WARNING if matching.ignored else logging.INFO, "%s", lora.summary)
     for note in lora.notes:
         logger.warning("LoRA %s: %s", quote(lora.path, MAX_PATH), note)
@@ -192,7 +199,9 @@ def loaded_loras(pipe: Any) -> list[LoadedLora]:
     for module, key, hook in _hooks(pipe):
         lora = found.setdefault(id(hook.shared), LoadedLora(hook.shared, []))
         lora._hooked.append((module, key))
-    return sorted(found.values(), key=lambda lora: min(key for _, key in lora._hooked))
+    on_modules = sorted(found.values(), key=lambda lora: min(key for _, key in lora._hooked))
+    owners = [one.owner for weights in exported_weights(pipe).values() for one in weights.added]
+    return [*on_modules, *dict.fromkeys(one for one in owners if isinstance(one, LoadedLora))]
 
 
 def _prepare(match: Match) -> tuple[Tensor, Tensor]:
@@ -218,13 +227,11 @@ def _prepare(match: Match) -> tuple[Tensor, Tensor]:
     return down, up
 
 
-def _attach(
-    matching: Matching, prepared: list[tuple[Match, nn.Module]], weight: float, notes: tuple[str, ...]
-) -> LoadedLora:
+def _share(matching: Matching, weight: float, notes: tuple[str, ...]) -> _Shared:
     def names(layers: Sequence[Layer]) -> tuple[str, ...]:
         return tuple(layer.name for layer in layers)
 
-    shared = _Shared(
+    return _Shared(
         path=str(matching.file.path),
         weight=weight,
         matched=names([match.layer for match in matching.matches]),
@@ -233,6 +240,12 @@ def _attach(
         summary=matching.summary(),
         notes=notes,
     )
+
+
+def _attach(
+    matching: Matching, prepared: list[tuple[Match, nn.Module]], weight: float, notes: tuple[str, ...]
+) -> LoadedLora:
+    shared = _share(matching, weight, notes)
     lora = LoadedLora(shared, [])
     try:
         for match, layer in prepared:

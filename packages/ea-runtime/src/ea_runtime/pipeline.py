@@ -73,6 +73,8 @@ class VideoPipeline:
     """
 
     max_pixels: int = MAX_PIXELS
+    #: what `from_pretrained` loaded the parts with (engines/base.py); None: the parts were given
+    engine: Any = None
 
     def __init__(
         self,
@@ -110,9 +112,13 @@ class VideoPipeline:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         engine: str = "torch",
+        bundle: str | os.PathLike[str] | None = None,
         parts: Iterable[str] | None = None,
     ) -> VideoPipeline:
         """Load a model folder or the bundled "tiny".
+
+        engine: what runs the networks: "torch", "onnx", "trt", "trt-rtx" or a plugin's. bundle: the folder that
+        `ea export` wrote, for all but "torch"; its size is then the default, and the only one.
 
         device: None takes cuda, mps or cpu, the first there is. dtype: None takes what suits the device
         (device.py); with float16 the VAE runs in float32, as in V2. parts: of "vae", "denoiser", "text"; None
@@ -120,28 +126,22 @@ class VideoPipeline:
 
         Raises MissingPackageError where a part's package is not installed, UserError for everything else.
         """
-        from ea_runtime.folder import load_parts
+        from ea_runtime.plugins import get_host
 
-        if engine != "torch":
-            raise UserError(f"`engine` must be 'torch', got {engine!r}; no other engine is installed")
-        chosen_device = choose_device(device)
-        chosen_dtype = choose_dtype(chosen_device, dtype)
         wanted = ("vae", "denoiser", "text") if parts is None else tuple(parts)
-        if chosen_dtype == torch.float16 and "vae" in wanted:
-            rest = tuple(part for part in wanted if part != "vae")
-            vae = load_parts(model, chosen_device, torch.float32, parts=("vae",)).vae
-            loaded = load_parts(model, chosen_device, chosen_dtype, parts=rest)
-        else:
-            loaded = load_parts(model, chosen_device, chosen_dtype, parts=wanted)
-            vae = loaded.vae
-        return cls(
-            vae,
+        record = get_host().get("engines", engine)
+        made = record.build(model, bundle=bundle, device=device, dtype=dtype)
+        loaded = made.load(wanted)
+        pipe = cls(
+            loaded.vae,
             loaded.denoiser,
             loaded.text,
             scheduler_config=schedule_of_model(loaded.scheduler_config),
             defaults=loaded.defaults,
             model=os.fspath(model),
         )
+        pipe.engine = made
+        return pipe
 
     @property
     def device(self) -> torch.device:
@@ -351,6 +351,8 @@ class VideoPipeline:
         height, width = geometry.check_size(
             defaults.height if height is None else height, defaults.width if width is None else width
         )
+        if self.engine is not None:
+            self.engine.check(num_frames, height, width)
         geometry.check_budget(batch, num_frames, height, width, self.max_pixels)
         expected = geometry.latent_shape(batch, num_frames, height, width)
         if latents is not None and tuple(latents.shape) != expected:

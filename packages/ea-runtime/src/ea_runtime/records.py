@@ -69,9 +69,13 @@ class StepCacheRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class VaeRecord(Record):
-    """`build()` returns a video VAE class. `class_names`: the `_class_name`s of config.json that it loads."""
+    """`build()` returns a video VAE class. `class_names`: the `_class_name`s of config.json that it loads.
+
+    `export()` returns an `ea_runtime.export.parts.Exporter`: how the network is exported and run as graphs.
+    """
 
     class_names: tuple[str, ...] = field(default=(), kw_only=True)
+    export: Callable[[], Any] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +84,24 @@ class DenoiserRecord(Record):
 
     `motion()`, for denoisers whose motion modules can be moved to another model, returns what has
     `extract_motion(model, output)` and `insert_motion(motion, model, output)`, each giving lines for the user.
+    `export()` as of a VaeRecord.
     """
 
     class_names: tuple[str, ...] = field(default=(), kw_only=True)
     motion: Callable[[], Any] | None = field(default=None, kw_only=True)
+    export: Callable[[], Any] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
 class TextEncoderRecord(Record):
     """`build(folder, device=, dtype=)` returns an encoder with `encode(prompts)`.
 
-    `class_names`: the `architectures` of text_encoder/config.json that it loads.
+    `class_names`: the `architectures` of text_encoder/config.json that it loads. `export()` as of a VaeRecord;
+    what it attaches stands in for the encoder's `model`.
     """
 
     class_names: tuple[str, ...] = field(default=(), kw_only=True)
+    export: Callable[[], Any] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +152,12 @@ class CaptionerRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class EngineRecord(Record):
-    """`build(**settings)` returns an engine that runs the denoiser and the VAE."""
+    """`build(model, bundle=, device=, dtype=)` returns an `ea_runtime.engines.base.Engine`: it loads a model's parts.
+
+    needs_bundle: it runs what `ea export` wrote, and asks for the bundle's folder.
+    """
+
+    needs_bundle: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

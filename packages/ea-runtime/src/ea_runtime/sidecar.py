@@ -4,9 +4,9 @@ again.
     {"ea_sidecar": 1, "settings": {"prompt": ..., "seed": ..., ...}, "fps": ...,
      "model": {"name", "sha256"}, "device": {"device", "name", "dtype", "threads"}, "versions": {...},
      "output": {"file", "kind", "sha256", "frames", "width", "height"}, "timings": {...}, "notes": [...],
-     "loras": [{"file", "sha256", "weight", "summary"}, ...]}
+     "loras": [{"file", "sha256", "weight", "summary"}, ...], "engine": {"name", "bundle"}}
 
-`settings` holds arguments of VideoPipeline.__call__; `loras` is there where some were used.
+`settings` holds arguments of VideoPipeline.__call__; `loras` and `engine` are there where some were used.
 """
 
 from __future__ import annotations
@@ -125,6 +125,11 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
     for one in loras:
         for key, kinds in (("file", (str,)), ("sha256", (str,)), ("weight", (int, float))):
             _require(name, one, key, kinds)
+    if "engine" in record:
+        if not isinstance(record["engine"], dict):
+            raise UserError(f"{name}: `engine` must be an object; the file is damaged")
+        for key in {"name", *record["engine"]} & {"name", "bundle"}:
+            _require(name, record["engine"], key, (str,))
     for section, keys in (
         ("model", ("name", "sha256")),
         ("output", ("file", "kind", "sha256")),

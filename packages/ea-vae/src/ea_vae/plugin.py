@@ -14,6 +14,12 @@ def _magvit() -> Any:
     return AutoencoderKLMagvit
 
 
+def _export() -> Any:
+    from ea_vae import export
+
+    return export
+
+
 def _recipe() -> Any:
     from ea_vae.recipe import VaeRecipe
 
@@ -34,6 +40,7 @@ def ea_vaes() -> list[VaeRecord]:
             "MagViT and Slice VAE of EasyAnimate V2: 8x in space, 9 frames <-> 3 latent frames",
             _magvit,
             class_names=("AutoencoderKLMagvit", "AutoencoderKL"),
+            export=_export,
         )
     ]
 

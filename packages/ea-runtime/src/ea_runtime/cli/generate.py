@@ -54,6 +54,13 @@ def generate(
         str | None, Option(help="cpu, cuda, cuda:N or mps. Default: the best there is.")
     ] = None,
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16. Default: by device.")] = None,
+    engine: Annotated[
+        str | None, Option(help="torch, onnx, trt, trt-rtx or a plugin's: what runs the networks.")
+    ] = None,
+    bundle: Annotated[
+        str | None,
+        Option(help="What `ea export` wrote, for engines other than torch; its size is the default."),
+    ] = None,
     smooth: Annotated[
         bool | None, Option("--smooth/--no-smooth", help="Smooth the seams between chunks of frames (on).")
     ] = None,
@@ -109,6 +116,8 @@ def generate(
         fps=fps,
         device=device,
         dtype=dtype,
+        engine=engine,
+        bundle=bundle,
         smooth=smooth,
         step_cache=step_cache,
         compile=compile,
@@ -136,7 +145,9 @@ def _run(plan: Plan, console: Console, start: float, device: str | None) -> None
 
         _import_parts(plan)
     with console.status(escape(f"loading {plan.model}")), _timed("loading", shared):
-        pipe = VideoPipeline.from_pretrained(plan.model, device=device, dtype=plan.dtype)
+        pipe = VideoPipeline.from_pretrained(
+            plan.model, device=_device(plan), dtype=plan.dtype, engine=plan.engine, bundle=plan.bundle
+        )
         _same_threads(plan, pipe)
         share_out(pipe)
         model_sha256 = _hashed(plan.model)
@@ -197,7 +208,7 @@ def _make(
     """Makes one video and its sidecar; returns the output's sha256."""
     import torch
 
-    from ea_runtime.device import describe, dtype_name
+    from ea_runtime.device import dtype_name
     from ea_runtime.overlap import overlapped
     from ea_runtime.progress import GenerationProgress
     from ea_runtime.sidecar import content_hash, versions, write_sidecar
@@ -234,11 +245,12 @@ def _make(
         "model": {"name": os.path.abspath(plan.model) if is_path else plan.model, "sha256": model_sha256()},
         "device": {
             "device": str(pipe.device),
-            "name": describe(pipe.device),
+            "name": _where(pipe),
             "dtype": dtype_name(pipe.dtype),
             "threads": torch.get_num_threads(),
             **_unusual(plan),
         },
+        **_engine_record(plan),
         "versions": versions(),
         "output": {
             "file": job.output.path.name,
@@ -279,17 +291,32 @@ def _put_on(plan: Plan, pipe: VideoPipeline, console: Console) -> list[dict[str,
 
 
 def _summary(plan: Plan, pipe: VideoPipeline, job: Job) -> str:
-    from ea_runtime.device import describe, dtype_name
+    from ea_runtime.device import dtype_name
 
     s = job.settings
     what = "a picture" if s["num_frames"] == 1 else f"{s['num_frames']} frames at {plan.fps:g} fps"
     steps = f"{s['num_inference_steps']} step{'s' * (s['num_inference_steps'] > 1)}"
     kind = " as a contact sheet" if job.output.kind == "png" and s["num_frames"] > 1 else ""
     return (
-        f"{plan.model} on {describe(pipe.device)}, {dtype_name(pipe.dtype)}: {what}{kind}, "
+        f"{plan.model} on {_where(pipe)}, {dtype_name(pipe.dtype)}: {what}{kind}, "
         f"{s['width']}x{s['height']}, {steps} {s['sampler']}, guidance {s['guidance_scale']:g}, "
         f"seed {s['seed']}"
     )
+
+
+def _engine_record(plan: Plan) -> dict[str, Any]:
+    """What the sidecar says of an engine other than torch."""
+    if plan.engine == "torch":
+        return {}
+    bundle = {} if plan.bundle is None else {"bundle": os.path.abspath(plan.bundle)}
+    return {"engine": {"name": plan.engine, **bundle}}
+
+
+def _where(pipe: VideoPipeline) -> str:
+    """Device, or what the sessions of an engine really run on."""
+    from ea_runtime.device import describe
+
+    return pipe.engine.describe() if pipe.engine is not None else describe(pipe.device)
 
 
 def _device(plan: Plan) -> str | None:

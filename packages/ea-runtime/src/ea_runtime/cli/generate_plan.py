@@ -13,6 +13,7 @@ from typing import Any
 from ea_runtime.adapters import AdapterChoice, plan_adapters
 from ea_runtime.device import check_dtype_name
 from ea_runtime.errors import UserError
+from ea_runtime.export.sizes import read_size
 from ea_runtime.folder_layout import PARTS, read_defaults, resolve_folder
 from ea_runtime.pipeline_settings import (
     Geometry,
@@ -49,6 +50,8 @@ class Wishes:
     fps: float | None = None
     device: str | None = None
     dtype: str | None = None
+    engine: str | None = None
+    bundle: str | None = None
     smooth: bool | None = None
     step_cache: str | None = None
     compile: bool | None = None
@@ -85,6 +88,8 @@ class Plan:
     adapters: list[AdapterChoice] = field(default_factory=list)
     compile: bool = False
     cuda_graphs: bool = False
+    engine: str = "torch"
+    bundle: str | None = None
 
     @property
     def repeats_adapters(self) -> bool:
@@ -99,6 +104,9 @@ def make_plan(wishes: Wishes) -> Plan:
     model = wishes.model or (recorded["model"]["name"] if recorded else "tiny")
     folder = resolve_folder(model)
     _, defaults = read_defaults(folder)
+    engine, bundle = _engine(wishes, recorded)
+    if bundle is not None:
+        defaults = defaults.model_copy(update=read_size(bundle))
     configs = {name: _config(folder, name) for name in ("vae", "denoiser")}
     geometry = Geometry.from_configs(configs["vae"], configs["denoiser"])
 
@@ -161,8 +169,24 @@ def make_plan(wishes: Wishes) -> Plan:
         compile=bool(_first(wishes.compile, where.get("compiled"), wishes.cuda_graphs)),
         cuda_graphs=bool(_first(wishes.cuda_graphs, where.get("cuda_graphs"))),
         adapters=plan_adapters(wishes.loras, recorded.get("loras", ()) if recorded else ()),
+        engine=engine,
+        bundle=bundle,
         classes={PARTS[name].kind: str(c.get("_class_name")) for name, c in configs.items() if c is not None},
     )
+
+
+def _engine(wishes: Wishes, recorded: dict[str, Any] | None) -> tuple[str, str | None]:
+    """The engine's name and its bundle, from the options or the sidecar. Raises UserError."""
+    from ea_runtime.plugins import get_host
+
+    before = (recorded or {}).get("engine", {}) if wishes.engine is None and wishes.bundle is None else {}
+    name = _first(wishes.engine, before.get("name"), "torch")
+    bundle = _first(wishes.bundle, before.get("bundle"))
+    if getattr(get_host().get("engines", name), "needs_bundle", False) and bundle is None:
+        raise UserError(f"`--engine {name}` needs `--bundle FOLDER`, what `ea export --{name}` wrote")
+    if bundle is not None and not Path(bundle).is_dir():
+        raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {str(bundle)!r}")
+    return name, bundle
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -1,0 +1,159 @@
+"""The denoiser's graph for export: one step, and how it stands in for the model.
+
+The graph takes the text encoder's states and their mask, and projects them to keys and values itself: 120 tokens
+beside some 100,000, so nothing is saved by doing that outside, and one graph holds every weight that a LoRA may touch.
+Only the noise comes out; the learned variance is for training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ea_dit.inputs import batch_timestep, check_latents, check_text, size_conditions
+from ea_dit.memory import TEXT_TOKENS
+from ea_runtime.errors import UserError
+from ea_runtime.export.parts import Graph, Input, Run, Size
+
+parts = ("dit",)
+
+
+class DenoisingStep(nn.Module):
+    """Latents (R, C, t, h, w), timestep (R,), text (R, S, D), mask (R, S) [, sizes] -> noise (R, C, t, h, w)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor, *sizes: Tensor
+    ) -> Tensor:
+        conditions = {"resolution": sizes[0], "aspect_ratio": sizes[1]} if sizes else None
+        out = self.model(
+            latents, timestep, encoder_hidden_states=text, encoder_attention_mask=text_mask,
+            added_cond_kwargs=conditions, return_dict=False,
+        )[0]  # fmt: skip
+        return out[:, : latents.shape[1]]
+
+
+def build(build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
+    """The model's class knows how."""
+    return build_network()
+
+
+def graphs(part: str, network: Any, size: Size) -> list[Graph]:
+    """The one graph of a step at this size."""
+    cfg, rows = network.cfg, size.rows
+    shape = (rows, cfg.in_channels, size.latent_frames, size.latent_height, size.latent_width)
+    check_latents(cfg, torch.empty(shape, device="meta"))
+    inputs = {
+        "latents": Input(shape),
+        "timestep": Input((rows,), torch.float32),
+        "text": Input((rows, TEXT_TOKENS, cfg.text_width)),
+        "text_mask": Input((rows, TEXT_TOKENS)),
+    }
+    if cfg.has_size_conditions:
+        inputs |= {
+            "resolution": Input((rows, 2), torch.float32),
+            "aspect_ratio": Input((rows, 1), torch.float32),
+        }
+    blocks = tuple(f"model.transformer_blocks.{i}" for i in range(cfg.num_layers))
+
+    def draw(generator: torch.Generator) -> dict[str, Tensor]:
+        mask = torch.zeros(rows, TEXT_TOKENS)
+        for row in range(rows):
+            mask[row, : 5 + 7 * row] = 1
+        drawn = {
+            "latents": torch.randn(shape, generator=generator),
+            "timestep": torch.full((rows,), 501.0),
+            "text": torch.randn(inputs["text"].shape, generator=generator),
+            "text_mask": mask,
+        }
+        if cfg.has_size_conditions:
+            sides = [float(size.height), float(size.width)]
+            drawn |= {
+                "resolution": torch.tensor([sides] * rows),
+                "aspect_ratio": torch.tensor([[sides[0] / sides[1]]] * rows),
+            }
+        return drawn
+
+    return [Graph("dit", part, DenoisingStep(network), inputs, ("noise",), blocks, draw)]
+
+
+def attach(network: nn.Module, runs: Mapping[str, Run]) -> ExportedTransformer:
+    """The denoiser of a pipeline, run by the graph."""
+    return ExportedTransformer(network, runs["dit"])
+
+
+class ExportedTransformer:
+    """Called as `Transformer3DModel` is; `.sample` holds the noise alone.
+
+    network: the model without weights, which tells what a LoRA can go on.
+    """
+
+    def __init__(self, network: Any, run: Run) -> None:
+        self.config = network.config
+        self.cfg = network.cfg
+        self.network = network
+        self.run = run
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor | None] | None = None,
+    ) -> SimpleNamespace:
+        """See `Transformer3DModel.forward`. Rows beyond the graph's go through it in turn."""
+        check_latents(self.cfg, hidden_states)
+        rows = hidden_states.shape[0]
+        check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, rows)
+        assert encoder_hidden_states is not None
+        shapes = self.run.graphs["dit"]
+        if tuple(hidden_states.shape[2:]) != shapes["latents"][2:]:
+            raise UserError(
+                f"the bundle's dit was made for {self.run.size.words()} (latents {list(shapes['latents'][2:])}), got"
+                f" latents {list(hidden_states.shape[2:])}; export a bundle of this size"
+            )
+        resolution, aspect_ratio = size_conditions(self.cfg, added_cond_kwargs, rows)
+        inputs = {
+            "latents": hidden_states,
+            "timestep": batch_timestep(timestep, rows, hidden_states.device).float(),
+            **_padded(encoder_hidden_states, encoder_attention_mask, shapes["text"][1]),
+        }
+        if resolution is not None and aspect_ratio is not None:
+            inputs |= {
+                "resolution": resolution.reshape(rows, 2),
+                "aspect_ratio": aspect_ratio.reshape(rows, 1),
+            }
+        group = shapes["latents"][0]
+        noise = []
+        for start in range(0, rows, group):
+            part = {name: tensor[start : start + group] for name, tensor in inputs.items()}
+            count = part["latents"].shape[0]
+            if count < group:  # the graph's rows are fixed: the last one again, and dropped
+                part = {
+                    name: torch.cat([t, t[-1:].expand(group - count, *t.shape[1:])])
+                    for name, t in part.items()
+                }
+            noise.append(self.run("dit", part)["noise"][:count])
+        return SimpleNamespace(sample=torch.cat(noise).to(hidden_states))
+
+
+def _padded(text: Tensor, mask: Tensor | None, num_tokens: int) -> dict[str, Tensor]:
+    """Text and mask with as many tokens as the graph takes. Raises UserError for more."""
+    rows, given = text.shape[:2]
+    if mask is None:
+        mask = torch.ones(rows, given)
+    if given > num_tokens or mask.ndim != 2:
+        raise UserError(f"the graph takes {num_tokens} text tokens and a mask (rows, tokens), got {given}")
+    rest = num_tokens - given
+    return {
+        "text": torch.nn.functional.pad(text, (0, 0, 0, rest)),
+        "text_mask": torch.nn.functional.pad(mask.to(text), (0, rest)),
+    }

@@ -1,0 +1,1 @@
+"""Networks as graphs: ONNX bundles, TensorRT engines, what is checked before and after (docs/export.md)."""

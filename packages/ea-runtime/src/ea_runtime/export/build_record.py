@@ -1,0 +1,70 @@
+"""What this user has built: sha256 of each bundle's manifest, one JSON a line, outside of every bundle.
+
+A bundle that comes from elsewhere carries its own hashes, so those prove nothing; this list does. It lies in
+`$EA_STATE_DIR`, else `$XDG_STATE_HOME/ea`, else `~/.local/state/ea`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ea_runtime.errors import UserError
+
+FILE = "builds.jsonl"
+MAX_BYTES = 64 << 20
+
+
+def place() -> Path:
+    """The record's file."""
+    own = os.environ.get("EA_STATE_DIR", "").strip()
+    if own:
+        return Path(own).expanduser() / FILE
+    state = os.environ.get("XDG_STATE_HOME", "").strip()
+    return (Path(state) if state else Path.home() / ".local" / "state") / "ea" / FILE
+
+
+def require_writable() -> None:
+    """Raises UserError where nothing could be recorded, so that no work is lost."""
+    try:
+        place().parent.mkdir(parents=True, exist_ok=True)
+        with place().open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"the build record {str(place())!r} cannot be written ({error.strerror}); set EA_STATE_DIR to a folder"
+        ) from error
+
+
+def add(digest: str, **about: Any) -> None:
+    """Record a build (or what the user accepted). One write of one line: several processes may do so at once."""
+    require_writable()
+    line = {"sha256": digest, "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"), **about}
+    with place().open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def entries() -> list[dict[str, Any]]:
+    """All lines that can be read, oldest first."""
+    path = place()
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # a line cut by a full disk: it grants nothing
+        if isinstance(value, dict) and isinstance(value.get("sha256"), str):
+            found.append(value)
+    return found
+
+
+def knows(digest: str) -> bool:
+    """Whether a bundle with this manifest was built or accepted by this user."""
+    return any(entry["sha256"] == digest for entry in entries())

@@ -1,0 +1,330 @@
+"""Bundles: folders that `ea export` writes, and the one way to open them.
+
+    ea-bundle.json      what it is: target, model, size, dtype, graphs with inputs and outputs, versions
+    GRAPH.onnx          one static graph; its weights are offsets into the part's file
+    PART.weights        weights of a part, shared by its graphs
+    GRAPH.engine        for TensorRT: the built engine
+    report.html, report.json    preflight and parity
+    manifest.json       sha256 of every file
+
+A graph is nearly code and an engine is code: a bundle is opened only if this user's build record knows the sha256 of
+its manifest (build_record.py), every file has its hash, and no graph names data outside. All of that comes before
+any of it reaches a runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ea_runtime.checkpoint import MANIFEST
+from ea_runtime.errors import UserError
+from ea_runtime.export import build_record
+from ea_runtime.export.parts import EXPORT_PARTS, Size
+from ea_runtime.safe_files import plain, quote, quote_path
+
+DESCRIPTION = "ea-bundle.json"
+VERSION = 1
+TARGETS = ("onnx", "trt", "trt-rtx")
+MAX_JSON = 16 << 20
+MAX_GRAPH = 2 << 30
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """An input or output of a graph. dtype: torch's name, "float16"."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInfo:
+    """A graph of a bundle. file: the .onnx; engine: the built engine, for TensorRT."""
+
+    name: str
+    part: str
+    file: str
+    weights: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    engine: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle that was checked. folder: its real path. part_hashes: of the model's parts that it was made from."""
+
+    folder: Path
+    digest: str
+    target: str
+    model: str
+    part_hashes: Mapping[str, str]
+    size: Size
+    dtype: str
+    opset: int
+    graphs: tuple[GraphInfo, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that it holds."""
+        held = {graph.part for graph in self.graphs}
+        return tuple(part for part in EXPORT_PARTS if part in held)
+
+
+def describe(
+    target: str,
+    model: str,
+    part_hashes: Mapping[str, str],
+    size: Size,
+    dtype: str,
+    opset: int,
+    graphs: list[GraphInfo],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The contents of ea-bundle.json."""
+    return {
+        "ea_bundle": VERSION,
+        "target": target,
+        "model": model,
+        "part_hashes": dict(part_hashes),
+        "size": asdict(size),
+        "dtype": dtype,
+        "opset": opset,
+        "graphs": [asdict(graph) for graph in graphs],
+        "settings": dict(settings),
+    }
+
+
+def open_bundle(folder: str | os.PathLike[str], target: str | None = None) -> Bundle:
+    """Check a bundle and read what it says.
+
+    target: what it must have been made for. Raises UserError, one line: no bundle, not of this user's build record, a
+    file that changed or is missing, a graph that names data outside, another target.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {quote_path(path)}")
+    manifest = _read(path.resolve(), MANIFEST, MAX_JSON)
+    if not build_record.knows(hashlib.sha256(manifest).hexdigest()):
+        raise UserError(
+            f"bundle {quote_path(path)} is not in the build record of this user ({build_record.place()}); build it"
+            " with `ea export`, or, if you trust where it comes from, run `ea bundles accept` on it"
+        )
+    bundle = _inspect(path.resolve(), manifest)
+    if target is not None and bundle.target != target:
+        raise UserError(f"bundle {quote_path(path)} was made for engine {bundle.target!r}, got {target!r}")
+    return bundle
+
+
+def inspect_bundle(folder: str | os.PathLike[str]) -> Bundle:
+    """As `open_bundle` without the build record: for looking at what comes from elsewhere. Nothing is run."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {quote_path(path)}")
+    return _inspect(path.resolve(), _read(path.resolve(), MANIFEST, MAX_JSON))
+
+
+def _inspect(folder: Path, manifest: bytes) -> Bundle:
+    files = check_files(folder, manifest)
+    digest = hashlib.sha256(manifest).hexdigest()
+    bundle = _parse(folder, digest, _json(_read(folder, DESCRIPTION, MAX_JSON), DESCRIPTION), files)
+    for graph in bundle.graphs:
+        check_graph(folder, graph)
+    return bundle
+
+
+def check_files(folder: Path, manifest: bytes) -> set[str]:
+    """Names of the bundle's files, each with its hash, all of them beneath `folder`. Raises UserError."""
+    listed = _json(manifest, MANIFEST).get("files")
+    where = f"bundle {quote_path(folder)}"
+    if not isinstance(listed, dict) or not listed or len(listed) > 1000:
+        raise UserError(f"{where} has a damaged {MANIFEST}; export it again")
+    for name, digest in listed.items():
+        is_hash = isinstance(digest, str) and _HASH.fullmatch(digest)
+        if not _NAME.fullmatch(name) or not is_hash:
+            raise UserError(
+                f"{where} lists {quote(name)}, which is no plain file name with a sha256; do not use it"
+            )
+    for name, digest in listed.items():
+        with _open(folder, name) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise UserError(
+                f"{where}: {quote(name)} is not what was built (its sha256 differs); export it again"
+            )
+    return set(listed)
+
+
+def check_graph(folder: Path, graph: GraphInfo) -> None:
+    """Every tensor that a graph keeps outside of itself lies in its part's file. Raises UserError."""
+    import onnx
+
+    raw = _read(folder, graph.file, MAX_GRAPH)
+    size = (folder / graph.weights).stat().st_size
+    try:
+        model = onnx.load_model_from_string(raw)
+    except Exception as error:  # protobuf's own kinds
+        raise UserError(
+            f"{quote(graph.file)} is no ONNX graph: {plain(error, 100)}; export it again"
+        ) from error
+    named = [value.name for value in (*model.graph.input, *model.graph.output)]
+    if named != [one.name for one in (*graph.inputs, *graph.outputs)]:
+        raise UserError(
+            f"{quote(graph.file)} has other inputs and outputs than {DESCRIPTION} says; export it again"
+        )
+    for tensor in _tensors(model):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if not entries and tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        try:
+            offset, length = int(entries.get("offset", "0")), int(entries["length"])
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{quote(graph.file)} has a damaged reference to its weights; do not use it"
+            ) from error
+        is_inside = offset >= 0 and length >= 0 and offset + length <= size
+        if entries.get("location") != graph.weights or not is_inside:
+            raise UserError(
+                f"{quote(graph.file)} names data in {quote(entries.get('location'))} ({offset}, {length} bytes),"
+                f" outside its weights {graph.weights!r} of {size} bytes; do not use this bundle"
+            )
+    domains = {node.domain for node in _nodes(model.graph)} | {entry.domain for entry in model.opset_import}
+    foreign = sorted(domains - {"", "ai.onnx"})
+    if foreign or model.functions:
+        raise UserError(
+            f"{quote(graph.file)} uses operators of {quote(foreign[0] if foreign else 'its own')}; only ONNX's own"
+            " ones are run"
+        )
+
+
+def weight_names(folder: Path, graph: GraphInfo) -> set[str]:
+    """The initializers of a graph of an opened bundle. A weight that a size does not need (see parity) is in none."""
+    import onnx
+
+    model = onnx.load_model_from_string(_read(folder, graph.file, MAX_GRAPH))
+    return {tensor.name for tensor in model.graph.initializer}
+
+
+def _nodes(graph: Any) -> Any:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _tensors(model: Any) -> Any:
+    def of(graph: Any) -> Any:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield sparse.values
+            yield sparse.indices
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("sparse_tensor"):
+                    yield attribute.sparse_tensor.values
+                    yield attribute.sparse_tensor.indices
+                for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                    yield from of(inner)
+
+    yield from of(model.graph)
+
+
+def _open(folder: Path, name: str) -> Any:
+    """A regular file right in `folder`; a link is refused before it is followed."""
+    try:
+        handle = os.open(
+            folder / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        )
+    except OSError as error:
+        raise UserError(
+            f"{quote(name)} of bundle {quote_path(folder)} is missing, or no regular file; export it again"
+        ) from error
+    file = os.fdopen(handle, "rb")
+    import stat
+
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise UserError(f"{quote(name)} of bundle {quote_path(folder)} is no regular file; export it again")
+    return file
+
+
+def _read(folder: Path, name: str, limit: int) -> bytes:
+    with _open(folder, name) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise UserError(
+            f"{quote(name)} of bundle {quote_path(folder)} has more than {limit:,} bytes; do not use it"
+        )
+    return data
+
+
+def _json(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} of the bundle is no valid JSON ({plain(error)}); export it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{name} of the bundle must hold a JSON object; export it again")
+    return value
+
+
+def _parse(folder: Path, digest: str, value: dict[str, Any], files: set[str]) -> Bundle:
+    try:
+        if value["ea_bundle"] != VERSION:
+            raise UserError(
+                f"the bundle is of version {quote(value['ea_bundle'])}, this program reads {VERSION}"
+            )
+        graphs = tuple(
+            GraphInfo(
+                str(one["name"]),
+                str(one["part"]),
+                str(one["file"]),
+                str(one["weights"]),
+                tuple(_tensor(each) for each in one["inputs"]),
+                tuple(_tensor(each) for each in one["outputs"]),
+                None if one.get("engine") is None else str(one["engine"]),
+            )
+            for one in value["graphs"]
+        )
+        bundle = Bundle(
+            folder,
+            digest,
+            str(value["target"]),
+            str(value["model"]),
+            {str(k): str(v) for k, v in value["part_hashes"].items()},
+            Size(**{str(k): int(v) for k, v in value["size"].items()}),
+            str(value["dtype"]),
+            int(value["opset"]),
+            graphs,
+            dict(value["settings"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{DESCRIPTION} of the bundle is damaged ({plain(error)}); export it again"
+        ) from error
+    named = {name for g in graphs for name in (g.file, g.weights, g.engine) if name is not None}
+    is_known = bundle.target in TARGETS and all(graph.part in EXPORT_PARTS for graph in graphs)
+    if not is_known or not named <= files or len({g.name for g in graphs}) != len(graphs):
+        raise UserError(f"{DESCRIPTION} of the bundle names what it does not have; export it again")
+    return bundle
+
+
+def _tensor(value: Mapping[str, Any]) -> TensorInfo:
+    return TensorInfo(str(value["name"]), tuple(int(n) for n in value["shape"]), str(value["dtype"]))

@@ -1,0 +1,432 @@
+"""`ea export`, step by step: check, trace, look at the shapes, write, build, compare, record.
+
+Nothing is at the bundle's place until all of it is there (checkpoint.atomic_folder).
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ea_runtime.checkpoint import MANIFEST, atomic_folder
+from ea_runtime.errors import MissingPackageError, UserError, nearest
+from ea_runtime.export import build_record, bundle, parity, preflight
+from ea_runtime.export.networks import Source, export_configs, sources_of
+from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts
+from ea_runtime.export.trace import DTYPES, FakeNetwork, Traced, initializer_names, make_fake, trace
+from ea_runtime.export.weights_file import Place, plan_places, refer, total_bytes, write_weights
+from ea_runtime.folder_layout import PARTS, read_defaults, resolve_folder
+from ea_runtime.model_hash import folders_hash, part_hash
+from ea_runtime.pipeline_settings import Geometry, check_int
+
+#: tells what is being done: (step, graph or part)
+Tell = Callable[[str, str], None]
+#: opsets that the exporter and the runtimes know
+OPSETS = (20, 21, 22, 23)
+#: tokens x rows x the widest layer above which the denoiser takes one row at a time (a quarter of 2^31, by half)
+_MAX_ROW_ELEMENTS = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to export. None stands for the model's own size, all parts, the target's usual opset and dtype.
+
+    parity: "auto" compares what a CPU can do, a small twin of the rest; "off" compares nothing. capabilities: for
+    trt-rtx, such as ("sm89",). memory_limit: bytes of workspace. refittable: for trt and trt-rtx; None: where a GPU is.
+    """
+
+    model: str
+    output: str
+    target: str = "onnx"
+    parts: tuple[str, ...] | None = None
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    rows: int | None = None
+    dtype: str | None = None
+    opset: int | None = None
+    parity: str = "auto"
+    capabilities: tuple[str, ...] = ()
+    memory_limit: int | None = None
+    refittable: bool | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was made."""
+
+    folder: Path
+    report: Mapping[str, Any]
+    seconds: Mapping[str, float]
+
+
+def export_bundle(request: Request, tell: Tell | None = None) -> Result:
+    """Export a model folder. Raises UserError in one line, with nothing written, for all that cannot be done."""
+    try:
+        return _export(request, tell or (lambda step, what: None))
+    except OSError as error:  # a disk that fills up, a folder that may not be written
+        raise UserError(f"bundle {request.output!r} cannot be written: {error.strerror or error}") from error
+
+
+def _export(request: Request, tell: Tell) -> Result:
+    request = settle(request)
+    folder = resolve_folder(request.model)
+    target = Path(request.output)
+    _require_free(target, request.overwrite)
+    build_record.require_writable()
+    assert request.parts is not None
+    sources = sources_of(folder, request.parts)
+    size = size_of(request, folder)
+    tell("hashing", request.model)
+    hashes = {
+        name: part_digest(folder, name)
+        for name in dict.fromkeys(EXPORT_PARTS[part] for part in request.parts)
+    }
+    weights = {part: source.plan.weights.num_bytes for part, source in sources.items()}
+    preflight.check_memory(preflight.EXPORT_MEMORY)
+    preflight.check_disk(target.parent, sum(weights.values()))
+    work = _Work(request, size, tell)
+    with atomic_folder(target) as partial:
+        infos: list[bundle.GraphInfo] = []
+        for part in request.parts:
+            infos += work.part(part, sources[part], partial)
+        work.canaries(partial)
+        report = work.report(hashes, infos)
+        from ea_runtime.export.report import write_report
+
+        write_report(partial, report)
+        described = bundle.describe(
+            request.target, str(request.model), hashes, size, str(request.dtype), int(request.opset or 0), infos,
+            {"refittable": bool(request.refittable), "capabilities": list(request.capabilities),
+             "versions": report["preflight"]["versions"]},
+        )  # fmt: skip
+        parity.write_json(partial / bundle.DESCRIPTION, described)
+        tell("writing", target.name)
+    manifest = (target / MANIFEST).read_bytes()
+    build_record.add(
+        hashlib.sha256(manifest).hexdigest(),
+        how="built",
+        bundle=str(target.resolve()),
+        target=request.target,
+        model=request.model,
+        size=size.words(),
+        dtype=request.dtype,
+    )
+    return Result(target, report, work.seconds)
+
+
+def settle(request: Request) -> Request:
+    """The request with its defaults, checked. Raises UserError."""
+    if request.target not in bundle.TARGETS:
+        raise UserError(f"`target` must be one of {', '.join(bundle.TARGETS)}, got {request.target!r}")
+    require_packages(request.target)
+    usual = "fp32" if request.target == "onnx" else "fp16"
+    dtype = request.dtype or usual
+    if dtype not in DTYPES:
+        raise UserError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}{nearest(dtype, DTYPES)}")
+    opset = request.opset
+    if opset is None:
+        # TensorRT takes ONNX's Attention in 16 bits only
+        opset = 20 if request.target != "onnx" and dtype == "fp32" else 23
+    if opset not in OPSETS:
+        raise UserError(f"`opset` must be one of {', '.join(map(str, OPSETS))}, got {opset}")
+    if request.parity not in ("auto", "off"):
+        raise UserError(f"`parity` must be auto or off, got {request.parity!r}")
+    if request.target != "onnx":
+        from ea_runtime.export import tensorrt_build
+
+        refittable = tensorrt_build.check(request.target, request.capabilities, request.refittable)
+        request = replace(request, refittable=refittable)
+    return replace(request, dtype=dtype, opset=opset, parts=check_parts(request.parts))
+
+
+def require_packages(target: str) -> None:
+    """Raises MissingPackageError, with the command that installs it, where an extra is missing."""
+    from importlib.util import find_spec
+
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(name) is None:
+            raise MissingPackageError(
+                f"`ea export` needs the package {name}; run `pip install 'ea-runtime[onnx]'`"
+            )
+    if target != "onnx":
+        from ea_runtime.export.tensorrt_api import load_api
+
+        load_api(target)
+
+
+def size_of(request: Request, folder: Path) -> Size:
+    """The size to export for: what was asked for, else the model's own. Raises UserError for one that does not fit."""
+    _, defaults = read_defaults(folder)
+    configs = export_configs(folder)
+    geometry = Geometry.from_configs(configs["vae"], configs["denoiser"])
+    num_frames = geometry.check_num_frames(
+        defaults.num_frames if request.num_frames is None else request.num_frames
+    )
+    height, width = geometry.check_size(
+        defaults.height if request.height is None else request.height,
+        defaults.width if request.width is None else request.width,
+    )
+    _, _, t, h, w = geometry.latent_shape(1, num_frames, height, width)
+    rows = request.rows
+    if rows is None:
+        rows = _rows(configs["denoiser"], t * h * w)
+    return Size(num_frames, height, width, t, h, w, check_int("batch", rows, 1, 8))
+
+
+def _rows(denoiser: Mapping[str, Any] | None, positions: int) -> int:
+    """2, for guidance in one pass, unless the widest tensor of the denoiser's step comes near what can be counted."""
+    config = denoiser or {}
+    patch = int(config.get("patch_size") or 2)
+    width = int(config.get("num_attention_heads") or 16) * int(config.get("attention_head_dim") or 72)
+    gated = positions // patch**2 * 8 * width  # a motion module's GEGLU
+    return 2 if 2 * gated <= _MAX_ROW_ELEMENTS else 1
+
+
+class _Work:
+    """One export under way."""
+
+    def __init__(self, request: Request, size: Size, tell: Tell) -> None:
+        self.request = request
+        self.size = size
+        self.tell = tell
+        self.dtype = DTYPES[str(request.dtype)]
+        self.opset = int(request.opset or 0)
+        self.seconds: dict[str, float] = {}
+        packages = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+        self.preflight = preflight.Preflight(versions=preflight.versions(packages))
+        self.preflight.notes = preflight.version_notes(self.preflight.versions)
+        self.parity: list[parity.GraphParity] = []
+        self.canary: list[parity.GraphParity] = []
+        self.used: dict[str, parity.WeightsCheck] = {}
+        self.builds: dict[str, Any] = {}
+
+    def part(self, part: str, source: Source, folder: Path) -> list[bundle.GraphInfo]:
+        """Trace, check, write and compare one part."""
+        fake = make_fake(source.network, self.dtype) if not hasattr(source.network, "_ea_fake") else None
+        if fake is None:
+            fake = source.network._ea_fake  # pyright: ignore[reportAssignmentType]
+        else:
+            object.__setattr__(source.network, "_ea_fake", fake)
+        assert isinstance(fake, FakeNetwork)
+        graphs = source.exporter.graphs(part, fake.network, self.size)
+        traced = [self._trace(graph, fake) for graph in graphs]
+        places = self._places(traced, fake)
+        needed = total_bytes(places)
+        copies = 1
+        if self.request.target != "onnx":  # each graph becomes an engine that holds its weights again
+            copies += len(traced)
+            preflight.check_memory(preflight.builder_memory(needed))
+        self.preflight.weights_bytes += needed
+        preflight.check_disk(folder, needed * copies + (64 << 20))
+        modules = sorted({name for graph in graphs for name in _module_names(graph, fake)})
+        self.used[part] = parity.check_weights_used(traced, fake.network, modules)
+        if self.used[part].dropped:
+            raise UserError(
+                f"part {part}: {self.used[part].dropped[0]} is in no graph, and the weight beside it is; this is a"
+                " fault of the exporter"
+            )
+        self.tell("weights", part)
+        with self._timed("weights"):
+            write_weights(folder / f"{part}.weights", places, source.tensors(set(places), fake.computed))
+        infos = [self._write(one, places, folder) for one in traced]
+        if self.request.parity != "off":
+            self._compare(part, source, fake, traced, folder)
+        if self.request.target != "onnx":
+            infos = [self._build(info, folder) for info in infos]
+        del traced
+        gc.collect()
+        return infos
+
+    def _trace(self, graph: Graph, fake: FakeNetwork) -> Traced:
+        self.tell("tracing", graph.name)
+        with self._timed("tracing"):
+            traced = trace(graph, fake, self.opset)
+        with self._timed("shapes"):
+            self.preflight.shapes[graph.name] = preflight.check_shapes(_skeleton(traced.model), graph.name)
+        return traced
+
+    def _places(self, traced: list[Traced], fake: FakeNetwork) -> dict[str, Place]:
+        names = {name for one in traced for name in initializer_names(one)}
+        shapes = {name: tuple(tensor.shape) for name, tensor in _named_tensors(fake)}
+        return plan_places(names, shapes, fake.kinds)
+
+    def _write(self, traced: Traced, places: Mapping[str, Place], folder: Path) -> bundle.GraphInfo:
+        import onnx_ir as ir
+
+        graph = traced.graph
+        weights = f"{graph.part}.weights"
+        refer(traced.model, places, weights, folder)
+        name = f"{graph.name}.onnx"
+        with self._timed("writing"):
+            ir.save(traced.model, folder / name)
+        return bundle.GraphInfo(
+            graph.name,
+            graph.part,
+            name,
+            weights,
+            tuple(_info(value) for value in traced.model.graph.inputs),
+            tuple(_info(value) for value in traced.model.graph.outputs),
+        )
+
+    def _compare(
+        self, part: str, source: Source, fake: FakeNetwork, traced: list[Traced], folder: Path
+    ) -> None:
+        if self.dtype == torch.bfloat16:
+            for one in traced:
+                state = "not compared: ONNX Runtime has no bf16 kernels on a CPU; see the canaries of an fp32 export"
+                self.parity.append(parity.GraphParity(one.graph.name, state))
+            return
+        network = None
+        for one in traced:
+            macs = parity.count_macs(one.graph, fake)
+            if macs > parity.MAX_MACS:
+                state = (
+                    f"not compared: {macs / 1e12:.1f} T multiply-adds are too many for a CPU; export a small --size for"
+                    " the same network's parity"
+                )
+                self.parity.append(parity.GraphParity(one.graph.name, state, self.size.words()))
+                continue
+            self.tell("comparing", one.graph.name)
+            with self._timed("comparing"):
+                network = network if network is not None else source.load(fake)
+                real = next(
+                    g for g in source.exporter.graphs(part, network, self.size) if g.name == one.graph.name
+                )
+                self.parity.append(parity.compare(one, real, folder, self.dtype, self.size.words()))
+
+    def canaries(self, folder: Path) -> None:
+        """Small networks, exported in the same way."""
+        if self.request.parity == "off" or self.dtype == torch.bfloat16:
+            return
+        self.tell("canaries", "")
+        with self._timed("canaries"):
+            self.canary = parity.run_canaries(folder, self.dtype, self.opset)
+
+    def _build(self, info: bundle.GraphInfo, folder: Path) -> bundle.GraphInfo:
+        from ea_runtime.export import tensorrt_build
+
+        self.tell("building", info.name)
+        with self._timed("building"):
+            built = tensorrt_build.build(
+                self.request.target,
+                folder / info.file,
+                folder / f"{info.name}.engine",
+                capabilities=self.request.capabilities,
+                memory_limit=self.request.memory_limit,
+                refittable=bool(self.request.refittable),
+            )
+        self.builds[info.name] = built.to_json()
+        return replace(info, engine=f"{info.name}.engine")
+
+    def report(self, hashes: Mapping[str, str], infos: list[bundle.GraphInfo]) -> dict[str, Any]:
+        """Everything that was found, for report.json and report.html."""
+        return {
+            "target": self.request.target,
+            "model": str(self.request.model),
+            "part_hashes": dict(hashes),
+            "size": self.size.words(),
+            "rows": self.size.rows,
+            "dtype": self.request.dtype,
+            "opset": self.opset,
+            "limit": parity.LIMITS[str(self.request.dtype)],
+            "preflight": self.preflight.to_json(),
+            "weights": {
+                part: {
+                    "used": one.used,
+                    "biases": one.biases,
+                    "norms": dict(one.norms),
+                    "unused": list(one.unused),
+                }
+                for part, one in self.used.items()
+            },
+            "parity": [one.to_json() for one in self.parity],
+            "canaries": [one.to_json() for one in self.canary],
+            "builds": self.builds,
+            "graphs": [info.name for info in infos],
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+
+    def _timed(self, name: str) -> Any:
+        return _Timer(self.seconds, name)
+
+
+class _Timer:
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self.seconds, self.name = seconds, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.start
+
+
+def _named_tensors(fake: FakeNetwork) -> list[tuple[str, Any]]:
+    return [*fake.network.named_parameters(), *fake.network.named_buffers()]
+
+
+def _module_names(graph: Graph, fake: FakeNetwork) -> set[str]:
+    """Prefixes, in the network, of what the graph's module holds."""
+    ids = {id(parameter) for parameter in graph.module.parameters()}
+    return {name for name, parameter in fake.network.named_parameters() if id(parameter) in ids}
+
+
+def _skeleton(model: Any) -> Any:
+    """The graph as a protobuf without the values of its weights: inputs stand in for them."""
+    import onnx_ir as ir
+
+    kept = dict(model.graph.initializers)
+    count = len(model.graph.inputs)
+    try:
+        for name, value in kept.items():
+            if value.const_value is None:
+                del model.graph.initializers[name]
+                model.graph.inputs.append(value)
+        return ir.to_proto(model)
+    finally:
+        del model.graph.inputs[count:]
+        for name, value in kept.items():
+            model.graph.initializers[name] = value
+
+
+def _info(value: Any) -> bundle.TensorInfo:
+    names = {
+        "FLOAT": "float32",
+        "FLOAT16": "float16",
+        "BFLOAT16": "bfloat16",
+        "INT64": "int64",
+        "INT32": "int32",
+    }
+    return bundle.TensorInfo(value.name, tuple(int(n) for n in value.shape), names[value.dtype.name])
+
+
+def part_digest(folder: Path, part: str) -> str:
+    """As the pipeline loads it: a text encoder with its tokenizer."""
+    return (
+        folders_hash(folder, PARTS[part].folder, "tokenizer") if part == "text" else part_hash(folder, part)
+    )
+
+
+def _require_free(target: Path, overwrite: bool) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UserError(f"`output` must be a new folder, got {str(target)!r}")
+    if target.exists() and any(target.iterdir()):
+        if not overwrite:
+            raise UserError(f"{str(target)!r} exists already; give another --output or --overwrite")
+        if not (target / bundle.DESCRIPTION).is_file():
+            raise UserError(f"{str(target)!r} is no bundle, so it is not replaced; give another --output")
+    if target.exists() and not any(target.iterdir()):
+        shutil.rmtree(target)
+
+
+__all__ = ["MANIFEST", "Request", "Result", "export_bundle", "settle", "size_of"]

@@ -1,0 +1,46 @@
+"""Fixtures: the bundled model exported once, and model folders of V2's shapes with random weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra onnx)")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_build_record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is recorded in the state folder of whoever runs the tests."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("EA_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def random_models() -> ModuleType:
+    """The module random_models.py."""
+    path = Path(__file__).with_name("random_models.py")
+    spec = spec_from_file_location("random_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["random_models"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`ea export --onnx --model tiny`, all parts: what export_bundle gave."""
+    from ea_runtime.export.make import Request, export_bundle
+
+    return export_bundle(Request("tiny", str(tmp_path_factory.mktemp("bundles") / "tiny-onnx")))

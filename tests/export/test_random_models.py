@@ -1,0 +1,108 @@
+"""V2-shaped networks with random weights, 16x16 latents: ONNX Runtime on the CPU against PyTorch, fp32."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from ea_runtime.export.make import Request, export_bundle
+from ea_vae import AutoencoderKLMagvit
+
+pytestmark = pytest.mark.slow
+full = pytest.mark.skipif(os.environ.get("EA_FULL") != "1", reason="EA_FULL=1 runs the long version")
+
+
+def check(report: Any, graphs: set[str]) -> None:
+    assert {one["graph"] for one in report["parity"]} == graphs
+    for one in report["parity"]:
+        assert one["state"] == "compared"
+        assert all(error["relative"] < 1e-4 for error in (*one["outputs"], *one["blocks"])), one
+
+
+def test_a_v2_shaped_model(random_models: ModuleType, tmp_path: Path) -> None:
+    """The published motion module (Vanilla), group norms of 32, three U-ViT blocks; 128x128 pixels."""
+    model = random_models.write_model(
+        tmp_path / "model", random_models.SMALL_VAE, random_models.SMALL_DIT, torch.float32
+    )
+    request = Request(
+        str(model),
+        str(tmp_path / "bundle"),
+        parts=("vae-decoder", "vae-encoder", "dit"),
+        num_frames=9,
+        height=128,
+        width=128,
+    )
+    result = export_bundle(request)
+    check(result.report, {"vae-decoder-causal-3", "vae-encoder-causal-9", "dit"})
+    norms = result.report["weights"]["vae-decoder"]["norms"]
+    with torch.device("meta"):
+        decoder = AutoencoderKLMagvit(**random_models.SMALL_VAE).decoder
+    # the mid block's attention has one over tokens, which ONNX keeps as the same operator
+    count = sum(isinstance(module, torch.nn.GroupNorm) for module in decoder.modules())
+    assert norms == {"GroupNorm(32)": count}
+
+
+@full
+def test_opset_20_too(random_models: ModuleType, tmp_path: Path) -> None:
+    model = random_models.write_model(
+        tmp_path / "model", random_models.SMALL_VAE, random_models.SMALL_DIT, torch.float32
+    )
+    request = Request(
+        str(model),
+        str(tmp_path / "bundle"),
+        parts=("vae-decoder", "dit"),
+        num_frames=9,
+        height=128,
+        width=128,
+        opset=20,
+    )
+    check(export_bundle(request).report, {"vae-decoder-causal-3", "dit"})
+
+
+@full
+def test_a_slice_vae(random_models: ModuleType, tmp_path: Path) -> None:
+    """Pieces that see their neighbours are graphs of their own; smoothing adds those of the second pass."""
+    config = random_models.SMALL_VAE | {
+        "slice_compression_vae": True,
+        "mini_batch_encoder": 8,
+        "mini_batch_decoder": 2,
+    }
+    model = random_models.write_model(tmp_path / "model", config, random_models.SMALL_DIT, torch.float32)
+    request = Request(
+        str(model),
+        str(tmp_path / "bundle"),
+        parts=("vae-decoder", "vae-encoder"),
+        num_frames=16,
+        height=64,
+        width=64,
+    )
+    report = export_bundle(request).report
+    names = {one["graph"] for one in report["parity"]}
+    assert {"vae-decoder-slice-4-0-2", "vae-decoder-slice-4-2-0", "vae-encoder-slice-8"} <= names
+    check(report, names)
+
+
+def test_a_large_model_in_16_bits_and_a_picture(random_models: ModuleType, tmp_path: Path) -> None:
+    """Size conditions (sample_size 128), a picture (1 frame), fp16: the graph's own dtypes."""
+    dit = random_models.SMALL_DIT | {"sample_size": 128, "num_layers": 2}
+    model = random_models.write_model(tmp_path / "model", random_models.SMALL_VAE, dit)
+    request = Request(
+        str(model),
+        str(tmp_path / "bundle"),
+        parts=("dit", "vae-decoder"),
+        num_frames=1,
+        height=64,
+        width=64,
+        dtype="fp16",
+    )
+    report = export_bundle(request).report
+    assert {one["graph"] for one in report["parity"]} == {"dit", "vae-decoder-causal-1"}
+    unused = report["weights"]["dit"]["unused"]
+    assert len(unused) == 8
+    assert all("attn_temporal" in name and name.endswith(("to_q.weight", "to_k.weight")) for name in unused)
+    assert all(error["relative"] < 2e-2 for one in report["parity"] for error in one["outputs"])

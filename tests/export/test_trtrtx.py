@@ -1,0 +1,109 @@
+"""TensorRT-RTX parses and builds our graphs without a GPU: `tiny`, and the published sizes at 768x768x144.
+
+Nothing is run: that takes a card. EA_FULL=1 builds every combination; CI one of each kind.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed (extra trt-rtx)")
+if torch.cuda.is_available():
+    pytest.skip("these tests tell what a machine without a GPU does", allow_module_level=True)
+
+from ea_runtime import VideoPipeline
+from ea_runtime.cli.main import run
+from ea_runtime.errors import UserError
+from ea_runtime.export import tensorrt_build
+from ea_runtime.export.bundle import open_bundle
+from ea_runtime.export.make import Request, export_bundle
+from ea_runtime.export.preflight import MAX_ELEMENTS
+
+pytestmark = pytest.mark.trtrtx
+full = pytest.mark.skipif(os.environ.get("EA_FULL") != "1", reason="EA_FULL=1 runs the long version")
+#: activation memory in the builder's log, GB; PERFORMANCE's ceiling of the decoder counts the fast rewrites
+CEILING = {"vae-decoder-causal-3": 10.15, "vae-encoder-causal-9": 7.0, "dit": 5.0}
+
+
+def check(report: Any) -> None:
+    assert report["builds"].keys() == set(report["graphs"])
+    for name, built in report["builds"].items():
+        assert built["engine_bytes"] > 1000
+        assert built["activation_bytes"] is not None, "the log tells the activation memory"
+        assert built["activation_bytes"] < CEILING[name] * 1e9
+        largest = report["preflight"]["largest_tensors"][name]
+        assert 0 < largest["elements"] < MAX_ELEMENTS
+        assert largest["without_shape"] == 0
+
+
+@pytest.mark.slow
+def test_all_parts_of_tiny(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", "--trt-rtx", "--parity", "off", "--capability", "sm89"]
+    assert run([*words, "-o", str(tmp_path / "tiny")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "tiny")
+    bundle = open_bundle(tmp_path / "tiny", "trt-rtx")
+    assert bundle.parts == ("vae-decoder", "vae-encoder", "dit", "text")
+    assert all(
+        graph.engine is not None and (bundle.folder / graph.engine).stat().st_size for graph in bundle.graphs
+    )
+    page = (bundle.folder / "report.html").read_text(encoding="utf-8")
+    assert "activation memory" in page
+    with pytest.raises(UserError, match="engine 'trt-rtx' needs an NVIDIA GPU"):
+        VideoPipeline.from_pretrained("tiny", engine="trt-rtx", bundle=bundle.folder)
+
+
+def build(random_models: ModuleType, folder: Path, part: str, dtype: str, num_layers: int = 1) -> Any:
+    vae = random_models.FULL_VAE if part.startswith("vae") else None
+    dit = None if vae else {"num_layers": num_layers}
+    model = random_models.write_model(folder / "model", vae, dit)
+    request = Request(
+        str(model), str(folder / "bundle"), target="trt-rtx", parts=(part,), num_frames=144, height=768, width=768,
+        dtype=dtype, parity="off",
+    )  # fmt: skip
+    return export_bundle(request).report
+
+
+@pytest.mark.slow
+def test_the_full_size_vae_decoder(random_models: ModuleType, tmp_path: Path) -> None:
+    check(build(random_models, tmp_path, "vae-decoder", "fp16"))
+
+
+@pytest.mark.slow
+def test_a_full_width_block(random_models: ModuleType, tmp_path: Path) -> None:
+    check(build(random_models, tmp_path, "dit", "bf16"))
+
+
+@full
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("part", ["vae-decoder", "vae-encoder", "dit", "dit-2"])
+def test_every_part_in_16_bits(random_models: ModuleType, tmp_path: Path, part: str, dtype: str) -> None:
+    name, _, layers = part.partition("dit-")
+    check(build(random_models, tmp_path, name or "dit", dtype, int(layers or 1)))
+
+
+def test_what_cannot_be_built_here_says_what_can(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    where = ["-o", str(tmp_path / "out")]
+    assert run(["export", "--trt-rtx", "--refit", *where]) == 2
+    assert "`refit` needs a GPU" in capsys.readouterr().err
+    assert run(["export", "--trt-rtx", "--capability", "sm90", *where]) == 2
+    assert "`capability` must be one of sm75, sm80, sm86, sm89, sm120, sm121" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_the_builder_refuses(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"trt-rtx cannot build x\.onnx: the parser refused the graph"):
+        tensorrt_build.build("trt-rtx", tmp_path / "x.onnx", tmp_path / "x.engine", refittable=False)
+    assert not (tmp_path / "x.engine").exists()
+
+
+def test_a_builder_that_crashes_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_build.sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="the builder of trt-rtx ended with exit code 1"):
+        tensorrt_build.build("trt-rtx", tmp_path / "x.onnx", tmp_path / "x.engine")
