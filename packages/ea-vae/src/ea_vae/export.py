@@ -19,6 +19,7 @@ from ea_vae.chunking import Piece, count_frames, count_latents, decode_pieces, e
 from ea_vae.config import VaeConfig
 from ea_vae.conv import Mode
 from ea_vae.posterior import Generators
+from ea_vae.spread import Job
 
 parts = ("vae-decoder", "vae-encoder")
 
@@ -148,6 +149,10 @@ class ExportedVae:
     def encode_piece(self, x: Tensor, mode: Mode) -> Tensor:
         """See `AutoencoderKLMagvit.encode_piece`."""
         return self._run("vae-encoder", encoder_name(mode, x.shape[2]), "frames", "moments", x)
+
+    def run_jobs(self, jobs: Iterator[Job]) -> Iterator[Tensor]:
+        """See `AutoencoderKLMagvit.run_jobs`; always in this process."""
+        return (job() for job in jobs)
 
     def _run(self, part: str, name: str, source: str, target: str, x: Tensor) -> Tensor:
         run = self.runs.get(part)

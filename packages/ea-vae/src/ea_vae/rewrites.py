@@ -145,6 +145,8 @@ def _convolution(
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
+    if type(x) is not Tensor:  # shapes alone, or parts of a tensor: oneDNN reads memory
+        return False
     if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return False
     return x.numel() // x.shape[1] * weight.numel() >= _MIN_ONEDNN

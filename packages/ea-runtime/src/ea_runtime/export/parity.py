@@ -100,7 +100,8 @@ def count_macs(graph: Graph, fake: FakeNetwork) -> int:
     """Multiply-adds of a graph, counted on shapes."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with fake.mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # with gradients networks run as they are defined, which is what a graph holds
+    with fake.mode, torch.enable_grad(), FlopCounterMode(display=False) as counter:
         graph.module(
             *(torch.empty(one.shape, dtype=one.dtype or fake.dtype) for one in graph.inputs.values())
         )
