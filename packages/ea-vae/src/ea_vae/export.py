@@ -19,7 +19,7 @@ from ea_vae.chunking import Piece, count_frames, count_latents, decode_pieces, e
 from ea_vae.config import VaeConfig
 from ea_vae.conv import Mode
 from ea_vae.posterior import Generators
-from ea_vae.spread import Job
+from ea_vae.spread import Job, run_here
 
 parts = ("vae-decoder", "vae-encoder")
 
@@ -152,7 +152,7 @@ class ExportedVae:
 
     def run_jobs(self, jobs: Iterator[Job]) -> Iterator[Tensor]:
         """See `AutoencoderKLMagvit.run_jobs`; always in this process."""
-        return (job() for job in jobs)
+        return run_here(jobs)
 
     def _run(self, part: str, name: str, source: str, target: str, x: Tensor) -> Tensor:
         run = self.runs.get(part)
