@@ -93,6 +93,26 @@ def test_training_runs_the_plain_form_and_gets_its_gradients(noise):
         assert torch.allclose(conv(x), out, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+def test_a_picture_in_training_gets_the_plain_forms_gradients(operands, stride, monkeypatch):
+    x, weight, bias = operands(1)
+    conv = CausalConv3d(3, 5, stride=stride).double()
+    conv.load_state_dict({"weight": weight, "bias": bias})
+    calls = []
+    monkeypatch.setattr("ea_vae.conv.convolve_summed", lambda *a: calls.append(1) or convolve_summed(*a))
+    found = {}
+    for choice in (None, "plain"):
+        conv.rewrites = choice
+        conv.zero_grad()
+        out = conv(x.requires_grad_())
+        (grad,) = torch.autograd.grad(out.sin().sum(), [x], retain_graph=True)
+        out.sin().sum().backward(inputs=list(conv.parameters()))
+        found[choice] = (out.detach(), grad, conv.weight.grad, conv.bias.grad)
+    assert len(calls) == 1, "with its taps summed unless that is turned off"
+    for ours, wanted in zip(found[None], found["plain"], strict=True):
+        assert error(ours, wanted) < EXACT
+
+
 @torch.no_grad()
 def test_weights_that_change_in_any_way_are_seen(noise):
     conv, x = CausalConv3d(2, 3), noise(1, 2, 3, 4, 4)
