@@ -1,6 +1,6 @@
 """Puts trained parts together as a model folder in half precision: how the bundled model `tiny` is made.
 
-    uv run python tools/bundle_tiny.py --vae runs/vae-clips/final --text runs/text/final \
+    uv run python tools/bundle_tiny.py --vae runs/vae-clips-more/final --text runs/text/final \
         --transformer runs/dit/final --out packages/ea-runtime/src/ea_runtime/tiny
 
 Without --transformer the folder holds the parts that `ea train dit` needs (`data.parts`).
