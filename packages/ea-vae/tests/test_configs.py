@@ -12,7 +12,8 @@ from ea_vae.config import VaeConfig
 from ea_vae.recipe_options import VaeOptions
 
 NAMES = (
-    "published/vae-magvit", "published/vae-slice", "published/vae-slice-decoder", "tiny/vae-pictures", "tiny/vae-clips", "tiny/vae-clips-more"
+    "published/vae-magvit", "published/vae-slice", "published/vae-slice-decoder",
+    "tiny/vae-pictures", "tiny/vae-clips", "tiny/vae-clips-more",
 )  # fmt: skip
 #: steps, batch, size, frames, l1, mse
 PUBLISHED = {
