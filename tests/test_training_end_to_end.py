@@ -66,7 +66,8 @@ def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> Non
     train(ea, "text", 4, "data.num_samples=300")
     train(ea, "vae-pictures", 3)
     assert "latents whitened" in train(ea, "vae-clips", 2, "train.batch_size=2")[-2]
-    parts = ("--vae", "runs/vae-clips/final", "--text", "runs/text/final")
+    train(ea, "vae-clips-more", 2, "train.batch_size=2")
+    parts = ("--vae", "runs/vae-clips-more/final", "--text", "runs/text/final")
     bundle(monkeypatch, *parts, "--out", "runs/parts")
     train(ea, "dit-align", 3)
     assert {p.suffix for p in Path("data/drawn/cache").rglob("*") if p.is_file()} <= {".safetensors", ".json"}
