@@ -20,6 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # `baselines`, and this file as 
 RESULTS = Path(__file__).parent / "results"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Benchmarks run one after the other, whatever pyproject.toml says for tests."""
+    return 0
+
+
 def machine() -> dict[str, Any]:
     """What a figure depends on besides the code."""
     import os
