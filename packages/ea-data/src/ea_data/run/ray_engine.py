@@ -1,8 +1,8 @@
 """The same tasks on Ray Data: on this machine, or on the cluster that RAY_ADDRESS names.
 
-Paths and spans travel, frames never do: every node must see the raw files and the set under the same paths. Ledger and
-store stay with the process that started the run, so a lost node costs what it had in hand, and any engine goes
-on where another one stopped.
+Paths and spans travel, and no frames (but those that a captioner of this process shows to its server): every node must
+see the raw files and the set under the same paths. Ledger and store stay with the process that started the run, so a
+lost node costs what it had in hand, and any engine goes on where another one stopped.
 
 Three of Ray's traps shape this file. A row that raises takes its whole block with it: all is caught inside. Actors
 that take every CPU starve what feeds them: these are plain tasks, whose processes Ray keeps, and each keeps its child.
