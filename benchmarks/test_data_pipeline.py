@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 NUM_VIDEOS = 11
 SIZES = (100, 1000, 10_000, *((1_000_000,) if os.environ.get("EA_FULL") else ()))
@@ -246,6 +247,48 @@ def stages(raw: Path, target: Path) -> dict[str, Any]:
     }
 
 
+def picture_stages(raw: Path, target: Path) -> dict[str, float]:
+    """Processor seconds a picture, by stage: the first frame of each video, as a JPEG."""
+    from ea_data.cut import write_clip
+    from ea_data.frames import read_frames
+    from ea_data.probe import probe
+    from ea_data.protocols import FrameRequest
+
+    parts, _ = parts_and_tables()
+    scorers = [part for part in parts.scores if not getattr(part.component, "videos_only", False)]
+    scorers = [part for part in scorers if part.component.needs.mode != "none"]
+    spent = dict.fromkeys(("probe", "decode", "score", "copy"), 0.0)
+    shown = FrameRequest("even", 1, offset=0.0)
+    paths = sorted(raw.glob("*.mp4"))
+    for number, video in enumerate([paths[0], *paths]):
+        if number == 1:
+            spent = dict.fromkeys(spent, 0.0)
+        path = target / f"{video.stem}.jpg"
+        Image.fromarray(read_frames(video, raw, 0.0, 1.0, 24.0, [shown])[shown].pixels[0]).save(path)
+        began = time.process_time()
+        info = probe(path, target).info
+        probed = time.process_time()
+        frames = read_frames(path, target, 0.0, 0.0, 0.0, [part.component.needs for part in scorers])
+        decoded = time.process_time()
+        record = {
+            "path": str(path),
+            "width": info.width,
+            "height": info.height,
+            "is_picture": True,
+            "codec": "jpeg",
+        }
+        for part in scorers:
+            part.component(frames[part.component.needs], record)
+        scored = time.process_time()
+        write_clip(record, target, target / "copy.jpg")
+        spent["probe"] += probed - began
+        spent["decode"] += decoded - probed
+        spent["score"] += scored - decoded
+        spent["copy"] += time.process_time() - scored
+        path.unlink()
+    return {name: round(seconds / len(paths), 4) for name, seconds in spent.items()}
+
+
 @pytest.mark.slow
 def test_processor_seconds_of_each_stage(tmp_path: Path, report: Any):
     from ea_data.draw.raw_write import write_raw
@@ -254,7 +297,10 @@ def test_processor_seconds_of_each_stage(tmp_path: Path, report: Any):
     for height, width in FRAMES:
         raw = tmp_path / f"{width}x{height}"
         write_raw(raw, NUM_VIDEOS, 0, height, width)
-        figures[raw.name] = stages(raw.resolve(), tmp_path)
+        pictures = tmp_path / "pictures"
+        pictures.mkdir(exist_ok=True)
+        told = stages(raw.resolve(), tmp_path)
+        figures[raw.name] = {**told, "a_picture": picture_stages(raw.resolve(), pictures.resolve())}
     report("data_stages", figures)
     for told in figures.values():
         assert told["clips"] > NUM_VIDEOS

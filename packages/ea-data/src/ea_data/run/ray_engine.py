@@ -22,8 +22,9 @@ from ea_data.run.worker import Result, Task, Worker
 from ea_data.supervise import Failure, Supervisor, WorkerStartError
 from ea_runtime.errors import MissingPackageError, UserError
 
-#: Tasks that are handed to Ray at a time; the driver's memory holds no more of them.
-TASKS_AT_A_TIME = 8192
+#: Tasks that are handed to Ray at a time, in all at least and for each process; the driver's memory holds no more of
+#: them. At the end of such a chunk processes wait for the last ones: with so many each, that is a small part.
+TASKS_AT_A_TIME, TASKS_A_PROCESS = 8192, 64
 #: Tasks of a block: its results come back together, so a killed run repeats at most so many for each process.
 TASKS_A_BLOCK = 4
 
@@ -63,7 +64,8 @@ class RayEngine:
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]:
         tasks = iter(tasks)
-        while chunk := list(islice(tasks, TASKS_AT_A_TIME)):
+        size = max(TASKS_AT_A_TIME, TASKS_A_PROCESS * self._processes)
+        while chunk := list(islice(tasks, size)):
             yield from self._run_chunk(chunk)
 
     def _run_chunk(self, tasks: list[Task]) -> Iterator[tuple[Task, Result | Failure]]:
