@@ -12,6 +12,7 @@ Its own checkpoint lost rows: ours is used.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -36,6 +37,8 @@ class RayEngine:
     """
 
     def __init__(self, worker: Worker, limits: Limits) -> None:
+        # started by `uv run`, Ray would copy the working folder to each node and build an environment from the network
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         try:
             import ray  # pyright: ignore[reportMissingImports]
             import ray.data  # pyright: ignore[reportMissingImports]
