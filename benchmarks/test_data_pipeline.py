@@ -1,6 +1,7 @@
-"""The data pipeline: what sharing the decoding saves, what a new threshold costs, and whether memory is flat.
+"""The data pipeline: what sharing the decoding saves, what a new threshold costs, whether memory is flat, and how many
+processor seconds a clip costs by stage.
 
-EA_FULL=1 tries ledger and store with a million clips.
+EA_FULL=1 tries ledger and store with a million clips, and measures the stages at 1280x720 too.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 NUM_VIDEOS = 11
 SIZES = (100, 1000, 10_000, *((1_000_000,) if os.environ.get("EA_FULL") else ()))
+#: height and width of the videos whose stages are measured
+FRAMES = ((270, 480), *(((720, 1280),) if os.environ.get("EA_FULL") else ()))
 
 #: A set of synthetic clips: probes, spans and scores go into a ledger, then all are judged and written.
 _CHILD = """
@@ -179,3 +184,124 @@ def test_a_new_threshold_against_a_full_run(raw: Path, tmp_path: Path, report: A
     clips_a_second = round(full.clips / (middle - began), 2)
     report("data_rerun", {"clips": full.clips, "clips_a_second": clips_a_second, **figures})
     assert ratio >= 50
+
+
+def stages(raw: Path, target: Path) -> dict[str, Any]:
+    """Processor seconds of this process for each stage of the default profile, every score of every clip computed."""
+    from collections import defaultdict
+
+    from ea_data.cut import write_clip
+    from ea_data.frames import read_frames
+    from ea_data.probe import probe
+    from ea_data.protocols import Frames
+
+    parts, _ = parts_and_tables()
+    no_frames = Frames(np.zeros(0), np.zeros(0))
+    spent: defaultdict[str, float] = defaultdict(float)
+    source_seconds = clip_seconds = 0.0
+    num_bytes = num_written = clips = 0
+
+    def timed(stage: str, action: Any) -> Any:
+        began = time.process_time()
+        result = action()
+        spent[stage] += time.process_time() - began
+        return result
+
+    paths = sorted(raw.glob("*.mp4"))
+    # the first twice: what is loaded at the first call is not counted
+    for number, path in enumerate([paths[0], *paths]):
+        if number == 1:
+            spent.clear()
+            source_seconds = clip_seconds = 0.0
+            num_bytes = num_written = clips = 0
+        info = timed("probe", lambda path=path: probe(path, raw)).info
+        source_seconds += info.seconds
+        num_bytes += path.stat().st_size
+        for span in timed("split", lambda path=path, info=info: parts.split.component(path, info)):
+            clips += 1
+            clip_seconds += span.end - span.start
+            record = {
+                "clip_id": f"{path.stem} {span.start}", "path": str(path), "start": span.start, "end": span.end,
+                "fps": float(info.fps), "fps_exact": str(info.fps), "width": info.width, "height": info.height,
+                "codec": info.codec, "rotation": 0, "is_picture": False, "is_variable_rate": False,
+                "is_whole": False,
+            }  # fmt: skip
+            needs = [part.component.needs for part in parts.scores if part.component.needs.mode != "none"]
+            where = (path, raw, span.start, span.end, float(info.fps), needs)
+            frames = timed("decode", lambda where=where: read_frames(*where))
+            for part in parts.scores:
+                given = frames.get(part.component.needs, no_frames)
+                timed(part.name, lambda part=part, given=given, record=record: part.component(given, record))
+            written = timed("cut", lambda record=record: write_clip(record, raw, target / "clip.mp4"))
+            num_written += written.num_bytes
+    return {
+        "source_s": round(source_seconds, 1),
+        "source_mbit_s": round(num_bytes * 8e-6 / source_seconds, 2),
+        "clips": clips,
+        "clip_s": round(clip_seconds, 1),
+        "cut_mbit_s": round(num_written * 8e-6 / clip_seconds, 2),
+        # looking for cuts goes through all of a file
+        "a_source_second": {name: round(spent.pop(name) / source_seconds, 4) for name in ("probe", "split")},
+        "a_clip_second": {name: round(spent.pop(name) / clip_seconds, 4) for name in ("decode", "cut")},
+        "a_clip": {name: round(seconds / clips, 4) for name, seconds in spent.items()},
+    }
+
+
+def picture_stages(raw: Path, target: Path) -> dict[str, float]:
+    """Processor seconds a picture, by stage: the first frame of each video, as a JPEG."""
+    from ea_data.cut import write_clip
+    from ea_data.frames import read_frames
+    from ea_data.probe import probe
+    from ea_data.protocols import FrameRequest
+
+    parts, _ = parts_and_tables()
+    scorers = [part for part in parts.scores if not getattr(part.component, "videos_only", False)]
+    scorers = [part for part in scorers if part.component.needs.mode != "none"]
+    spent = dict.fromkeys(("probe", "decode", "score", "copy"), 0.0)
+    shown = FrameRequest("even", 1, offset=0.0)
+    paths = sorted(raw.glob("*.mp4"))
+    for number, video in enumerate([paths[0], *paths]):
+        if number == 1:
+            spent = dict.fromkeys(spent, 0.0)
+        path = target / f"{video.stem}.jpg"
+        Image.fromarray(read_frames(video, raw, 0.0, 1.0, 24.0, [shown])[shown].pixels[0]).save(path)
+        began = time.process_time()
+        info = probe(path, target).info
+        probed = time.process_time()
+        frames = read_frames(path, target, 0.0, 0.0, 0.0, [part.component.needs for part in scorers])
+        decoded = time.process_time()
+        record = {
+            "path": str(path),
+            "width": info.width,
+            "height": info.height,
+            "is_picture": True,
+            "codec": "jpeg",
+        }
+        for part in scorers:
+            part.component(frames[part.component.needs], record)
+        scored = time.process_time()
+        write_clip(record, target, target / "copy.jpg")
+        spent["probe"] += probed - began
+        spent["decode"] += decoded - probed
+        spent["score"] += scored - decoded
+        spent["copy"] += time.process_time() - scored
+        path.unlink()
+    return {name: round(seconds / len(paths), 4) for name, seconds in spent.items()}
+
+
+@pytest.mark.slow
+def test_processor_seconds_of_each_stage(tmp_path: Path, report: Any):
+    from ea_data.draw.raw_write import write_raw
+
+    figures = {}
+    for height, width in FRAMES:
+        raw = tmp_path / f"{width}x{height}"
+        write_raw(raw, NUM_VIDEOS, 0, height, width)
+        pictures = tmp_path / "pictures"
+        pictures.mkdir(exist_ok=True)
+        told = stages(raw.resolve(), tmp_path)
+        figures[raw.name] = {**told, "a_picture": picture_stages(raw.resolve(), pictures.resolve())}
+    report("data_stages", figures)
+    for told in figures.values():
+        assert told["clips"] > NUM_VIDEOS
+        assert all(seconds >= 0 for seconds in told["a_clip"].values())

@@ -72,3 +72,15 @@ def test_the_changelog_begins_with_the_version(package: Path) -> None:
     version = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     heads = re.findall(r"^## (\S+)", (package / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert heads[0] == version
+
+
+def test_the_filter_in_the_data_readme_judges(tmp_path: Path) -> None:
+    from ea_runtime.plugins import make_host
+
+    (example,) = blocks(ROOT / "packages/ea-data", "py")
+    file = tmp_path / "vivid.py"
+    file.write_text(example)
+    vivid = make_host([str(file)]).get("filters", "vivid").build(None)
+    for value, is_kept in ((30.0, True), (10.0, False)):
+        record = {"scores": {"technical": {"value": 0.5, "detail": {"colourfulness": value}}}}
+        assert vivid(record).is_kept is is_kept

@@ -90,7 +90,7 @@ def _find(path: Path) -> Path:
             return file
     raise UserError(
         f"`data.path` must be a set with a dataset.json, got {quote_path(path.absolute())}; "
-        "make one with `ea data draw`"
+        "make one with `ea data run` or `ea data draw`"
     )
 
 

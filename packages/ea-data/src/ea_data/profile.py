@@ -5,7 +5,7 @@
     [[score]]  name = "dis", and its options                 [[filter]] name = "motion", and its options
 
 A profile is one of the names in `profiles/` or a file of one's own. `--set score.dis.fps=8` changes an option of the
-component of that name, `--set split.name=whole` exchanges one.
+component of that name, `--set split.name=whole` exchanges one for another, with that one's own defaults.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def load(
     found = dict(tables) if tables is not None else _read(name)
     for wanted in filters:
         _add_filter(found, wanted)
-    for setting in settings:
+    # exchanges first: what is set for the new component must not reach the one before it
+    for setting in sorted(settings, key=lambda setting: not _is_exchange(setting)):
         _apply(found, setting)
     return found
 
@@ -184,6 +185,10 @@ def _add_filter(tables: dict[str, Any], name: str) -> None:
             tables["score"].append({"name": score})
 
 
+def _is_exchange(setting: str) -> bool:
+    return setting.partition("=")[0].strip().endswith(".name")
+
+
 def _apply(tables: dict[str, Any], setting: str) -> None:
     """Puts one `split.key=value` or `score.name.key=value` into the tables."""
     key, equals, text = setting.partition("=")
@@ -208,7 +213,10 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
         place, path = place[names.index(path[0])], path[1:]
     for part in path[:-1]:
         place = place.setdefault(part, {})
-    place[path[-1]] = _value(text)
+    value = _value(text)
+    if path == ["name"] and place.get("name") != value:
+        place.clear()  # the options were those of the component that it takes the place of
+    place[path[-1]] = value
 
 
 def _value(text: str) -> Any:

@@ -53,6 +53,14 @@ def test_counts_hours_and_funnel(rows: list[dict[str, Any]]) -> None:
     assert figures.num_captions == 41
 
 
+def test_files_without_a_clip_come_before_the_filters(rows: list[dict[str, Any]]) -> None:
+    nothing = {"filter": "split", "verdict": "dropped", "reason": "no scene", "threshold": "", "score": ""}
+    numbers = {"value": None, "minimum": None, "maximum": None}
+    rows.append({**row(300, 3.0, "dropped"), "decisions": [{**nothing, **numbers}]})
+    steps = [(s.name, s.num_clips) for s in gather(rows).funnel()]
+    assert steps == [("found", 103), ("no error", 101), ("split", 100), ("motion", 41)]
+
+
 def test_like_errors_meet(rows: list[dict[str, Any]]) -> None:
     (group,) = gather(rows).errors
     assert (group.count, group.stage) == (2, "source")

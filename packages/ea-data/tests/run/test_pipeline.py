@@ -243,7 +243,7 @@ def test_a_damaged_or_lost_clip_is_written_again(raw: Path, tmp_path: Path, run_
 def test_a_folder_without_video(tmp_path: Path, run_set: Callable[..., Any]):
     raw = tmp_path / "raw"
     raw.mkdir()
-    with pytest.raises(UserError, match="holds no video; it is empty"):
+    with pytest.raises(UserError, match="holds no video, it is empty"):
         run_set(raw, tmp_path / "set")
     (raw / "notes.txt").write_text("x")
     (raw / "film.mp4.part").write_text("x")

@@ -49,11 +49,25 @@ def test_paper_without_weights_refuses_at_once(tmp_path: Path, capsys: pytest.Ca
 
 def test_settings_reach_their_component():
     tables = load("offline", ["filter.motion.max=0.5", "split.max_seconds=8", "source.strict_decode=true"])
-    tables = load("", ["split.name=whole"], tables={**tables, "split": {"name": "scenedetect"}})
+    tables = load("", ["split.name=whole"], tables=tables)
     profile = parse(tables, "offline")
     motion = next(table for table in profile.filter if table.name == "motion")
     assert motion.settings["max"] == 0.5
     assert (profile.split.name, profile.source.strict_decode) == ("whole", True)
+
+
+def test_an_exchanged_component_has_its_own_defaults_and_settings():
+    settings = [
+        "split.min_seconds=2",
+        "split.name=whole",
+        "caption.url=http://localhost/v1",
+        "caption.name=openai",
+    ]
+    tables = load("offline", settings)
+    assert tables["split"] == {"name": "whole", "min_seconds": 2}
+    assert tables["caption"] == {"name": "openai", "url": "http://localhost/v1"}
+    Parts(parse(tables, "offline"))
+    assert load("offline", ["split.name=scenedetect"]) == load("offline")
 
 
 def test_a_changed_setting_changes_the_version_and_no_other():

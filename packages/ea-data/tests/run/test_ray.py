@@ -23,6 +23,9 @@ needs_ray = pytest.mark.skipif(
 def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cluster of this machine alone, with time to come up beside other work."""
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")
+    monkeypatch.setenv(
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"
+    )  # as RayEngine does, which finds Ray started here
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)

@@ -123,8 +123,8 @@ def test_wrong_lists(text: str, expected: str, tmp_path: Path) -> None:
 
 
 def test_no_set_there(tmp_path: Path) -> None:
-    assert "make one with `ea data draw`" in told(lambda: read_list(tmp_path))
-    assert "make one with `ea data draw`" in told(lambda: read_list(tmp_path / "nowhere"))
+    assert "make one with `ea data run` or `ea data draw`" in told(lambda: read_list(tmp_path))
+    assert "make one with `ea data run` or `ea data draw`" in told(lambda: read_list(tmp_path / "nowhere"))
     (tmp_path / "file.txt").touch()
     assert "must be a folder, a .json or a .csv file" in told(lambda: read_list(tmp_path / "file.txt"))
     (tmp_path / "dataset.json").mkdir()

@@ -18,6 +18,8 @@ from typing import Any
 EXAMPLES = 8
 #: Sources named for each kind of error.
 NAMED_SOURCES = 5
+#: What drops a file before it is a clip; it stands where filters stand, and comes before them.
+STAGES = ("source", "split")
 
 
 @dataclass
@@ -147,7 +149,7 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
         num_rows=num_rows,
         by_status=dict(sorted(by_status.items())),
         seconds_by_status=dict(sorted(seconds_by_status.items())),
-        filters=list(filters.values()),
+        filters=sorted(filters.values(), key=lambda part: part.name not in STAGES),
         errors=[
             ErrorGroup(stage, reason, count, sorted(named))
             for (stage, reason), (count, named) in sorted(errors.items(), key=lambda e: (-e[1][0], e[0]))

@@ -99,7 +99,8 @@ def _sheet(rows: Sequence[dict[str, Any]], part: FilterFigures, painter: Painter
         words = f'<span class="{"kept" if kept else "dropped"}">{"passed" if kept else "dropped"}</span>'
         figures.append(
             f"<figure>{shown}<figcaption>{words} <b>{escape(says)}</b><br>"
-            f'<span class="soft">{escape(row["source"])} {_span(row)}</span></figcaption></figure>'
+            f'<span class="soft file" title="{escape(row["source"], quote=True)}">{escape(row["source"])}</span> '
+            f'<span class="soft">{_span(row)}</span></figcaption></figure>'
         )
     return f'<div class="grid">{"".join(figures)}</div>'
 

@@ -437,5 +437,5 @@ def _dropped(record: dict[str, Any], stage: str, reason: str) -> dict[str, Any]:
 
 
 def _nothing_found(raw: Path, skipped: Counter[str]) -> str:
-    found = f"it holds: {tell_skipped(skipped)}" if skipped else "it is empty"
-    return f"`raw` {str(raw)!r} holds no video; {found}"
+    found = f"passed over: {tell_skipped(skipped)}" if skipped else "it is empty"
+    return f"`raw` {str(raw)!r} holds no video, {found}; name the folder that holds .mp4, .mov, .mkv, .webm or others"

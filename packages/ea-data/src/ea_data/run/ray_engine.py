@@ -1,8 +1,8 @@
 """The same tasks on Ray Data: on this machine, or on the cluster that RAY_ADDRESS names.
 
-Paths and spans travel, frames never do: every node must see the raw files and the set under the same paths. Ledger and
-store stay with the process that started the run, so a lost node costs what it had in hand, and any engine goes
-on where another one stopped.
+Paths and spans travel, and no frames (but those that a captioner of this process shows to its server): every node must
+see the raw files and the set under the same paths. Ledger and store stay with the process that started the run, so a
+lost node costs what it had in hand, and any engine goes on where another one stopped.
 
 Three of Ray's traps shape this file. A row that raises takes its whole block with it: all is caught inside. Actors
 that take every CPU starve what feeds them: these are plain tasks, whose processes Ray keeps, and each keeps its child.
@@ -12,6 +12,7 @@ Its own checkpoint lost rows: ours is used.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -22,8 +23,9 @@ from ea_data.run.worker import Result, Task, Worker
 from ea_data.supervise import Failure, Supervisor, WorkerStartError
 from ea_runtime.errors import MissingPackageError, UserError
 
-#: Tasks that are handed to Ray at a time; the driver's memory holds no more of them.
-TASKS_AT_A_TIME = 8192
+#: Tasks that are handed to Ray at a time, in all at least and for each process; the driver's memory holds no more of
+#: them. At the end of such a chunk processes wait for the last ones: with so many each, that is a small part.
+TASKS_AT_A_TIME, TASKS_A_PROCESS = 8192, 64
 #: Tasks of a block: its results come back together, so a killed run repeats at most so many for each process.
 TASKS_A_BLOCK = 4
 
@@ -35,6 +37,8 @@ class RayEngine:
     """
 
     def __init__(self, worker: Worker, limits: Limits) -> None:
+        # started by `uv run`, Ray would copy the working folder to each node and build an environment from the network
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         try:
             import ray  # pyright: ignore[reportMissingImports]
             import ray.data  # pyright: ignore[reportMissingImports]
@@ -63,7 +67,8 @@ class RayEngine:
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]:
         tasks = iter(tasks)
-        while chunk := list(islice(tasks, TASKS_AT_A_TIME)):
+        size = max(TASKS_AT_A_TIME, TASKS_A_PROCESS * self._processes)
+        while chunk := list(islice(tasks, size)):
             yield from self._run_chunk(chunk)
 
     def _run_chunk(self, tasks: list[Task]) -> Iterator[tuple[Task, Result | Failure]]:
