@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -412,3 +413,13 @@ def test_compiling_is_repeated_from_a_sidecar(model, here):
     assert make_plan(Wishes(prompt="x", model=str(model), cuda_graphs=True)).compile
     with pytest.raises(UserError, match="leave --no-compile out"):
         make_plan(Wishes(prompt="x", model=str(model), cuda_graphs=True, compile=False))
+
+
+def test_a_process_among_several_loads_on_its_own_device(here, capsys, monkeypatch):
+    def load(model, *, device, **settings):
+        raise UserError(f"loading on {device}")
+
+    monkeypatch.setattr("ea_runtime.spread.joined", lambda device: nullcontext("cpu:0"))
+    monkeypatch.setattr("ea_runtime.pipeline.VideoPipeline.from_pretrained", load)
+    assert run(["generate", "a red circle"]) == 2
+    assert "loading on cpu:0" in capsys.readouterr().err

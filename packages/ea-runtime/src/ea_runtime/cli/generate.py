@@ -146,7 +146,7 @@ def _run(plan: Plan, console: Console, start: float, device: str | None) -> None
         _import_parts(plan)
     with console.status(escape(f"loading {plan.model}")), _timed("loading", shared):
         pipe = VideoPipeline.from_pretrained(
-            plan.model, device=_device(plan), dtype=plan.dtype, engine=plan.engine, bundle=plan.bundle
+            plan.model, device=device, dtype=plan.dtype, engine=plan.engine, bundle=plan.bundle
         )
         _same_threads(plan, pipe)
         share_out(pipe)

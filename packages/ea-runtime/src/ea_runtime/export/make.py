@@ -8,15 +8,16 @@ from __future__ import annotations
 import gc
 import hashlib
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ea_runtime.checkpoint import MANIFEST, atomic_folder
+from ea_runtime.device import Timed
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.export import build_record, bundle, parity, preflight
 from ea_runtime.export.networks import Source, export_configs, sources_of
@@ -209,15 +210,13 @@ class _Work:
         self.canary: list[parity.GraphParity] = []
         self.used: dict[str, parity.WeightsCheck] = {}
         self.builds: dict[str, Any] = {}
+        self.fakes: dict[nn.Module, FakeNetwork] = {}
 
     def part(self, part: str, source: Source, folder: Path) -> list[bundle.GraphInfo]:
         """Trace, check, write and compare one part."""
-        fake = make_fake(source.network, self.dtype) if not hasattr(source.network, "_ea_fake") else None
-        if fake is None:
-            fake = source.network._ea_fake  # pyright: ignore[reportAssignmentType]
-        else:
-            object.__setattr__(source.network, "_ea_fake", fake)
-        assert isinstance(fake, FakeNetwork)
+        if source.network not in self.fakes:  # the VAE's two parts share one
+            self.fakes[source.network] = make_fake(source.network, self.dtype)
+        fake = self.fakes[source.network]
         graphs = source.exporter.graphs(part, fake.network, self.size)
         traced = [self._trace(graph, fake) for graph in graphs]
         places = self._places(traced, fake)
@@ -356,19 +355,8 @@ class _Work:
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
 
-    def _timed(self, name: str) -> Any:
-        return _Timer(self.seconds, name)
-
-
-class _Timer:
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self.seconds, self.name = seconds, name
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.start
+    def _timed(self, name: str) -> Timed:
+        return Timed(name, self.seconds, torch.device("cpu"))
 
 
 def _named_tensors(fake: FakeNetwork) -> list[tuple[str, Any]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ea_runtime import meta_model
@@ -16,7 +15,7 @@ from ea_runtime.export.parts import EXPORT_PARTS, Exporter
 from ea_runtime.export.trace import FakeNetwork
 from ea_runtime.folder import PartPlan, build_from_config, plan_part
 from ea_runtime.folder_layout import PARTS
-from ea_runtime.safe_weights import DTYPES, iter_tensors
+from ea_runtime.safe_weights import iter_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +80,6 @@ def sources_of(folder: Path, parts: tuple[str, ...]) -> dict[str, Source]:
                 f" {', '.join(opened[name].exporter.parts)}"
             )
     return {part: opened[EXPORT_PARTS[part]] for part in parts}
-
-
-def stored_dtype(name: str) -> torch.dtype:
-    """torch's dtype of a safetensors dtype."""
-    return getattr(torch, DTYPES[name][0])
 
 
 def export_configs(folder: Path) -> dict[str, Any]:
