@@ -81,13 +81,14 @@ def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> Non
     assert refused[-1].endswith("holds a run at step 3; go on with --resume or choose another")
     train(ea, "dit-motion", 5, "--resume")
     train(ea, "dit-finetune", 3)
+    train(ea, "dit-finetune-more", 2)
     states = [load_file(f"runs/{name}/checkpoint-5/state.safetensors") for name in ("whole", "dit-motion")]
     assert all(states[0][key].equal(states[1][key]) for key in states[0])
     clock = {"seconds": 0.0, "wait": 0.0, "memory": 0.0}
     logs = [Path(f"runs/{name}/log.jsonl").read_text().splitlines() for name in ("whole", "dit-motion")]
     assert [json.loads(a) | clock for a in logs[0]] == [json.loads(b) | clock for b in logs[1]]
 
-    bundle(monkeypatch, *parts, "--transformer", "runs/dit-motion/final", "--out", "model")
+    bundle(monkeypatch, *parts, "--transformer", "runs/dit-finetune-more/final", "--out", "model")
     assert sum(path.stat().st_size for path in Path("model").rglob("*") if path.is_file()) <= 20_000_000
     for path in Path("model").rglob("*.json"):
         assert str(Path.cwd()) not in path.read_text(encoding="utf-8")

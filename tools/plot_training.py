@@ -1,9 +1,10 @@
 """Loss curves of training runs, from their log.jsonl: docs/images/training-curves.png.
 
-    python tools/plot_training.py runs/vae-pictures runs/vae-clips runs/dit-align runs/dit-motion runs/dit-finetune
+    python tools/plot_training.py runs/vae-pictures runs/vae-clips runs/vae-clips-more runs/dit-align runs/dit-motion \
+        runs/dit-finetune runs/dit-finetune-more
 
-One panel a run, each step's value and its running mean. Shows a table of steps, samples, time and the mean of the last
-hundred steps, which docs/training.md has.
+One panel a run, four in a row; each step's value and its running mean. Shows a table of steps, samples, time and the
+mean of the last hundred steps, which docs/training.md has.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 #: steps that a mean takes
 WINDOW = 50
+#: panels in a row
+COLUMNS = 4
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -56,10 +59,14 @@ def main() -> None:
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(arguments.runs), 2.8), layout="constrained")
-    axes = figure.subplots(1, len(arguments.runs), squeeze=False)[0]
+    columns = min(COLUMNS, len(arguments.runs))
+    rows = -(-len(arguments.runs) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax in axes[len(arguments.runs) :]:
+        ax.remove()
     print("| run | steps | samples | time | at the end |\n|---|---|---|---|---|")
-    for run, ax in zip(arguments.runs, axes, strict=True):
+    for run, ax in zip(arguments.runs, axes, strict=False):
         steps = read_log(run)
         print(summary(run.name, steps))
         numbers = np.array([one["step"] for one in steps])

@@ -17,6 +17,12 @@ pytestmark = pytest.mark.slow
 full = pytest.mark.skipif(os.environ.get("EA_FULL") != "1", reason="EA_FULL=1 runs the long version")
 
 
+def export(tmp_path: Path, model: Path, parts: tuple[str, ...], size: int, **options: Any) -> Any:
+    """The report of a bundle of `parts`, `size` pixels high and wide."""
+    request = Request(str(model), str(tmp_path / "bundle"), parts=parts, height=size, width=size, **options)
+    return export_bundle(request).report
+
+
 def check(report: Any, graphs: set[str]) -> None:
     assert {one["graph"] for one in report["parity"]} == graphs
     for one in report["parity"]:
@@ -29,17 +35,9 @@ def test_a_v2_shaped_model(random_models: ModuleType, tmp_path: Path) -> None:
     model = random_models.write_model(
         tmp_path / "model", random_models.SMALL_VAE, random_models.SMALL_DIT, torch.float32
     )
-    request = Request(
-        str(model),
-        str(tmp_path / "bundle"),
-        parts=("vae-decoder", "vae-encoder", "dit"),
-        num_frames=9,
-        height=128,
-        width=128,
-    )
-    result = export_bundle(request)
-    check(result.report, {"vae-decoder-causal-3", "vae-encoder-causal-9", "dit"})
-    norms = result.report["weights"]["vae-decoder"]["norms"]
+    report = export(tmp_path, model, ("vae-decoder", "vae-encoder", "dit"), 128, num_frames=9)
+    check(report, {"vae-decoder-causal-3", "vae-encoder-causal-9", "dit"})
+    norms = report["weights"]["vae-decoder"]["norms"]
     with torch.device("meta"):
         decoder = AutoencoderKLMagvit(**random_models.SMALL_VAE).decoder
     # the mid block's attention has one over tokens, which ONNX keeps as the same operator
@@ -52,16 +50,8 @@ def test_opset_20_too(random_models: ModuleType, tmp_path: Path) -> None:
     model = random_models.write_model(
         tmp_path / "model", random_models.SMALL_VAE, random_models.SMALL_DIT, torch.float32
     )
-    request = Request(
-        str(model),
-        str(tmp_path / "bundle"),
-        parts=("vae-decoder", "dit"),
-        num_frames=9,
-        height=128,
-        width=128,
-        opset=20,
-    )
-    check(export_bundle(request).report, {"vae-decoder-causal-3", "dit"})
+    report = export(tmp_path, model, ("vae-decoder", "dit"), 128, num_frames=9, opset=20)
+    check(report, {"vae-decoder-causal-3", "dit"})
 
 
 @full
@@ -73,15 +63,7 @@ def test_a_slice_vae(random_models: ModuleType, tmp_path: Path) -> None:
         "mini_batch_decoder": 2,
     }
     model = random_models.write_model(tmp_path / "model", config, random_models.SMALL_DIT, torch.float32)
-    request = Request(
-        str(model),
-        str(tmp_path / "bundle"),
-        parts=("vae-decoder", "vae-encoder"),
-        num_frames=16,
-        height=64,
-        width=64,
-    )
-    report = export_bundle(request).report
+    report = export(tmp_path, model, ("vae-decoder", "vae-encoder"), 64, num_frames=16)
     names = {one["graph"] for one in report["parity"]}
     assert {"vae-decoder-slice-4-0-2", "vae-decoder-slice-4-2-0", "vae-encoder-slice-8"} <= names
     check(report, names)
@@ -91,16 +73,7 @@ def test_a_large_model_in_16_bits_and_a_picture(random_models: ModuleType, tmp_p
     """Size conditions (sample_size 128), a picture (1 frame), fp16: the graph's own dtypes."""
     dit = random_models.SMALL_DIT | {"sample_size": 128, "num_layers": 2}
     model = random_models.write_model(tmp_path / "model", random_models.SMALL_VAE, dit)
-    request = Request(
-        str(model),
-        str(tmp_path / "bundle"),
-        parts=("dit", "vae-decoder"),
-        num_frames=1,
-        height=64,
-        width=64,
-        dtype="fp16",
-    )
-    report = export_bundle(request).report
+    report = export(tmp_path, model, ("dit", "vae-decoder"), 64, num_frames=1, dtype="fp16")
     assert {one["graph"] for one in report["parity"]} == {"dit", "vae-decoder-causal-1"}
     unused = report["weights"]["dit"]["unused"]
     assert len(unused) == 8

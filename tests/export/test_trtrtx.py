@@ -1,11 +1,10 @@
 """TensorRT-RTX parses and builds our graphs without a GPU: `tiny`, and the published sizes at 768x768x144.
 
-Nothing is run: that takes a card. EA_FULL=1 builds every combination; CI one of each kind.
+Nothing is run: that takes a card.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,9 +25,8 @@ from ea_runtime.export.make import Request, export_bundle
 from ea_runtime.export.preflight import MAX_ELEMENTS
 
 pytestmark = pytest.mark.trtrtx
-full = pytest.mark.skipif(os.environ.get("EA_FULL") != "1", reason="EA_FULL=1 runs the long version")
-#: activation memory in the builder's log, GB; PERFORMANCE's ceiling of the decoder counts the fast rewrites
-CEILING = {"vae-decoder-causal-3": 10.15, "vae-encoder-causal-9": 7.0, "dit": 5.0}
+#: activation memory in the builder's log, GB (a decoder written the reference's way takes 10.15)
+CEILING = {"vae-decoder-causal-3": 7.0, "vae-encoder-causal-9": 7.0, "dit": 5.0}
 
 
 def check(report: Any) -> None:
@@ -70,16 +68,6 @@ def build(random_models: ModuleType, folder: Path, part: str, dtype: str, num_la
 
 
 @pytest.mark.slow
-def test_the_full_size_vae_decoder(random_models: ModuleType, tmp_path: Path) -> None:
-    check(build(random_models, tmp_path, "vae-decoder", "fp16"))
-
-
-@pytest.mark.slow
-def test_a_full_width_block(random_models: ModuleType, tmp_path: Path) -> None:
-    check(build(random_models, tmp_path, "dit", "bf16"))
-
-
-@full
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("part", ["vae-decoder", "vae-encoder", "dit", "dit-2"])
 def test_every_part_in_16_bits(random_models: ModuleType, tmp_path: Path, part: str, dtype: str) -> None:

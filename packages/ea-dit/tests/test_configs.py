@@ -35,9 +35,9 @@ def test_every_config_is_valid(folder: str, stage: Stage) -> None:
     assert run.train.sample_every > 0
 
 
-@pytest.mark.parametrize("folder", ["tiny", "published"])
-def test_each_stage_goes_on_from_the_one_before(folder: str) -> None:
-    runs = [read(f"{folder}/dit-{stage}.toml") for stage in STAGES]
+@pytest.mark.parametrize(("folder", "more"), [("tiny", ["finetune-more"]), ("published", [])])
+def test_each_stage_goes_on_from_the_one_before(folder: str, more: list[str]) -> None:
+    runs = [read(f"{folder}/dit-{stage}.toml") for stage in (*STAGES, *more)]
     for (before, _), (_, options) in pairwise(runs):
         assert options.init.folder == f"{before.run.out}/final"
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ea_vae.conv import CausalConv3d
+from ea_vae.export import for_refit
 from ea_vae.rewrites import convolve, convolve_summed, double_time, enlarge, enlarge_convolve
 
 EXACT = 1e-12
@@ -123,6 +124,20 @@ def test_weights_that_change_in_any_way_are_seen(noise):
     conv.weight.data = conv.weight.data / 2
     assert not torch.allclose(changed, before)
     assert torch.equal(conv(x), before)
+
+
+@pytest.mark.parametrize(("is_for_refit", "convolutions"), [(False, 3), (True, 1)])
+@torch.no_grad()
+def test_an_exported_graph_sums_taps_but_for_refitting(make_vae, noise, is_for_refit, convolutions):
+    vae = make_vae().double()
+    if is_for_refit:
+        for_refit(vae)
+    conv, x = vae.decoder.conv_in, noise(1, 4, 3, 4, 6).double()
+    wanted = convolve(x, conv.weight, conv.bias, (1, 1, 1), 1, "causal")
+    program = torch.export.export(conv, (x,), strict=False)
+    ran = [node for node in program.graph.nodes if "conv" in str(node.target)]
+    assert len(ran) == convolutions
+    assert error(program.module()(x), wanted) < EXACT
 
 
 def test_a_rewrite_that_is_wrong_would_be_found_out(operands):

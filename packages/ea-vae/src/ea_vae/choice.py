@@ -41,8 +41,6 @@ def current(own: str | None) -> str:
     """The choice that holds: a network's own, else the environment's, else "rule". Raises ValueError for others."""
     if own is not None:
         return own
-    if torch.compiler.is_exporting():
-        return "plain"  # exported graphs keep the published weights, which LoRA and refitting look for
     if torch.compiler.is_compiling():
         return "rule"
     return check(os.environ.get(VARIABLE) or "rule", VARIABLE)

@@ -55,6 +55,11 @@ def build(build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> 
     return build_network()
 
 
+def for_refit(network: Any) -> None:
+    """Graphs made after this take every weight as the state dict has it: no sums of taps."""
+    network.set_rewrites("plain")
+
+
 def graphs(part: str, network: Any, size: Size) -> list[Graph]:
     """One graph for each kind of piece that decoding (or encoding) a video of this size meets, smoothing included."""
     decoding, encoding = pieces_of(network.settings, size.num_frames)

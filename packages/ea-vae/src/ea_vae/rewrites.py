@@ -68,12 +68,11 @@ def convolve_summed(
         if frames > 1:
             return _convolution(x, weight, bias, stride, (1, padding, padding))
         return _convolution(x[:, :, 0], weight[:, :, 1], bias, spatial, (padding, padding)).unsqueeze(2)
-    early = torch.empty_like(weight[:, :, 1:], memory_format=torch.contiguous_format)  # Cout Cin 2 k k
-    early[:, :, 0] = weight[:, :, 0] + weight[:, :, 1]
-    early[:, :, 1] = weight[:, :, 2]
-    total = early[:, :, 0] + early[:, :, 1]
+    both, last = weight[:, :, 0] + weight[:, :, 1], weight[:, :, 2]
+    total = both + last
     parts = [_convolution(x[:, :, 0], total, bias, spatial, (padding, padding)).unsqueeze(2)]
     if frames > 1 and stride[0] == 1:
+        early = torch.stack([both, last], dim=2)  # Cout Cin 2 k k
         parts.append(_convolution(x[:, :, :2], early, bias, stride, (0, padding, padding)))
     if frames > 2:  # with stride 2 the second output already lies on frames 0, 1, 2
         parts.append(_convolution(x, weight, bias, stride, (0, padding, padding)))

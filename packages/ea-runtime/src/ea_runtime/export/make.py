@@ -21,7 +21,7 @@ from ea_runtime.device import Timed
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.export import build_record, bundle, parity, preflight
 from ea_runtime.export.networks import Source, export_configs, sources_of
-from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts
+from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts, for_refit
 from ea_runtime.export.trace import DTYPES, FakeNetwork, Traced, initializer_names, make_fake, trace
 from ea_runtime.export.weights_file import Place, plan_places, refer, total_bytes, write_weights
 from ea_runtime.folder_layout import PARTS, read_defaults, resolve_folder
@@ -217,6 +217,8 @@ class _Work:
         if source.network not in self.fakes:  # the VAE's two parts share one
             self.fakes[source.network] = make_fake(source.network, self.dtype)
         fake = self.fakes[source.network]
+        if self.request.refittable:
+            for_refit(source.exporter, fake.network)
         graphs = source.exporter.graphs(part, fake.network, self.size)
         traced = [self._trace(graph, fake) for graph in graphs]
         places = self._places(traced, fake)
@@ -285,7 +287,7 @@ class _Work:
                 state = "not compared: ONNX Runtime has no bf16 kernels on a CPU; see the canaries of an fp32 export"
                 self.parity.append(parity.GraphParity(one.graph.name, state))
             return
-        network = None
+        real: dict[str, Graph] = {}
         for one in traced:
             macs = parity.count_macs(one.graph, fake)
             if macs > parity.MAX_MACS:
@@ -297,11 +299,11 @@ class _Work:
                 continue
             self.tell("comparing", one.graph.name)
             with self._timed("comparing"):
-                network = network if network is not None else source.load(fake)
-                real = next(
-                    g for g in source.exporter.graphs(part, network, self.size) if g.name == one.graph.name
-                )
-                self.parity.append(parity.compare(one, real, folder, self.dtype, self.size.words()))
+                if not real:
+                    loaded = source.exporter.graphs(part, source.load(fake), self.size)
+                    real = {graph.name: graph for graph in loaded}
+                compared = parity.compare(one, real[one.graph.name], folder, self.dtype, self.size.words())
+                self.parity.append(compared)
 
     def canaries(self, folder: Path) -> None:
         """Small networks, exported in the same way."""

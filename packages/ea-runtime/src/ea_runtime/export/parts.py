@@ -89,7 +89,11 @@ class Run(Protocol):
 
 
 class Exporter(Protocol):
-    """How a network falls into graphs, and how graphs stand in for it."""
+    """How a network falls into graphs, and how graphs stand in for it.
+
+    It may also have `for_refit(network)`, called before `graphs` for an engine whose weights are to be replaced by
+    name: operators must then take every weight as it is in the state dict.
+    """
 
     parts: tuple[str, ...]
 
@@ -104,6 +108,13 @@ class Exporter(Protocol):
     def attach(self, network: nn.Module, runs: Mapping[str, Run]) -> Any:
         """What the pipeline uses in the network's place; `runs` holds the parts that the bundle has."""
         ...
+
+
+def for_refit(exporter: Exporter, network: nn.Module) -> None:
+    """Tell an exporter that cares that weights will be replaced in the built engine."""
+    tell = getattr(exporter, "for_refit", None)
+    if tell is not None:
+        tell(network)
 
 
 def check_parts(names: list[str] | tuple[str, ...] | None) -> tuple[str, ...]:

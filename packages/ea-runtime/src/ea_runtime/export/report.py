@@ -18,8 +18,9 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8884; vertical-align: top }
+table.errors { table-layout: fixed; width: 100% }
 td.n { text-align: right; font-variant-numeric: tabular-nums }
-.bar { background: #8883; width: 14rem } .bar i { display: block; height: .7rem; background: #3a7 }
+.bar { background: #8883 } .bar i { display: block; height: .7rem; background: #3a7 }
 .over i { background: #c43 } .over td { color: #c43 } .dim { color: #888 }
 """
 
@@ -33,7 +34,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
 def page(report: Mapping[str, Any]) -> str:
     """The report as one HTML page."""
     head = (
-        f"{report['model']}, {report['size']}, {report['rows']} row(s) a pass, {report['dtype']}, opset"
+        f"{report['model']}, {report['size']}, {_count(report['rows'], 'row')} a pass, {report['dtype']}, opset"
         f" {report['opset']}, target {report['target']}"
     )
     parts = [
@@ -60,7 +61,7 @@ def _parity(title: str, graphs: Iterable[Mapping[str, Any]], limit: float) -> It
             yield f"<p class=dim>{escape(one['state'])}</p>"
             continue
         yield f"<p class=dim>compared at {escape(one['size'])}</p>"
-        yield "<table><tr><th>tensor<th>max. error<th>relative<th>mean, relative<th></tr>"
+        yield "<table class=errors><tr><th>tensor<th>max. error<th>relative<th>mean, relative<th></tr>"
         for row in [*one["outputs"], *one["blocks"]]:
             yield _error_row(row, limit)
         yield "</table>"
@@ -113,6 +114,10 @@ def _preflight(report: Mapping[str, Any]) -> Iterable[str]:
         yield f"<p>{escape(note)}</p>"
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in report["seconds"].items())
     yield f"<p class=dim>{escape(seconds)}</p>"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _bytes(count: int | None) -> str:

@@ -58,6 +58,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     api.set_capabilities(config, job["capabilities"])
     if job["memory_limit"]:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, job["memory_limit"])
+    config.max_aux_streams = 0  # kernels side by side would each need their memory at once
     if job["refittable"]:
         config.set_flag(module.BuilderFlag.REFIT)
     cache_file = Path(job["timing_cache"]) if job["timing_cache"] else None
