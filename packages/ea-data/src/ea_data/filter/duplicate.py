@@ -84,7 +84,8 @@ class HashIndex:
 
     most: bits that two hashes may differ in to count as near. Exact: the bits are dealt out to bands, as cards are,
     and of hashes that differ in `most` bits some band differs in most // bands of them at the most (pigeonhole);
-    only clips that share such a band are compared. Memory: about 250 bytes a hash of four words.
+    only clips that share such a band are compared. Memory: 4 bytes for each value of each band, and about 140 bytes
+    a hash of four words (its words, its place in the chain of each of 16 bands, its name).
     """
 
     def __init__(self, num_words: int, most: int) -> None:
@@ -94,51 +95,66 @@ class HashIndex:
         width = -(-bits // self._num_bands)
         self._padding = width * self._num_bands - bits
         self._powers = 1 << np.arange(width, dtype=np.int64)
-        self._flips = _flips(width, most // self._num_bands)
-        self._buckets: list[dict[int, array[int]]] = [{} for _ in range(self._num_bands)]
+        self._flips = np.array(_flips(width, most // self._num_bands), np.int64)
+        self._rows = np.arange(self._num_bands)
+        #: of each value of each band the hash added last, and behind each hash the one added before it; -1 ends
+        self._last = np.full((self._num_bands, 1 << width), -1, np.int32)
+        self._before = np.zeros((1024, self._num_bands), np.int32)
         self._hashes = np.zeros((1024, num_words), np.uint64)
-        self._names: list[str] = []
+        self._names = bytearray()
+        self._ends = array("Q")
 
     def add(self, words: np.ndarray, name: str) -> None:
         """words: (num_words,) uint64."""
-        number = len(self._names)
+        number = len(self._ends)
         if number == len(self._hashes):
-            self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
+            self._hashes, self._before = _twice(self._hashes), _twice(self._before)
         self._hashes[number] = words
-        self._names.append(name)
-        for buckets, value in zip(self._buckets, self._bands(words), strict=True):
-            if value in buckets:
-                buckets[value].append(number)
-            else:
-                buckets[value] = array("I", (number,))
+        self._names += name.encode()
+        self._ends.append(len(self._names))
+        values = self._bands(words)
+        self._before[number] = self._last[self._rows, values]
+        self._last[self._rows, values] = number
 
     def nearest(self, words: np.ndarray) -> tuple[str, int] | None:
         """The name and distance in bits of the nearest hash within `most` bits, the earliest of equals; or None."""
-        found = [
-            bucket
-            for buckets, value in zip(self._buckets, self._bands(words), strict=True)
-            for flip in self._flips
-            if (bucket := buckets.get(value ^ flip)) is not None
-        ]
+        bands = np.repeat(self._rows, len(self._flips))
+        at = self._last[bands, (self._bands(words)[:, None] ^ self._flips).ravel()]
+        found = []
+        while (held := at >= 0).any():  # one step along all chains
+            at, bands = at[held], bands[held]
+            found.append(at)
+            at = self._before[at, bands]
         if not found:
             return None
-        numbers = np.concatenate([np.frombuffer(bucket, np.uint32) for bucket in found])
+        numbers = np.concatenate(found)
         distances = np.bitwise_count(self._hashes[numbers] ^ words).sum(1, dtype=np.int64)
         nearest = int(distances.min())
         if nearest > self.most:
             return None
-        return self._names[int(numbers[distances == nearest].min())], nearest
+        return self._name(int(numbers[distances == nearest].min())), nearest
 
-    def _bands(self, words: np.ndarray) -> list[int]:
+    def _name(self, number: int) -> str:
+        start = self._ends[number - 1] if number else 0
+        return self._names[start : self._ends[number]].decode()
+
+    def _bands(self, words: np.ndarray) -> np.ndarray:
         """The number that each band's bits make. Neighbouring bits of a hash, which are often equal, go to different
         bands, so that the bands' values are many."""
         bits = np.pad(np.unpackbits(words.view(np.uint8)), (0, self._padding))
-        return (self._powers @ bits.reshape(-1, self._num_bands)).tolist()
+        return self._powers @ bits.reshape(-1, self._num_bands)
+
+
+def _twice(rows: np.ndarray) -> np.ndarray:
+    """The rows, and room for as many more, which takes no memory before it is used."""
+    grown = np.zeros((2 * len(rows), *rows.shape[1:]), rows.dtype)
+    grown[: len(rows)] = rows
+    return grown
 
 
 def _work(bits: int, most: int, bands: int) -> float:
-    """Roughly what finding a hash among a million costs: buckets to look into, and hashes in them. Wide bands are
-    ruled out, for each of their values is a bucket of its own in memory."""
+    """Roughly what finding a hash among a million costs: chains to look into, and hashes in them. Wide bands are
+    ruled out, for each of their values has a place in memory."""
     width = -(-bits // bands)
     if width > 16:
         return math.inf
