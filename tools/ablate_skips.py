@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from plot_training import read_log, running_mean
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,8 +70,6 @@ def judge(parts: Path, transformer: Path, num_prompts: int) -> dict[str, str]:
 
 def plot(losses: dict[int, dict[bool, np.ndarray]], path: Path) -> None:
     """Running means of the losses, a panel a seed."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(3.4 * len(losses), 2.8), layout="constrained")
     axes = figure.subplots(1, len(losses), squeeze=False, sharey=True)[0]
     for (seed, pair), ax in zip(losses.items(), axes, strict=True):
