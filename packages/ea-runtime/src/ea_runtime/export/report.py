@@ -18,7 +18,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8884; vertical-align: top }
-table.errors { table-layout: fixed; width: 100% }
+table.errors { table-layout: fixed; width: 100% } .errors th + th { text-align: right }
 td.n { text-align: right; font-variant-numeric: tabular-nums }
 .bar { background: #8883 } .bar i { display: block; height: .7rem; background: #3a7 }
 .over i { background: #c43 } .over td { color: #c43 } .dim { color: #888 }
