@@ -216,9 +216,9 @@ class _Work:
         """Trace, check, write and compare one part."""
         if source.network not in self.fakes:  # the VAE's two parts share one
             self.fakes[source.network] = make_fake(source.network, self.dtype)
+            if self.request.refittable:
+                for_refit(source.exporter, source.network)
         fake = self.fakes[source.network]
-        if self.request.refittable:
-            for_refit(source.exporter, fake.network)
         graphs = source.exporter.graphs(part, fake.network, self.size)
         traced = [self._trace(graph, fake) for graph in graphs]
         places = self._places(traced, fake)
