@@ -122,6 +122,16 @@ def report(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
     return write
 
 
+@pytest.fixture(autouse=True)
+def _same_threads() -> Any:
+    """Each benchmark begins with as many threads as the first: those that set their own number leave it to none."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def needs_gpu() -> None:
     """Skips where there is no CUDA device."""

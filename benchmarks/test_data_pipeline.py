@@ -26,7 +26,7 @@ FRAMES = ((270, 480), *(((720, 1280),) if os.environ.get("EA_FULL") else ()))
 
 #: A set of synthetic clips: probes, spans and scores go into a ledger, then all are judged and written.
 _CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from hashlib import sha256
 from collections import Counter
 from pathlib import Path
@@ -35,6 +35,7 @@ from ea_data.profile import Parts, load, parse
 from ea_data.record import clip_id
 from ea_data.run.pipeline import Pipeline
 from ea_data.run.worker import versions_of
+from ea_runtime.peak_memory import peak_rss
 
 out, count = Path(sys.argv[1]), int(sys.argv[2])
 A_FILE = 10
@@ -79,7 +80,7 @@ class Synthetic(Pipeline):
         return files()
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_rss() / 1e6
 
 def processor():
     return time.process_time()  # the machine may have other things to do

@@ -20,7 +20,7 @@ from ea_lora.layer import Layer
 from ea_lora.matching import match_lora, networks_of
 from ea_lora.merge import merge_weight
 
-ROUNDS = 7
+ROUNDS = 5
 BLOCKS, LATENTS = 2, (1, 4, 3, 32, 32)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,18 +53,6 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(self._heads(self.to_q(x)), keys, values, attn_mask=bias)
         return self.to_out[1](self.to_out[0](out.transpose(1, 2).flatten(2)))
 
-    def attend_groups(self, x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-        """`attend` where rows differ in their number of keys: group by group of rows, without a bias.
-
-        x (N, Q, D); the keys and values of each group (n, heads, S, D/heads), their n summing to N.
-        """
-        queries = self._heads(self.to_q(x)).split([k.shape[0] for k in keys])
-        parts = [
-            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-            for q, k, v in zip(queries, keys, values, strict=True)
-        ]
-        return self.to_out[1](self.to_out[0](torch.cat(parts) if len(parts) > 1 else parts[0]))
-
     def forward(self, x: Tensor) -> Tensor:
         """Self-attention over the S tokens of x: (N, S, D) -> (N, S, D)."""
         return self.attend(x, *self.keys_values(x))
@@ -103,7 +89,8 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        gate = F.gelu(gate)
+        return value * gate if torch.is_grad_enabled() else gate.mul_(value)
 
 
 class FeedForward(nn.Module):

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from .attention import Attention, FeedForward
 from .config import TransformerConfig
 from .motion import MotionModule
-
-
-class TextGroups(NamedTuple):
-    """One block's keys and values of a prompt without its padding: rows of equal length are one group.
-
-    Attributes:
-        keys, values: for each group (rows, heads, S, D / heads), in the order of the rows.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-    def spread(self, x: Tensor) -> Tensor:
-        """x (N, S, D) of shared rows -> (r * N, S, D), a copy for each of the r branches that the text has."""
-        copies = sum(k.shape[0] for k in self.keys) // x.shape[0]
-        return x if copies == 1 else x.repeat(copies, 1, 1)
+from .text_groups import TextGroups
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -71,8 +54,8 @@ class TransformerBlock(nn.Module):
             x: tokens (B, T * L, D), frame after frame, each frame row by row; L = height * width.
             modulation: (B, 6, D) or (1, 6, D) from adaLN-single.
             text: tokens (B, text tokens, context width), or what `attn2.keys_values` made of them, or groups of
-                such. Groups of r x B rows stand for r branches of the same x: what comes before the text is
-                computed once for all, and r x B rows come out.
+                rows (text_groups.py). Groups of r x B rows stand for r branches of the same x: what comes before the
+                text is computed once for all, and r x B rows come out.
             text_bias: (B, 1, 1, text tokens) or None where every token counts.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + modulation).chunk(
@@ -85,8 +68,7 @@ class TransformerBlock(nn.Module):
         if self.use_motion:
             x = self.attn_temporal(x, num_frames, height, width)
         if isinstance(text, TextGroups):
-            x = text.spread(x)
-            x = x + self.attn2.attend_groups(x, text.keys, text.values)
+            x = text.add_to(x, self.attn2)
             return torch.addcmul(x, gate2, self.ff(modulate(self.norm2(x), shift2, scale2)))
         # Within the block, so that a block whose weights are sharded, or whose activations are computed again,
         # needs nothing from outside.

@@ -1,8 +1,9 @@
 """What sampling needs of a prompt and a schedule, computed once for all steps.
 
 Equal in real numbers to giving text, mask and timesteps at each step; what falls away is work whose result is known:
-keys and values of padding (its weight in the attention is exp(-10000) = 0), the modulation of each timestep, and what
-guidance branches have in common before the text comes in. Shapes as in model.py; R rows of text, R = r * B.
+keys and values of padding (its weight in the attention is exp(-10000) = 0), linears that a short text makes
+needless (text_groups.py), the modulation of each timestep, and what guidance branches have in common before the text
+comes in. Shapes as in model.py; R rows of text, R = r * B.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .attention import mask_bias
-from .blocks import TextGroups
 from .inputs import check_text, size_conditions
+from .text_groups import TextGroups, group_text
 
 if TYPE_CHECKING:
     from .model import Transformer3DModel
@@ -66,9 +67,7 @@ def prepare(
         groups = [model.caption_projection(group) for group in groups]
     texts: list[BlockText] = []
     for block in model.blocks:
-        pairs = [block.attn2.keys_values(group) for group in groups]
-        keys, values = tuple(k for k, _ in pairs), tuple(v for _, v in pairs)
-        texts.append(TextGroups(keys, values) if bias is None else (keys[0], values[0]))
+        texts.append(group_text(block.attn2, groups) if bias is None else block.attn2.keys_values(groups[0]))
     return Prepared(tuple(texts), bias, rows, _conditioning(model, timesteps, conditions, text))
 
 

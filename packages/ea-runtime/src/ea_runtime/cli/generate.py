@@ -135,10 +135,10 @@ def generate(
 def _run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     from rich.markup import escape
 
-    from ea_runtime.allocator import return_freed_memory
+    from ea_runtime.allocator import tune_allocator
     from ea_runtime.spread import rank, share_out
 
-    return_freed_memory()
+    tune_allocator()
     shared: dict[str, float] = {}
     with console.status("loading torch"), _timed("imports", shared):
         from ea_runtime.pipeline import VideoPipeline

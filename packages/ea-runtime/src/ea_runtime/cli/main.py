@@ -42,7 +42,7 @@ class LazyGroup(TyperGroup):
             summary = host.records("commands")[cmd_name].record.summary
         else:
             return None
-        return TyperCommand(name=cmd_name, help=summary, callback=lambda: None)
+        return TyperCommand(name=cmd_name, short_help=summary, callback=lambda: None)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, rest = args[0], args[1:]
@@ -75,11 +75,30 @@ def _build(host: Host, name: str) -> Any:
         got = type(app).__name__
         raise UserError(f"{where} cannot be made: its build must return a typer.Typer, got {got}")
     app._add_completion = False  # `ea` itself has it
+    app.rich_markup_mode = None  # as `ea` itself, see below
     is_group = len(app.registered_commands) != 1 or app.registered_groups or app.registered_callback
-    return get_group(app) if is_group else get_command(app)
+    return _with_whole_summaries(get_group(app)) if is_group else get_command(app)
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+def _with_whole_summaries(group: Any) -> Any:
+    """The group; its help shows first sentences of commands whole, which without rich would be cut at a line's end."""
+    for command in group.commands.values():
+        if command.help and not command.short_help:
+            sentence, dot, _ = " ".join(command.help.split("\n\n")[0].split()).partition(". ")
+            command.short_help = sentence + dot.rstrip()
+        if hasattr(command, "commands"):
+            _with_whole_summaries(command)
+    return group
+
+
+# Help without rich: importing what draws its boxes would take as long as all the rest of `ea --help`.
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 
 def _version(value: bool) -> None:
@@ -140,7 +159,10 @@ def run(argv: list[str]) -> int:
         return _fail("stopped", 130)
     except _UsageError as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)  # pyright: ignore[reportAttributeAccessIssue]
-        return _fail(message, 2) if message else 2  # without a message it was help, printed already
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            typer.echo(message)
+            return 2
+        return _fail(message, 2)
     except (ValueError, OSError) as error:
         if debug:
             raise

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from ea_runtime.peak_memory import peak_rss
 
 _MEMORY = re.compile(r"Total Activation Memory:\s*([0-9]+)")
 _WEIGHTS = re.compile(r"Total Weights Memory:\s*([0-9]+)")
@@ -83,7 +84,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
         "activation_bytes": max(log.activation, default=None),
         "weights_bytes": max(log.weights, default=None),
         "seconds": round(time.perf_counter() - start, 2),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_rss(),
         "warnings": list(dict.fromkeys(log.warnings))[:20],
     }
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ea_runtime.peak_memory import peak_rss
 from ea_runtime.training.average import WeightAverage
 from ea_runtime.training.budget import ErrorBudget
 from ea_runtime.training.guard import Guard
@@ -217,5 +216,4 @@ def memory_mb() -> float:
     """The most memory that was in use so far: of the GPU where there is one, else of the process."""
     if torch.cuda.is_initialized():
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+    return round(peak_rss() / 1e6, 1)

@@ -1,0 +1,21 @@
+"""The most main memory that this process has held."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_rss() -> int:
+    """The peak of the resident set in bytes.
+
+    On Linux from /proc: getrusage counts there also what the parent held when it started this process (the counter
+    lives through exec), so a child of a large program would tell that program's size.
+    """
+    if found := _STATUS.exists() and re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE):
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
