@@ -20,6 +20,8 @@ import pytest
 from PIL import Image
 
 NUM_VIDEOS = 11
+#: a longer run has a file of results of its own
+FULL = "_full" if os.environ.get("EA_FULL") else ""
 SIZES = (100, 1000, 10_000, *((1_000_000,) if os.environ.get("EA_FULL") else ()))
 #: height and width of the videos whose stages are measured
 FRAMES = ((270, 480), *(((720, 1280),) if os.environ.get("EA_FULL") else ()))
@@ -113,12 +115,12 @@ def synthetic(folder: Path, count: int) -> dict[str, Any]:
 @pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_clips(tmp_path: Path, report: Any):
     figures = {count: synthetic(tmp_path / str(count), count) for count in SIZES}
-    report("data_ledger", {str(count): told for count, told in figures.items()})
+    report(f"data_ledger{FULL}", {str(count): told for count, told in figures.items()})
     for count, told in figures.items():
         assert told["clips"] >= count
         assert 0 < told["kept"] < told["clips"]
     # the database's caches fill up (32 and 16 MB), and then no more
-    assert figures[1000]["rss_mb"] - figures[100]["rss_mb"] < 20
+    assert figures[1000]["rss_mb"] - figures[100]["rss_mb"] < 48
     assert figures[SIZES[-1]]["rss_mb"] - figures[100]["rss_mb"] < 150
 
 
@@ -302,7 +304,7 @@ def test_processor_seconds_of_each_stage(tmp_path: Path, report: Any):
         pictures.mkdir(exist_ok=True)
         told = stages(raw.resolve(), tmp_path)
         figures[raw.name] = {**told, "a_picture": picture_stages(raw.resolve(), pictures.resolve())}
-    report("data_stages", figures)
+    report(f"data_stages{FULL}", figures)
     for told in figures.values():
         assert told["clips"] > NUM_VIDEOS
         assert all(seconds >= 0 for seconds in told["a_clip"].values())

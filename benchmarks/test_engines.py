@@ -62,12 +62,12 @@ def rows_of(engine: str, folder: Path, device: str, monkeypatch: pytest.MonkeyPa
 
     where = pipe.engine.describe()
     return [
-        compare(f"{where}: tiny, {WHAT[0]}", lambda: eager_step(x, torch.tensor(500.0, device=device)), step, 15),
+        compare(f"{where}: tiny, {WHAT[0]}", lambda: eager_step(x, torch.tensor(500.0, device=device)), step, 9),
         compare(
             f"{where}: tiny, {WHAT[1]}",
             lambda: vae.decode_video(plain.vae, z, smooth=False),
             lambda: pipe.vae.decode_video(z, smooth=False).to(device),
-            5,
+            3,
         ),
         compare(f"{where}: tiny, {WHAT[2]}", eager_video, video, 3),
     ]  # fmt: skip

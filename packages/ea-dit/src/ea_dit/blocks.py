@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .attention import Attention, FeedForward
 from .config import TransformerConfig
@@ -11,9 +12,13 @@ from .motion import MotionModule
 from .text_groups import TextGroups
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, S, D) scaled and shifted by (B, 1, D) each, in one pass."""
-    return torch.addcmul(shift, x, 1 + scale)
+def modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """norm(x) of x (B, S, D), scaled by 1 + scale and shifted by (B or 1, 1, D) each."""
+    is_shared = shift.shape[0] == 1 and norm.weight is None
+    if is_shared and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # Sampling: a scale and shift of all rows are the norm's own, in one pass.
+        return F.layer_norm(x, norm.normalized_shape, (1 + scale).flatten(), shift.flatten(), norm.eps)
+    return torch.addcmul(shift, norm(x), 1 + scale)
 
 
 class TransformerBlock(nn.Module):
@@ -62,21 +67,21 @@ class TransformerBlock(nn.Module):
             6, dim=1
         )  # (B, 1, D)
 
-        frames = modulate(self.norm1(x), shift1, scale1)
+        frames = modulated(self.norm1, x, shift1, scale1)
         frames = frames.unflatten(1, (num_frames, -1)).flatten(0, 1)  # (B * T, L, D)
         x = torch.addcmul(x, gate1, self.attn1(frames).view_as(x))
         if self.use_motion:
             x = self.attn_temporal(x, num_frames, height, width)
         if isinstance(text, TextGroups):
             x = text.add_to(x, self.attn2)
-            return torch.addcmul(x, gate2, self.ff(modulate(self.norm2(x), shift2, scale2)))
+            return torch.addcmul(x, gate2, self.ff(modulated(self.norm2, x, shift2, scale2)))
         # Within the block, so that a block whose weights are sharded, or whose activations are computed again,
         # needs nothing from outside.
         keys, values = self.attn2.keys_values(text) if isinstance(text, Tensor) else text
         x = x + self.attn2.attend(x, keys, values, text_bias)  # PixArt: no norm before cross-attention
-        return torch.addcmul(x, gate2, self.ff(modulate(self.norm2(x), shift2, scale2)))
+        return torch.addcmul(x, gate2, self.ff(modulated(self.norm2, x, shift2, scale2)))
 
     def modulated(self, x: Tensor, modulation: Tensor) -> Tensor:
         """What the first attention is told of x (B, S, D): x normalised, and modulated by the timestep."""
         shift, scale = (self.scale_shift_table + modulation).chunk(6, dim=1)[:2]
-        return modulate(self.norm1(x), shift, scale)
+        return modulated(self.norm1, x, shift, scale)

@@ -35,7 +35,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import mask_bias
-from .blocks import TransformerBlock, modulate
+from .blocks import TransformerBlock, modulated
 from .config import TransformerConfig
 from .embeddings import AdaLayerNormSingle, PatchEmbed, TextProjection
 from .inputs import batch_timestep, check_context, check_latents, check_rows, check_text, size_conditions
@@ -296,7 +296,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             )
 
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) each
-        x = self.proj_out(modulate(self.norm_out(out), shift, scale))  # (B, T * L, p * p * out_channels)
+        x = self.proj_out(modulated(self.norm_out, out, shift, scale))  # (B, T * L, p * p * out_channels)
         x = x if split is None else split.whole(x)
         sample = rearrange(
             x,
