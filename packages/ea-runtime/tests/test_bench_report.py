@@ -57,6 +57,10 @@ def test_a_page_and_a_plot(results: Path, tmp_path: Path):
         assert "old" not in text
         assert text.count("| decode | a chunk |") == 1
     root = ElementTree.parse(plot).getroot()
+    labels = [
+        text for text in root.iter("{http://www.w3.org/2000/svg}text") if text.get("text-anchor") == "end"
+    ]
+    assert all(float(label.get("x", 0)) > 6 * len(label.text or "") for label in labels)  # none is cut off
     bars = [float(bar.get("width", 0)) for bar in root.iter("{http://www.w3.org/2000/svg}rect")]
     assert bars[0] / bars[1] == pytest.approx(1.3 / 0.5, rel=1e-2)
 

@@ -116,7 +116,8 @@ def draw(results: dict[str, dict[str, Any]]) -> str:
     ]
     if not bars:
         raise UserError("the results hold no comparison to draw; run `uv run pytest benchmarks` in a clone")
-    left, right, high = 380, 320, 22
+    left = 20 + round(6.3 * max(len(label) for label, _ in bars))  # a letter is about 6.3 wide
+    right, high = 320, 22
     longest = max(1.5, *(ratio for _, ratio in bars))
     one = left + right / longest
     size = f'width="{left + right + 60}" height="{high * len(bars) + 40}"'
