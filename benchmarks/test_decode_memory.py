@@ -48,11 +48,8 @@ def peak_rss(num_frames: int, mode: str) -> float:
 def test_decoding_memory_is_flat(benchmark: Any, report: Any, mode: str) -> None:
     def measure() -> dict[int, float]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            longest_first = sorted(LENGTHS, reverse=True)
-            peaks = dict(
-                zip(longest_first, pool.map(lambda n: peak_rss(n, mode), longest_first), strict=True)
-            )
-        return {n: peaks[n] for n in LENGTHS}
+            found = {n: pool.submit(peak_rss, n, mode) for n in reversed(LENGTHS)}  # the longest first
+        return {n: found[n].result() for n in LENGTHS}
 
     peaks = benchmark.pedantic(measure, rounds=1)
     spread = max(peaks.values()) / min(peaks.values()) - 1
