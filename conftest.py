@@ -15,6 +15,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from ea_runtime import plugins
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered about the machine: nothing at the start, and nothing in the user's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _the_same_host_afterwards() -> Iterator[None]:
     """A test that runs a command, or makes a host with plugins of its own, leaves none of it to the next one."""

@@ -7,6 +7,7 @@ without, C latent channels, t latent frames, h w latent size, L text tokens, D t
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor
 
 from ea_runtime.errors import UserError
+from ea_runtime.machine.formats import PartFormats
 from ea_runtime.out_of_memory import free_memory, is_out_of_memory
 from ea_runtime.records import Record
 from ea_runtime.step_cache import StepCaching
+
+logger = logging.getLogger("ea")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,9 @@ class NoisePredictor:
         timesteps: Sequence[float] = (),
         step_cache: StepCaching | None = None,
         has_cuda_graphs: bool = False,
+        formats: PartFormats | None = None,
     ) -> None:
+        self.formats = formats or PartFormats(logger.warning)
         self.denoiser = denoiser
         self.embeds, self.mask = text
         self.conditions = conditions
@@ -123,9 +129,10 @@ class NoisePredictor:
         arguments: dict[str, Any] = {}
         if hasattr(self.denoiser, "prepare"):
             if rows not in self.prepared:
-                self.prepared[rows] = self.denoiser.prepare(
-                    self.embeds[start:stop], self.mask[start:stop], self.timesteps, conditions
-                )
+                with self.formats.watch(self.denoiser, "prepare", tuple(self.embeds.shape), rows):
+                    self.prepared[rows] = self.denoiser.prepare(
+                        self.embeds[start:stop], self.mask[start:stop], self.timesteps, conditions
+                    )
             arguments = {"prepared": self.prepared[rows], "timestep": float(timestep)}
         else:
             x = torch.cat([x] * ((stop - start) // x.shape[0]))  # (stop - start, C, t, h, w)
@@ -141,7 +148,8 @@ class NoisePredictor:
             arguments["step_cache"] = self.caches[rows]
         if self.has_cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # what the last pass gave may be overwritten
-        out = self.denoiser(x.to(self.dtype), **arguments).sample
+        with self.formats.watch(self.denoiser, tuple(x.shape), tuple(self.embeds.shape), rows):
+            out = self.denoiser(x.to(self.dtype), **arguments).sample
         # a learned variance, the second half of the channels, is for training; the samplers have their own
         return out[:, : self.channels].float()
 

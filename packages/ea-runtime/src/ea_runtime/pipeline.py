@@ -21,6 +21,7 @@ from ea_runtime.device import Timed, choose_device, choose_dtype
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.folder_layout import GenerationDefaults
 from ea_runtime.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
+from ea_runtime.machine.formats import PartFormats
 from ea_runtime.out_of_memory import explained
 from ea_runtime.pipeline_settings import MAX_PIXELS, Geometry
 from ea_runtime.prompts import TextInput, encode_text
@@ -97,6 +98,7 @@ class VideoPipeline:
         self.defaults = defaults or GenerationDefaults()
         self.model = model
         self.has_cuda_graphs = False
+        self._formats = PartFormats(logger.warning)
         for part in (vae, denoiser, text):
             if hasattr(part, "eval"):
                 part.eval()
@@ -290,6 +292,7 @@ class VideoPipeline:
             with (
                 Timed("text", timings, self.device),
                 explained("reading the prompt for", self.geometry, *shape),
+                self._formats.watch(getattr(self.text, "model", self.text)),
             ):
                 text, notes = encode_text(given, self.text, guidance > 1, step, self.device, self.dtype)
             for note in notes:
@@ -330,7 +333,10 @@ class VideoPipeline:
         scaled = (latents.float() / self.geometry.scale).to(**where)
         frames = iter_frames(self.vae, scaled, smooth=smooth, seed=seed, num_frames=count)
         while True:
-            with explained("decoding", self.geometry, count, height, width):
+            with (
+                explained("decoding", self.geometry, count, height, width),
+                self._formats.watch(self.vae),
+            ):
                 frame = next(frames, None)
             if frame is None:
                 return
@@ -396,6 +402,7 @@ class VideoPipeline:
                 [float(timestep) for timestep in scheduler.timesteps],
                 caching,
                 has_cuda_graphs=self.has_cuda_graphs,
+                formats=self._formats,
             )
 
             def count() -> None:

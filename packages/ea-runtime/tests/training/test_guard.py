@@ -173,11 +173,12 @@ def test_a_step_that_is_not_finite_is_skipped_at_once(part: str, value: float) -
         assert guard.suspect_since is None
 
 
-def test_weights_that_give_nothing_finite_any_more_are_given_up() -> None:
+def test_steps_that_are_not_finite_are_never_a_rise() -> None:
     guard = Guard(GuardOptions(skips=4))
-    for number in range(40, 43):
+    for number in range(40, 60):
         assert guard.check(number, math.nan, 1.0) == "skip"
-    assert guard.check(43, math.nan, 1.0) == "spike"
+        assert not guard.is_clean
+        assert not guard.is_rising
     assert guard.suspect_since == 35
 
 

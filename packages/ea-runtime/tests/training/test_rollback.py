@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ea_runtime.checkpoint import checkpoints
 from ea_runtime.errors import UserError
-from ea_runtime.training.loop import MAX_ROLLBACKS, MAX_SKIPPED_IN_A_ROW, Trainer
+from ea_runtime.training.loop import MAX_ROLLBACKS, Trainer
 
 Make = Callable[..., Trainer]
 
@@ -23,12 +23,13 @@ class Scripted:
 
     def __init__(self, spikes: list[int], suspect: Sequence[int] = (), *, again: bool = False) -> None:
         self.spikes, self.suspect, self.again = list(spikes), list(suspect), again
-        self.is_clean, self.suspect_since = True, None
+        self.is_clean, self.is_rising, self.suspect_since = True, False, None
         self.steps: list[int] = []
 
     def check(self, step: int, loss: float, grad_norm: float, *_: Any) -> str:
         self.steps.append(step)
         self.is_clean = step not in self.suspect
+        self.is_rising = not self.is_clean
         if step in self.spikes:
             if not self.again:
                 self.spikes.remove(step)
@@ -40,7 +41,7 @@ class Scripted:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.is_clean = True
+        self.is_clean, self.is_rising = True, False
 
 
 def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
@@ -152,12 +153,27 @@ def test_a_spike_of_the_data_is_found_by_the_real_guard(make_trainer: Make, tmp_
     assert [line["rollbacks"] for line in lines(tmp_path / "run")].count(0) in (30, 40)
 
 
-def test_steps_that_stay_infinite_end_the_run(make_trainer: Make, tmp_path: Path) -> None:
-    train = {"steps": 60, "save_every": 10, "guard": {"enabled": False}}
-    with pytest.raises(UserError, match=f"^{MAX_SKIPPED_IN_A_ROW} steps in a row .*; lower `train.lr`"):
-        make_trainer(train=train, toy={"nan": list(range(15, 60))}).run(resume=False)
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "remedy"), [("fp32", "lower `train.lr`"), ("bf16", "set `train.dtype` to fp32")]
+)
+def test_steps_that_stay_infinite_end_the_run(
+    dtype: str, remedy: str, enabled: bool, make_trainer: Make, tmp_path: Path
+) -> None:
+    train = {"steps": 60, "save_every": 10, "dtype": dtype, "guard": {"enabled": enabled}}
+    said: list[str] = []
+    trainer = make_trainer(train=train, toy={"nan": list(range(15, 60))}, say=said.append)
+    with pytest.raises(
+        UserError, match=f"^10 steps in a row .* 25: the loss is not finite in {dtype}; {remedy}"
+    ):
+        trainer.run(resume=False)
     run = tmp_path / "run"
-    assert len(lines(run)) == 15 + MAX_SKIPPED_IN_A_ROW - 1
+    assert trainer.rollbacks == 0
+    assert [line for line in said if "skipped" in line] == [
+        f"step 16 is skipped: the loss is not finite in {dtype}"
+    ]
+    assert not any("spiked" in line for line in said)
+    assert len(lines(run)) == 15 + 10
     newest = checkpoints(run)[-1][0]
     assert newest == 10  # what came after was in doubt
     assert all(value.isfinite().all() for value in weights(run, newest).values() if value.is_floating_point())

@@ -122,15 +122,45 @@ def _say(line: str, *, quiet: bool = False) -> None:
     Console(stderr=True, quiet=quiet).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _resolved(run: RunConfig, device: str, resume: bool, say: Any) -> RunConfig:
-    """The config with the type that it computes in, in place of "auto"."""
+#: Part of a run's products that `auto` lets a reduced format get wrong, and have computed in float32 instead.
+MAX_SHARE_WRONG = 1 / 3
+
+
+def _resolved(
+    recipe_class: Any,
+    options: Any,
+    run: RunConfig,
+    device: str,
+    resume: bool,
+    say: Any,
+    *,
+    check: bool = True,
+) -> RunConfig:
+    """The config with the type that it computes in, in place of "auto".
+
+    check: a new run with "auto" goes through its largest step on shapes; if a reduced format is wrong for too much of
+    it, the run takes float32.
+    """
+    import torch
+
+    from ea_runtime.machine.canary import Canary, canary_file
     from ea_runtime.training.precision import resolve_dtype
-    from ea_runtime.training.processes import from_first
+    from ea_runtime.training.processes import from_first, world
+    from ea_runtime.training.rehearsal import share_wrong
     from ea_runtime.training.run_folder import recorded_dtype
 
     recorded = recorded_dtype(Path(run.run.out)) if resume else None
-    # machines may differ; the processes of a run may not
-    dtype = from_first(resolve_dtype(run.train.dtype, device, recorded, say))
+    dtype = resolve_dtype(run.train.dtype, device, recorded, say)
+    if check and run.train.dtype == "auto" and recorded is None and dtype != "fp32" and world()[0] == 0:
+        share = share_wrong(
+            recipe_class, options, run.train, device, dtype, say, Canary(torch.device(device), canary_file())
+        )
+        if share > MAX_SHARE_WRONG:
+            say(
+                f"`train.dtype` auto: fp32 after all, {dtype} is wrong here for {share:.0%} of the arithmetic"
+            )
+            dtype = "fp32"
+    dtype = from_first(dtype)  # machines may differ; the processes of a run may not
     return run.model_copy(update={"train": run.train.model_copy(update={"dtype": dtype})})
 
 
@@ -141,7 +171,7 @@ def _show_plan(recipe_class: Any, options: Any, run: RunConfig, resume: bool) ->
     from ea_runtime.training.dry_run import make_plan, show_plan
 
     device = str(choose_device(run.train.device))
-    run = _resolved(run, device, resume, _say)
+    run = _resolved(recipe_class, options, run, device, resume, _say, check=False)
     plan = make_plan(recipe_class, options, run.train, run.run.recipe, Path(run.run.out), device)
     console = Console()
     show_plan(plan, console if console.is_terminal else Console(width=160))  # a file has no edge to wrap at
@@ -158,7 +188,7 @@ def _cache(recipe_class: Any, options: Any, run: RunConfig) -> None:
         return
     device = str(choose_device(run.train.device))
     # a run that is there goes on with its own type, and what is coded for it is coded in that
-    dtype = _resolved(run, device, True, _say).train.dtype
+    dtype = _resolved(recipe_class, options, run, device, True, _say).train.dtype
     context = Context(
         seed=run.train.seed, device=device, out=Path(run.run.out), say=_say, dtype=dtype,
     )  # fmt: skip
@@ -184,7 +214,7 @@ def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], re
             _say(line, quiet=rank > 0)
 
         device = local_device(device)
-        run = _resolved(run, device, resume, say)
+        run = _resolved(recipe_class, options, run, device, resume, say)
         as_run = {
             "run": run.run.model_dump(),
             "train": run.train.model_dump(mode="json"),

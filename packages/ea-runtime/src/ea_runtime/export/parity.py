@@ -7,6 +7,7 @@ size, exported in the same way. Canaries are small networks that would show faul
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from ea_runtime.export.parts import Graph, Input
 from ea_runtime.export.trace import FakeNetwork, Traced, initializer_names, make_fake, trace
 from ea_runtime.export.weights_file import plan_places, refer, write_weights
+from ea_runtime.machine.formats import PartFormats
+
+logger = logging.getLogger("ea")
 
 #: multiply-adds that a parity check may take
 MAX_MACS = 4 << 38
@@ -87,7 +91,10 @@ def torch_outputs(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, Tenso
 
     handles = [graph.module.get_submodule(name).register_forward_hook(keep(name)) for name in graph.blocks]
     try:
-        with torch.no_grad():
+        with (
+            torch.no_grad(),
+            PartFormats(logger.warning).watch(graph.module),
+        ):  # what is compared with must be right
             out = graph.module(*inputs.values())
     finally:
         for handle in handles:

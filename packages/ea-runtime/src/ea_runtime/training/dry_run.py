@@ -102,7 +102,7 @@ def _add_run(plan: Plan, train: TrainOptions, name: str, out: Path, device: str)
     plan.add("Run", "steps", f"{train.steps:,}")
     batch = f"{train.batch_size} samples"
     if train.processes > 1 or train.accumulate > 1:
-        micro = _micro(train, train.batch_size)
+        micro = micro_batch(train, train.batch_size)
         batch += f" = {train.processes} processes x {train.accumulate} micro-batches of {micro}"
     plan.add("Run", "global batch", batch)
     plan.add(
@@ -184,7 +184,7 @@ def _add_memory(
     for number, phase in enumerate(order.phases):
         label = "activations" if len(order.phases) == 1 else f"activations, phase {number + 1}"
         batches = order.orders[number]
-        micro = _micro(train, phase.batch_size or train.batch_size)
+        micro = micro_batch(train, phase.batch_size or train.batch_size)
         step = _end(order, number, train) - 1
         activations[label] = activation_bytes(recipe, phase, batches, step, micro)
         if isinstance(activations[label], str) and isinstance(own, Mapping):
@@ -226,22 +226,26 @@ def resident_bytes(recipe: Recipe, turns: list[TurnOptimizer], train: TrainOptio
     return {name: size if name == "frozen helpers" else -(-size // shards) for name, size in parts.items()}
 
 
+def largest_batch(phase: Phase, count: int) -> tuple[Hashable, list[int]]:
+    """The largest bucket of a phase, and up to `count` samples of it."""
+    largest = max({key for key in phase.buckets if key is not None}, key=_weight)
+    return largest, [index for index, key in enumerate(phase.buckets) if key == largest][:count]
+
+
 def activation_bytes(recipe: Recipe, phase: Phase, order: BatchOrder, step: int, count: int) -> int | str:
     """What autograd keeps of one micro-batch of `count` samples of the phase's largest bucket, each storage once.
 
     The largest of the turns counts. A string says why it cannot be told: that is for people.
     """
-    keys = {key for key in phase.buckets if key is not None}
-    largest = max(keys, key=_weight)
-    members = [index for index, key in enumerate(phase.buckets) if key == largest][:count]
+    largest, members = largest_batch(phase, count)
     sizes = []
     try:
-        with _NoValues():
+        with NoValues():
             batch = recipe.fetch(members, 0, step)
         if not len(batch):
             return f"not counted: none of {len(members)} files of bucket {bucket_name(largest)} can be used"
         for turn in recipe.turns():
-            with torch.random.fork_rng(devices=[]), _NoValues(), _Kept() as kept:
+            with torch.random.fork_rng(devices=[]), NoValues(), _Kept() as kept:
                 loss = recipe.loss(batch, torch.Generator().manual_seed(0), step, turn)
             known = {t.untyped_storage()._cdata for m in recipe.modules().values() for t in m.parameters()}
             sizes.append(kept.bytes_without(known) if loss.total.requires_grad else 0)
@@ -276,7 +280,7 @@ class _Kept:
         return sum(t.untyped_storage().nbytes() for number, t in self._tensors.items() if number not in known)
 
 
-class _NoValues(TorchDispatchMode):
+class NoValues(TorchDispatchMode):
     """Lets a loss mix tensors with and without values, and read values that are not there: it reads ones."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -302,7 +306,7 @@ def _end(order: PhaseOrder, number: int, train: TrainOptions) -> int:
     return max(order.phases[number].start + 1, min(later[0] if later else train.steps, train.steps))
 
 
-def _micro(train: TrainOptions, batch_size: int) -> int:
+def micro_batch(train: TrainOptions, batch_size: int) -> int:
     """Samples that a process computes at a time."""
     return math.ceil(math.ceil(batch_size / train.processes) / train.accumulate)
 

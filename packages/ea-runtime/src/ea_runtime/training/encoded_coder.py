@@ -5,6 +5,7 @@ Shapes: frames uint8 (B, T, H, W, 3); moments (B, 2 C, t, h, w), mean and log-va
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ea_runtime.machine.formats import PartFormats
 from ea_runtime.out_of_memory import free_memory
 from ea_runtime.training.dataset import to_float
+
+logger = logging.getLogger("ea")
 
 #: Frames x height x width that go through the VAE together: on a CPU, as much as its caches bear (twice as fast as
 #: four times as much); on other devices, enough to fill them.
@@ -32,9 +36,10 @@ class Coder:
     def __init__(self, parts: str, device: str, dtype: torch.dtype, chunk: int) -> None:
         self.parts, self.device, self.dtype, self.chunk = parts, device, dtype, chunk
         self._loaded: dict[str, Any] = {}
+        self._formats = PartFormats(logger.warning)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": {}}
+        return {**self.__dict__, "_loaded": {}, "_formats": PartFormats(logger.warning)}
 
     @torch.no_grad()
     def moments(self, frames: Tensor) -> Tensor:
@@ -45,10 +50,11 @@ class Coder:
         chunks = rearrange(frames, "b (k t) h w c -> (b k) t h w c", t=chunk)
         most = CPU_PIXELS if torch.device(self.device).type == "cpu" else PIXELS
         size = max(1, most // (chunk * h * w))
-        parts = [
-            vae.encode(to_float(part, self.device).to(self.dtype)).latent_dist.parameters
-            for part in chunks.split(size)
-        ]
+        with self._formats.watch(vae):
+            parts = [
+                vae.encode(to_float(part, self.device).to(self.dtype)).latent_dist.parameters
+                for part in chunks.split(size)
+            ]
         return rearrange(torch.cat(parts), "(b k) c t h w -> b c (k t) h w", b=b)
 
     @torch.no_grad()
@@ -57,7 +63,8 @@ class Coder:
         text = self._part("text")
         found: list[Tensor] = []
         for start in range(0, len(captions), CAPTIONS):
-            encoded = text.encode(list(captions[start : start + CAPTIONS]))
+            with self._formats.watch(getattr(text, "model", text)):
+                encoded = text.encode(list(captions[start : start + CAPTIONS]))
             found += [embeds[mask.bool()] for embeds, mask in zip(encoded.embeds, encoded.mask, strict=True)]
         return found
 

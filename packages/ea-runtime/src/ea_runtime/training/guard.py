@@ -65,7 +65,7 @@ class GuardOptions(BaseModel):
         default=5.0, gt=0, description="the same in standard deviations of a step; the larger one counts"
     )
     skips: int = Field(
-        default=10, gt=0, description="steps in a row that are not finite, after which the run rolls back"
+        default=10, gt=0, description="steps in a row that are not finite, after which the run ends"
     )
 
 
@@ -86,6 +86,11 @@ class Guard:
     def is_clean(self) -> bool:
         """Whether the present state may be saved as good: nothing is suspected."""
         return self._skips == 0 and self._sum < 1 / 3
+
+    @property
+    def is_rising(self) -> bool:
+        """Whether the loss is suspected of a lasting rise. A step that was skipped changed nothing and is none."""
+        return self._sum >= 1 / 3
 
     @property
     def suspect_since(self) -> int | None:
@@ -114,7 +119,10 @@ class Guard:
         """
         values = list(samples) if samples is not None else [loss]
         if not all(map(math.isfinite, (loss, grad_norm, *values))):
-            return self._count_skip(step)
+            self._skips += 1
+            if self._since is None:
+                self._since = step
+            return "skip"
         if self._skips:
             self._skips = 0
             if self._sum == 0.0:
@@ -162,12 +170,6 @@ class Guard:
         for place in self._bins:
             self._update_median(place)
         self._sum, self._skips, self._since = float(state["sum"]), state["skips"], state["since"]
-
-    def _count_skip(self, step: int) -> Literal["skip", "spike"]:
-        self._skips += 1
-        if self._since is None:
-            self._since = step
-        return "spike" if self.options.enabled and self._skips % self.options.skips == 0 else "skip"
 
     def _row(self, values: list[float], timesteps: Sequence[int] | None) -> Row:
         """The step's mean log loss by bin. A loss of 0 or less has no logarithm and says nothing here."""

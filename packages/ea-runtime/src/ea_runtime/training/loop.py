@@ -23,6 +23,8 @@ from ea_runtime.checkpoint import (
     require_space,
 )
 from ea_runtime.errors import UserError, writing
+from ea_runtime.machine.canary import Canary, canary_file
+from ea_runtime.machine.formats import Formats
 from ea_runtime.training.average import WeightAverage
 from ea_runtime.training.budget import ErrorBudget
 from ea_runtime.training.guard import Guard
@@ -30,6 +32,7 @@ from ea_runtime.training.optimizers import TurnOptimizer, check_groups
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.order import PhaseOrder
 from ea_runtime.training.parallel import choose_parallel
+from ea_runtime.training.precision import DTYPES
 from ea_runtime.training.processes import from_first, wait_for_all
 from ea_runtime.training.progress import TrainingProgress
 from ea_runtime.training.recipe import Recipe
@@ -38,8 +41,6 @@ from ea_runtime.training.state import load_state, save_state
 from ea_runtime.training.step import Stepper, seed_global, seed_of
 from ea_runtime.training.workers import Fetcher, Job
 
-#: Steps in a row that are skipped, for a loss or gradient that is not finite, before the run ends.
-MAX_SKIPPED_IN_A_ROW = 20
 #: Times that a run goes back to a good checkpoint after a spike.
 MAX_ROLLBACKS = 3
 
@@ -81,13 +82,18 @@ class Trainer:
         self.guard = Guard(options.guard)
         quarantine = out / "quarantine.jsonl" if self.rank == 0 else None
         self.budget = ErrorBudget(options.bad_share, quarantine, self.order.num_samples, say)
-        self.stepper = Stepper(recipe, options, self.parallel, self.turns, self.averages, self.order)
+        device = self.turns[0].parameters[0].device
+        self.formats = Formats(device, DTYPES[options.dtype], say, Canary(device, canary_file()))
+        self.stepper = Stepper(
+            recipe, options, self.parallel, self.turns, self.averages, self.order, self.formats
+        )
         self.step = 0
         self.skipped = 0  # in a row, up to now
         self.rollbacks = 0
         self.saved_step: int | None = None
         self._save_is_due = False
         self._stop = False
+        self._given_up = ""  # why the run ends, after too many steps that were not finite
 
     def group_lines(self) -> list[str]:
         """One line a parameter group: name, optimiser, size, peak rate."""
@@ -130,18 +136,23 @@ class Trainer:
                     log.line(line)
                     if board is not None:
                         board.line(line)
-                if verdict == "spike" or (self.step == options.steps and not self.guard.is_clean):
+                is_last = self.step == options.steps
+                if self._given_up:
+                    raise UserError(self._given_up)
+                if verdict == "spike" or (is_last and self.guard.is_rising):
                     log.close()
                     self._roll_back()
                     fetcher.restart()
                     log = stack.enter_context(self.folder.open_log())
                     continue
+                progress.take(line)
                 if self.step % options.log_every == 0:
                     progress.show(line)
                 if options.sample_every and self.step % options.sample_every == 0:
                     self._sample(board)
-                self._save_is_due |= stop or self.step % options.save_every == 0 or self.step == options.steps
-                if self._save_is_due and self.guard.is_clean:  # a suspect state is never saved as good
+                self._save_is_due |= stop or self.step % options.save_every == 0 or is_last
+                # a suspect state is never saved as good; at the end a skipped step leaves the last good one
+                if self._save_is_due and (self.guard.is_clean or is_last):
                     if self.rank == 0:  # the log on disk is never behind a checkpoint
                         with self._writing():
                             log.sync()
@@ -151,20 +162,32 @@ class Trainer:
 
     def _one_step(self, fetcher: Fetcher) -> tuple[str, dict[str, Any], bool]:
         """One step: what the guard says, the line for the log, and whether any process was asked to stop."""
+        limit = self.options.guard.skips
+        # the first of a row, and the last one that is borne
+        explain = self.skipped in (0, limit - 1)
         result = self.stepper.one_step(
-            self.step, self.rollbacks, fetcher, self.guard, self.budget, stop=self._stop
+            self.step, self.rollbacks, fetcher, self.guard, self.budget, stop=self._stop, explain=explain
         )
-        self.skipped = 0 if result.verdict == "ok" else self.skipped + 1
-        if self.skipped >= MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"{self.skipped} steps in a row had a loss or gradient that is not finite; "
-                "lower `train.lr`, or look at the data of the last lines of log.jsonl"
-            )
+        self.skipped = self.skipped + 1 if result.verdict == "skip" else 0
         self.step += 1
+        if result.why:
+            said = f"{result.why} is not finite in {self.options.dtype}"
+            if self.skipped >= limit:
+                steps = f"{limit} steps in a row were skipped, the last one is {self.step}"
+                self._given_up = f"{steps}: {said}; {self._remedy()}"
+            else:
+                self.say(f"step {self.step} is skipped: {said}")
         line = {
             "step": self.step, **result.line, "skipped": result.verdict == "skip", "rollbacks": self.rollbacks
         }  # fmt: skip
         return result.verdict, line, result.stop
+
+    def _remedy(self) -> str:
+        """What to set where gradients stay infinite."""
+        data = "look at the data of the last lines of log.jsonl"
+        if self.options.dtype == "fp32":
+            return f"lower `train.lr`, or {data}"
+        return f"set `train.dtype` to fp32 in a new run; if that does not help, lower `train.lr` or {data}"
 
     def _jobs_of(self, step: int) -> list[Job]:
         """What this process fetches for a step: its share of the batch, in `accumulate` parts."""
@@ -272,6 +295,7 @@ class Trainer:
                 self._swap_averages_in(stack)
                 seed_global(self.options.seed)
                 stack.enter_context(torch.no_grad())
+                stack.enter_context(self.formats.watch())
                 sheet = self.parallel.run(lambda: self.recipe.sample_sheet(self.step))
             if sheet is not None and self.rank == 0:
                 from ea_runtime.training.sheets import write_sheet

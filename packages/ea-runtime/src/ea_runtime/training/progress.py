@@ -41,8 +41,17 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
+    def take(self, line: dict[str, Any]) -> None:
+        """Counts a line of log.jsonl: every step's. A skipped step leaves the running loss as it was."""
+        loss, seconds = line["loss"], max(line["seconds"], 1e-9)
+        if loss is not None and math.isfinite(loss):
+            self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        self.speed = _running(self.speed, line["samples"] / seconds)
+        self.step_seconds = _running(self.step_seconds, seconds)
+        self.skipped += bool(line.get("skipped"))
+
     def show(self, line: dict[str, Any]) -> None:
-        """Takes a line of log.jsonl in. A skipped step leaves the running loss as it was.
+        """Shows the running figures with a line of log.jsonl that was taken.
 
         Read: step, loss (None or NaN where it was not finite), lr, samples, seconds; and where they are there
         skipped, rollbacks, bad (counts so far), memory (MB), wait (seconds of the step that waited for data).
@@ -55,20 +64,15 @@ class TrainingProgress:
             self.console.print(f"step {line['step']}/{self.steps}  {text}", highlight=False, soft_wrap=True)
 
     def _text(self, line: dict[str, Any]) -> str:
-        loss, seconds = line["loss"], max(line["seconds"], 1e-9)
-        if loss is not None and math.isfinite(loss):
-            self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
-        self.speed = _running(self.speed, line["samples"] / seconds)
-        self.step_seconds = _running(self.step_seconds, seconds)
-        self.skipped += bool(line.get("skipped"))
+        seconds = max(line["seconds"], 1e-9)
         parts = [
             f"loss {self.loss:.4f}" if self.loss is not None else "loss -",
             f"lr {line['lr']:.2e}",
-            f"{self.speed:.1f} samples/s",
+            f"{self.speed or 0:.1f} samples/s",
         ]
         if line.get("memory"):
             parts.append(f"{line['memory'] / 1000:.2f} GB")
-        parts.append(f"{_duration((self.steps - line['step']) * self.step_seconds)} left")
+        parts.append(f"{_duration((self.steps - line['step']) * (self.step_seconds or 0.0))} left")
         if line.get("wait", 0.0) > 0.2 * seconds:
             parts.append(f"{line['wait'] / seconds:.0%} waiting for data")
         counts = (

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ea_runtime.machine.formats import Formats
 from ea_runtime.peak_memory import peak_rss
 from ea_runtime.training.average import WeightAverage
 from ea_runtime.training.budget import ErrorBudget
 from ea_runtime.training.guard import Guard
+from ea_runtime.training.not_finite import find_first
 from ea_runtime.training.optimizers import TurnOptimizer, all_turns_train, only_turn_trains, rate
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.order import PhaseOrder
@@ -27,11 +29,15 @@ from ea_runtime.training.workers import Fetcher
 
 @dataclass(slots=True)
 class StepResult:
-    """verdict: "ok", "skip" or "spike". line: for the log. stop: whether any process was asked to stop."""
+    """verdict: "ok", "skip" or "spike". line: for the log. stop: whether any process was asked to stop.
+
+    why: what was not finite first, of a step that was skipped and explained.
+    """
 
     verdict: str
     line: dict[str, Any]
     stop: bool
+    why: str = ""
 
 
 @dataclass(slots=True)
@@ -57,8 +63,10 @@ class Stepper:
         turns: Sequence[TurnOptimizer],
         averages: dict[str, WeightAverage],
         order: PhaseOrder,
+        formats: Formats,
     ) -> None:
         self.recipe = recipe
+        self.formats = formats
         self.options = options
         self.parallel = parallel
         self.turns = list(turns)
@@ -66,9 +74,20 @@ class Stepper:
         self.order = order
 
     def one_step(
-        self, step: int, rollbacks: int, fetcher: Fetcher, guard: Guard, budget: ErrorBudget, *, stop: bool
+        self,
+        step: int,
+        rollbacks: int,
+        fetcher: Fetcher,
+        guard: Guard,
+        budget: ErrorBudget,
+        *,
+        stop: bool,
+        explain: bool = False,
     ) -> StepResult:
-        """step: counted from 0. Raises UserError past the budget of unusable samples."""
+        """step: counted from 0. explain: a step that is skipped is done again to find out why.
+
+        Raises UserError past the budget of unusable samples.
+        """
         started = time.perf_counter()
         draw = self.order.draw(step)
         parts = fetcher.batches(step)
@@ -79,19 +98,22 @@ class Stepper:
         bad = [entry for _, entries, _ in facts for entry in entries]
         budget.count(used, bad)
         line: dict[str, Any] = {"loss": math.nan}
-        verdict = "ok"
+        verdict, why = "ok", ""
         if used:
             batches = [part for part in parts if len(part)]
             batches = self.parallel.pad(batches, [len(counts) for counts, _, _ in facts])
             weights = [size / used for size in sizes] + [0.0] * (len(batches) - len(sizes))
             weighted = list(zip(batches, weights, strict=True))
-            verdict = self._turns(weighted, step, rollbacks, guard, f"{draw.phase}:{draw.bucket}", line)
+            group = f"{draw.phase}:{draw.bucket}"
+            verdict, turn = self._turns(weighted, step, rollbacks, guard, group, line)
+            if verdict == "skip" and explain:
+                why = self._explain(turn, weighted, step, rollbacks)
             self.parallel.share_buffers()
         line |= {
             "lr": self.options.lr * rate(self.options, step), "samples": len(draw.indices), "used": used,
             "bad": len(bad), "seconds": time.perf_counter() - started, "wait": wait, "memory": memory_mb(),
         }  # fmt: skip
-        return StepResult(verdict, line, any(asked for _, _, asked in facts))
+        return StepResult(verdict, line, any(asked for _, _, asked in facts), why)
 
     def _turns(
         self,
@@ -101,9 +123,12 @@ class Stepper:
         guard: Guard,
         group: str,
         line: dict[str, Any],
-    ) -> str:
-        """Every turn in order, until one is not "ok"; fills the line. batches: with their parts of the whole."""
-        verdict, is_updated = "ok", False
+    ) -> tuple[str, int]:
+        """Every turn in order, until one is not "ok": the verdict and that turn's number; fills the line.
+
+        batches: with their parts of the whole.
+        """
+        verdict, number, is_updated = "ok", 0, False
         try:
             for number, turn in enumerate(self.turns):
                 only_turn_trains(self.turns, turn)
@@ -134,7 +159,24 @@ class Stepper:
         if is_updated:
             for average in self.averages.values():
                 average.update()
-        return verdict
+        return verdict, number
+
+    def _explain(self, number: int, batches: list[tuple[Batch, float]], step: int, rollbacks: int) -> str:
+        """What was not finite first in a turn that was skipped: by doing it once more. Done by all processes."""
+        turn = self.turns[number]
+        only_turn_trains(self.turns, turn)
+        seed = seed_of(self.options.seed, step, rollbacks, number)
+        modules = self.recipe.modules()
+        buffers = [(buffer, buffer.clone()) for module in modules.values() for buffer in module.buffers()]
+        try:
+            found = gather(find_first(modules, lambda: self._gradients(turn, batches, step, seed).loss))
+        finally:
+            turn.end()
+            turn.zero_grad()
+            all_turns_train(self.turns)
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return next((what for what in found if what is not None), "the loss")
 
     def _gradients(
         self, turn: TurnOptimizer, batches: list[tuple[Batch, float]], step: int, seed: int
@@ -146,12 +188,13 @@ class Stepper:
             # dropout is drawn a process and part; what a recipe draws, a sample (see draws.py)
             seed_global(seed_of(seed, self.parallel.rank, place))
             generator = torch.Generator().manual_seed(seed)
-            loss: Loss = self.parallel.run(
-                lambda b=batch, g=generator: self.recipe.loss(b, g, step, turn.turn)
-            )
-            if loss.total.requires_grad:
-                total = turn.scaler.scale(loss.total * weight)
-                self.parallel.backward(total, turn.turn, is_last=place == len(batches) - 1)
+            with self.formats.watch():
+                loss: Loss = self.parallel.run(
+                    lambda b=batch, g=generator: self.recipe.loss(b, g, step, turn.turn)
+                )
+                if loss.total.requires_grad:
+                    total = turn.scaler.scale(loss.total * weight)
+                    self.parallel.backward(total, turn.turn, is_last=place == len(batches) - 1)
             share.take(loss, weight)
         result = merge(gather(share))
         if result.is_trained:

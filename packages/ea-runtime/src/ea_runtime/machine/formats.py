@@ -1,0 +1,279 @@
+"""Watch over a run that computes in a reduced number format: each operation is tried before it is first computed.
+
+What the canary finds wrong is computed in float32 from then on, its gradient alone where only that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
+from torch.utils.module_tracker import ModuleTracker
+
+from ea_runtime.errors import UserError
+from ea_runtime.machine.canary import (
+    REDUCED,
+    Canary,
+    Trial,
+    Verdict,
+    attention,
+    canary_file,
+    dtype_name,
+    spec_of,
+    to_float32,
+)
+
+_aten = torch.ops.aten
+#: What autocast computes in its reduced format.
+_PRODUCTS = {
+    _aten.convolution.default, _aten.convolution_backward.default, _aten.mm.default, _aten.addmm.default,
+    _aten.bmm.default, _aten.baddbmm.default,
+}  # fmt: skip
+#: What is tried. Everything else works value by value and has one kernel for all shapes.
+_CHECKED = _PRODUCTS | {
+    _aten.native_layer_norm.default, _aten.native_layer_norm_backward.default, _aten.native_group_norm.default,
+    _aten.native_group_norm_backward.default, _aten._softmax.default, _aten._softmax_backward_data.default,
+}  # fmt: skip
+_NAMES_SHOWN = 6
+
+
+class Formats:
+    """What a run in a reduced format has found out about its operations.
+
+    device, dtype: what it computes on and in. say: hears once what is computed in float32 instead.
+    assume: the format that float32 products count as: what autocast would make of them, on tensors without values.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        say: Callable[[str], None],
+        canary: Canary | None,
+        assume: torch.dtype | None = None,
+    ) -> None:
+        self.device, self.dtype, self.say, self.canary, self.assume = device, dtype, say, canary, assume
+        self.flops = 0.0
+        self.wrong_flops = 0.0
+        self._told: set[str] = set()
+        self._untried: set[str] = set()
+        self._found: dict[str, list[str]] = {}
+        self._sound: set[Hashable] = set()
+
+    def watch(self, key: Hashable = None) -> AbstractContextManager[Any]:
+        """Within the block operations in a reduced format are tried before they are first computed.
+
+        key: of what is computed, if its operations and their shapes are always the same: once all were found sound,
+        a block of that key is no longer watched.
+        """
+        if self.canary is None or self.dtype not in REDUCED or (key is not None and key in self._sound):
+            return nullcontext()
+        return _Watch(self, key)
+
+    @property
+    def share_wrong(self) -> float:
+        """The part of the products' arithmetic seen so far that would have to be done in float32."""
+        return self.wrong_flops / self.flops if self.flops else 0.0
+
+    def note(self, trial: Trial, verdict: Verdict, place: str) -> None:
+        """Keeps what was found of an operation of the module `place`."""
+        if verdict.reason:
+            if trial.key not in self._untried:
+                self._untried.add(trial.key)
+                self.say(
+                    f"{trial.name} of {trial.shapes} could not be checked in {self._format}: {verdict.reason}"
+                )
+            return
+        for index in verdict.wrong:
+            what = f"{trial.outputs[index]} of {place or trial.name}"
+            if what not in self._told:
+                self._told.add(what)
+                self._found.setdefault(what, []).append(trial.shapes)
+
+    def report(self, key: Hashable, is_sound: bool) -> None:
+        """Says what is new, in one line, and keeps the canary's findings on disk."""
+        if key is not None and is_sound:
+            self._sound.add(key)
+        if self.canary is not None:
+            self.canary.save()
+        found, self._found = self._found, {}
+        if found:
+            names = list(found)
+            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+            self.say(
+                f"{self._format} is wrong here for {', '.join(names[:_NAMES_SHOWN])}{more}; computed in fp32 instead "
+                "(`ea doctor` shows more)"
+            )
+
+    @property
+    def _format(self) -> str:
+        return f"{dtype_name(self.dtype)} on {self.device.type}"
+
+
+class PartFormats:
+    """The same for networks that are used as they are: each on the device and in the format of its own weights."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self._formats: dict[tuple[torch.device, torch.dtype], Formats] = {}
+
+    def watch(self, network: Any, *key: Hashable) -> AbstractContextManager[Any]:
+        """As `Formats.watch`; without a key it is always watched.
+
+        network: anything; what has no weights of torch's, or has compiled blocks, is not watched.
+        """
+        weight = next(iter(network.parameters()), None) if isinstance(network, torch.nn.Module) else None
+        if weight is None or weight.dtype not in REDUCED:
+            return nullcontext()
+        modules = list(network.modules())
+        if any(module._compiled_call_impl is not None for module in modules):
+            return nullcontext()
+        where = weight.device, weight.dtype
+        if where not in self._formats:
+            self._formats[where] = Formats(*where, self.say, Canary(weight.device, canary_file()))
+        whole = (type(network).__name__, len(modules), *key)  # adapters add modules
+        return self._formats[where].watch(whole if key else None)
+
+
+class _Watch(TorchDispatchMode):
+    """Looks at every operation on its way to its kernel."""
+
+    def __init__(self, formats: Formats, key: Hashable) -> None:
+        super().__init__()
+        self.formats, self.key = formats, key
+        self.is_sound = True
+        assert formats.canary is not None
+        self.canary = formats.canary
+        self.tracker = ModuleTracker()
+        self.attention_in_float32: set[Any] = set()
+
+    def __enter__(self) -> Any:
+        self.tracker.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.tracker.__exit__(*error)
+        self.formats.report(self.key, self.is_sound and error[0] is None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _CHECKED:
+            trial = self._trial(func, args, kwargs)
+            return func(*args, **kwargs) if trial is None else self._checked(trial, func, args, kwargs)
+        if "_scaled_dot_product_" in func._schema.name:
+            return self._attention(func, args, kwargs)
+        if torch.is_inference_mode_enabled():  # there operations arrive whole that consist of others
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        return func(*args, **kwargs)
+
+    def _trial(self, func: Any, args: Any, kwargs: Any) -> Trial | None:
+        """The operation, if it computes in a reduced format."""
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        if any(tensor.dtype in REDUCED for tensor in tensors):
+            return Trial(func, spec_of(args), tuple((k, spec_of(v)) for k, v in kwargs.items()))
+        assume = self.formats.assume if func in _PRODUCTS else None
+        if assume is None or any(tensor.dtype != torch.float32 for tensor in tensors):
+            return None
+        return Trial(func, spec_of(args, assume), tuple((k, spec_of(v, assume)) for k, v in kwargs.items()))
+
+    def _checked(self, trial: Trial, func: Any, args: Any, kwargs: Any) -> Any:
+        verdict = self._verdict(trial)
+        if not verdict.wrong or self.formats.assume is not None:
+            out = func(*args, **kwargs)
+        elif func is _aten.convolution_backward.default:
+            out = _some_in_float32(func, args, verdict.wrong)
+        else:
+            out = _in_float32(func, args, kwargs)
+        if self.formats.assume is not None:
+            self._count(trial, func, args, kwargs, out, len(verdict.wrong))
+        return out
+
+    def _verdict(self, trial: Trial) -> Verdict:
+        verdict = self.canary.verdict(trial)
+        if verdict.wrong or verdict.reason:
+            self.is_sound = False
+            self.formats.note(trial, verdict, self._place())
+        return verdict
+
+    def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
+        is_backward = func._schema.name.endswith("_backward")
+        query, key, value = args[1:4] if is_backward else args[:3]
+        if query.dtype not in REDUCED:
+            return func(*args, **kwargs)
+        shapes = spec_of((query, key, value))
+        if not is_backward:
+            named = _named(func, args, kwargs)
+            rest = (spec_of(named.get("attn_mask", named.get("attn_bias"))), bool(named.get("is_causal", False)),
+                    named.get("scale"), torch.is_grad_enabled())  # fmt: skip
+            trial = Trial(attention, (*shapes, *rest))
+            if self._verdict(trial).wrong:
+                self.attention_in_float32.add(tuple(spec.shape for spec in shapes))
+        if tuple(spec.shape for spec in shapes) in self.attention_in_float32:
+            return _in_float32(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _count(self, trial: Trial, func: Any, args: Any, kwargs: Any, out: Any, wrong: int) -> None:
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            flops = formula(*args, **kwargs, out_val=out)
+            self.formats.flops += flops
+            given = sum(isinstance(one, Tensor) for one in (out if isinstance(out, tuple) else (out,)))
+            self.formats.wrong_flops += flops * min(1.0, wrong / max(1, min(given, 2)))
+
+    def _place(self) -> str:
+        """The module that is at work, by its name in the network."""
+        deepest = max(self.tracker.parents, key=lambda name: name.count("."), default="Global")
+        return deepest.partition(".")[2]
+
+
+def _in_float32(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation in float32; its outputs in the formats that it gives itself."""
+    formats = _output_formats(func, args, kwargs)
+    args, kwargs = to_float32((args, kwargs))
+    try:
+        out = func(*args, **kwargs)
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"{func._schema.name.removeprefix('aten::')} is wrong in the reduced format here and has no float32 form "
+            f"({' '.join(str(error).split())[:80]}); set the dtype to float32"
+        ) from error
+    if isinstance(out, Tensor):
+        return out.to(formats[0])
+    return tuple(
+        one.to(dtype) if isinstance(one, Tensor) and dtype is not None else one
+        for one, dtype in zip(out, formats, strict=True)
+    )
+
+
+def _some_in_float32(func: Any, args: Any, wrong: Any) -> Any:
+    """A convolution's gradients: those that are wrong in float32, the others as they come."""
+    *rest, mask = args
+    good = [bool(wanted) and index not in wrong for index, wanted in enumerate(mask)]
+    bad = [bool(wanted) and index in wrong for index, wanted in enumerate(mask)]
+    kept = func(*rest, good) if any(good) else (None, None, None)
+    redone = _in_float32(func, (*rest, bad), {}) if any(bad) else (None, None, None)
+    return tuple(b if is_bad else a for a, b, is_bad in zip(kept, redone, bad, strict=True))
+
+
+def _output_formats(func: Any, args: Any, kwargs: Any) -> list[torch.dtype | None]:
+    """The formats of an operation's outputs, found on tensors without values."""
+    out = func(*tree_map_only(Tensor, lambda t: t.to("meta"), args),
+               **tree_map_only(Tensor, lambda t: t.to("meta"), kwargs))  # fmt: skip
+    outs = (out,) if isinstance(out, Tensor) else out
+    return [one.dtype if isinstance(one, Tensor) else None for one in outs]
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by their names in the operation's schema."""
+    names = [argument.name for argument in func._schema.arguments]
+    return dict(zip(names, args, strict=False)) | kwargs
