@@ -18,10 +18,15 @@ from safetensors.torch import load_file
 from ea_runtime import VideoPipeline
 from ea_runtime.cli.main import run
 from ea_runtime.plugins import set_host
+from ea_runtime.training.precision import has_bf16
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "tiny"
-SHORT = ["train.processes=1", "train.threads=1", "train.batch_size=4", "train.save_every=2", "train.warmup=1"]
+#: "auto" takes what suits the processor: a test names its format.
+SHORT = [
+    "train.dtype=fp32", "train.processes=1", "train.threads=1", "train.batch_size=4", "train.save_every=2",
+    "train.warmup=1",
+]  # fmt: skip
 Ea = Callable[..., list[str]]
 
 
@@ -60,6 +65,27 @@ def train(ea: Ea, config: str, steps: int, *settings: str, code: int = 0) -> lis
     return ea("train", recipe, str(CONFIGS / f"{config}.toml"), *chosen, *flags, code=code)
 
 
+def assert_nothing_skipped() -> None:
+    logs = {path: path.read_text().splitlines() for path in Path("runs").glob("*/log.jsonl")}
+    assert logs
+    assert [path for path, rows in logs.items() if any(json.loads(row)["skipped"] for row in rows)] == []
+
+
+@pytest.mark.slow
+def test_every_stage_in_bf16(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_bf16("cpu"):
+        pytest.skip("this processor has no bf16 arithmetic")
+    ea("data", "draw", "data/drawn", "--num-clips", "6", "--num-pictures", "6")
+    train(ea, "text", 2, "data.num_samples=200")
+    for name, size in (("vae-pictures", 4), ("vae-clips", 2), ("vae-clips-more", 2)):
+        train(ea, name, 2, "train.dtype=bf16", f"train.batch_size={size}")
+    parts = ("--vae", "runs/vae-clips-more/final", "--text", "runs/text/final")
+    bundle(monkeypatch, *parts, "--out", "runs/parts")
+    for name in ("dit-align", "dit-motion", "dit-finetune", "dit-finetune-more"):
+        train(ea, name, 2, "train.dtype=bf16")
+    assert_nothing_skipped()
+
+
 @pytest.mark.slow
 def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
     ea("data", "draw", "data/drawn", "--num-clips", "8", "--num-pictures", "8")
@@ -82,6 +108,7 @@ def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> Non
     train(ea, "dit-motion", 5, "--resume")
     train(ea, "dit-finetune", 3)
     train(ea, "dit-finetune-more", 2)
+    assert_nothing_skipped()
     states = [load_file(f"runs/{name}/checkpoint-5/state.safetensors") for name in ("whole", "dit-motion")]
     assert all(states[0][key].equal(states[1][key]) for key in states[0])
     clock = {"seconds": 0.0, "wait": 0.0, "memory": 0.0}

@@ -13,8 +13,7 @@ from torch import nn
 
 from ea_runtime.machine import canary as module
 from ea_runtime.machine.canary import Canary, Spec, Trial, Verdict, compare, spec_of
-
-from .broken_convolution import broken_convolution
+from ea_runtime.testing_formats import broken_convolution
 
 CPU = torch.device("cpu")
 _aten = torch.ops.aten
@@ -57,7 +56,7 @@ def test_sound_operations_pass(dtype: torch.dtype) -> None:
 )
 def test_a_broken_convolution_is_caught(part: str, one: Trial, index: int, value: float) -> None:
     """The twin: at one shape the output or a gradient is wrong, and nothing else is."""
-    with broken_convolution(part, lambda x, _: x.shape[1] == 4, value):
+    with broken_convolution(part, at=lambda x, _: x.shape[1] == 4, value=value):
         canary = Canary(CPU, None)
         assert set(canary.verdict(one).wrong) == {index}
         assert one.outputs[index] == part

@@ -11,8 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ea_runtime.machine.canary import Canary
 from ea_runtime.machine.formats import Formats
-
-from .broken_convolution import PARTS, broken_convolution
+from ea_runtime.testing_formats import PARTS, broken_convolution
 
 CPU = torch.device("cpu")
 
@@ -80,18 +79,20 @@ def test_what_is_broken_is_computed_in_float32(part: str, way: str, network: Net
     said: list[str] = []
     formats = Formats(CPU, torch.bfloat16, said.append, Canary(CPU, None))
     expected = gradients(network, x, None, way)
-    with broken_convolution(part, is_entry):
+    with broken_convolution(part, at=is_entry):
         twin = gradients(network, x, None, way)
         assert not all(value.isfinite().all() for value in twin.values())
         for _ in range(2):
             assert distance(gradients(network, x, formats, way), expected) < 0.02
     assert len(said) == 1
-    assert said[0].startswith(f"bf16 on cpu is wrong here for {part} of entry; computed in fp32 instead")
+    assert said[0].startswith(
+        f"bf16 on cpu is wrong here for {part} of Network.entry; computed in fp32 instead"
+    )
 
 
 def test_only_the_gradient_that_is_wrong_is_replaced(network: Network, x: Tensor) -> None:
     expected = gradients(network, x, None)
-    with broken_convolution("weight gradient", is_entry):
+    with broken_convolution("weight gradient", at=is_entry):
         formats = Formats(CPU, torch.bfloat16, lambda line: None, Canary(CPU, None))
         found = gradients(network, x, formats)
     assert distance(found, expected) < 0.02
@@ -112,11 +113,11 @@ def test_inference_mode_hides_nothing(network: Network, x: Tensor) -> None:
     said: list[str] = []
     half = network.to(torch.bfloat16)
     formats = Formats(CPU, torch.bfloat16, said.append, Canary(CPU, None))
-    with broken_convolution("output", is_entry), torch.inference_mode(), formats.watch():
+    with broken_convolution("output", at=is_entry), torch.inference_mode(), formats.watch():
         out = half(x.detach().bfloat16())
     assert out.isfinite().all()
     assert len(said) == 1
-    assert "output of entry" in said[0]
+    assert "output of Network.entry" in said[0]
 
 
 def test_attention_that_is_wrong_goes_to_float32(
@@ -134,7 +135,7 @@ def test_attention_that_is_wrong_goes_to_float32(
     formats = Formats(CPU, torch.bfloat16, said.append, Canary(CPU, None))
     found = gradients(network, x, formats)
     assert distance(found, expected) < 0.05
-    assert "query gradient of attention" in said[0]
+    assert "query gradient of Network" in said[0]
 
 
 def test_float32_is_not_watched(network: Network, x: Tensor) -> None:

@@ -65,8 +65,13 @@ def test_short_attention_is_attention() -> None:
 def test_which_cpus_have_bf16(
     flags: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    assert has_bf16("cpu") is expected
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core")  # oneDNN may not use what the processor has
+    assert not has_bf16("cpu")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
     assert has_bf16("cpu") is expected
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # torch 2.9
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: expected, raising=False)

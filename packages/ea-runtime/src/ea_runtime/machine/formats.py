@@ -231,9 +231,8 @@ class _Watch(TorchDispatchMode):
             self.formats.wrong_flops += flops * min(1.0, wrong / max(1, min(given, 2)))
 
     def _place(self) -> str:
-        """The module that is at work, by its name in the network."""
-        deepest = max(self.tracker.parents, key=lambda name: name.count("."), default="Global")
-        return deepest.partition(".")[2]
+        """The module that is at work: class of the outermost one, and the way from there."""
+        return max(self.tracker.parents - {"Global"}, key=lambda name: name.count("."), default="")
 
 
 def _in_float32(func: Any, args: Any, kwargs: Any) -> Any:

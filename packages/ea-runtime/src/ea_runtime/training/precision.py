@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -28,7 +29,15 @@ def has_bf16(device: str) -> bool:
     return kind == "cpu" and torch.backends.mkldnn.is_available() and _cpu_has_bf16()
 
 
+#: Values of ONEDNN_MAX_CPU_ISA without bf16 arithmetic.
+_NO_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
 def _cpu_has_bf16() -> bool:
+    if any(
+        os.environ.get(name, "").upper() in _NO_BF16 for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    ):
+        return False
     query = getattr(torch.cpu, "get_capabilities", None)
     if query is None:  # torch 2.9; a CPU with AMX has this too
         return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

@@ -1,4 +1,4 @@
-"""A convolution that is broken on purpose, as some processors' kernels are: NaN or wrong in bfloat16 at some shapes."""
+"""For tests: a convolution broken on purpose, as some processors' kernels are, in bfloat16 at chosen shapes."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ _BELOW = torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
 
 @contextmanager
 def broken_convolution(
-    part: str, at: Callable[[Tensor, Tensor], bool] = lambda x, weight: True, value: float = float("nan")
+    *parts: str, at: Callable[[Tensor, Tensor], bool] = lambda x, weight: True, value: float = float("nan")
 ) -> Iterator[None]:
-    """Within the block every thread's convolutions on the CPU are broken in bfloat16.
+    """Breaks bfloat16 convolutions on the CPU within the block, in every thread.
 
-    part: of PARTS. at: asks, of input and weight, whether this one is. value: what a tenth of the result is times.
+    parts: of PARTS. at: tells from input and weight whether this one is broken. value: what a part of the result is
+    multiplied by.
     """
     library = torch.library.Library("aten", "IMPL")
 
     def spoil(result: Tensor) -> Tensor:
         spoilt = result.clone()
-        spoilt.view(-1)[::10] *= value
+        spoilt[..., ::5] *= value
         return spoilt
 
     def forward(*args: Any) -> Tensor:
         out = torch.ops.aten.convolution.default.redispatch(_BELOW, *args)
-        fails = part == "output" and args[0].dtype == torch.bfloat16 and at(args[0], args[1])
+        fails = "output" in parts and args[0].dtype == torch.bfloat16 and at(args[0], args[1])
         return spoil(out) if fails else out
 
     def backward(*args: Any) -> tuple[Any, ...]:
         out = list(torch.ops.aten.convolution_backward.default.redispatch(_BELOW, *args))
-        if part != "output" and args[1].dtype == torch.bfloat16 and at(args[1], args[2]):
-            place = PARTS.index(part) - 1
-            out[place] = None if out[place] is None else spoil(out[place].contiguous())
+        if args[1].dtype == torch.bfloat16 and at(args[1], args[2]):
+            for place, part in enumerate(PARTS[1:]):
+                if part in parts and out[place] is not None:
+                    out[place] = spoil(out[place])
         return tuple(out)
 
     try:

@@ -1,0 +1,107 @@
+"""Training with a kernel that is broken in bf16: it is found, named and computed in fp32, or `auto` gives bf16 up.
+
+The convolution is broken on purpose, so that every machine tests it, whatever its own kernels do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ea_runtime.cli.main import run
+from ea_runtime.plugins import set_host
+from ea_runtime.testing_formats import PARTS, broken_convolution
+from ea_runtime.training import precision
+
+CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "vae-pictures.toml"
+Train = Callable[..., list[str]]
+
+
+def is_layer(x: Tensor, weight: Tensor) -> bool:
+    """One layer's shape."""
+    return tuple(weight.shape[:2]) == (64, 64) and x.shape[-1] == 8
+
+
+@pytest.fixture
+def train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Train]:
+    """train(*settings, code=0): three steps of a small VAE on eight drawn pictures; returns what was said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    assert (
+        run(["data", "draw", "data/drawn", "--num-clips=1", "--num-pictures=8", "--height=32", "--width=32"])
+        == 0
+    )
+
+    def call(*settings: str, code: int = 0) -> list[str]:
+        chosen = ["train.steps=3", "train.batch_size=2", "train.threads=1", "train.warmup=1", *settings]
+        words = ["train", "vae", str(CONFIG), *(f"--set={one}" for one in chosen)]
+        capsys.readouterr()
+        assert run(words) == code
+        return capsys.readouterr().err.splitlines()
+
+    yield call
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+    set_host(None)
+
+
+def skipped(folder: str) -> list[bool]:
+    return [json.loads(row)["skipped"] for row in Path(folder, "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bf16"])
+@pytest.mark.parametrize("part", PARTS)
+def test_one_broken_layer_is_computed_in_fp32(part: str, dtype: str, train: Train) -> None:
+    with broken_convolution(part, at=is_layer):
+        said = train(f"train.dtype={dtype}", "run.out=runs/broken")
+    wrong = [line for line in said if "is wrong here" in line]
+    assert len(wrong) == 1 + (dtype == "auto")  # "auto" looks ahead
+    assert all(f"{part} of " in line for line in wrong)
+    assert f"{part} of Decoder.up_blocks.1.convs.1.conv2" in wrong[-1]
+    assert skipped("runs/broken") == [False] * 3
+    # the run is the one that a sound machine makes, up to rounding
+    train("train.dtype=bf16", "run.out=runs/sound")
+    rows = [
+        json.loads(Path("runs", name, "log.jsonl").read_text().splitlines()[2])
+        for name in ("broken", "sound")
+    ]
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-2)
+    assert rows[0]["grad_norm"] == pytest.approx(rows[1]["grad_norm"], rel=5e-2)
+
+
+def test_auto_gives_up_a_format_that_is_wrong_for_most(train: Train) -> None:
+    with broken_convolution("input gradient", "weight gradient"):
+        said = train("train.dtype=auto", "run.out=runs/auto")
+    lines = [line for line in said if line.startswith("`train.dtype`")]
+    assert lines[0] == "`train.dtype` auto: bf16 on cpu"
+    assert lines[1].startswith("`train.dtype` auto: fp32 after all, bf16 is wrong here for ")
+    assert 'dtype = "fp32"' in Path("runs/auto/config.toml").read_text()
+    assert skipped("runs/auto") == [False] * 3
+
+
+def test_unwatched_the_run_ends_with_the_reason(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: without the watch every gradient is NaN. The line names the module, its gradient and the format."""
+    from ea_runtime.machine.formats import Formats
+
+    monkeypatch.setattr(
+        Formats, "watch", lambda self, key=None: torch.no_grad() if key else torch.enable_grad()
+    )
+    with broken_convolution("weight gradient", at=is_layer):
+        said = train("train.dtype=bf16", "train.steps=30", "run.out=runs/nan", code=2)
+    assert skipped("runs/nan") == [True] * 10
+    first, last = (line for line in said if "is not finite" in line)
+    assert first.startswith("step 1 is skipped: the weight gradient of `vae.")
+    assert last.startswith(
+        "error: 10 steps in a row were skipped, the last one is 10: the weight gradient of `vae."
+    )
+    assert "in bf16; set `train.dtype` to fp32" in last
+    assert not any("spiked" in line for line in said)
