@@ -77,6 +77,12 @@ def _bench() -> Any:
     return app
 
 
+def _doctor() -> Any:
+    from ea_runtime.cli.doctor import app
+
+    return app
+
+
 def _torch_engine(model: Any, **settings: Any) -> Any:
     from ea_runtime.engines.torch_engine import TorchEngine
 
@@ -135,6 +141,9 @@ def ea_commands() -> list[CommandRecord]:
     return [
         CommandRecord("bench", "Turn benchmark results into a table and a plot.", _bench),
         CommandRecord("bundles", "List, check and accept exported bundles.", _bundles),
+        CommandRecord(
+            "doctor", "Check this machine: torch, number formats, devices, codecs, memory.", _doctor
+        ),
         CommandRecord("export", "Export a model to ONNX or TensorRT, with a parity report.", _export),
         CommandRecord("generate", "Make a video or a picture from a prompt.", _generate),
         CommandRecord("models", "List, check and convert model folders.", _models),

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ea_runtime import pipeline_settings as settings_of
 from ea_runtime.denoise import NoisePredictor, Text, denoise, plan_steps, size_conditions
-from ea_runtime.device import Timed, choose_device, choose_dtype
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.folder_layout import GenerationDefaults
 from ea_runtime.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
+from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.out_of_memory import explained
 from ea_runtime.pipeline_settings import MAX_PIXELS, Geometry

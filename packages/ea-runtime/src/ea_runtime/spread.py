@@ -35,7 +35,7 @@ def joined(device: str | None) -> Iterator[str | None]:
     if world_size() == 1:
         yield device
         return
-    from ea_runtime.device import choose_device
+    from ea_runtime.machine.device import choose_device
     from ea_runtime.training.processes import local_device, process_group
 
     chosen = str(choose_device(device))

@@ -208,7 +208,7 @@ def _make(
     """Makes one video and its sidecar; returns the output's sha256."""
     import torch
 
-    from ea_runtime.device import dtype_name
+    from ea_runtime.machine.device import dtype_name
     from ea_runtime.overlap import overlapped
     from ea_runtime.progress import GenerationProgress
     from ea_runtime.sidecar import content_hash, versions, write_sidecar
@@ -291,7 +291,7 @@ def _put_on(plan: Plan, pipe: VideoPipeline, console: Console) -> list[dict[str,
 
 
 def _summary(plan: Plan, pipe: VideoPipeline, job: Job) -> str:
-    from ea_runtime.device import dtype_name
+    from ea_runtime.machine.device import dtype_name
 
     s = job.settings
     what = "a picture" if s["num_frames"] == 1 else f"{s['num_frames']} frames at {plan.fps:g} fps"
@@ -314,15 +314,15 @@ def _engine_record(plan: Plan) -> dict[str, Any]:
 
 def _where(pipe: VideoPipeline) -> str:
     """Device, or what the sessions of an engine really run on."""
-    from ea_runtime.device import describe
+    from ea_runtime.machine.device import describe
 
     return pipe.engine.describe() if pipe.engine is not None else describe(pipe.device)
 
 
 def _device(plan: Plan) -> str | None:
     """The device asked for; a recorded one only where this machine has it."""
-    from ea_runtime.device import choose_device
     from ea_runtime.errors import UserError
+    from ea_runtime.machine.device import choose_device
 
     if plan.recorded is None or plan.device is None:
         return plan.device

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ea_runtime.adapters import AdapterChoice, plan_adapters
-from ea_runtime.device import check_dtype_name
 from ea_runtime.errors import UserError
 from ea_runtime.export.sizes import read_size
 from ea_runtime.folder_layout import PARTS, read_defaults, resolve_folder
+from ea_runtime.machine.device import check_dtype_name
 from ea_runtime.pipeline_settings import (
     Geometry,
     check_guidance,

@@ -167,7 +167,7 @@ def _resolved(
 def _show_plan(recipe_class: Any, options: Any, run: RunConfig, resume: bool) -> None:
     from rich.console import Console
 
-    from ea_runtime.device import choose_device
+    from ea_runtime.machine.device import choose_device
     from ea_runtime.training.dry_run import make_plan, show_plan
 
     device = str(choose_device(run.train.device))
@@ -179,7 +179,7 @@ def _show_plan(recipe_class: Any, options: Any, run: RunConfig, resume: bool) ->
 
 def _cache(recipe_class: Any, options: Any, run: RunConfig) -> None:
     """Codes latents and text of the config's set with the recipe's own `cache(options, context)`, where it has one."""
-    from ea_runtime.device import choose_device
+    from ea_runtime.machine.device import choose_device
     from ea_runtime.training.recipe import Context
 
     make = getattr(recipe_class, "cache", None)
@@ -198,7 +198,7 @@ def _cache(recipe_class: Any, options: Any, run: RunConfig) -> None:
 def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], resume: bool) -> None:
     import torch
 
-    from ea_runtime.device import choose_device
+    from ea_runtime.machine.device import choose_device
     from ea_runtime.training.loop import Trainer
     from ea_runtime.training.processes import local_device, process_group
     from ea_runtime.training.recipe import Context

@@ -170,7 +170,7 @@ class ExportedEngine:
                 )
 
     def _check_dtype(self, dtype: Any) -> None:
-        from ea_runtime.device import check_dtype_name
+        from ea_runtime.machine.device import check_dtype_name
 
         if dtype is None or dtype == "auto":
             return

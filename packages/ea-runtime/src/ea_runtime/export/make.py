@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from ea_runtime.checkpoint import MANIFEST, atomic_folder
-from ea_runtime.device import Timed
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.export import build_record, bundle, parity, preflight
 from ea_runtime.export.networks import Source, export_configs, sources_of
@@ -25,6 +24,7 @@ from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts, for_
 from ea_runtime.export.trace import DTYPES, FakeNetwork, Traced, initializer_names, make_fake, trace
 from ea_runtime.export.weights_file import Place, plan_places, refer, total_bytes, write_weights
 from ea_runtime.folder_layout import PARTS, read_defaults, resolve_folder
+from ea_runtime.machine.device import Timed
 from ea_runtime.model_hash import folders_hash, part_hash
 from ea_runtime.pipeline_settings import Geometry, check_int
 

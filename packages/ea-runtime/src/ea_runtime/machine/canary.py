@@ -209,12 +209,12 @@ def as_computed(trial: Trial, device: torch.device) -> Trial:
 
     A convolution lays its input out as its weight is. On a CPU it takes sample by sample: two stand for a batch.
     """
-    place = {_aten.convolution.default: (0, 1), _aten.convolution_backward.default: (1, 2)}.get(trial.op)
-    if place is None:
+    if trial.op not in (_aten.convolution.default, _aten.convolution_backward.default):
         return trial
-    weight = trial.args[place[1]]
     args = list(trial.args)
-    for index in range(place[1]):  # the input, and before it the output's gradient
+    place = 1 if trial.op is _aten.convolution.default else 2
+    weight = args[place]
+    for index in range(place):  # the input, and before it the output's gradient
         shape = args[index].shape
         if device.type == "cpu":
             shape = (min(shape[0], 2), *shape[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,37 +11,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ea_runtime.machine.device import has_bf16
 from ea_runtime.training.sharded import is_sharded
 
 #: `train.dtype` as torch calls it.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def has_bf16(device: str) -> bool:
-    """Whether the device multiplies in bf16, as against emulating it: CUDA cards, CPUs with AVX-512 BF16 or AMX.
-
-    An AVX2 CPU was seen at 1 GFLOP/s in bf16 against 63 in fp32.
-    """
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return kind == "cpu" and torch.backends.mkldnn.is_available() and _cpu_has_bf16()
-
-
-#: Values of ONEDNN_MAX_CPU_ISA without bf16 arithmetic.
-_NO_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
-
-
-def _cpu_has_bf16() -> bool:
-    if any(
-        os.environ.get(name, "").upper() in _NO_BF16 for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-    ):
-        return False
-    query = getattr(torch.cpu, "get_capabilities", None)
-    if query is None:  # torch 2.9; a CPU with AMX has this too
-        return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
-    found = query()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def resolve_dtype(asked: str, device: str, recorded: str | None, say: Callable[[str], None]) -> str:

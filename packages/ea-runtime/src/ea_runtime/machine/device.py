@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
     """The format asked for, or what suits the device: cuda bfloat16, else float32.
 
     A CUDA card without bfloat16 gets float16, as EasyAnimate V2 advises. Apple GPUs get float32: V2's
-    networks overflow float16 in places. On a CPU bfloat16 is about 30 times slower than float32.
+    networks overflow float16 in places. On a CPU without bfloat16 arithmetic that is some 30 times slower than float32.
 
     Raises UserError for a name that is no format.
     """
@@ -63,11 +64,53 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
     chosen = getattr(torch, check_dtype_name(dtype)) if isinstance(dtype, str) else dtype
     if chosen not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise UserError(f"`dtype` must be {', '.join(DTYPES)}, got {dtype}")
-    if device.type == "cpu" and chosen in (torch.bfloat16, torch.float16):
+    lacks = {torch.bfloat16: not has_bf16(str(device)), torch.float16: not has_fp16(str(device))}
+    if device.type == "cpu" and lacks.get(chosen, False):
         logger.warning(
-            "%s on a CPU is many times slower than float32; leave the dtype out", dtype_name(chosen)
+            "%s is emulated on this CPU, many times slower than float32; leave the dtype out",
+            dtype_name(chosen),
         )
     return chosen
+
+
+def has_bf16(device: str) -> bool:
+    """Whether the device multiplies in bf16, as against emulating it: CUDA cards, CPUs with AVX-512 BF16 or AMX.
+
+    An AVX2 CPU was seen at 1 GFLOP/s in bf16 against 63 in fp32.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "cpu" and _cpu_has(_NO_BF16, "avx512_bf16", "amx_bf16")
+
+
+def has_fp16(device: str) -> bool:
+    """Whether the device multiplies in fp16: CUDA cards, CPUs with AVX-512 FP16 or AMX FP16."""
+    import torch
+
+    kind = torch.device(device).type
+    return kind == "cuda" or (kind == "cpu" and _cpu_has(_NO_FP16, "avx512_fp16", "amx_fp16"))
+
+
+#: Values of ONEDNN_MAX_CPU_ISA without bf16 arithmetic, and without fp16's.
+_NO_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+_NO_FP16 = (*_NO_BF16, "AVX2_VNNI_2", "AVX512_CORE_BF16", "AVX10_1_512", "AVX512_CORE_AMX", "AVX10_1_512_AMX")
+
+
+def _cpu_has(excluded: tuple[str, ...], *instructions: str) -> bool:
+    import torch
+
+    limits = (os.environ.get(name, "").upper() for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
+    if not torch.backends.mkldnn.is_available() or any(limit in excluded for limit in limits):
+        return False
+    query = getattr(torch.cpu, "get_capabilities", None)
+    if query is None:  # torch 2.9; a CPU with AMX has this too
+        known = getattr(torch.cpu, f"_is_{instructions[0]}_supported", lambda: False)
+        return bool(known())
+    found = query()
+    return any(found.get(name) for name in instructions)
 
 
 def check_dtype_name(name: str) -> str:
