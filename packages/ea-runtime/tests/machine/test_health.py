@@ -85,6 +85,7 @@ def test_a_broken_kernel_ends_with_1(doctor: Doctor, monkeypatch: pytest.MonkeyP
 
 def test_what_limits_the_processor_is_told(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     code, found = doctor()
     assert code == 0
     assert lines(found, "processor")[1] == ("note", "limited by ONEDNN_MAX_CPU_ISA=AVX2")

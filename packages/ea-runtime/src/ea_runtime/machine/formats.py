@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
-from torch.utils.module_tracker import ModuleTracker
 
 from ea_runtime.errors import UserError
 from ea_runtime.machine.canary import (
     REDUCED,
     Canary,
+    Spec,
     Trial,
     Verdict,
     attention,
@@ -28,6 +28,7 @@ from ea_runtime.machine.canary import (
     spec_of,
     to_float32,
 )
+from ea_runtime.machine.places import Places
 
 _aten = torch.ops.aten
 #: What autocast computes in its reduced format.
@@ -61,10 +62,11 @@ class Formats:
         self.device, self.dtype, self.say, self.canary, self.assume = device, dtype, say, canary, assume
         self.flops = 0.0
         self.wrong_flops = 0.0
-        self._told: set[str] = set()
+        self._told: set[tuple[str, Any]] = set()
         self._untried: set[str] = set()
-        self._found: dict[str, list[str]] = {}
+        self._found: list[tuple[Trial, int, Any]] = []
         self._sound: set[Hashable] = set()
+        self.places = Places()
 
     def watch(self, key: Hashable = None) -> AbstractContextManager[Any]:
         """Within the block operations in a reduced format are tried before they are first computed.
@@ -81,8 +83,8 @@ class Formats:
         """The part of the products' arithmetic seen so far that would have to be done in float32."""
         return self.wrong_flops / self.flops if self.flops else 0.0
 
-    def note(self, trial: Trial, verdict: Verdict, place: str) -> None:
-        """Keeps what was found of an operation of the module `place`."""
+    def note(self, trial: Trial, verdict: Verdict, work: Any) -> None:
+        """Keeps what was found of an operation. work: what its modules are known by."""
         if verdict.reason:
             if trial.key not in self._untried:
                 self._untried.add(trial.key)
@@ -91,10 +93,10 @@ class Formats:
                 )
             return
         for index in verdict.wrong:
-            what = f"{trial.outputs[index]} of {place or trial.name}"
+            what = trial.outputs[index], work
             if what not in self._told:
                 self._told.add(what)
-                self._found.setdefault(what, []).append(trial.shapes)
+                self._found.append((trial, index, work))
 
     def report(self, key: Hashable, is_sound: bool) -> None:
         """Says what is new, in one line, and keeps the canary's findings on disk."""
@@ -102,9 +104,11 @@ class Formats:
             self._sound.add(key)
         if self.canary is not None:
             self.canary.save()
-        found, self._found = self._found, {}
+        found, self._found = self._found, []
         if found:
-            names = list(found)
+            names = [
+                f"{one.outputs[index]} of {self.places.of(work) or one.name}" for one, index, work in found
+            ]
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             self.say(
                 f"{self._format} is wrong here for {', '.join(names[:_NAMES_SHOWN])}{more}; computed in fp32 instead "
@@ -150,16 +154,15 @@ class _Watch(TorchDispatchMode):
         self.is_sound = True
         assert formats.canary is not None
         self.canary = formats.canary
-        self.tracker = ModuleTracker()
         self.attention_in_float32: set[Any] = set()
 
     def __enter__(self) -> Any:
-        self.tracker.__enter__()
+        self.formats.places.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self.tracker.__exit__(*error)
+        self.formats.places.__exit__(*error)
         self.formats.report(self.key, self.is_sound and error[0] is None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -170,8 +173,11 @@ class _Watch(TorchDispatchMode):
         if "_scaled_dot_product_" in func._schema.name:
             return self._attention(func, args, kwargs)
         if torch.is_inference_mode_enabled():  # there operations arrive whole that consist of others
-            with self:
+            TorchDispatchMode.__enter__(self)
+            try:
                 out = func.decompose(*args, **kwargs)
+            finally:
+                TorchDispatchMode.__exit__(self, None, None, None)
             if out is not NotImplemented:
                 return out
         return func(*args, **kwargs)
@@ -200,9 +206,11 @@ class _Watch(TorchDispatchMode):
 
     def _verdict(self, trial: Trial) -> Verdict:
         verdict = self.canary.verdict(trial)
+        work = _work(trial)
+        self.formats.places.note(work)
         if verdict.wrong or verdict.reason:
             self.is_sound = False
-            self.formats.note(trial, verdict, self._place())
+            self.formats.note(trial, verdict, work)
         return verdict
 
     def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -230,9 +238,17 @@ class _Watch(TorchDispatchMode):
             given = sum(isinstance(one, Tensor) for one in (out if isinstance(out, tuple) else (out,)))
             self.formats.wrong_flops += flops * min(1.0, wrong / max(1, min(given, 2)))
 
-    def _place(self) -> str:
-        """The module that is at work: class of the outermost one, and the way from there."""
-        return max(self.tracker.parents - {"Global"}, key=lambda name: name.count("."), default="")
+
+def _work(trial: Trial) -> Any:
+    """What the forward and the backward operations of a layer have in common."""
+    if trial.op is _aten.convolution_backward.default:
+        return trial.args[1].shape, trial.args[2].shape
+    if trial.op is _aten.convolution.default:
+        return trial.args[0].shape, trial.args[1].shape
+    shapes = [one.shape for one in trial.args if isinstance(one, Spec) and len(one.shape) > 1]
+    if trial.op in _PRODUCTS:  # x (M, K) by weight (K, N): the gradients are products of the same three sizes
+        return "product", tuple(sorted({*shapes[-2], shapes[-1][-1]})), shapes[-1][:-2]
+    return trial.name, shapes[0]
 
 
 def _in_float32(func: Any, args: Any, kwargs: Any) -> Any:
