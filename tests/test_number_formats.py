@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from ea_runtime import VideoPipeline
 from ea_runtime.cli.main import run
+from ea_runtime.errors import UserError
+from ea_runtime.machine.formats import PartFormats
 from ea_runtime.plugins import set_host
 from ea_runtime.testing_formats import PARTS, broken_convolution
 from ea_runtime.training import precision
@@ -56,6 +61,28 @@ def train(
 
 def skipped(folder: str) -> list[bool]:
     return [json.loads(row)["skipped"] for row in Path(folder, "log.jsonl").read_text().splitlines()]
+
+
+def test_a_generation_is_watched(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One picture in bf16 with a decoder whose convolutions are broken at one shape, and with sound ones."""
+    monkeypatch.setenv("EA_CACHE", str(tmp_path))
+    request = {"num_frames": 1, "num_inference_steps": 2, "seed": 1}
+    pipe = VideoPipeline.from_pretrained("tiny", device="cpu", dtype="bfloat16")
+    sound = pipe("a red circle", **request).frames
+    assert not [one for one in caplog.messages if "is wrong here" in one]
+    with broken_convolution("output", at=lambda x, weight: x.shape[-1] == 32):
+        (tmp_path / "canaries.json").unlink()
+        again = VideoPipeline.from_pretrained("tiny", device="cpu", dtype="bfloat16")
+        mended = [again("a red circle", **request).frames for _ in range(2)]
+        monkeypatch.setattr(PartFormats, "watch", lambda self, network, *key: nullcontext())
+        with pytest.raises(UserError, match="NaN"):
+            again("a red circle", **request)
+    assert all(np.abs(frames.astype(int) - sound.astype(int)).max() <= 6 for frames in mended)
+    told = [one for one in caplog.messages if "is wrong here" in one]
+    assert len(told) == 1
+    assert "output of Decoder.up_blocks" in told[0]
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bf16"])

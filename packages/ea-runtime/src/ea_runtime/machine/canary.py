@@ -174,7 +174,7 @@ class Canary:
 
     def _tried(self, trial: Trial) -> Verdict:
         try:
-            if self.device.type == "cuda":
+            if self.device.type == "cuda" and self.device.index is not None:
                 torch.cuda.set_device(self.device)
             with torch.no_grad():
                 return Verdict(self._compare(trial))
