@@ -11,7 +11,8 @@ from ea_dit.options import DitOptions
 from ea_dit.recipe import DitRecipe
 from ea_dit.trainable import Stage
 from ea_runtime.errors import UserError
-from ea_runtime.training.options import RunConfig, read_config, validate
+from ea_runtime.settings import validate
+from ea_runtime.training.options import RunConfig, read_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 STAGES: tuple[Stage, ...] = ("align", "motion", "finetune")

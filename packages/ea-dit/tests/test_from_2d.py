@@ -214,7 +214,7 @@ def test_errors_are_one_line(spoil: Any, overrides: dict[str, Any], expected: st
 
 
 def test_keys_that_a_config_leaves_out_are_its_own_class_defaults() -> None:
-    mapped = map_config({"_class_name": "PixArtTransformer2DModel"})
+    mapped = map_config(Transformer3DModel, {"_class_name": "PixArtTransformer2DModel"})
     assert (mapped["sample_size"], mapped["attention_bias"], mapped["caption_channels"]) == (128, True, None)
     short = {"_class_name": "Transformer2DModel", "sample_size": 8}
-    assert map_config(short)["attention_head_dim"] == 88
+    assert map_config(Transformer3DModel, short)["attention_head_dim"] == 88

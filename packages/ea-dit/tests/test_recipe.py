@@ -20,10 +20,11 @@ from ea_dit.memory import activation_bytes
 from ea_dit.options import DitOptions
 from ea_dit.recipe import DitRecipe
 from ea_runtime.errors import UserError
+from ea_runtime.settings import validate
 from ea_runtime.training.dataset import Bucket
 from ea_runtime.training.draws import normal, uniform
 from ea_runtime.training.loop import Trainer
-from ea_runtime.training.options import TrainOptions, validate
+from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Batch, Context
 
 MODEL: dict[str, Any] = {
@@ -460,13 +461,13 @@ def test_a_sheet(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert make().sample_sheet(3) is None  # no prompts
     made = make(samples={"sample_prompts": ["a", "b"]})
     videos = np.zeros((2, 18, 32, 32, 3), np.uint8)
-    monkeypatch.setattr("ea_dit.samples.sample_videos", lambda recipe: videos)
+    monkeypatch.setattr("ea_dit.samples.sample_videos", lambda *given: videos)
     sheet = made.sample_sheet(3)
     assert sheet is not None
     assert sheet.dtype == np.uint8
     assert sheet.ndim == 3
 
-    def diverged(recipe: DitRecipe) -> Any:
+    def diverged(*given: Any) -> Any:
         raise UserError("latents are no longer finite")
 
     monkeypatch.setattr("ea_dit.samples.sample_videos", diverged)

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ea_lora import convert_lora, load_lora, read_lora
-from ea_lora.layouts import LAYOUTS, dotted_paths
+from ea_lora.keys import LAYOUTS
+from ea_lora.layouts import dotted_paths
 from ea_runtime.errors import UserError
 
 Write = Callable[..., Path]

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from ea_runtime.errors import UserError
+from ea_runtime.geometry import Geometry, latent_scale
 from ea_runtime.pipeline import VideoPipeline
-from ea_runtime.pipeline_settings import Geometry, check_seeds, latent_scale
+from ea_runtime.pipeline_settings import check_seeds
 from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
 
 SMALL = {"num_frames": 9, "height": 32, "width": 32, "num_inference_steps": 1, "seed": 1}

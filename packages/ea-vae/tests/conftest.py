@@ -14,9 +14,9 @@ import torch
 import ea_vae.plugin
 from ea_runtime.hookspecs import hookimpl
 from ea_runtime.records import DatasetRecord
+from ea_runtime.settings import validate
 from ea_runtime.testing import host_with
 from ea_runtime.training.dataset import BadSample, Bucket, Item, Sample, SetOptions, draw_start
-from ea_runtime.training.options import validate
 from ea_runtime.training.recipe import Batch, Context, Loss
 from ea_vae import AutoencoderKLMagvit
 from ea_vae.recipe import VaeRecipe

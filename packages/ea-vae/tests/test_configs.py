@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ea_runtime.training.options import read_config, validate
+from ea_runtime.settings import validate
+from ea_runtime.training.options import read_config
 from ea_vae.config import VaeConfig
 from ea_vae.recipe_options import VaeOptions
 

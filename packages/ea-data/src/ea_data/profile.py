@@ -25,7 +25,7 @@ from ea_data.options import Options
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.plugins import get_host
 from ea_runtime.safe_files import plain
-from ea_runtime.training.options import validate
+from ea_runtime.settings import validate
 
 NAMES = ("offline", "paper", "reference-v2")
 KINDS = {"split": "splitters", "score": "scorers", "filter": "filters", "caption": "captioners"}

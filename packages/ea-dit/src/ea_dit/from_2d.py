@@ -19,8 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .model import Transformer3DModel
-
 logger = logging.getLogger(__name__)
 
 CLASS_NAMES = ("Transformer2DModel", "PixArtTransformer2DModel")
@@ -64,10 +62,12 @@ class StartReport:
         ]
 
 
-def map_config(config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A picture model's config.json as keys of `Transformer3DModel`; absent ones as that class has them.
+def map_config(
+    target: type[nn.Module], config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A picture model's config.json as keys of `target`, the 3-D model's class; absent ones as that class has them.
 
-    overrides: keys of `Transformer3DModel` (motion_module_type, enable_uvit, ...) that come on top.
+    overrides: keys of `target` (motion_module_type, enable_uvit, ...) that come on top.
     Raises ValueError, one line, for another class, an unknown override, or a model that is no PixArt.
     """
     name = config.get("_class_name")
@@ -83,10 +83,10 @@ def map_config(config: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
         key: config.get(key, defaults[key].default) for key in _SAME if key in config or key in defaults
     }
     overrides = dict(overrides or {})
-    known = inspect.signature(Transformer3DModel.__init__).parameters
+    known = inspect.signature(target.__init__).parameters
     unknown = [key for key in overrides if key not in known or key == "self"]
     if unknown:
-        raise ValueError(f"Transformer3DModel has no key `{unknown[0]}`; override only keys of its config")
+        raise ValueError(f"{target.__name__} has no key `{unknown[0]}`; override only keys of its config")
     mapped = {**values, **overrides}
     size = mapped["sample_size"]
     _check_positions(config, size)
@@ -177,8 +177,8 @@ def iter_weights(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def fill_from_2d(model: Transformer3DModel, files: list[Path]) -> StartReport:
-    """Puts a picture model's tensors into `model`, in place, and zeroes what would change a picture.
+def fill_from_2d(model: Any, files: list[Path]) -> StartReport:
+    """Puts a picture model's tensors into a Transformer3DModel, in place, and zeroes what would change a picture.
 
     Raises ValueError, one line, where not one tensor fits.
     """
@@ -206,7 +206,7 @@ def fill_from_2d(model: Transformer3DModel, files: list[Path]) -> StartReport:
     return report
 
 
-def _zero_inserts(model: Transformer3DModel, matched: set[str]) -> None:
+def _zero_inserts(model: Any, matched: set[str]) -> None:
     """Fresh motion modules, skips and size conditions add nothing, whatever `zero_initialize` says."""
     parts: list[tuple[str, nn.Module]] = [
         (

@@ -162,7 +162,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         from .from_2d import fill_from_2d, find_folder, map_config, read_config, weight_files
 
         path = find_folder(str(folder), subfolder)
-        config = map_config(read_config(path), overrides)
+        config = map_config(cls, read_config(path), overrides)
         files = weight_files(path)
         model = cls(**config)
         report = fill_from_2d(model, files)

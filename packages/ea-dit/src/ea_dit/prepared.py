@@ -11,19 +11,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .attention import mask_bias
+from .blocks import TransformerBlock
+from .config import TransformerConfig
+from .embeddings import AdaLayerNormSingle, TextProjection
 from .inputs import check_text, size_conditions
 from .text_groups import TextGroups, group_text
 
-if TYPE_CHECKING:
-    from .model import Transformer3DModel
-
 BlockText = TextGroups | tuple[Tensor, Tensor]
+
+
+class Preparable(Protocol):
+    """The part of `Transformer3DModel` that is needed here."""
+
+    cfg: TransformerConfig
+    caption_projection: TextProjection | None
+    adaln_single: AdaLayerNormSingle
+
+    @property
+    def blocks(self) -> list[TransformerBlock]: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Prepared:
 
 
 def prepare(
-    model: Transformer3DModel,
+    model: Preparable,
     text: Tensor,
     mask: Tensor | None,
     timesteps: Iterable[float],
@@ -85,7 +96,7 @@ def _without_padding(text: Tensor, mask: Tensor | None) -> tuple[list[Tensor], T
 
 
 def _conditioning(
-    model: Transformer3DModel, timesteps: Iterable[float], conditions: Any, like: Tensor
+    model: Preparable, timesteps: Iterable[float], conditions: Any, like: Tensor
 ) -> dict[float, tuple[Tensor, Tensor]]:
     steps = list(dict.fromkeys(float(step) for step in timesteps))
     resolution, aspect_ratio = size_conditions(model.cfg, conditions, like.shape[0])

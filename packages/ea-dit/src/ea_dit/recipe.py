@@ -129,9 +129,13 @@ class DitRecipe(RecipeDefaults):
         return Loss(samples.mean(), figures, samples.detach(), timesteps)
 
     def sample_sheet(self, step: int) -> Any | None:
-        from ea_dit.samples import draw_sheet
+        from ea_dit.samples import draw_sheet, sheet_shape
 
-        return draw_sheet(self)
+        options = self.options
+        if not options.samples.sample_prompts:
+            return None
+        shape = sheet_shape(options.samples, self.phases()[-1].buckets, options.stage)
+        return draw_sheet(self.model, options.samples, options.data.parts, shape, self.context)
 
     def describe(self) -> dict[str, Any]:
         from ea_dit.memory import memory_by_part

@@ -28,7 +28,7 @@ def start_network(options: DitOptions, context: Context) -> tuple[Transformer3DM
     elif init.from_2d:
         lines.append(f"start: picture model {init.from_2d}")
         if context.dry_run:
-            config = map_config(read_config(find_folder(init.from_2d)), options.model)
+            config = map_config(Transformer3DModel, read_config(find_folder(init.from_2d)), options.model)
             model = build_network(Transformer3DModel, config)
         else:
             model, report = Transformer3DModel.from_pretrained_2d(

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
-
-from .config import TransformerConfig
+from dataclasses import dataclass
 
 _NAME = re.compile(r"transformer_blocks\.(\d+)\.attn_temporal\.")
 _TABLE = ".pos_encoder.pe"  # a table that every model computes; its length is a setting
@@ -105,43 +102,6 @@ def require_fit(report: MotionReport, where: str) -> None:
         )
     if report.missing:
         raise ValueError(f"{where} is not whole: {report.line}; first missing is {report.missing[0]!r}")
-
-
-def motion_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says about its motion modules, with every default filled in; plain JSON values."""
-    cfg = TransformerConfig.from_mapping(config)
-    kwargs = asdict(cfg.motion_module_kwargs)
-    kwargs["attention_block_types"] = list(kwargs["attention_block_types"])
-    return {"motion_module_type": cfg.motion_module_type, "motion_module_kwargs": kwargs}
-
-
-def adopt_settings(
-    config: Mapping[str, Any], settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """`config` with a motion file's settings, and the keys that changed. The number of positions stays the model's.
-
-    Heads and grids do not show in shapes: with another's settings the same tensors are another function.
-    Raises ValueError, one line, where the settings are none, or where one side has no positions in time.
-    """
-    have = motion_settings(config)
-    wanted = motion_settings({**config, **settings})
-    ours, theirs = have["motion_module_kwargs"], wanted["motion_module_kwargs"]
-    if ours["temporal_position_encoding"] != theirs["temporal_position_encoding"]:
-        raise ValueError(
-            f"`temporal_position_encoding` of the motion modules is {theirs['temporal_position_encoding']}, the "
-            f"model's is {ours['temporal_position_encoding']}; both must have positions, or none"
-        )
-    theirs["temporal_position_encoding_max_len"] = ours["temporal_position_encoding_max_len"]
-    changed = [key for key in theirs if theirs[key] != ours[key]]
-    changed += ["motion_module_type"] * (have["motion_module_type"] != wanted["motion_module_type"])
-    if not changed:
-        return dict(config), []
-    kwargs = {**dict(config.get("motion_module_kwargs") or {}), **theirs}
-    return {
-        **config,
-        "motion_module_type": wanted["motion_module_type"],
-        "motion_module_kwargs": kwargs,
-    }, changed
 
 
 def _num_blocks(names: list[str]) -> int:

@@ -232,7 +232,7 @@ def memory_table(
     """A rich table: parts down, one column for each size and number of frames, in GB. Raises UserError."""
     from rich.table import Table
 
-    from ea_runtime.pipeline_settings import Geometry, check_int
+    from ea_runtime.geometry import Geometry, check_int
     from ea_runtime.safe_files import inside, is_file, quote, read_json
     from ea_runtime.training.precision import DTYPES
 

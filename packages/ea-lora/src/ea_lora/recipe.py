@@ -22,10 +22,10 @@ from ea_lora.offload import offload_blocks
 from ea_lora.options import LoraOptions
 from ea_runtime.errors import UserError
 from ea_runtime.folder_layout import resolve_folder
-from ea_runtime.pipeline_settings import Geometry
+from ea_runtime.geometry import Geometry
 from ea_runtime.plugins import get_host
 from ea_runtime.safe_files import read_json
-from ea_runtime.training.options import validate
+from ea_runtime.settings import validate
 from ea_runtime.training.precision import DTYPES, short_attention
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ea_runtime.pipeline import VideoPipeline
     from ea_runtime.plugins import list_plugins
 
-__version__ = "0.2.0"
 __all__ = ["VideoPipeline", "hookimpl", "list_plugins"]
 
 _HOME = {
@@ -24,6 +23,10 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ea-runtime")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'ea_runtime' has no attribute {name!r}")

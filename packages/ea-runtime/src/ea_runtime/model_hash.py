@@ -60,3 +60,10 @@ def _file_digest(path: Path) -> bytes:
         with path.open("rb") as file:
             _cache[key] = hashlib.file_digest(file, "sha256").digest()
     return _cache[key]
+
+
+def part_digest(folder: Path, part: str) -> str:
+    """As the pipeline loads it: a text encoder with its tokenizer."""
+    return (
+        folders_hash(folder, PARTS[part].folder, "tokenizer") if part == "text" else part_hash(folder, part)
+    )

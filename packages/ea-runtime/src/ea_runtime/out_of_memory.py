@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from ea_runtime.errors import UserError
-from ea_runtime.pipeline_settings import Geometry
+from ea_runtime.geometry import Geometry
 
 
 class OutOfMemoryError(UserError):

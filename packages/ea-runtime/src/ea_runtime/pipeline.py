@@ -20,9 +20,9 @@ from ea_runtime.denoise import NoisePredictor, Text, denoise, plan_steps, size_c
 from ea_runtime.device import Timed, choose_device, choose_dtype
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.folder_layout import GenerationDefaults
+from ea_runtime.geometry import MAX_PIXELS, Geometry
 from ea_runtime.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
 from ea_runtime.out_of_memory import explained
-from ea_runtime.pipeline_settings import MAX_PIXELS, Geometry
 from ea_runtime.prompts import TextInput, encode_text
 from ea_runtime.samplers.schedule import schedule_of_model
 from ea_runtime.step_cache import StepCaching, check_step_cache, require_support

@@ -19,7 +19,7 @@ from ea_runtime.hookspecs import KINDS
 from ea_runtime.records import Record
 
 if TYPE_CHECKING:
-    from ea_runtime.plugins import PluginInfo
+    from ea_runtime.plugin_entries import PluginInfo
 
 logger = logging.getLogger("ea")
 

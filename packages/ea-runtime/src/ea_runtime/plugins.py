@@ -16,7 +16,8 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,12 +27,15 @@ import pluggy
 from ea_runtime import hookspecs
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.hookspecs import KINDS
+from ea_runtime.plugin_entries import Entry, PluginInfo
 from ea_runtime.plugin_sources import PluginFault, entry_points_of_group, read_hooks, watched
 from ea_runtime.records import Record
 
 logger = logging.getLogger("ea")
 
 GROUP = "ea"
+#: What ea_runtime brings, loaded by name: it imports everything, and everything asks the host.
+BUILTIN = ("ea_runtime.builtin",)
 _SINGULAR = {"vaes": "VAE", "text_encoders": "text encoder", "step_caches": "step cache"}
 #: What the other packages of this project bring, so that an error can say which one to install.
 _HOMES = {
@@ -43,32 +47,6 @@ _HOMES = {
     ("commands", "data"): "ea-data",
     ("commands", "lora"): "ea-lora",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A record and where it came from."""
-
-    record: Record
-    kind: str
-    plugin: str
-    package: str
-    version: str
-
-
-@dataclass(slots=True)
-class PluginInfo:
-    """One plugin as `ea plugins` shows it.
-
-    state: "ok", "blocked", or "broken: <one line>". seconds: wall time that loading it took.
-    """
-
-    name: str
-    package: str
-    version: str
-    state: str = "ok"
-    entries: list[Entry] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 class Host:
@@ -90,9 +68,8 @@ class Host:
         #: names in the blocklist that no installed plugin has
         self.unknown_blocks: list[str] = []
 
-        from ea_runtime import builtin
-
-        self.add(builtin, "ea-runtime", "ea-runtime", _own_version())
+        for module in BUILTIN:
+            self.add(import_module(module), "ea-runtime", "ea-runtime", installed_version("ea-runtime"))
         used = set()
         if entry_points:
             for point, package, version in entry_points_of_group(GROUP):
@@ -299,9 +276,3 @@ def _singular(kind: str) -> str:
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _own_version() -> str:
-    from ea_runtime import __version__
-
-    return __version__

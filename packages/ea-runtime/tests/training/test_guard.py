@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ea_runtime.training.guard import Guard, GuardOptions
+from ea_runtime.training.guard import Guard
+from ea_runtime.training.options import GuardOptions
 
 HERE = Path(__file__).parent
 LOSSES: dict[str, list[tuple[int, float]]] = json.loads((HERE / "clean_losses.json").read_text())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,16 +24,26 @@ from .chunking import (
     resolve_first_alone,
 )
 from .config import VaeConfig
+from .conv import Mode
 from .posterior import Generators, NoiseStream
 from .spread import Job
 
-if TYPE_CHECKING:
-    from .model import AutoencoderKLMagvit
+
+class Coder(Protocol):
+    """The part of `AutoencoderKLMagvit` that is needed here: its settings, and the coding of one piece."""
+
+    settings: VaeConfig
+
+    def encode_piece(self, x: Tensor, mode: Mode) -> Tensor: ...
+
+    def decode_piece(self, z: Tensor, mode: Mode, num_before: int = 0, num_after: int = 0) -> Tensor: ...
+
+    def run_jobs(self, jobs: Iterator[Job]) -> Iterator[Tensor]: ...
 
 
 @torch.no_grad()
 def encode_video(
-    vae: AutoencoderKLMagvit, frames: Tensor, generator: Generators = None, sample: bool | None = None
+    vae: Coder, frames: Tensor, generator: Generators = None, sample: bool | None = None
 ) -> Tensor:
     """See `AutoencoderKLMagvit.encode_video`."""
     check_frames(frames, vae.settings, chunked=True, name="frames")
@@ -49,7 +59,7 @@ def encode_video(
 
 
 def iter_decode(
-    vae: AutoencoderKLMagvit,
+    vae: Coder,
     latents: Tensor,
     smooth: bool = True,
     generator: Generators = None,
@@ -80,7 +90,7 @@ def _check_generators(generator: Generators, batch: int) -> None:
 
 
 @torch.no_grad()
-def _decode_plain(vae: AutoencoderKLMagvit, latents: Tensor, pieces: Sequence[Piece]) -> Iterator[Tensor]:
+def _decode_plain(vae: Coder, latents: Tensor, pieces: Sequence[Piece]) -> Iterator[Tensor]:
     def jobs() -> Iterator[Job]:
         for piece in pieces:
             z = latents[:, :, piece.start - piece.num_before : piece.stop + piece.num_after]
@@ -91,9 +101,7 @@ def _decode_plain(vae: AutoencoderKLMagvit, latents: Tensor, pieces: Sequence[Pi
 
 
 @torch.no_grad()
-def _smooth(
-    vae: AutoencoderKLMagvit, plain: Iterator[Tensor], total: int, generator: Generators
-) -> Iterator[Tensor]:
+def _smooth(vae: Coder, plain: Iterator[Tensor], total: int, generator: Generators) -> Iterator[Tensor]:
     """The `total` frames of `plain`, the inner ones averaged with what they become when coded once more.
 
     The second coding's chunks begin 4 frames later, so that their middles lie on the first coding's seams.

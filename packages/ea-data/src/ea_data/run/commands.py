@@ -193,7 +193,8 @@ def _go(
     from ea_data.profile import Parts, parse
     from ea_data.report.write import write_report
     from ea_data.run.config_file import write_config
-    from ea_data.run.engine import Limits, make_engine
+    from ea_data.run.engine import Limits
+    from ea_data.run.engines import make_engine
     from ea_data.run.pipeline import Pipeline
     from ea_data.run.progress import RunProgress
     from ea_data.run.worker import Worker

@@ -103,9 +103,9 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from ea_runtime import __version__
+        from importlib.metadata import version
 
-        typer.echo(f"ea-runtime {__version__}")
+        typer.echo(f"ea-runtime {version('ea-runtime')}")
         raise typer.Exit
 
 

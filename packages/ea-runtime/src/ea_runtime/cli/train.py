@@ -110,7 +110,7 @@ def _list_recipes() -> None:
 
 def _options(record: Any, run: RunConfig, name: str) -> tuple[Any, Any]:
     """The recipe's class and its validated options."""
-    from ea_runtime.training.options import validate
+    from ea_runtime.settings import validate
 
     recipe_class = record.build()
     return recipe_class, validate(recipe_class.options_model, run.recipe_options, name)

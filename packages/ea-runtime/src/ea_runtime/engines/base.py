@@ -160,7 +160,7 @@ class ExportedEngine:
         return DTYPES[self.bundle.dtype]
 
     def _check_model(self) -> None:
-        from ea_runtime.export.make import part_digest
+        from ea_runtime.model_hash import part_digest
 
         for name, digest in self.bundle.part_hashes.items():
             if name not in PARTS or part_digest(self.folder, name) != digest:

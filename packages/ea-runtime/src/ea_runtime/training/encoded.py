@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ea_runtime.errors import UserError
 from ea_runtime.folder_layout import resolve_folder
-from ea_runtime.pipeline_settings import Geometry
+from ea_runtime.geometry import Geometry
 from ea_runtime.safe_files import read_json
 from ea_runtime.training.dataset import Bucket, fetch_samples, open_set
 from ea_runtime.training.draws import normal

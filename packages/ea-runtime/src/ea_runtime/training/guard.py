@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from ea_runtime.training.options import GuardOptions
 
 #: Steps whose values a bin's median is taken over, and those that a group remembers.
 WINDOW, GROUP_WINDOW = 64, 48
@@ -44,29 +44,6 @@ _NUM_TIMESTEPS = 1000
 _MAD_TO_SIGMA = 1.4826
 
 Row = list[tuple[int, float, int]]  # (bin, mean log loss, samples) of one step
-
-
-class GuardOptions(BaseModel):
-    """[train.guard]: what counts as a spike. The defaults find 0.05 -> 0.2 -> 1.0 within ten steps."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    enabled: bool = Field(default=True, description="false: only steps that are not finite are skipped")
-    bins: int = Field(
-        default=20, gt=0, le=1000, description="bins of timesteps that are compared with themselves"
-    )
-    factor: float = Field(
-        default=1.5, gt=1, description="a lasting rise of the loss below this factor is no spike"
-    )
-    limit: float = Field(
-        default=1.75, gt=0, description="sum of logarithms above `factor` at which the alarm is given"
-    )
-    sigmas: float = Field(
-        default=5.0, gt=0, description="the same in standard deviations of a step; the larger one counts"
-    )
-    skips: int = Field(
-        default=10, gt=0, description="steps in a row that are not finite, after which the run rolls back"
-    )
 
 
 class Guard:
