@@ -17,7 +17,7 @@ from ea_data.probe import BadFile, probe
 from ea_data.protocols import FrameRequest
 from ea_data.source import check_root, find_files
 from ea_runtime.errors import UserError
-from ea_runtime.video import read_frames as read_all
+from ea_runtime.video_reader import read_frames as read_all
 
 ALL = FrameRequest("fps", 1000)
 DrawFile = Callable[..., Path]

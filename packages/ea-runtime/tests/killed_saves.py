@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ea_runtime import checkpoint
+from ea_runtime.training import checkpoints
 
 FILES = ("state.safetensors", "model/weights.safetensors", "model/config.json")
 KEEP = 2
@@ -64,7 +65,7 @@ def without_manifest(target: Path):
 
 
 def newest_of_all(run: Path) -> tuple[int, Path] | None:
-    return max(checkpoint.checkpoints(run), default=None)
+    return max(checkpoints.checkpoints(run), default=None)
 
 
 @contextmanager
@@ -77,9 +78,9 @@ def without_rename(target: Path):
 
 
 WRITERS: dict[str, tuple[Callable, Callable]] = {
-    "ours": (checkpoint.atomic_folder, checkpoint.newest_complete),
+    "ours": (checkpoint.atomic_folder, checkpoints.newest_complete),
     "no-manifest": (without_manifest, newest_of_all),
-    "no-rename": (without_rename, checkpoint.newest_complete),
+    "no-rename": (without_rename, checkpoints.newest_complete),
 }
 
 
@@ -96,7 +97,7 @@ def save(run: Path, step: int, writer: str, *, slowly: bool = False) -> None:
                     file.flush()
                     if slowly:
                         time.sleep(0.0005)
-    checkpoint.prune(run, KEEP)
+    checkpoints.prune(run, KEEP)
 
 
 def judge(run: Path, at: float, writer: str) -> dict[str, object]:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from ea_runtime import checkpoint
-from ea_runtime.checkpoint import atomic_folder, is_complete, newest_complete, prune, require_space
+from ea_runtime.checkpoint import atomic_folder, require_space
 from ea_runtime.errors import UserError
+from ea_runtime.training.checkpoints import is_complete, newest_complete, prune
 
 PROGRAM = Path(__file__).parent / "killed_saves.py"
 
@@ -110,7 +111,7 @@ def test_a_disk_that_fills_up_at_any_write(
 
         return wrapped
 
-    monkeypatch.setattr(checkpoint, "_sha256", full(checkpoint._sha256))
+    monkeypatch.setattr(checkpoint, "file_hash", full(checkpoint.file_hash))
     monkeypatch.setattr(checkpoint.os, "fsync", full(os.fsync))
     monkeypatch.setattr(checkpoint.os, "replace", full(os.replace))
     try:

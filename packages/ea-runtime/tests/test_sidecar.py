@@ -8,7 +8,8 @@ import os
 import pytest
 
 from ea_runtime.errors import UserError
-from ea_runtime.sidecar import content_hash, plan_sidecar, read_sidecar, versions, write_sidecar
+from ea_runtime.hashes import content_hash
+from ea_runtime.sidecar import plan_sidecar, read_sidecar, versions, write_sidecar
 from ea_runtime.video import plan_output
 
 RECORD = {

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image, ImageSequence
 
 from ea_runtime.errors import UserError
-from ea_runtime.video import check_fps, plan_output, read_frames, write_video
-from ea_runtime.video_writers import contact_sheet
+from ea_runtime.training.sheets import frame_grid
+from ea_runtime.video import check_fps, plan_output, write_video
+from ea_runtime.video_reader import read_frames
 
 
 def clip(count: int = 12, height: int = 48, width: int = 64) -> Iterator[np.ndarray]:
@@ -122,9 +123,9 @@ def test_png_of_a_video_is_a_contact_sheet(tmp_path, count, known):
     assert (sheet[48:50] == 255).all()
 
 
-def test_contact_sheet_of_few():
-    assert contact_sheet(list(clip(1))).shape == (48, 64, 3)
-    assert contact_sheet(list(clip(3))).shape == (48, 3 * 66 - 2, 3)
+def test_a_grid_of_few():
+    assert frame_grid(list(clip(1))).shape == (48, 64, 3)
+    assert frame_grid(list(clip(3))).shape == (48, 3 * 66 - 2, 3)
 
 
 @pytest.mark.parametrize("name", ["frames/", "frames", "there"])

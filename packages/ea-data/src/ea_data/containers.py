@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ea_runtime.video import CONTAINERS, PICTURE_FORMATS
+from ea_runtime.video_reader import CONTAINERS, PICTURE_FORMATS
 
 if TYPE_CHECKING:
     from PIL import Image

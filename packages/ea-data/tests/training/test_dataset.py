@@ -21,7 +21,7 @@ from ea_data.reader import Cut, read
 from ea_data.supervise import Supervisor
 from ea_runtime.errors import UserError
 from ea_runtime.training.dataset import BadSample, Bucket, SetOptions, fetch_samples, open_set, to_float
-from ea_runtime.video import read_frames
+from ea_runtime.video_reader import read_frames
 
 Open = Callable[..., EasyAnimateSet]
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ea_data import reader
 from ea_data.reader import Cut, fit, probe, read
-from ea_runtime.video import read_frames
+from ea_runtime.video_reader import read_frames
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from torch import Tensor
 from ea_dit.convert import strip_wrappers
 from ea_dit.model import Transformer3DModel
 from ea_dit.transplant import MotionReport, match_motion, motion_names, require_fit
-from ea_runtime.checkpoint import sync_path
-from ea_runtime.convert_folder import check_new_folder, copy_rest, temporary_folder
+from ea_runtime.checkpoint import sync_path, temporary_folder
+from ea_runtime.convert_folder import check_new_folder, copy_rest
 from ea_runtime.errors import UserError, writing
 from ea_runtime.folder import denoiser_of
 from ea_runtime.safe_files import is_file, quote_path

@@ -27,9 +27,9 @@ from ea_runtime.checkpoint import MANIFEST, atomic_folder, require_space
 from ea_runtime.errors import UserError
 from ea_runtime.folder_layout import PARTS as FOLDERS
 from ea_runtime.folder_layout import resolve_folder
+from ea_runtime.hashes import content_hash
 from ea_runtime.safe_files import inside, is_file, quote
 from ea_runtime.safe_weights import DTYPES, TensorEntry, find_weights, is_pickle
-from ea_runtime.sidecar import content_hash
 
 #: written into the new folder: what was merged into which base, for people
 RECORD = "merged_loras.json"

@@ -107,7 +107,7 @@ def put_on(pipeline: Any, choices: Sequence[AdapterChoice]) -> list[Any]:
 
 def describe_adapters(choices: Sequence[AdapterChoice], handles: Sequence[Any]) -> list[dict[str, Any]]:
     """For the sidecar: place, content, strength and what matched."""
-    from ea_runtime.sidecar import content_hash
+    from ea_runtime.hashes import content_hash
 
     return [
         {

@@ -11,12 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ea_runtime.checkpoint import temporary_folder
 from ea_runtime.errors import UserError
 from ea_runtime.folder_layout import PARTS, resolve_folder
 from ea_runtime.safe_files import MAX_INDEX_BYTES, inside, is_file, quote, quote_path, read_json
@@ -278,14 +276,3 @@ def _reports(output: bytes) -> list[dict]:
         if isinstance(value, dict):
             found.append(value)
     return found
-
-
-@contextmanager
-def temporary_folder(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, for whole files to be renamed from; removed afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ea_runtime.errors import UserError
-from ea_runtime.out_of_memory import free_memory, is_out_of_memory
+from ea_runtime.peak_memory import free_memory, is_out_of_memory
 from ea_runtime.records import Record
 from ea_runtime.step_cache import StepCaching
 

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ea_runtime.errors import UserError
-from ea_runtime.out_of_memory import free_memory, is_out_of_memory
+from ea_runtime.peak_memory import free_memory, is_out_of_memory
 
 
 def make_generators(seeds: Sequence[int] | None, generator: Any, batch: int) -> list[torch.Generator]:

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from ea_runtime.errors import UserError
 from ea_runtime.geometry import Geometry
+from ea_runtime.peak_memory import free_memory, is_out_of_memory
 
 
 class OutOfMemoryError(UserError):
     """The device has too little memory for what was asked; the message names something smaller."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory, on whatever device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @contextmanager

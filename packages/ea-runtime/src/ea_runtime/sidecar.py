@@ -11,7 +11,6 @@ again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -20,8 +19,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ea_runtime.checkpoint import temporary_sibling
 from ea_runtime.errors import UserError
-from ea_runtime.video import Output, temporary_sibling
+from ea_runtime.video import Output
 
 VERSION = 1
 MAX_BYTES = 4 << 20
@@ -145,17 +145,6 @@ def _require(name: str, values: Mapping[str, Any], key: str, kinds: tuple[type, 
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"{name}: `{key}` must be {wanted}, got {type(value).__name__}; the file is damaged")
-
-
-def content_hash(path: Path) -> str:
-    """sha256 of a file; of a folder: over its files' names and hashes, sorted by name."""
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    total = hashlib.sha256()
-    for entry in sorted(path.iterdir()):
-        total.update(f"{entry.name} {content_hash(entry)}\n".encode())
-    return total.hexdigest()
 
 
 def versions() -> dict[str, str]:

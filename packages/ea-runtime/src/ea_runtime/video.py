@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ea_runtime.checkpoint import temporary_sibling
 from ea_runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
 
 KINDS = {".mp4": "mp4", ".gif": "gif", ".png": "png"}
 _FRAME_NAME = re.compile(r"\d{5,}\.png")
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-#: FFmpeg's demuxers for files that hold their pictures themselves; others follow lists to further files.
-CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif,ivf,nut,h264,hevc,mxf,mpegvideo"
-)
-#: Pillow's formats that run no other program.
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +159,6 @@ def check_fps(fps: Any) -> Fraction:
     return value
 
 
-def temporary_sibling(path: Path) -> Path:
-    """A name that nothing has, beside `path` and so on the same file system."""
-    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
-
-
 def write_video(
     path: str | os.PathLike[str],
     frames: Iterable[np.ndarray],
@@ -188,60 +176,6 @@ def write_video(
         for frame in frames:
             write(frame)
     return output.path
-
-
-def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
-    """The frames of a video, gif, picture or folder of pictures (in order of name): (H, W, 3) uint8, upright,
-    one by one.
-
-    Raises UserError where there is nothing to read or it is damaged.
-    """
-    place = Path(path)
-    if place.is_dir():
-        names = sorted(entry for entry in place.iterdir() if entry.suffix.lower() in _PICTURES)
-        if not names:
-            raise UserError(f"folder {str(place)!r} holds no pictures ({', '.join(_PICTURES)})")
-        return (frame for name in names for frame in _read_picture(name))
-    if not place.is_file():
-        raise UserError(f"there is no file {str(place)!r}")
-    if place.suffix.lower() in (*_PICTURES, ".gif"):
-        return _read_picture(place)
-    return _read_av(place)
-
-
-def _read_picture(path: Path) -> Iterator[np.ndarray]:
-    import numpy as np
-    from PIL import Image, ImageOps, ImageSequence
-
-    try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            for frame in ImageSequence.Iterator(picture):
-                yield np.asarray(ImageOps.exif_transpose(frame).convert("RGB"))
-    # Pillow's decoders raise what they like on damaged files
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise UserError(f"{str(path)!r} cannot be read as a picture: {error}") from error
-
-
-def _read_av(path: Path) -> Iterator[np.ndarray]:
-    import av
-    import numpy as np
-    from av.video.reformatter import VideoReformatter
-
-    try:
-        # an open file, not its name: FFmpeg takes some names for protocols, and some contents for lists of names
-        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
-        with path.open("rb") as file, av.open(file, "r", options=options) as container:
-            if not container.streams.video:
-                raise UserError(f"{str(path)!r} holds no video")
-            reformatter = VideoReformatter()  # kept: a new one for each frame takes five times as long
-            for frame in container.decode(container.streams.video[0]):
-                turns = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise, as phones record it
-                pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                yield np.ascontiguousarray(np.rot90(pixels, turns)) if turns % 4 else pixels
-    except (av.FFmpegError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{str(path)!r} cannot be read as a video: {error}") from error
 
 
 def _quietly(action: Callable[[], None] | None) -> None:

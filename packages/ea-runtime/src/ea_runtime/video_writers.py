@@ -13,10 +13,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from ea_runtime.training.sheets import SHEET_FRAMES, frame_grid
+
 logger = logging.getLogger("ea")
 
-#: A contact sheet shows at most so many frames, in rows of so many, so far apart (pixels).
-SHEET_FRAMES, SHEET_COLUMNS, SHEET_GAP = 16, 4, 2
 # x264's result depends on the number of threads, so it does not follow the machine.
 _X264_THREADS = 4
 
@@ -158,7 +158,7 @@ class PngWriter(FrameWriter):
         kept = self.kept
         if len(kept) > SHEET_FRAMES:  # their number was not known
             kept = [kept[round(i * (len(kept) - 1) / (SHEET_FRAMES - 1))] for i in range(SHEET_FRAMES)]
-        Image.fromarray(contact_sheet(kept)).save(self.path, "PNG")
+        Image.fromarray(frame_grid(kept)).save(self.path, "PNG")
 
 
 class FolderWriter(FrameWriter):
@@ -172,17 +172,3 @@ class FolderWriter(FrameWriter):
         from PIL import Image
 
         Image.fromarray(frame).save(self.path / f"{self.count:05d}.png", "PNG", compress_level=3)
-
-
-def contact_sheet(frames: list[np.ndarray], columns: int = SHEET_COLUMNS, gap: int = SHEET_GAP) -> np.ndarray:
-    """Frames (H, W, 3) side by side, row by row, with white gaps; a single frame as it is."""
-    if len(frames) == 1:
-        return frames[0]
-    height, width = frames[0].shape[:2]
-    columns = min(columns, len(frames))
-    rows = -(-len(frames) // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for number, frame in enumerate(frames):
-        top, left = number // columns * (height + gap), number % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = frame
-    return sheet

@@ -15,7 +15,7 @@ import pytest
 from ea_runtime.cli.generate_plan import Wishes, make_plan, parse_size, slug
 from ea_runtime.cli.main import run
 from ea_runtime.errors import UserError
-from ea_runtime.video import read_frames
+from ea_runtime.video_reader import read_frames
 
 
 @pytest.fixture(scope="module")

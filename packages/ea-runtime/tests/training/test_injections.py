@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ea_runtime.checkpoint import checkpoints
 from ea_runtime.errors import UserError
+from ea_runtime.training.checkpoints import checkpoints
 from ea_runtime.training.draws import normal, uniform
 from ea_runtime.training.guard import Guard
 from ea_runtime.training.loop import Trainer

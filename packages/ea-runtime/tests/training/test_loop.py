@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ea_runtime.checkpoint import checkpoints, is_complete
 from ea_runtime.errors import UserError
 from ea_runtime.training import loop, optimizers, state
 from ea_runtime.training import step as step_file
+from ea_runtime.training.checkpoints import checkpoints, is_complete
 from ea_runtime.training.loop import Trainer
 from ea_runtime.training.muon import MuonAdamW
 from ea_runtime.training.optimizers import rate

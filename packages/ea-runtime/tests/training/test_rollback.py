@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ea_runtime.checkpoint import checkpoints
 from ea_runtime.errors import UserError
+from ea_runtime.training.checkpoints import checkpoints
 from ea_runtime.training.loop import MAX_ROLLBACKS, MAX_SKIPPED_IN_A_ROW, Trainer
 
 Make = Callable[..., Trainer]

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ea_runtime.checkpoint import checkpoints
 from ea_runtime.errors import UserError
+from ea_runtime.training.checkpoints import checkpoints
 from ea_runtime.training.loop import Trainer
 from ea_runtime.training.processes import process_group, world
 

@@ -13,7 +13,7 @@ from typing import Any
 from ea_runtime.adapters import AdapterChoice, plan_adapters
 from ea_runtime.device import check_dtype_name
 from ea_runtime.errors import UserError
-from ea_runtime.export.sizes import read_size
+from ea_runtime.export.bundle import read_size
 from ea_runtime.folder_layout import PARTS, read_defaults, resolve_folder
 from ea_runtime.geometry import Geometry
 from ea_runtime.pipeline_settings import (

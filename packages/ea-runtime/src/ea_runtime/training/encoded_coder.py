@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ea_runtime.out_of_memory import free_memory
+from ea_runtime.peak_memory import free_memory
 from ea_runtime.training.dataset import to_float
 
 #: Frames x height x width that go through the VAE together: on a CPU, as much as its caches bear (twice as fast as

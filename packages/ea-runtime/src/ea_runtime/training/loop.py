@@ -14,17 +14,11 @@ from typing import Any
 
 import torch
 
-from ea_runtime.checkpoint import (
-    atomic_folder,
-    checkpoints,
-    is_complete,
-    prune,
-    remove_checkpoint,
-    require_space,
-)
+from ea_runtime.checkpoint import atomic_folder, require_space
 from ea_runtime.errors import UserError, writing
 from ea_runtime.training.average import WeightAverage
 from ea_runtime.training.budget import ErrorBudget
+from ea_runtime.training.checkpoints import checkpoints, is_complete, prune, remove_checkpoint
 from ea_runtime.training.guard import Guard
 from ea_runtime.training.optimizers import TurnOptimizer, check_groups
 from ea_runtime.training.options import TrainOptions

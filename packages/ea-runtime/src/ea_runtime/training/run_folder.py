@@ -11,8 +11,8 @@ from typing import Any
 
 import tomli_w
 
-from ea_runtime.checkpoint import checkpoints, newest_complete
 from ea_runtime.errors import UserError
+from ea_runtime.training.checkpoints import checkpoints, newest_complete
 
 #: What may change when a run goes on: where and how often it saves and shows, and how it uses the machine.
 MAY_CHANGE = {

@@ -10,6 +10,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+#: A contact sheet shows at most so many frames, in rows of so many, so far apart (pixels).
+SHEET_FRAMES, SHEET_COLUMNS, SHEET_GAP = 16, 4, 2
+
+
+def frame_grid(frames: list[np.ndarray], columns: int = SHEET_COLUMNS, gap: int = SHEET_GAP) -> np.ndarray:
+    """Frames (H, W, 3) side by side, row by row, with white gaps; a single frame as it is."""
+    if len(frames) == 1:
+        return frames[0]
+    height, width = frames[0].shape[:2]
+    columns = min(columns, len(frames))
+    rows = -(-len(frames) // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for number, frame in enumerate(frames):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = frame
+    return sheet
+
+
 #: Frames of a video that a sheet shows, at most; evenly spaced, first and last among them.
 MAX_FRAMES = 9
 _GAP, _LINE, _PAPER, _INK = 4, 12, 255, 0
