@@ -75,7 +75,7 @@ def test_the_changelog_begins_with_the_version(package: Path) -> None:
 
 
 def test_the_filter_in_the_data_readme_judges(tmp_path: Path) -> None:
-    from ea_runtime.plugins import make_host
+    from ea_runtime.plugins.host import make_host
 
     (example,) = blocks(ROOT / "packages/ea-data", "py")
     file = tmp_path / "vivid.py"

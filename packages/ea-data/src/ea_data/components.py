@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ea_runtime.errors import UserError
-from ea_runtime.plugins import get_host
+from ea_runtime.plugins.host import get_host
 
 
 def make(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> Any:

@@ -16,17 +16,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ea_dit.convert import strip_wrappers
-from ea_dit.model import Transformer3DModel
-from ea_dit.transplant import MotionReport, match_motion, motion_names, require_fit
-from ea_runtime.checkpoint import sync_path, temporary_folder
-from ea_runtime.convert_folder import check_new_folder, copy_rest
+from ea_dit.network.model import Transformer3DModel
+from ea_dit.weights.convert import strip_wrappers
+from ea_dit.weights.transplant import MotionReport, match_motion, motion_names, require_fit
 from ea_runtime.errors import UserError, writing
-from ea_runtime.folder import denoiser_of
-from ea_runtime.safe_files import is_file, quote_path
-from ea_runtime.safe_weights import PartWeights, find_weights, iter_tensors, read_header
+from ea_runtime.files.atomic import sync_path, temporary_folder
+from ea_runtime.files.safe import is_file, quote_path
+from ea_runtime.models.convert import check_new_folder, copy_rest
+from ea_runtime.models.loading import denoiser_of
+from ea_runtime.models.weights import PartWeights, find_weights, iter_tensors, read_header
 
-from .config import TransformerConfig
+from .network.config import TransformerConfig
 
 #: Where a motion file keeps the settings of its modules, as JSON, in its safetensors metadata.
 SETTINGS_KEY = "ea.motion"

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from ea_lora.loaded import LoadedLora, Shared
 from ea_lora.matching import Matching
-from ea_runtime.adapters import check_weight
 from ea_runtime.engines.weights import Added, Delta, ExportedWeights
 from ea_runtime.errors import UserError
+from ea_runtime.generation.adapters import check_weight
 
 
 @dataclass(eq=False)

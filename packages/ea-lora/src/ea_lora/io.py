@@ -19,8 +19,8 @@ from ea_lora.checks import check_bound, group_tensors, make_layer
 from ea_lora.keys import CONFIG_NAME, PARTS, TEXT_FOLDER, WEIGHTS_NAME, Layout, Part
 from ea_lora.layer import FLOATS, MAX_PATH, Layer, LoraFile, weight_files
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import is_file, quote, read_json
-from ea_runtime.safe_weights import PartWeights, is_pickle, iter_tensors, read_header
+from ea_runtime.files.safe import is_file, quote, read_json
+from ea_runtime.models.weights import PartWeights, is_pickle, iter_tensors, read_header
 
 #: where sd-webui's first hash of a LoRA begins and how many bytes it covers
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ea_lora.keys import PARTS, TEXT_FOLDER, WEIGHTS_NAME, Layout, Part
-from ea_runtime.safe_files import is_file
+from ea_runtime.files.safe import is_file
 
 #: dtypes that the matrices of a file, and the weights that they change, may have
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

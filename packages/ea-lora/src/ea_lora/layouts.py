@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ea_lora.keys import KOHYA_PREFIXES, LAYOUTS, PARTS, Layout, Part, flatten
 from ea_runtime.errors import UserError, nearest
-from ea_runtime.safe_files import quote
+from ea_runtime.files.safe import quote
 
 if TYPE_CHECKING:
     from ea_lora.layer import Layer

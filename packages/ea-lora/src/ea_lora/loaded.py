@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ea_lora.beside import ADAPTER, carried, drop
-from ea_runtime.adapters import check_weight
+from ea_runtime.generation.adapters import check_weight
 
 
 @dataclass(eq=False)

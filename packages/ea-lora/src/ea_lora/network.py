@@ -23,10 +23,10 @@ from ea_lora.keys import PARTS
 from ea_lora.layer import MAX_PATH, Layer, LoraFile
 from ea_lora.loaded import DeltaHook, LoadedLora, Shared
 from ea_lora.matching import Match, Matching, match_lora, networks_of
-from ea_runtime.adapters import DEFAULT_WEIGHT, check_weight
 from ea_runtime.engines.base import exported_weights
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import quote
+from ea_runtime.files.safe import quote
+from ea_runtime.generation.adapters import DEFAULT_WEIGHT, check_weight
 
 logger = logging.getLogger("ea")
 

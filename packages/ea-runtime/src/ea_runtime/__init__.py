@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ea_runtime.generation.pipeline import VideoPipeline
     from ea_runtime.hookspecs import hookimpl
-    from ea_runtime.pipeline import VideoPipeline
-    from ea_runtime.plugins import list_plugins
+    from ea_runtime.plugins.host import list_plugins
 
 __all__ = ["VideoPipeline", "hookimpl", "list_plugins"]
 
 _HOME = {
-    "VideoPipeline": "ea_runtime.pipeline",
+    "VideoPipeline": "ea_runtime.generation.pipeline",
     "hookimpl": "ea_runtime.hookspecs",
-    "list_plugins": "ea_runtime.plugins",
+    "list_plugins": "ea_runtime.plugins.host",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ea_runtime.errors import UserError, nearest
-from ea_runtime.safe_files import quote
+from ea_runtime.files.safe import quote
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ea_data.children.supervisor import Failure, Supervisor, WorkerStartError
 from ea_data.run.worker import Result, Task, Worker
-from ea_data.supervise import Failure, Supervisor, WorkerStartError
 from ea_runtime.errors import UserError
 
 

@@ -16,8 +16,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from ea_runtime.errors import UserError
-from ea_runtime.plugin_sources import one_line
-from ea_runtime.plugins import Host, get_host, make_host, set_host
+from ea_runtime.plugins.discovery import one_line
+from ea_runtime.plugins.host import Host, get_host, make_host, set_host
 
 #: Base class of what typer raises for wrong words on the command line (typer carries its own click).
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]

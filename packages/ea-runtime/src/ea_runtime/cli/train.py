@@ -39,7 +39,7 @@ def train(
 ) -> None:
     """Trains a part of a model; the run's folder holds config, log, checkpoints and the final model."""
     from ea_runtime.errors import UserError
-    from ea_runtime.plugins import get_host
+    from ea_runtime.plugins.host import get_host
     from ea_runtime.training.options import read_config
 
     host = get_host()
@@ -75,7 +75,7 @@ def train(
 def _recipe(name: str) -> Any:
     """The record of a recipe. Raises UserError with the nearest name, `cache` among them."""
     from ea_runtime.errors import MissingPackageError, UserError, nearest
-    from ea_runtime.plugins import get_host
+    from ea_runtime.plugins.host import get_host
 
     host = get_host()
     try:
@@ -93,7 +93,7 @@ def _list_recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ea_runtime.plugins import get_host
+    from ea_runtime.plugins.host import get_host
 
     table = Table(box=None, pad_edge=False)
     for title in ("recipe", "trains", "package"):
@@ -124,9 +124,9 @@ def _say(line: str, *, quiet: bool = False) -> None:
 
 def _resolved(run: RunConfig, device: str, resume: bool, say: Any) -> RunConfig:
     """The config with the type that it computes in, in place of "auto"."""
-    from ea_runtime.training.precision import resolve_dtype
-    from ea_runtime.training.processes import from_first
-    from ea_runtime.training.run_folder import recorded_dtype
+    from ea_runtime.machine.processes import from_first
+    from ea_runtime.training.run.run_folder import recorded_dtype
+    from ea_runtime.training.update.precision import resolve_dtype
 
     recorded = recorded_dtype(Path(run.run.out)) if resume else None
     # machines may differ; the processes of a run may not
@@ -137,8 +137,8 @@ def _resolved(run: RunConfig, device: str, resume: bool, say: Any) -> RunConfig:
 def _show_plan(recipe_class: Any, options: Any, run: RunConfig, resume: bool) -> None:
     from rich.console import Console
 
-    from ea_runtime.device import choose_device
-    from ea_runtime.training.dry_run import make_plan, show_plan
+    from ea_runtime.machine.device import choose_device
+    from ea_runtime.training.run.dry_run import make_plan, show_plan
 
     device = str(choose_device(run.train.device))
     run = _resolved(run, device, resume, _say)
@@ -149,7 +149,7 @@ def _show_plan(recipe_class: Any, options: Any, run: RunConfig, resume: bool) ->
 
 def _cache(recipe_class: Any, options: Any, run: RunConfig) -> None:
     """Codes latents and text of the config's set with the recipe's own `cache(options, context)`, where it has one."""
-    from ea_runtime.device import choose_device
+    from ea_runtime.machine.device import choose_device
     from ea_runtime.training.recipe import Context
 
     make = getattr(recipe_class, "cache", None)
@@ -168,11 +168,11 @@ def _cache(recipe_class: Any, options: Any, run: RunConfig) -> None:
 def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], resume: bool) -> None:
     import torch
 
-    from ea_runtime.device import choose_device
-    from ea_runtime.training.loop import Trainer
-    from ea_runtime.training.processes import local_device, process_group
+    from ea_runtime.machine.device import choose_device
+    from ea_runtime.machine.processes import local_device, process_group
     from ea_runtime.training.recipe import Context
-    from ea_runtime.training.run_folder import RunFolder
+    from ea_runtime.training.run.loop import Trainer
+    from ea_runtime.training.run.run_folder import RunFolder
 
     if run.train.threads:
         torch.set_num_threads(run.train.threads)

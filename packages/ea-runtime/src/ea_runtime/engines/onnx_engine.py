@@ -50,7 +50,7 @@ def _providers(device: Any) -> list[str]:
     """What to ask for. Raises UserError for a device that ONNX Runtime has none for."""
     import torch
 
-    from ea_runtime.device import choose_device
+    from ea_runtime.machine.device import choose_device
 
     if device is None or device == "auto":
         has = torch.cuda.is_available() and _CUDA in require_onnxruntime().get_available_providers()

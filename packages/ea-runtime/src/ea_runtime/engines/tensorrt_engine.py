@@ -122,7 +122,7 @@ def _data_type(module: Any, dtype: torch.dtype) -> Any:
 
 
 def _require_cuda(target: str, device: Any) -> torch.device:
-    from ea_runtime.device import choose_device
+    from ea_runtime.machine.device import choose_device
 
     if not torch.cuda.is_available():
         raise UserError(

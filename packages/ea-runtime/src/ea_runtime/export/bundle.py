@@ -23,11 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ea_runtime.checkpoint import MANIFEST
 from ea_runtime.errors import UserError
 from ea_runtime.export import build_record
 from ea_runtime.export.parts import EXPORT_PARTS, Size
-from ea_runtime.safe_files import plain, quote, quote_path, read_json
+from ea_runtime.files.atomic import MANIFEST
+from ea_runtime.files.safe import plain, quote, quote_path, read_json
 
 DESCRIPTION = "ea-bundle.json"
 VERSION = 1

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ea_runtime.checkpoint import MANIFEST, atomic_folder
-from ea_runtime.device import Timed
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.export import build_record, bundle, parity, preflight
 from ea_runtime.export.networks import Source, export_configs, sources_of
 from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts, for_refit
 from ea_runtime.export.trace import DTYPES, FakeNetwork, Traced, initializer_names, make_fake, trace
 from ea_runtime.export.weights_file import Place, plan_places, refer, total_bytes, write_weights
-from ea_runtime.folder_layout import read_defaults, resolve_folder
-from ea_runtime.geometry import Geometry, check_int
-from ea_runtime.model_hash import part_digest
+from ea_runtime.files.atomic import MANIFEST, atomic_folder
+from ea_runtime.machine.device import Timed
+from ea_runtime.models.geometry import Geometry, check_int
+from ea_runtime.models.hash import part_digest
+from ea_runtime.models.layout import read_defaults, resolve_folder
 
 #: tells what is being done: (step, graph or part)
 Tell = Callable[[str, str], None]

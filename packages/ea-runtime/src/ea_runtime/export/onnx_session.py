@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ea_runtime.errors import MissingPackageError, UserError
-from ea_runtime.safe_files import plain
+from ea_runtime.files.safe import plain
 
 _TO_TORCH = {
     "tensor(float)": torch.float32,
