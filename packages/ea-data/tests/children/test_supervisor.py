@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ea_data.children.supervisor import Failure, Supervisor, WorkerStartError
+from ea_runtime.errors import UserError
 
 TARGETS = """
 import os, signal, time
@@ -203,3 +204,9 @@ def _lives(pid: int) -> bool:
             return False
         return not Path("/proc/self").exists()
     return state != "Z"
+
+
+def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(UserError, match="supervised processes need Linux or macOS"):
+        Supervisor("supervise_targets:echo")

@@ -15,7 +15,6 @@ import ctypes
 import errno
 import os
 import pickle
-import resource
 import signal
 import struct
 import sys
@@ -140,7 +139,7 @@ def main() -> None:
     sys.modules["ea_data.children.child"] = sys.modules["__main__"]
     globals()["_results"] = results
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit("RLIMIT_CORE", 0)
     _die_with_parent(parent)
     unpacker = Unpacker()
     try:
@@ -204,10 +203,17 @@ def _limit_memory(megabytes: int) -> None:
     It caps private memory, which counts thread stacks and allocator arenas that were never touched: hence the
     room above the limit on resident memory.
     """
-    cap = (2 * megabytes + 1024) << 20
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard == resource.RLIM_INFINITY or hard > cap:
-        resource.setrlimit(resource.RLIMIT_DATA, (cap, hard))
+    _limit("RLIMIT_DATA", (2 * megabytes + 1024) << 20)
+
+
+def _limit(name: str, most: int) -> None:
+    """Lowers one of the system's limits on this process; one that is lower already stays."""
+    import resource
+
+    kind = getattr(resource, name)
+    _, hard = resource.getrlimit(kind)
+    if hard == resource.RLIM_INFINITY or hard > most:
+        resource.setrlimit(kind, (most, hard))
 
 
 if __name__ == "__main__":

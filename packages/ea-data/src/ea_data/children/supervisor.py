@@ -43,6 +43,7 @@ from ea_data.children.child import (
     note,
     pack,
 )
+from ea_runtime.errors import UserError
 
 __all__ = ["Failure", "Supervisor", "TransientError", "WorkerStartError", "is_transient", "note"]
 
@@ -122,10 +123,11 @@ class _Child:
 
     def resident_mb(self) -> float:
         """Resident memory; 0 where the system does not tell."""
+        import psutil
+
         try:
-            with open(f"/proc/{self.process.pid}/statm", "rb") as file:
-                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-        except (OSError, IndexError, ValueError):
+            return psutil.Process(self.process.pid).memory_info().rss / (1 << 20)
+        except psutil.Error:
             return 0.0
 
     def end(self) -> str:
@@ -156,6 +158,8 @@ class Supervisor:
 
     One thread at a time: `map`, `as_completed` and `call` of one Supervisor take turns. Close it, or use it as a
     context manager; unread results of an abandoned iterator are thrown away with their processes.
+
+    Raises UserError on Windows, which hands no pipes to a child.
     """
 
     def __init__(
@@ -169,6 +173,8 @@ class Supervisor:
         start_timeout: float = 120.0,
         env: Mapping[str, str] | None = None,
     ) -> None:
+        if sys.platform == "win32":
+            raise UserError("supervised processes need Linux or macOS; on Windows run this under WSL")
         least = 1.0 if callable(timeout) else timeout
         if workers < 1 or least <= 0 or memory_mb < 0 or strikes < 1:
             raise ValueError(
@@ -479,4 +485,5 @@ def _forget_thread() -> None:
     _thread = None
 
 
-os.register_at_fork(after_in_child=_forget_thread)  # a fork has no threads but its own
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_thread)  # a fork has no threads but its own

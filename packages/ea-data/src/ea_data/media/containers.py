@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
 
+#: Windows has O_BINARY alone, and needs it.
+_FLAGS = os.O_RDONLY
+for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+    _FLAGS |= getattr(os, _name, 0)
+
 
 @contextmanager
 def open_beneath(path: Path, root: Path) -> Iterator[BinaryIO]:
@@ -29,7 +34,7 @@ def open_beneath(path: Path, root: Path) -> Iterator[BinaryIO]:
         if not real.is_relative_to(root):
             raise ValueError("it is a link that leaves the set")
         # a link that takes the file's place from here on is refused, and a pipe does not block
-        number = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        number = os.open(real, _FLAGS)
     except FileNotFoundError:
         raise ValueError("there is no such file") from None
     except (OSError, RuntimeError) as error:  # a loop of links

@@ -15,7 +15,6 @@ workers there were is in none of them. A later entry of a key replaces an earlie
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -29,6 +28,8 @@ from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import sync_path
@@ -64,9 +65,9 @@ class Ledger:
         self._segment_bytes = segment_bytes
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("ab")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._lock = FileLock(folder / "lock", timeout=0)
+            self._lock.acquire()
+        except Timeout as error:
             raise UserError(
                 f"another run is working on {str(folder.parent)!r}; wait for it to end"
             ) from error
@@ -146,7 +147,7 @@ class Ledger:
 
     def close(self) -> None:
         """Writes what is left, and lets the next process in."""
-        if self._lock.closed:
+        if not self._lock.is_locked:
             return
         try:
             self.flush()
@@ -156,7 +157,7 @@ class Ledger:
                 os.close(fd)
             self._readers.clear()
             self._index.close()
-            self._lock.close()
+            self._lock.release()
 
     def __len__(self) -> int:
         self.flush()
@@ -181,9 +182,12 @@ class Ledger:
             if len(self._readers) >= 64:
                 os.close(self._readers.pop(next(iter(self._readers))))
             is_open = self._part is not None and segment == self._number
-            fd = os.open(self._path(segment, "part" if is_open else "jsonl"), os.O_RDONLY)
+            fd = os.open(
+                self._path(segment, "part" if is_open else "jsonl"), os.O_RDONLY | getattr(os, "O_BINARY", 0)
+            )
             self._readers[segment] = fd
-        entry = _parse(os.pread(fd, length, start))
+        os.lseek(fd, start, os.SEEK_SET)
+        entry = _parse(os.read(fd, length))
         if entry is None:
             logger.warning(
                 "the ledger's %s is damaged at byte %d: that is computed again",

@@ -68,8 +68,10 @@ def _write_manifest(folder: Path) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Makes a file, or the renames in a folder, outlive a power failure."""
-    handle = os.open(path, os.O_RDONLY)
+    """Makes a file, or the renames in a folder, outlive a power failure; Windows opens no folders to sync."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-import resource
 import sys
 from pathlib import Path
 
@@ -12,13 +11,19 @@ _STATUS = Path("/proc/self/status")
 
 
 def peak_rss() -> int:
-    """The peak of the resident set in bytes.
+    """The peak of the resident set in bytes, this process's own.
 
     On Linux from /proc: getrusage counts there also what the parent held when it started this process (the counter
-    lives through exec), so a child of a large program would tell that program's size.
+    lives through exec), so a child of a large program would tell that program's size. psutil knows Windows' peak only.
     """
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
     if found := _STATUS.exists() and re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE):
         return int(found[1]) * 1024
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import sync_path
 from ea_runtime.files.safe import quote_path
 
 INDEX = "index.safetensors"
@@ -148,14 +149,9 @@ def write_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] 
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file(tensors, partial, metadata=metadata)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_path(partial)
         os.replace(partial, path)
-        number = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        sync_path(path.parent)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise UserError(
