@@ -1,4 +1,4 @@
-"""The child's side of `supervise.py`: what runs in a supervised process, and how messages are framed.
+"""The child's side of `supervisor.py`: what runs in a supervised process, and how messages are framed.
 
 Only the standard library is imported here: a child starts in the time that Python takes, plus what its target
 imports. A message is a pickle (protocol 5) whose large buffers follow it as they are:

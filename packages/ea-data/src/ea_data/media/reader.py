@@ -1,6 +1,6 @@
 """The one reader of training frames: probes a file by its header, and decodes a window of it, no more.
 
-Every function here may run in a supervised child (supervise.py): arguments and results are plain values.
+Every function here may run in a supervised child (children/supervisor.py): arguments and results are plain values.
 Frames are upright, uint8 RGB (H, W, 3).
 """
 

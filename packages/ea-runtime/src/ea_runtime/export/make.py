@@ -1,6 +1,6 @@
 """`ea export`, step by step: check, trace, look at the shapes, write, build, compare, record.
 
-Nothing is at the bundle's place until all of it is there (checkpoint.atomic_folder).
+Nothing is at the bundle's place until all of it is there (files.atomic.atomic_folder).
 """
 
 from __future__ import annotations

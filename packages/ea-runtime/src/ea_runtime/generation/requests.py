@@ -1,8 +1,4 @@
-"""What a request may ask for: checked here, in one line each, before any work. Imports no torch.
-
-"frames" are pixels, "latent frames" latents. How many frames stand for how many latent frames follows from
-the VAE's config; which sizes fit from the VAE's and the denoiser's.
-"""
+"""What a request may ask for: checked here, in one line each, before any work. Imports no torch."""
 
 from __future__ import annotations
 

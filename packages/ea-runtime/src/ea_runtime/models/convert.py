@@ -1,6 +1,6 @@
 """`ea models convert`: pickled weights of a folder (or one file) become safetensors, originals kept.
 
-Pickles are read in a child process (convert_weights.py). Targets appear whole or not at all: they are written
+Pickles are read in a child process (convert_child.py). Targets appear whole or not at all: they are written
 into a temporary folder beside their place, checked, and renamed.
 """
 
@@ -227,7 +227,7 @@ def _convert_files(pairs: list[tuple[Path, Path]]) -> list[Converted]:
 
 
 def _run_child(pairs: list[tuple[Path, Path]]) -> list[dict]:
-    """Runs convert_weights over (source, target) pairs and gives its report of each.
+    """Runs convert_child over (source, target) pairs and gives its report of each.
 
     Raises UserError with its one line about the first file that failed, or with what became of the process.
     """

@@ -45,7 +45,7 @@ class Parts:
 
     vae, denoiser: modules in eval mode on the device asked for.
     text: what the text encoder's record builds, with `encode(prompts)`.
-    scheduler_config, defaults: see folder_layout.read_defaults.
+    scheduler_config, defaults: see layout.read_defaults.
     notes: one line for each thing that was ignored (unexpected tensors, unknown config keys).
     """
 
@@ -67,7 +67,7 @@ def load_parts(
     """Load a model folder.
 
     Args:
-        model: "tiny" (bundled), a name beneath EA_MODELS_DIR, or a folder (layout: folder_layout.py).
+        model: "tiny" (bundled), a name beneath EA_MODELS_DIR, or a folder (layout: layout.py).
         device: where the weights go.
         dtype: of all floating-point weights and buffers; None keeps each tensor's own (of T5: float32).
         parts: some of "vae", "denoiser", "text"; None loads all three.

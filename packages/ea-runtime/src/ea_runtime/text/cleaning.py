@@ -61,7 +61,7 @@ def clean_once(caption: str) -> str:
 
     Differs from EasyAnimate: never raises (V2 does on `<![x` and on numeric references of over 4,300 digits);
     mojibake is repaired in pieces of REPAIR_CHARACTERS instead of whole lines; see also
-    `text_html.visible_text`.
+    `html.visible_text`.
     """
     text = unquote_plus(caption).strip().lower()
     text = text.replace("<person>", "person")
