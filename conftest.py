@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
-from ea_runtime import plugins
+from ea_runtime.plugins import host as plugins
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,7 @@ import torch
 
 
 def tiny(part: str) -> Any:
-    from ea_runtime.folder import load_parts
+    from ea_runtime.models.loading import load_parts
 
     return getattr(load_parts("tiny", dtype=torch.float32, parts=(part,)), part)
 

@@ -32,12 +32,12 @@ import json, sys, time
 from hashlib import sha256
 from collections import Counter
 from pathlib import Path
-from ea_data.ledger import Ledger
+from ea_data.records.ledger import Ledger
 from ea_data.profile import Parts, load, parse
-from ea_data.record import clip_id
+from ea_data.records.record import clip_id
 from ea_data.run.pipeline import Pipeline
 from ea_data.run.worker import versions_of
-from ea_runtime.peak_memory import peak_rss
+from ea_runtime.machine.memory import peak_rss
 
 out, count = Path(sys.argv[1]), int(sys.argv[2])
 A_FILE = 10
@@ -143,8 +143,8 @@ def parts_and_tables() -> tuple[Any, dict[str, Any]]:
 @pytest.mark.slow
 def test_decoding_once_against_once_a_stage(raw: Path, report: Any):
     """The frames that the default profile's scorers ask for, read together and scorer by scorer."""
-    from ea_data.frames import read_frames
-    from ea_data.probe import probe
+    from ea_data.media.frames import read_frames
+    from ea_data.media.probe import probe
 
     parts, _ = parts_and_tables()
     requests = [part.component.needs for part in parts.scores if part.component.needs.mode != "none"]
@@ -193,9 +193,9 @@ def stages(raw: Path, target: Path) -> dict[str, Any]:
     """Processor seconds of this process for each stage of the default profile, every score of every clip computed."""
     from collections import defaultdict
 
-    from ea_data.cut import write_clip
-    from ea_data.frames import read_frames
-    from ea_data.probe import probe
+    from ea_data.media.cut import write_clip
+    from ea_data.media.frames import read_frames
+    from ea_data.media.probe import probe
     from ea_data.protocols import Frames
 
     parts, _ = parts_and_tables()
@@ -252,9 +252,9 @@ def stages(raw: Path, target: Path) -> dict[str, Any]:
 
 def picture_stages(raw: Path, target: Path) -> dict[str, float]:
     """Processor seconds a picture, by stage: the first frame of each video, as a JPEG."""
-    from ea_data.cut import write_clip
-    from ea_data.frames import read_frames
-    from ea_data.probe import probe
+    from ea_data.media.cut import write_clip
+    from ea_data.media.frames import read_frames
+    from ea_data.media.probe import probe
     from ea_data.protocols import FrameRequest
 
     parts, _ = parts_and_tables()

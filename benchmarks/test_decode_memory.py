@@ -19,11 +19,11 @@ LENGTHS = (9, 72, 144, 720)
 _CHILD = """
 import os, sys
 os.environ["OMP_NUM_THREADS"] = "1"
-from ea_runtime.allocator import tune_allocator
+from ea_runtime.machine.allocator import tune_allocator
 tune_allocator()  # as `ea generate` does
 import torch
-from ea_runtime.folder import load_parts
-from ea_runtime.peak_memory import peak_rss
+from ea_runtime.models.loading import load_parts
+from ea_runtime.machine.memory import peak_rss
 torch.set_num_threads(1)
 vae = load_parts("tiny", dtype=torch.float32, parts=("vae",)).vae
 num_frames, smooth = int(sys.argv[1]), sys.argv[2] == "smooth"

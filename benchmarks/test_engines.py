@@ -24,9 +24,9 @@ GPU_ENGINES = ("onnx", "trt")
 def rows_of(engine: str, folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     """Exports `tiny`, and compares what the bundle does with the same networks as plain code writes them."""
     from ea_runtime import VideoPipeline
-    from ea_runtime.denoise import plan_steps
     from ea_runtime.export.make import Request, export_bundle
-    from ea_runtime.pipeline_settings import check_sampler
+    from ea_runtime.generation.denoise import plan_steps
+    from ea_runtime.generation.requests import check_sampler
 
     monkeypatch.setenv("EA_STATE_DIR", str(folder / "state"))
     bundle = export_bundle(Request("tiny", str(folder / engine), target=engine, parity="off")).folder

@@ -14,8 +14,8 @@ SETTINGS: dict[str, Any] = {"num_frames": 18, "height": 64, "width": 64, "num_in
 
 def test_a_video(benchmark: Any, report: Any) -> None:
     from ea_runtime import VideoPipeline
-    from ea_runtime.denoise import plan_steps
-    from ea_runtime.pipeline_settings import check_sampler
+    from ea_runtime.generation.denoise import plan_steps
+    from ea_runtime.generation.requests import check_sampler
 
     pipe = VideoPipeline.from_pretrained("tiny", device="cpu")
     guidance = pipe.defaults.guidance

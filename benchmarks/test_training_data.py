@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ea_data.dataset import EasyAnimateSet
 from ea_data.draw.write import DrawConfig, write_set
-from ea_runtime.training.dataset import SetOptions, fetch_samples
-from ea_runtime.training.encoded import EncodedOptions, EncodedSource
+from ea_data.training.dataset import EasyAnimateSet
+from ea_runtime.training.data.dataset import SetOptions, fetch_samples
+from ea_runtime.training.latents.source import EncodedOptions, EncodedSource
 from ea_runtime.training.recipe import Context
 
 BATCH = 64

@@ -18,14 +18,14 @@ from baselines.training import Diffusion, Loop
 
 from ea_data.draw.write import DrawConfig, write_set
 from ea_dit import add_noise, training_loss
-from ea_dit.options import DitOptions
-from ea_dit.recipe import DitRecipe
-from ea_runtime.folder import load_parts
-from ea_runtime.folder_layout import resolve_folder
-from ea_runtime.training.loop import Trainer
+from ea_dit.training.options import DitOptions
+from ea_dit.training.recipe import DitRecipe
+from ea_runtime.models.layout import resolve_folder
+from ea_runtime.models.loading import load_parts
+from ea_runtime.training.data.workers import Fetcher
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Context
-from ea_runtime.training.workers import Fetcher
+from ea_runtime.training.run.loop import Trainer
 
 BATCH, CLIPS, ROUNDS = 4, 16, 5
 RATE = 2e-5

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ea_runtime.cli.main import run
-from ea_runtime.plugins import set_host
+from ea_runtime.plugins.host import set_host
 
 CONFIG = """
 [run]
@@ -56,7 +56,7 @@ threads = 1
 #: Runs in every decoder process: names of files say what befalls it when it opens them.
 MISBEHAVE = """
 import os, signal, sys, time
-if "ea_data.supervise_child" in sys.orig_argv:
+if "ea_data.children.child" in sys.orig_argv:
     def hook(event, arguments):
         if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
             name = os.path.basename(os.fsdecode(arguments[0]))
@@ -193,7 +193,7 @@ def test_a_run_without_a_child_is_ended_by_such_a_file(tmp_path: Path) -> None:
     import sys
 
     (tmp_path / "site").mkdir()
-    text = MISBEHAVE.replace('if "ea_data.supervise_child" in sys.orig_argv:', "if True:")
+    text = MISBEHAVE.replace('if "ea_data.children.child" in sys.orig_argv:', "if True:")
     (tmp_path / "site" / "sitecustomize.py").write_text(text)
     make_set(["segv.png", *NAMES[:3]], set())
     words = [

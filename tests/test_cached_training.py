@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ea_data.draw.write import DrawConfig, write_set
-from ea_dit.options import DitOptions
-from ea_dit.recipe import DitRecipe
-from ea_runtime.folder_layout import resolve_folder
-from ea_runtime.training.dataset import Bucket
-from ea_runtime.training.encoded import EncodedOptions, EncodedSource
+from ea_dit.training.options import DitOptions
+from ea_dit.training.recipe import DitRecipe
+from ea_runtime.models.layout import resolve_folder
+from ea_runtime.training.data.dataset import Bucket
+from ea_runtime.training.latents.source import EncodedOptions, EncodedSource
 from ea_runtime.training.recipe import Context
 
 TRANSFORMER = resolve_folder("tiny") / "transformer"

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from ea_runtime.hookspecs import KINDS
-from ea_runtime.plugins import set_host
+from ea_runtime.plugins.host import set_host
 from ea_runtime.testing import host_with
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

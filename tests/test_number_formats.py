@@ -20,7 +20,7 @@ from ea_runtime.cli.main import run
 from ea_runtime.errors import UserError
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.plugins import set_host
-from ea_runtime.testing_formats import PARTS, broken_convolution
+from ea_runtime.testing.formats import PARTS, broken_convolution
 from ea_runtime.training import precision
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "vae-pictures.toml"

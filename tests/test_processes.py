@@ -13,7 +13,7 @@ import torch
 
 _CHILD = """
 import sys
-from ea_runtime.spread import joined, rank, share_out
+from ea_runtime.generation.spread import joined, rank, share_out
 with joined("cpu") as device:
     import torch
     from ea_runtime import VideoPipeline

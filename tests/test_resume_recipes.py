@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 
 import ea_runtime
 from ea_runtime.cli.main import run
-from ea_runtime.plugins import get_host, set_host
-from ea_runtime.training import loop, state
-from ea_runtime.training.average import WeightAverage
+from ea_runtime.plugins.host import get_host, set_host
+from ea_runtime.training.run import loop, state
+from ea_runtime.training.update.average import WeightAverage
 
 pytestmark = pytest.mark.slow
 
@@ -242,7 +242,7 @@ def test_killed_while_saving(name: str, place: Place) -> None:
 
 def forget_seed(patch: pytest.MonkeyPatch) -> None:
     """The draws of a step follow from how often this process has drawn: a generator whose state is not saved."""
-    from ea_runtime.training import step
+    from ea_runtime.training.run import step
 
     calls = iter(range(10_000))
     patch.setattr(step, "seed_of", lambda *numbers: next(calls))

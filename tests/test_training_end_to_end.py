@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from ea_runtime import VideoPipeline
 from ea_runtime.cli.main import run
-from ea_runtime.plugins import set_host
-from ea_runtime.training.precision import has_bf16
+from ea_runtime.plugins.host import set_host
+from ea_runtime.training.update.precision import has_bf16
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "tiny"
@@ -126,8 +126,8 @@ def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def stop_after(step: int) -> pytest.MonkeyPatch:
     """Asks the loop to stop in that step, as SIGTERM does."""
-    from ea_runtime.training.loop import Trainer
-    from ea_runtime.training.workers import Fetcher
+    from ea_runtime.training.data.workers import Fetcher
+    from ea_runtime.training.run.loop import Trainer
 
     context = pytest.MonkeyPatch()
     one_step = Trainer._one_step

@@ -43,8 +43,8 @@ def judge(parts: Path, transformer: Path, num_prompts: int) -> dict[str, str]:
     from ea_data.draw.caption import sample_prompts
     from ea_data.draw.check import check_clip, summarise
     from ea_dit import Transformer3DModel
-    from ea_runtime.folder import load_parts
-    from ea_runtime.pipeline import VideoPipeline
+    from ea_runtime.generation.pipeline import VideoPipeline
+    from ea_runtime.models.loading import load_parts
 
     loaded = load_parts(parts, parts=("vae", "text"))
     pipe = VideoPipeline(

@@ -146,7 +146,7 @@ def test_another_size_is_refused_before_any_work(tiny_export: Any, pipes: Any) -
 
 
 def test_a_bundle_of_another_model_is_refused(tiny_export: Any, tmp_path: Path) -> None:
-    from ea_runtime.folder_layout import resolve_folder
+    from ea_runtime.models.layout import resolve_folder
 
     other = Path(shutil.copytree(resolve_folder("tiny"), tmp_path / "other"))
     config = other / "transformer" / "config.json"

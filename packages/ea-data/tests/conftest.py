@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import av
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 DrawFile = Callable[..., Path]
+_CLIPS = Path(__file__).parent / "clips_for_tests.py"
 
 
 def picture(number: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -74,3 +78,14 @@ def _rotate(path: Path, degrees: int) -> None:
 def draw_video() -> DrawFile:
     """draw_video(path, num_frames=60, fps=24, size=, codec=, rotation=, times=, seed=) writes a video."""
     return draw_file
+
+
+@pytest.fixture(scope="session")
+def clips() -> ModuleType:
+    """The module clips_for_tests.py."""
+    spec = spec_from_file_location(_CLIPS.stem, _CLIPS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault(_CLIPS.stem, module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module

@@ -15,7 +15,7 @@ import pytest
 import ea_data
 from ea_data.components import make, missing
 from ea_runtime.errors import UserError
-from ea_runtime.plugins import get_host
+from ea_runtime.plugins.host import get_host
 
 KINDS = ("splitters", "scorers", "filters", "captioners")
 OURS = [
@@ -86,7 +86,7 @@ def test_paper_names_everything_that_it_lacks() -> None:
 def test_listing_and_making_load_nothing_heavy() -> None:
     code = (
         "import sys, ea_data.plugin\n"
-        "from ea_runtime.plugins import get_host\n"
+        "from ea_runtime.plugins.host import get_host\n"
         "get_host()\n"
         "assert 'pydantic' not in sys.modules\n"
         "from ea_data.components import make\n"

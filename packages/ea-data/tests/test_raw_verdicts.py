@@ -16,7 +16,7 @@ import ea_data
 from ea_data.components import make
 from ea_data.draw.raw import KINDS
 from ea_data.draw.raw_write import write_raw
-from ea_data.frames import read_frames
+from ea_data.media.frames import read_frames
 from ea_data.protocols import Frames, VideoInfo
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from ea_dit import Transformer3DModel
 from ea_dit.motion_files import extract_motion, insert_motion, load_motion
-from ea_dit.transplant import match_motion, motion_names
+from ea_dit.weights.transplant import match_motion, motion_names
 from ea_runtime.errors import UserError
 
 Save = Callable[..., Path]

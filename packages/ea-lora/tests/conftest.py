@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ea_runtime.plugins import Host, set_host
+from ea_runtime.plugins.host import Host, set_host
 
 RANK, ALPHA = 4, 2.0
 
@@ -163,8 +163,8 @@ def golden_folder(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A model folder of the golden transformer and T5, with a tokenizer that only makes it complete."""
     import shutil
 
-    from ea_runtime.text import train_tokenizer
-    from ea_runtime.text_tokenizer import save_tokenizer
+    from ea_runtime.text.encoder import train_tokenizer
+    from ea_runtime.text.tokenizer import save_tokenizer
 
     folder = tmp_path_factory.mktemp("golden") / "model"
     shutil.copytree(reference / "dit_v2", folder / "transformer", copy_function=shutil.copyfile)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import ea_lora.plugin
-from ea_runtime.adapters import parse_spec
 from ea_runtime.cli.main import run
 from ea_runtime.errors import UserError
+from ea_runtime.generation.adapters import parse_spec
 
 Write = Callable[..., Path]
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ea_lora import convert_lora, load_lora, read_lora
-from ea_lora.layouts import LAYOUTS, dotted_paths
+from ea_lora.keys import LAYOUTS
+from ea_lora.layouts import dotted_paths
 from ea_runtime.errors import UserError
 
 Write = Callable[..., Path]
@@ -87,7 +88,7 @@ def test_every_layout_has_the_same_effect(
 @pytest.fixture
 def model(model_folder: Path) -> Callable[[], Any]:
     """Loads the model of `model_folder` anew."""
-    from ea_runtime.plugins import get_host
+    from ea_runtime.plugins.host import get_host
 
     return lambda: get_host().get("denoisers", "small").build().from_pretrained(model_folder / "transformer")
 
@@ -130,7 +131,7 @@ def test_what_peft_writes_is_read(small: Any, model: Any, tmp_path: Path) -> Non
 def test_diffusers_own_loader_reads_it(small: Any, model: Any, model_folder: Path, tmp_path: Path) -> None:
     from diffusers.loaders import PeftAdapterMixin
 
-    from ea_runtime.plugins import get_host
+    from ea_runtime.plugins.host import get_host
 
     base = get_host().get("denoisers", "small").build()
     theirs = type("WithAdapters", (base, PeftAdapterMixin), {}).from_pretrained(model_folder / "transformer")

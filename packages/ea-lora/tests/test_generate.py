@@ -15,7 +15,7 @@ from ea_lora.layer import Layer
 from ea_lora.networks import load_networks
 from ea_runtime.cli.main import run
 from ea_runtime.errors import MissingPackageError
-from ea_runtime.folder_layout import resolve_folder
+from ea_runtime.models.layout import resolve_folder
 
 PROMPT = ("generate", "a red circle moves right", "--num-frames", "9", "--steps", "2", "--seed", "3")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ea_lora import find_targets, load_lora, merge_lora, read_lora, unload_lora, verify_lora, write_lora
 from ea_lora.io import content_hashes
 from ea_runtime.errors import MissingPackageError
-from ea_runtime.folder import load_parts
+from ea_runtime.models.loading import load_parts
 
 TOLERANCE = 1e-5
 FILES = ["lora", "lora_temporal"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ea_lora import load_lora, merge_lora, read_lora
 from ea_runtime.errors import UserError
-from ea_runtime.folder import load_parts
+from ea_runtime.models.loading import load_parts
 
 Write = Callable[..., Path]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

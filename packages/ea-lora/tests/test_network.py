@@ -18,7 +18,7 @@ from ea_lora import load_lora, loaded_loras, read_lora, unload_lora
 from ea_lora.matching import match_lora, networks_of
 from ea_lora.merge import merge_weight
 from ea_runtime.errors import UserError
-from ea_runtime.pipeline import VideoPipeline
+from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
 
 Write = Callable[..., Path]

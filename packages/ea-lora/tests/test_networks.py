@@ -8,7 +8,7 @@ import pytest
 from ea_lora import find_targets
 from ea_lora.networks import load_networks, t5_shapes
 from ea_runtime.errors import MissingPackageError, UserError
-from ea_runtime.folder_layout import resolve_folder
+from ea_runtime.models.layout import resolve_folder
 
 
 def test_shapes_are_those_of_the_weights() -> None:

@@ -17,11 +17,11 @@ from ea_lora.adapters import base_tensors
 from ea_lora.estimate import predict
 from ea_lora.options import LoraOptions
 from ea_runtime.errors import MissingPackageError, UserError
-from ea_runtime.plugins import get_host
-from ea_runtime.training.dry_run import make_plan
-from ea_runtime.training.loop import Trainer
+from ea_runtime.plugins.host import get_host
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Context
+from ea_runtime.training.run.dry_run import make_plan
+from ea_runtime.training.run.loop import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ea_runtime.plugins import Host, set_host
+from ea_runtime.plugins.host import Host, set_host
 
 FAKE_NETWORKS = Path(__file__).parent / "fake_networks.py"
 
@@ -35,7 +35,7 @@ def folder_source(fake_host: Host, tmp_path_factory: pytest.TempPathFactory) -> 
     """A complete model folder of small random networks; copy it before changing it."""
     from transformers import T5Config, T5EncoderModel
 
-    from ea_runtime.text import TextEncoder, train_tokenizer
+    from ea_runtime.text.encoder import TextEncoder, train_tokenizer
 
     folder = tmp_path_factory.mktemp("model") / "small"
     torch.manual_seed(0)

@@ -14,13 +14,13 @@ import torch
 import ea_vae.plugin
 from ea_runtime.hookspecs import hookimpl
 from ea_runtime.records import DatasetRecord
+from ea_runtime.settings import validate
 from ea_runtime.testing import host_with
-from ea_runtime.training.dataset import BadSample, Bucket, Item, Sample, SetOptions, draw_start
-from ea_runtime.training.options import validate
+from ea_runtime.training.data.dataset import BadSample, Bucket, Item, Sample, SetOptions, draw_start
 from ea_runtime.training.recipe import Batch, Context, Loss
 from ea_vae import AutoencoderKLMagvit
-from ea_vae.recipe import VaeRecipe
-from ea_vae.recipe_options import VaeOptions
+from ea_vae.training.recipe import VaeRecipe
+from ea_vae.training.recipe_options import VaeOptions
 
 SMALL = {"ch": 4, "ch_mult": (1, 1, 2, 2), "layers_per_block": 1, "norm_num_groups": 2}
 SLICE = {"slice_compression_vae": True, "mini_batch_encoder": 8, "mini_batch_decoder": 2}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ea_runtime.errors import UserError
-from ea_runtime.plugins import get_host
+from ea_runtime.plugins.host import get_host
 
 
 def make(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> Any:
@@ -21,7 +21,7 @@ def make(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> Any
         if settings:
             raise UserError(f"{name!r} of {kind} has no options, got {', '.join(sorted(settings))}")
         return record.build(None)
-    from ea_runtime.training.options import validate
+    from ea_runtime.settings import validate
 
     return record.build(validate(model, dict(settings or {}), f"{name!r} of {kind}"))
 

@@ -25,13 +25,13 @@ def _commands() -> Any:
 
 
 def _text_recipe() -> Any:
-    from ea_data.draw.text_recipe import TextRecipe
+    from ea_data.training.text_recipe import TextRecipe
 
     return TextRecipe
 
 
 def _easyanimate_set() -> Any:
-    from ea_data.dataset import EasyAnimateSet
+    from ea_data.training.dataset import EasyAnimateSet
 
     return EasyAnimateSet
 

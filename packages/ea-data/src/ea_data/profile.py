@@ -20,12 +20,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ea_data.components import make, missing
-from ea_data.ledger import fingerprint
 from ea_data.options import Options
+from ea_data.records.ledger import fingerprint
 from ea_runtime.errors import UserError, nearest
-from ea_runtime.plugins import get_host
-from ea_runtime.safe_files import plain
-from ea_runtime.training.options import validate
+from ea_runtime.files.safe import plain
+from ea_runtime.plugins.host import get_host
+from ea_runtime.settings import validate
 
 NAMES = ("offline", "paper", "reference-v2")
 KINDS = {"split": "splitters", "score": "scorers", "filter": "filters", "caption": "captioners"}

@@ -18,9 +18,9 @@ from PIL import Image
 
 from ea_data.caption.http import BudgetError, JsonClient, Limits, retry_after
 from ea_data.caption.openai import OpenAiCaptioner, OpenAiOptions
+from ea_data.children.child import TransientError
 from ea_data.components import make
 from ea_data.protocols import Frames
-from ea_data.supervise_child import TransientError
 from ea_runtime.errors import UserError
 
 FRAMES = Frames(np.full((2, 36, 64, 3), (200, 30, 30), np.uint8), np.arange(2.0))

@@ -11,7 +11,7 @@ import pytest
 from ea_data.draw.raw import KINDS, RawScene, render_scene, render_video, sample_video
 from ea_data.draw.raw_write import write_raw
 from ea_runtime.cli.main import run
-from ea_runtime.video import read_frames
+from ea_runtime.video.reader import read_frames
 
 SIZE = {"height": 128, "width": 224, "fps": 8}
 

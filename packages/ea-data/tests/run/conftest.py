@@ -11,7 +11,7 @@ import pytest
 from ea_data.run.engine import Limits, LocalEngine
 from ea_data.run.pipeline import Outcome, Pipeline
 from ea_data.run.worker import Worker
-from ea_runtime import plugins
+from ea_runtime.plugins import host as plugins
 
 PLUGIN = '''
 import os, time
@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ea_data.protocols import Caption, Decision, FrameRequest, Score, Span
-from ea_data.supervise import TransientError
+from ea_data.children.supervisor import TransientError
 from ea_runtime.hookspecs import hookimpl
 from ea_runtime.records import CaptionerRecord, FilterRecord, ScorerRecord, SplitterRecord
 

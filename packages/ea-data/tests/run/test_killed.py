@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ea_data.store import iter_rows
+from ea_data.records.store import iter_rows
 
 #: Kills that hit a run. Each set is killed up to twice before it may end.
 KILLS = 50 if os.environ.get("EA_FULL") else 4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ea_data.draw.raw import RawScene, draw_picture
-from ea_data.store import iter_rows
+from ea_data.records.store import iter_rows
 from ea_runtime.errors import UserError
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from ea_data.children.supervisor import Supervisor
 from ea_data.profile import NAMES, Parts, load, parse
-from ea_data.store import iter_rows
-from ea_data.supervise import Supervisor
+from ea_data.records.store import iter_rows
 from ea_runtime.cli.main import run as ea
 from ea_runtime.errors import UserError
 

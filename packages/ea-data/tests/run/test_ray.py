@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from ea_data.run.engine import Limits, make_engine
+from ea_data.records.store import iter_rows
+from ea_data.run.engine import Limits
+from ea_data.run.engines import make_engine
 from ea_data.run.worker import Worker
-from ea_data.store import iter_rows
 from ea_runtime.errors import UserError
 
 needs_ray = pytest.mark.skipif(

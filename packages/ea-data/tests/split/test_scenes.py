@@ -14,7 +14,7 @@ from ea_data.protocols import Span, VideoInfo
 from ea_data.split.scenes import SceneOptions, SceneSplitter
 from ea_data.split.whole import WholeOptions, WholeSplitter
 from ea_runtime.errors import UserError
-from ea_runtime.video import write_video
+from ea_runtime.video.output import write_video
 
 FPS = 12
 PASSES = ((10, 0), (20, 1), (30, 2))

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ea_data.buckets import ASPECT_RATIOS, bucket_size, fit_frames, window_starts
-from ea_data.dataset import EasyAnimateSet
-from ea_runtime.training.dataset import SetOptions
-from ea_runtime.training.order import BatchOrder
+from ea_data.training.buckets import ASPECT_RATIOS, bucket_size, fit_frames, window_starts
+from ea_data.training.dataset import EasyAnimateSet
+from ea_runtime.training.data.dataset import SetOptions
+from ea_runtime.training.data.order import BatchOrder
 
 #: EasyAnimate V2's ASPECT_RATIO_512, its keys
 PUBLISHED = """

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ea_data.dataset import EasyAnimateSet
-from ea_data.reader import Cut, read
-from ea_data.supervise import Supervisor
+from ea_data.children.supervisor import Supervisor
+from ea_data.media.reader import Cut, read
+from ea_data.training.dataset import EasyAnimateSet
 from ea_runtime.errors import UserError
-from ea_runtime.training.dataset import BadSample, Bucket, SetOptions, fetch_samples, open_set, to_float
-from ea_runtime.video import read_frames
+from ea_runtime.training.data.dataset import BadSample, Bucket, SetOptions, fetch_samples, open_set, to_float
+from ea_runtime.video.reader import read_frames
 
 Open = Callable[..., EasyAnimateSet]
 
@@ -122,10 +122,10 @@ def test_crops(data: Open) -> None:
 def test_small_clips_are_decoded_once_and_room_is_bounded(
     data: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ea_data.dataset
+    import ea_data.training.dataset
 
     cuts: list[Cut] = []
-    monkeypatch.setattr(ea_data.dataset, "read", lambda cut: cuts.append(cut) or read(cut))
+    monkeypatch.setattr(ea_data.training.dataset, "read", lambda cut: cuts.append(cut) or read(cut))
     it = data(keep_mib=100)
     bucket = it.buckets()[2]
     for seed in range(5):
@@ -143,17 +143,17 @@ def test_small_clips_are_decoded_once_and_room_is_bounded(
 
 
 def test_headers_are_read_once(data: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ea_data.dataset
+    import ea_data.training.dataset
 
     expected = data().buckets()
     probed: list[Path] = []
-    inner = ea_data.dataset.probe
+    inner = ea_data.training.dataset.probe
 
     def probe(path: Path, root: Path, with_size: bool) -> Any:
         probed.append(path)
         return inner(path, root, with_size)
 
-    monkeypatch.setattr(ea_data.dataset, "probe", probe)
+    monkeypatch.setattr(ea_data.training.dataset, "probe", probe)
     assert data().buckets() == expected
     assert probed == []
     os.utime(tmp_path / "set" / "0.mp4")
@@ -213,7 +213,7 @@ def misbehave(task: Any) -> Any:
         time.sleep(60)
     if isinstance(task, Cut) and name.startswith("exit"):
         os._exit(3)
-    from ea_data.reader import serve
+    from ea_data.media.reader import serve
 
     return serve(task)
 

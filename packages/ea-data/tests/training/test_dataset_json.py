@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ea_data.dataset_json import read_list
+from ea_data.training.dataset_json import read_list
 from ea_runtime.errors import UserError
 
 ROW: dict[str, Any] = {"file_path": "0.png", "text": "a circle", "type": "image", "width": 16, "height": 16}

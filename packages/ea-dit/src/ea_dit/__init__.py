@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import MotionConfig, TransformerConfig
-    from .convert import load_checkpoint
-    from .init import initialize_weights
-    from .loss import add_noise, training_loss
-    from .model import TextContext, Transformer3DModel
+    from .network.config import MotionConfig, TransformerConfig
+    from .network.init import initialize_weights
+    from .network.model import TextContext, Transformer3DModel
+    from .training.loss import add_noise, training_loss
+    from .weights.convert import load_checkpoint
 
 __all__ = [
     "Transformer3DModel",
@@ -24,14 +24,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Transformer3DModel": "model",
-    "TextContext": "model",
-    "TransformerConfig": "config",
-    "MotionConfig": "config",
-    "training_loss": "loss",
-    "add_noise": "loss",
-    "initialize_weights": "init",
-    "load_checkpoint": "convert",
+    "Transformer3DModel": "network.model",
+    "TextContext": "network.model",
+    "TransformerConfig": "network.config",
+    "MotionConfig": "network.config",
+    "training_loss": "training.loss",
+    "add_noise": "training.loss",
+    "initialize_weights": "network.init",
+    "load_checkpoint": "weights.convert",
 }
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ea_dit.inputs import batch_timestep, check_latents, check_text, size_conditions
-from ea_dit.memory import TEXT_TOKENS
+from ea_dit.network.inputs import batch_timestep, check_latents, check_text, size_conditions
+from ea_dit.training.memory import TEXT_TOKENS
 from ea_runtime.errors import UserError
 from ea_runtime.export.parts import Graph, Input, Run, Size
 

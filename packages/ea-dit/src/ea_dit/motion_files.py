@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ea_dit.convert import strip_wrappers
-from ea_dit.model import Transformer3DModel
-from ea_dit.transplant import (
-    MotionReport,
-    adopt_settings,
-    match_motion,
-    motion_names,
-    motion_settings,
-    require_fit,
-)
-from ea_runtime.checkpoint import sync_path
-from ea_runtime.convert_folder import check_new_folder, copy_rest, temporary_folder
+from ea_dit.network.model import Transformer3DModel
+from ea_dit.weights.convert import strip_wrappers
+from ea_dit.weights.transplant import MotionReport, match_motion, motion_names, require_fit
 from ea_runtime.errors import UserError, writing
-from ea_runtime.folder import denoiser_of
-from ea_runtime.safe_files import is_file, quote_path
-from ea_runtime.safe_weights import PartWeights, find_weights, iter_tensors, read_header
+from ea_runtime.files.atomic import sync_path, temporary_folder
+from ea_runtime.files.safe import is_file, quote_path
+from ea_runtime.models.convert import check_new_folder, copy_rest
+from ea_runtime.models.loading import denoiser_of
+from ea_runtime.models.weights import PartWeights, find_weights, iter_tensors, read_header
+
+from .network.config import TransformerConfig
 
 #: Where a motion file keeps the settings of its modules, as JSON, in its safetensors metadata.
 SETTINGS_KEY = "ea.motion"
@@ -183,3 +179,40 @@ def _require_new_file(output: Path) -> None:
         raise UserError(f"{quote_path(output)} exists already; remove it or give another --output")
     if output.suffix != ".safetensors":
         raise UserError(f"`--output` must be a .safetensors file, got {quote_path(output)}")
+
+
+def motion_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says about its motion modules, with every default filled in; plain JSON values."""
+    cfg = TransformerConfig.from_mapping(config)
+    kwargs = asdict(cfg.motion_module_kwargs)
+    kwargs["attention_block_types"] = list(kwargs["attention_block_types"])
+    return {"motion_module_type": cfg.motion_module_type, "motion_module_kwargs": kwargs}
+
+
+def adopt_settings(
+    config: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """`config` with a motion file's settings, and the keys that changed. The number of positions stays the model's.
+
+    Heads and grids do not show in shapes: with another's settings the same tensors are another function.
+    Raises ValueError, one line, where the settings are none, or where one side has no positions in time.
+    """
+    have = motion_settings(config)
+    wanted = motion_settings({**config, **settings})
+    ours, theirs = have["motion_module_kwargs"], wanted["motion_module_kwargs"]
+    if ours["temporal_position_encoding"] != theirs["temporal_position_encoding"]:
+        raise ValueError(
+            f"`temporal_position_encoding` of the motion modules is {theirs['temporal_position_encoding']}, the "
+            f"model's is {ours['temporal_position_encoding']}; both must have positions, or none"
+        )
+    theirs["temporal_position_encoding_max_len"] = ours["temporal_position_encoding_max_len"]
+    changed = [key for key in theirs if theirs[key] != ours[key]]
+    changed += ["motion_module_type"] * (have["motion_module_type"] != wanted["motion_module_type"])
+    if not changed:
+        return dict(config), []
+    kwargs = {**dict(config.get("motion_module_kwargs") or {}), **theirs}
+    return {
+        **config,
+        "motion_module_type": wanted["motion_module_type"],
+        "motion_module_kwargs": kwargs,
+    }, changed

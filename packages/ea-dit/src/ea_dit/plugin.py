@@ -9,13 +9,13 @@ from ea_runtime.records import DenoiserRecord, RecipeRecord
 
 
 def _transformer() -> Any:
-    from ea_dit.model import Transformer3DModel
+    from ea_dit.network.model import Transformer3DModel
 
     return Transformer3DModel
 
 
 def _recipe() -> Any:
-    from ea_dit.recipe import DitRecipe
+    from ea_dit.training.recipe import DitRecipe
 
     return DitRecipe
 

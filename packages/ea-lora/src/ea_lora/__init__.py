@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from .io import read_lora, write_lora
     from .keys import find_targets
     from .layer import Layer, LoraFile
+    from .loaded import LoadedLora
     from .matching import match_lora
     from .merge import merge_lora
-    from .network import LoadedLora, load_lora, loaded_loras, unload_lora
+    from .network import load_lora, loaded_loras, unload_lora
     from .verify import LoraReport, lora_info, verify_lora
 
 __all__ = [
@@ -39,7 +40,7 @@ _HOMES = {
     "load_lora": "network",
     "loaded_loras": "network",
     "unload_lora": "network",
-    "LoadedLora": "network",
+    "LoadedLora": "loaded",
     "merge_lora": "merge",
     "convert_lora": "convert",
     "Card": "card",

@@ -17,7 +17,7 @@ from ea_lora.beside import ADAPTER
 from ea_lora.keys import Part, find_targets, flatten
 from ea_lora.layer import Layer
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import quote
+from ea_runtime.files.safe import quote
 
 #: V2's own
 RANK, ALPHA = 128, 64.0

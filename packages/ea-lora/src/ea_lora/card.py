@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: sha256 over the denoiser's files of the model that a LoRA was trained on (ea_runtime.model_hash.part_hash)
+#: sha256 over the denoiser's files of the model that a LoRA was trained on (ea_runtime.models.hash.part_hash)
 BASE_HASH = "ea_base_hash"
 _TRAINING = "ea_training"
 _NAMES = {
@@ -85,8 +85,8 @@ def base_note(metadata: Mapping[str, str], model: Any) -> str | None:
     import os
 
     from ea_runtime.errors import UserError
-    from ea_runtime.model_hash import part_hash
-    from ea_runtime.safe_files import quote
+    from ea_runtime.files.safe import quote
+    from ea_runtime.models.hash import part_hash
 
     wanted = metadata.get(BASE_HASH)
     if wanted is None or not isinstance(model, (str, os.PathLike)):

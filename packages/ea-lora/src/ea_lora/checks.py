@@ -10,7 +10,7 @@ from torch import Tensor
 from ea_lora.keys import Role, relative_of_lora, split_key, split_name
 from ea_lora.layer import FLOATS, Layer
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import quote
+from ea_runtime.files.safe import quote
 
 #: no weight changes by more than float16 can hold; what training gives is below 10
 _LARGEST_CHANGE = 65504.0

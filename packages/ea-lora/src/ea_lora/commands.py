@@ -32,7 +32,7 @@ _Exclude = Annotated[
 def info(file: _File, as_json: _Json = False) -> None:
     """Shows what a LoRA file holds: layers, rank, alpha, metadata. Needs no model."""
     from ea_lora.verify import lora_info
-    from ea_runtime.safe_files import quote
+    from ea_runtime.files.safe import quote
 
     found = lora_info(file)
     if as_json:
@@ -118,7 +118,7 @@ def merge(
 ) -> None:
     """Writes a new model folder with LoRAs worked into its weights (0.55 where no weight is given)."""
     from ea_lora.merge import merge_lora
-    from ea_runtime.adapters import parse_spec
+    from ea_runtime.generation.adapters import parse_spec
 
     merged = merge_lora(
         model, [parse_spec(text) for text in files], output, parts=_parts(no_text), exclude=exclude or ()
@@ -159,7 +159,7 @@ def memory(
     from rich.console import Console
 
     from ea_lora.estimate import memory_table
-    from ea_runtime.folder_layout import resolve_folder
+    from ea_runtime.models.layout import resolve_folder
 
     table = memory_table(
         resolve_folder(model), size or [512, 768], num_frames or [1], rank=rank, dtype=dtype, offload=offload,
@@ -176,7 +176,7 @@ def _show(report: LoraReport, keys: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ea_runtime.safe_files import quote
+    from ea_runtime.files.safe import quote
 
     console = Console(highlight=False)
     for line in (report.summary, *(f"note: {note}" for note in report.notes)):

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ea_lora.io import read_lora, write_lora
-from ea_lora.keys import Part, find_targets
+from ea_lora.keys import Layout, Part, find_targets
 from ea_lora.layer import LoraFile
-from ea_lora.layouts import Layout, check_layout, dotted_paths
+from ea_lora.layouts import check_layout, dotted_paths
 from ea_lora.networks import load_networks
 from ea_runtime.errors import UserError
-from ea_runtime.folder_layout import resolve_folder
-from ea_runtime.safe_files import quote
+from ea_runtime.files.safe import quote
+from ea_runtime.models.layout import resolve_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from ea_lora.adapters import ALPHA, MAX_RANK, MOTION_PATTERN, RANK, Adapters, adapt, base_tensors
 from ea_lora.offload import find_blocks
-from ea_runtime.denoise import size_conditions
 from ea_runtime.errors import UserError
+from ea_runtime.generation.denoise import size_conditions
 
 TEXT_TOKENS = 120  # of V2's prompts
 CARD_BYTES = 24 * 10**9
@@ -203,10 +203,10 @@ def adapted_shapes(folder: Path, *, rank: int = RANK, motion: bool = True) -> tu
 
     Raises UserError, and MissingPackageError where no installed package brings its class.
     """
-    from ea_runtime.folder import find_record, read_part_config, unknown_keys
-    from ea_runtime.folder_layout import PARTS as FOLDERS
-    from ea_runtime.folder_layout import class_name
-    from ea_runtime.plugins import get_host
+    from ea_runtime.models.layout import PARTS as FOLDERS
+    from ea_runtime.models.layout import class_name
+    from ea_runtime.models.loading import find_record, read_part_config, unknown_keys
+    from ea_runtime.plugins.host import get_host
 
     spec = FOLDERS["denoiser"]
     config = read_part_config(folder, spec)
@@ -232,9 +232,9 @@ def memory_table(
     """A rich table: parts down, one column for each size and number of frames, in GB. Raises UserError."""
     from rich.table import Table
 
-    from ea_runtime.pipeline_settings import Geometry, check_int
-    from ea_runtime.safe_files import inside, is_file, quote, read_json
-    from ea_runtime.training.precision import DTYPES
+    from ea_runtime.files.safe import inside, is_file, quote, read_json
+    from ea_runtime.models.geometry import Geometry, check_int
+    from ea_runtime.training.update.precision import DTYPES
 
     if dtype not in DTYPES:
         raise UserError(f"`dtype` must be one of {', '.join(DTYPES)}, got {quote(dtype)}")
@@ -270,7 +270,7 @@ def memory_table(
 def describe_memory(recipe: Any) -> dict[str, Any]:
     """For `--dry-run`: the parts of a run's largest sample as text, how the sum stands to a 24 GB card, and under
     "memory" the activations in bytes, for the loop's own table. Nothing where the recipe has weights."""
-    from ea_runtime.training.precision import DTYPES
+    from ea_runtime.training.update.precision import DTYPES
 
     base, context, memory = recipe.base, recipe.context, recipe.options.memory
     if not next(recipe.network.parameters()).is_meta:

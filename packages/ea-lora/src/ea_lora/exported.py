@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ea_lora.loaded import LoadedLora, Shared
 from ea_lora.matching import Matching
-from ea_lora.network import LoadedLora, _Shared
-from ea_runtime.adapters import check_weight
 from ea_runtime.engines.weights import Added, Delta, ExportedWeights
 from ea_runtime.errors import UserError
+from ea_runtime.generation.adapters import check_weight
 
 
 @dataclass(eq=False)
@@ -45,7 +45,7 @@ class ExportedLora(LoadedLora):
             weights.remove(added)
 
 
-def put_on_exported(held: Mapping[str, ExportedWeights], matching: Matching, shared: _Shared) -> ExportedLora:
+def put_on_exported(held: Mapping[str, ExportedWeights], matching: Matching, shared: Shared) -> ExportedLora:
     """Add every matched layer to its weight. Raises UserError, with nothing added, where an engine takes no changes."""
     for part, weights in held.items():
         if weights.refusal and any(match.layer.part == part for match in matching.matches):

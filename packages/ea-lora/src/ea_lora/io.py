@@ -16,12 +16,11 @@ from torch import Tensor
 
 from ea_lora import layouts
 from ea_lora.checks import check_bound, group_tensors, make_layer
-from ea_lora.keys import PARTS, Part
+from ea_lora.keys import CONFIG_NAME, PARTS, TEXT_FOLDER, WEIGHTS_NAME, Layout, Part
 from ea_lora.layer import FLOATS, MAX_PATH, Layer, LoraFile, weight_files
-from ea_lora.layouts import Layout
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import is_file, quote, read_json
-from ea_runtime.safe_weights import PartWeights, is_pickle, iter_tensors, read_header
+from ea_runtime.files.safe import is_file, quote, read_json
+from ea_runtime.models.weights import PartWeights, is_pickle, iter_tensors, read_header
 
 #: where sd-webui's first hash of a LoRA begins and how many bytes it covers
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
@@ -53,7 +52,7 @@ def _read_one(file: Path, given: str | os.PathLike[str]) -> LoraFile:
     layout = layouts.layout_of(tensors)
     groups = group_tensors(tensors, label)
     alphas = _alphas(file, weights.metadata, label) if layout in ("peft", "diffusers") else {}
-    is_text = file.parent.name == layouts.TEXT_FOLDER and layout == "peft"
+    is_text = file.parent.name == TEXT_FOLDER and layout == "peft"
     layers, without = [], 0
     for name, roles in groups.items():
         layer = make_layer(name, roles, label)
@@ -72,10 +71,10 @@ def _read_one(file: Path, given: str | os.PathLike[str]) -> LoraFile:
 def _alphas(file: Path, metadata: Mapping[str, str], label: str) -> dict[Part, layouts.Alphas]:
     """Where a file in peft's way keeps alpha: its header, or the config beside it."""
     found = layouts.diffusers_configs(metadata, label)
-    config = file.with_name(layouts.CONFIG_NAME)
-    if found or file.name != layouts.WEIGHTS_NAME or not is_file(config):
+    config = file.with_name(CONFIG_NAME)
+    if found or file.name != WEIGHTS_NAME or not is_file(config):
         return found
-    alphas = layouts.Alphas(read_json(file.parent, layouts.CONFIG_NAME), f"{quote(str(config), MAX_PATH)}")
+    alphas = layouts.Alphas(read_json(file.parent, CONFIG_NAME), f"{quote(str(config), MAX_PATH)}")
     return dict.fromkeys(PARTS, alphas)
 
 
@@ -112,13 +111,13 @@ def write_lora(
     if layout != "peft":
         _write(Path(path), _file_bytes(layers, own, layout))
         return
-    folders = {"denoiser": Path(path), "text": Path(path) / layouts.TEXT_FOLDER}
+    folders = {"denoiser": Path(path), "text": Path(path) / TEXT_FOLDER}
     for part, folder in folders.items():
         members = [layer for layer in layers if layer.part == part]
         if members:
             config = {"peft_type": "LORA", "inference_mode": True, **layouts.adapter_config(members)}
-            _write(folder / layouts.CONFIG_NAME, json.dumps(config, indent=2).encode() + b"\n")
-            _write(folder / layouts.WEIGHTS_NAME, _file_bytes(members, own, layout))
+            _write(folder / CONFIG_NAME, json.dumps(config, indent=2).encode() + b"\n")
+            _write(folder / WEIGHTS_NAME, _file_bytes(members, own, layout))
 
 
 def _file_bytes(layers: Iterable[Layer], own: Mapping[str, str], layout: Layout) -> bytes:
@@ -179,9 +178,7 @@ def _write(path: Path, data: bytes) -> None:
 
 def _read_header(file: Path, label: str) -> PartWeights:
     if file.is_dir():
-        raise UserError(
-            f"{label} is a folder without {layouts.WEIGHTS_NAME}; give the .safetensors file in it"
-        )
+        raise UserError(f"{label} is a folder without {WEIGHTS_NAME}; give the .safetensors file in it")
     if not is_file(file):
         raise UserError(f"there is no {label}; give the path of a .safetensors file")
     if file.stat().st_size == 0:

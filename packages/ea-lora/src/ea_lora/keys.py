@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -23,6 +23,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 Part = Literal["denoiser", "text"]
 Role = Literal["down", "up", "alpha"]
 PARTS: tuple[Part, ...] = ("denoiser", "text")
+#: how a file names its tensors, see layouts.py
+Layout = Literal["kohya", "diffusers", "peft", "comfyui"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+#: the files of peft's folder, and where its text encoder's adapter lies in it
+WEIGHTS_NAME, CONFIG_NAME, TEXT_FOLDER = "adapter_model.safetensors", "adapter_config.json", "text_encoder"
 
 #: what V2 puts before a module's path; its denoiser's own name is empty, hence two underscores
 KOHYA_PREFIXES: dict[Part, str] = {"denoiser": "lora_unet__", "text": "lora_te_"}

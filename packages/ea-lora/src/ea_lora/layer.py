@@ -12,10 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ea_lora import layouts
-from ea_lora.keys import PARTS, Part
-from ea_lora.layouts import Layout
-from ea_runtime.safe_files import is_file
+from ea_lora.keys import PARTS, TEXT_FOLDER, WEIGHTS_NAME, Layout, Part
+from ea_runtime.files.safe import is_file
 
 #: dtypes that the matrices of a file, and the weights that they change, may have
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -92,7 +90,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     """A file itself; of peft's folder the adapter's weights, and its text encoder's where there are any."""
     if not path.is_dir():
         return (path,)
-    names = (layouts.WEIGHTS_NAME, f"{layouts.TEXT_FOLDER}/{layouts.WEIGHTS_NAME}")
+    names = (WEIGHTS_NAME, f"{TEXT_FOLDER}/{WEIGHTS_NAME}")
     return tuple(path / name for name in names if is_file(path / name))
 
 

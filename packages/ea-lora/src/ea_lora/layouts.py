@@ -19,23 +19,20 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from ea_lora.keys import KOHYA_PREFIXES, PARTS, Part, flatten
+from ea_lora.keys import KOHYA_PREFIXES, LAYOUTS, PARTS, Layout, Part, flatten
 from ea_runtime.errors import UserError, nearest
-from ea_runtime.safe_files import quote
+from ea_runtime.files.safe import quote
 
 if TYPE_CHECKING:
     from ea_lora.layer import Layer
 
-Layout = Literal["kohya", "diffusers", "peft", "comfyui"]
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 #: diffusers' key in a file's header for the configs of its adapters
 DIFFUSERS_KEY = "lora_adapter_metadata"
 #: what the other layouts do not hold about alpha: the dtype of its tensor, or "none" for layers without one
 ALPHA_KEY = "ea_alpha"
-WEIGHTS_NAME, CONFIG_NAME, TEXT_FOLDER = "adapter_model.safetensors", "adapter_config.json", "text_encoder"
 
 _DIFFUSERS: dict[Part, str] = {"denoiser": "transformer", "text": "text_encoder"}
 _PREFIXES: dict[Layout, dict[Part, str]] = {

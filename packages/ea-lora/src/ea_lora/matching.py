@@ -13,7 +13,7 @@ from ea_lora.keys import PARTS, Part, find_targets, fits, flatten
 from ea_lora.layer import FLOATS, MAX_PATH, Layer, LoraFile, count_parts
 from ea_runtime.engines.base import exported_weights
 from ea_runtime.errors import UserError, nearest
-from ea_runtime.safe_files import quote
+from ea_runtime.files.safe import quote
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,14 +22,14 @@ from ea_lora.keys import PARTS, Part
 from ea_lora.layer import Layer, LoraFile
 from ea_lora.matching import Matching, match_lora
 from ea_lora.networks import load_networks
-from ea_runtime.adapters import DEFAULT_WEIGHT, check_weight
-from ea_runtime.checkpoint import MANIFEST, atomic_folder, require_space
 from ea_runtime.errors import UserError
-from ea_runtime.folder_layout import PARTS as FOLDERS
-from ea_runtime.folder_layout import resolve_folder
-from ea_runtime.safe_files import inside, is_file, quote
-from ea_runtime.safe_weights import DTYPES, TensorEntry, find_weights, is_pickle
-from ea_runtime.sidecar import content_hash
+from ea_runtime.files.atomic import MANIFEST, atomic_folder, require_space
+from ea_runtime.files.hashes import content_hash
+from ea_runtime.files.safe import inside, is_file, quote
+from ea_runtime.generation.adapters import DEFAULT_WEIGHT, check_weight
+from ea_runtime.models.layout import PARTS as FOLDERS
+from ea_runtime.models.layout import resolve_folder
+from ea_runtime.models.weights import DTYPES, TensorEntry, find_weights, is_pickle
 
 #: written into the new folder: what was merged into which base, for people
 RECORD = "merged_loras.json"

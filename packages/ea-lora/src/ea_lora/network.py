@@ -11,120 +11,24 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ea_lora.beside import ADAPTER, LayerFactory, carried, carry, drop
+from ea_lora.beside import LayerFactory, carry, drop
 from ea_lora.card import base_note
 from ea_lora.io import read_lora
 from ea_lora.keys import PARTS
 from ea_lora.layer import MAX_PATH, Layer, LoraFile
+from ea_lora.loaded import DeltaHook, LoadedLora, Shared
 from ea_lora.matching import Match, Matching, match_lora, networks_of
-from ea_runtime.adapters import DEFAULT_WEIGHT, check_weight
 from ea_runtime.engines.base import exported_weights
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import quote
+from ea_runtime.files.safe import quote
+from ea_runtime.generation.adapters import DEFAULT_WEIGHT, check_weight
 
 logger = logging.getLogger("ea")
-
-
-@dataclass(eq=False)
-class _Shared:
-    """What the hooks of one LoRA share. Points at no module, or a dropped model would stay in memory."""
-
-    path: str
-    weight: float
-    matched: tuple[str, ...]
-    ignored: tuple[str, ...]
-    left_out: tuple[str, ...]
-    summary: str
-    notes: tuple[str, ...] = ()
-
-
-class _Delta:
-    """The forward hook of one module. Knows its layer by number only, so a copy of the model finds its own."""
-
-    def __init__(self, shared: _Shared, slot: int) -> None:
-        self.shared = shared
-        self.slot = slot
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
-        if self.shared.weight == 0.0:
-            return None  # the module's own output, to the bit
-        return carried(module, self.slot)(args[0] if args else kwargs["input"], output=output)
-
-
-@dataclass(eq=False)
-class LoadedLora:
-    """A LoRA that is on a model. Change `weight` at any time; also a context manager that unloads at its end.
-
-    path: the file. matched, ignored, left_out: names of layers; summary: their counts in one line.
-    """
-
-    _shared: _Shared
-    _hooked: list[tuple[nn.Module, int]] = field(repr=False)
-
-    @property
-    def path(self) -> str:
-        return self._shared.path
-
-    @property
-    def matched(self) -> tuple[str, ...]:
-        return self._shared.matched
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        return self._shared.ignored
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        return self._shared.left_out
-
-    @property
-    def summary(self) -> str:
-        return self._shared.summary
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Lines for the user: a file made for other weights, without alpha, or untrained."""
-        return self._shared.notes
-
-    @property
-    def weight(self) -> float:
-        """Strength: 0 is off to the bit, 1 as trained."""
-        return self._shared.weight
-
-    @weight.setter
-    def weight(self, value: float) -> None:
-        self._shared.weight = check_weight(value)
-        for module, key in self._hooked:
-            hook = module._forward_hooks.get(key)
-            if isinstance(hook, _Delta):
-                carried(module, hook.slot).set_scale(ADAPTER, self._shared.weight)
-
-    @property
-    def is_loaded(self) -> bool:
-        return bool(self._hooked)
-
-    def unload(self) -> None:
-        """Take it off; the model is as it was, to the bit. Calling it again does nothing."""
-        while self._hooked:
-            module, key = self._hooked.pop()
-            hook = module._forward_hooks.pop(key, None)
-            module._forward_hooks_with_kwargs.pop(key, None)
-            if isinstance(hook, _Delta):
-                drop(module, hook.slot)
-
-    def __enter__(self) -> LoadedLora:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.unload()
 
 
 def load_lora(
@@ -227,11 +131,11 @@ def _prepare(match: Match) -> tuple[Tensor, Tensor]:
     return down, up
 
 
-def _share(matching: Matching, weight: float, notes: tuple[str, ...]) -> _Shared:
+def _share(matching: Matching, weight: float, notes: tuple[str, ...]) -> Shared:
     def names(layers: Sequence[Layer]) -> tuple[str, ...]:
         return tuple(layer.name for layer in layers)
 
-    return _Shared(
+    return Shared(
         path=str(matching.file.path),
         weight=weight,
         matched=names([match.layer for match in matching.matches]),
@@ -249,7 +153,7 @@ def _attach(
     lora = LoadedLora(shared, [])
     try:
         for match, layer in prepared:
-            hook = _Delta(shared, carry(match.module, layer))
+            hook = DeltaHook(shared, carry(match.module, layer))
             try:
                 handle = match.module.register_forward_hook(hook, with_kwargs=True)
             except BaseException:
@@ -263,11 +167,11 @@ def _attach(
     return lora
 
 
-def _hooks(pipe: Any) -> Iterator[tuple[nn.Module, int, _Delta]]:
+def _hooks(pipe: Any) -> Iterator[tuple[nn.Module, int, DeltaHook]]:
     for network in networks_of(pipe).values():
         for module in network.modules() if network is not None else ():
             for key, hook in list(module._forward_hooks.items()):
-                if isinstance(hook, _Delta):
+                if isinstance(hook, DeltaHook):
                     yield module, key, hook
 
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from ea_lora.keys import Part
 from ea_runtime.errors import UserError
-from ea_runtime.folder import load_part, load_parts, plan_part, read_part_config
-from ea_runtime.folder_layout import PARTS as FOLDERS
-from ea_runtime.folder_layout import class_name
-from ea_runtime.meta_model import build_shapes
-from ea_runtime.safe_files import inside, is_file, plain
+from ea_runtime.files.safe import inside, is_file, plain
+from ea_runtime.models.layout import PARTS as FOLDERS
+from ea_runtime.models.layout import class_name
+from ea_runtime.models.loading import load_part, load_parts, plan_part, read_part_config
+from ea_runtime.models.meta import build_shapes
 
 
 def load_networks(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ea_runtime.errors import UserError
-from ea_runtime.safe_files import quote
+from ea_runtime.files.safe import quote
 
 if TYPE_CHECKING:
     from PIL import Image

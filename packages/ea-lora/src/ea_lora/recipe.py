@@ -21,13 +21,13 @@ from ea_lora.io import write_lora
 from ea_lora.offload import offload_blocks
 from ea_lora.options import LoraOptions
 from ea_runtime.errors import UserError
-from ea_runtime.folder_layout import resolve_folder
-from ea_runtime.pipeline_settings import Geometry
-from ea_runtime.plugins import get_host
-from ea_runtime.safe_files import read_json
-from ea_runtime.training.options import validate
-from ea_runtime.training.precision import DTYPES, short_attention
+from ea_runtime.files.safe import read_json
+from ea_runtime.models.geometry import Geometry
+from ea_runtime.models.layout import resolve_folder
+from ea_runtime.plugins.host import get_host
+from ea_runtime.settings import validate
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
+from ea_runtime.training.update.precision import DTYPES, short_attention
 
 
 class LoraRecipe(RecipeDefaults):
@@ -140,7 +140,7 @@ class LoraRecipe(RecipeDefaults):
         write_lora(folder / f"{card.name}.safetensors", layers, self._card().to_metadata())
 
     def _card(self) -> Card:
-        from ea_runtime.model_hash import part_hash
+        from ea_runtime.models.hash import part_hash
 
         table, data = self.options.network, self.options.data
         samples = [bucket for bucket in self.phases()[0].buckets if bucket is not None]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ea_lora.adapters import Adapters, adapt
 from ea_lora.networks import t5_shapes
 from ea_runtime.errors import UserError
-from ea_runtime.folder_layout import resolve_folder
-from ea_runtime.safe_files import quote
-from ea_runtime.text_cleaning import check_prompt, clean_caption
+from ea_runtime.files.safe import quote
+from ea_runtime.models.layout import resolve_folder
+from ea_runtime.text.cleaning import check_prompt, clean_caption
 from ea_runtime.training.recipe import Batch, Context
 
 
@@ -58,7 +58,7 @@ class TrainedText:
 def _load(folder: str, context: Context) -> tuple[Any, nn.Module]:
     """Our text encoder and its T5; in a dry run its T5 alone, without weights."""
     if not context.dry_run:
-        from ea_runtime.folder import load_parts
+        from ea_runtime.models.loading import load_parts
 
         encoder: Any = load_parts(folder, device=context.device, parts=("text",)).text
         return encoder, encoder.model

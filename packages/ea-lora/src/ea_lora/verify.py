@@ -20,8 +20,8 @@ from ea_lora.layer import Layer, LoraFile, count_parts
 from ea_lora.matching import Match, Matching, match_lora, networks_of
 from ea_lora.network import load_lora
 from ea_lora.networks import load_networks
-from ea_runtime.denoise import size_conditions
-from ea_runtime.folder_layout import resolve_folder
+from ea_runtime.generation.denoise import size_conditions
+from ea_runtime.models.layout import resolve_folder
 
 #: the probe: one picture and a short video, in latent frames, and the size of a latent frame
 _PROBE_FRAMES = {"picture": 1, "video": 3}

@@ -111,7 +111,7 @@ class RecipeRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class DatasetRecord(Record):
-    """`build()` returns a class that follows `ea_runtime.training.dataset.TrainingSet`."""
+    """`build()` returns a class that follows `ea_runtime.training.data.dataset.TrainingSet`."""
 
 
 @dataclass(frozen=True, slots=True)

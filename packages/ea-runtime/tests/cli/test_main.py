@@ -11,7 +11,7 @@ from textwrap import dedent
 import pytest
 
 from ea_runtime.cli.main import run
-from ea_runtime.plugins import get_host, set_host
+from ea_runtime.plugins.host import get_host, set_host
 
 HEAVY = (
     "torch",

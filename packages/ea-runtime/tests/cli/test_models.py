@@ -93,5 +93,5 @@ def test_list(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_heavy_is_imported_for_the_words_alone() -> None:
     code = "import sys, ea_runtime.cli.models; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = "import sys, ea_runtime.folder, ea_runtime.model_hash; sys.exit('torch' in sys.modules)"
+    code = "import sys, ea_runtime.models.loading, ea_runtime.models.hash; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ea_runtime.cli.main import run
-from ea_runtime.plugins import set_host
+from ea_runtime.plugins.host import set_host
 from ea_runtime.testing import write_package
 
 SAMPLER = """

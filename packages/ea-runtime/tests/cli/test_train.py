@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from ea_runtime.cli.main import run
-from ea_runtime.plugins import set_host
+from ea_runtime.plugins.host import set_host
 
 TOY = Path(__file__).parent.parent / "training" / "toy_recipe.py"
 CONFIG = """
@@ -120,7 +120,7 @@ def test_stopped_told_and_gone_on(ea: Ea) -> None:
 
 def test_auto_dtype_is_recorded_and_kept(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run made in fp32 stays in it on a machine that has bf16; without --resume the machine decides."""
-    from ea_runtime.training import precision
+    from ea_runtime.training.update import precision
 
     monkeypatch.setattr(precision, "has_bf16", lambda device: False)
     words = ["train", "toy", "toy.toml", "--set=train.dtype=auto", "--set=toy.sigint=[2]"]
@@ -143,7 +143,7 @@ def test_auto_dtype_is_recorded_and_kept(ea: Ea, monkeypatch: pytest.MonkeyPatch
 
 
 def test_slow_bf16_is_told_in_one_line(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ea_runtime.training import precision
+    from ea_runtime.training.update import precision
 
     monkeypatch.setattr(precision, "has_bf16", lambda device: False)
     code, said = ea("train", "toy", "toy.toml", "--set=train.dtype=bf16", "--set=train.steps=1")
@@ -201,7 +201,7 @@ def test_cache_calls_the_recipe_or_says_that_there_is_nothing(
     assert (code, said) == (0, "recipe 'toy' reads its data as it is; there is nothing to code ahead\n")
     assert not Path("runs").exists()
     calls: list[object] = []
-    from ea_runtime.plugins import Host
+    from ea_runtime.plugins.host import Host
 
     toy = Host(files=[TOY], entry_points=False).get("recipes", "toy").build()
 
@@ -225,7 +225,7 @@ def test_global_options_reach_the_other_processes(ea: Ea, monkeypatch: pytest.Mo
     """--plugin, --no-plugins and --debug, wherever they stood, with the command's own words after them."""
     from contextlib import contextmanager
 
-    from ea_runtime.training import processes
+    from ea_runtime.machine import processes
 
     seen: list[list[str]] = []
 

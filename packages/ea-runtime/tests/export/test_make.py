@@ -11,7 +11,7 @@ from ea_runtime.cli.main import run
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.export import make
 from ea_runtime.export.make import Request, export_bundle, size_of
-from ea_runtime.folder_layout import resolve_folder
+from ea_runtime.models.layout import resolve_folder
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"{package} is not installed (extra onnx)")

@@ -13,7 +13,7 @@ from torch import nn
 
 from ea_runtime.machine import canary as module
 from ea_runtime.machine.canary import Canary, Spec, Trial, Verdict, compare, spec_of
-from ea_runtime.testing_formats import broken_convolution
+from ea_runtime.testing.formats import broken_convolution
 
 CPU = torch.device("cpu")
 _aten = torch.ops.aten

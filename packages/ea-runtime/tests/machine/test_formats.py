@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ea_runtime.machine.canary import Canary
 from ea_runtime.machine.formats import Formats
-from ea_runtime.testing_formats import PARTS, broken_convolution
+from ea_runtime.testing.formats import PARTS, broken_convolution
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from ea_runtime.machine import device, health
 from ea_runtime.machine.canary import Canary, Verdict
 from ea_runtime.machine.health import checks
 from ea_runtime.machine.trials import trials
-from ea_runtime.testing_formats import broken_convolution
+from ea_runtime.testing.formats import broken_convolution
 
 Doctor = Callable[..., tuple[int, list[dict[str, str]]]]
 

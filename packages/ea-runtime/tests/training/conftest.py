@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from ea_runtime.plugins import Host, set_host
-from ea_runtime.training.loop import Trainer
+from ea_runtime.plugins.host import Host, set_host
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Context
+from ea_runtime.training.run.loop import Trainer
 
 TOY = Path(__file__).parent / "toy_recipe.py"
 SMALL = Path(__file__).parent / "small_vae.py"
@@ -116,7 +116,7 @@ def parts(small_host: Host, tmp_path: Path) -> Path:
     """A model folder of a small VAE, a text encoder and a tokenizer: what `data.parts` names."""
     from transformers import T5Config, T5EncoderModel
 
-    from ea_runtime.text import TextEncoder, train_tokenizer
+    from ea_runtime.text.encoder import TextEncoder, train_tokenizer
 
     folder = tmp_path / "parts"
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ea_runtime.hookspecs import hookimpl
 from ea_runtime.records import DatasetRecord, DenoiserRecord, VaeRecord
-from ea_runtime.training.dataset import BadSample, Bucket, Item, Sample, SetOptions, draw_start
+from ea_runtime.training.data.dataset import BadSample, Bucket, Item, Sample, SetOptions, draw_start
 
 
 class SmallVae(ModelMixin, ConfigMixin):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ea_runtime.errors import UserError
-from ea_runtime.plugins import Host
+from ea_runtime.plugins.host import Host
 from ea_runtime.training.networks import build_network, load_network
 
 

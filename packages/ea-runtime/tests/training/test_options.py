@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from ea_runtime.errors import UserError
-from ea_runtime.training.options import RunConfig, TrainOptions, read_config, validate
+from ea_runtime.settings import validate
+from ea_runtime.training.options import RunConfig, TrainOptions, read_config
 
 GOOD = """
 [run]

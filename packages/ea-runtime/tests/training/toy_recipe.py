@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from ea_runtime.errors import UserError
 from ea_runtime.hookspecs import hookimpl
 from ea_runtime.records import RecipeRecord
-from ea_runtime.training.draws import normal, uniform
-from ea_runtime.training.precision import DTYPES, run_in
+from ea_runtime.training.data.draws import normal, uniform
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
+from ea_runtime.training.update.precision import DTYPES, run_in
 
 
 class Faults(BaseModel):
@@ -189,7 +189,7 @@ class ToyRecipe(RecipeDefaults):
 
     def first_draw(self, step: int, generator: torch.Generator) -> bool:
         """Whether the generator is the one that the step had before any rollback."""
-        from ea_runtime.training.step import seed_of
+        from ea_runtime.training.run.step import seed_of
 
         return generator.initial_seed() == seed_of(self.context.seed, step, 0, 0)
 

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import VaeConfig
-    from .model import AutoencoderKLMagvit
+    from .network.config import VaeConfig
+    from .network.model import AutoencoderKLMagvit
 
 __all__ = ["AutoencoderKLMagvit", "VaeConfig"]
 
-_HOMES = {"AutoencoderKLMagvit": "model", "VaeConfig": "config"}
+_HOMES = {"AutoencoderKLMagvit": "network.model", "VaeConfig": "network.config"}
 
 
 def __getattr__(name: str) -> object:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .model import AutoencoderKLMagvit
+from .network.model import AutoencoderKLMagvit
 
 logger = logging.getLogger(__name__)
 

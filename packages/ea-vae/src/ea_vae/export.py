@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ea_runtime.errors import UserError
 from ea_runtime.export.parts import Graph, Input, Run, Size
-from ea_vae import streaming
-from ea_vae.chunking import Piece, count_frames, count_latents, decode_pieces, encode_pieces
-from ea_vae.config import VaeConfig
-from ea_vae.conv import Mode
-from ea_vae.posterior import Generators
-from ea_vae.spread import Job, run_here
+from ea_vae.network import streaming
+from ea_vae.network.chunking import Piece, count_frames, count_latents, decode_pieces, encode_pieces
+from ea_vae.network.config import VaeConfig
+from ea_vae.network.conv import Mode
+from ea_vae.network.posterior import Generators
+from ea_vae.network.spread import Job, run_here
 
 parts = ("vae-decoder", "vae-encoder")
 

@@ -9,7 +9,7 @@ from ea_runtime.records import PerceptualRecord, RecipeRecord, VaeRecord
 
 
 def _magvit() -> Any:
-    from ea_vae.model import AutoencoderKLMagvit
+    from ea_vae.network.model import AutoencoderKLMagvit
 
     return AutoencoderKLMagvit
 
@@ -21,13 +21,13 @@ def _export() -> Any:
 
 
 def _recipe() -> Any:
-    from ea_vae.recipe import VaeRecipe
+    from ea_vae.training.recipe import VaeRecipe
 
     return VaeRecipe
 
 
 def _lpips(weights: Any, *, device: str = "cpu") -> Any:
-    from ea_vae.lpips_weights import load_lpips
+    from ea_vae.training.lpips_weights import load_lpips
 
     return load_lpips(weights, device=device)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from ea_data.supervise_child import TransientError
+from ea_data.children.child import TransientError
 from ea_runtime.errors import UserError
 
 logger = logging.getLogger(__name__)

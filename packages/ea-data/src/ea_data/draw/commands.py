@@ -77,7 +77,7 @@ def check_drawn(
 
     from ea_data.draw.check import check_clip, summarise
     from ea_data.draw.files import find_sources, read_frames
-    from ea_data.store import write_text
+    from ea_data.records.store import write_text
 
     if output is not None and output.is_dir():
         output = output / "adherence.json"

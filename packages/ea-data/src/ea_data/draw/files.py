@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ea_data.draw.check import ATTRIBUTES
-from ea_runtime import video
+from ea_runtime.video import reader
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 IMAGE_SUFFIXES = (".gif", ".png", ".jpg", ".jpeg", ".webp")
@@ -31,7 +31,7 @@ def read_frames(path: Path) -> np.ndarray:
 
     Raises ValueError (UserError) with the path for what cannot be read.
     """
-    frames = list(video.read_frames(path))
+    frames = list(reader.read_frames(path))
     if not frames:
         raise ValueError(f"cannot read {path}: it holds no frames")
     if len({frame.shape for frame in frames}) > 1:

@@ -33,7 +33,7 @@ def write_raw(
     """
     from ea_data.draw.folder import whole_folder
     from ea_data.draw.raw import render_video, sample_video
-    from ea_runtime.video import write_video
+    from ea_runtime.video.output import write_video
 
     if num_videos < 1:
         raise ValueError(f"`num_videos` must be 1 or more, got {num_videos}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ea_data.doctor import Diagnosis
+    from ea_data.training.doctor import Diagnosis
 
 app = typer.Typer()
 
@@ -51,8 +51,8 @@ def doctor(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ea_data.doctor import diagnose
-    from ea_runtime.training.dataset import SetOptions
+    from ea_data.training.doctor import diagnose
+    from ea_runtime.training.data.dataset import SetOptions
 
     options = SetOptions.model_validate(
         {

@@ -119,7 +119,7 @@ class Figures:
 
 
 def gather(rows: Iterable[dict[str, Any]]) -> Figures:
-    """Figures of rows as `ea_data.record` describes them, in one pass."""
+    """Figures of rows as `ea_data.records.record` describes them, in one pass."""
     by_status: Counter[str] = Counter()
     seconds_by_status: defaultdict[str, float] = defaultdict(float)
     filters: dict[str, FilterFigures] = {}

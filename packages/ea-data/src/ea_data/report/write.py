@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ea_data.frames import read_frames
+from ea_data.children.supervisor import Failure, Supervisor
+from ea_data.media.frames import read_frames
+from ea_data.media.source import tell_skipped
 from ea_data.protocols import FrameRequest
+from ea_data.records.store import CONFIG, SOURCES, iter_rows, write_text
 from ea_data.report.figures import Figures, gather
 from ea_data.report.page import page
 from ea_data.report.paint import FRAMES, WIDTH, looked_at, paint
 from ea_data.report.summary import summary, to_json
-from ea_data.source import tell_skipped
-from ea_data.store import CONFIG, SOURCES, iter_rows, write_text
-from ea_data.supervise import Failure, Supervisor
 from ea_runtime.errors import UserError
 
 #: Seconds and bytes that decoding one example may take.

@@ -11,12 +11,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
+from ea_data.children.supervisor import Failure, is_transient
 from ea_data.profile import Part
 from ea_data.protocols import Frames
-from ea_data.record import caption_entry
+from ea_data.records.record import caption_entry
 from ea_data.run.engine import Engine
 from ea_data.run.worker import Result, Task, guarded, no_frames
-from ea_data.supervise import Failure, is_transient
 
 
 class CaptionEngine:

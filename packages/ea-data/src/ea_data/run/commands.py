@@ -190,15 +190,16 @@ def _go(
 ) -> None:
     from rich.console import Console
 
+    from ea_data.media.source import check_root
     from ea_data.profile import Parts, parse
     from ea_data.report.write import write_report
     from ea_data.run.config_file import write_config
-    from ea_data.run.engine import Limits, make_engine
+    from ea_data.run.engine import Limits
+    from ea_data.run.engines import make_engine
     from ea_data.run.pipeline import Pipeline
     from ea_data.run.progress import RunProgress
     from ea_data.run.worker import Worker
-    from ea_data.source import check_root
-    from ea_runtime.plugins import get_host
+    from ea_runtime.plugins.host import get_host
 
     began = time.monotonic()
     root = check_root(raw)
@@ -253,7 +254,7 @@ def _check_out(root: Path, out: Path) -> None:
 
 
 def _tell(console: Console, outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
-    from ea_data.source import tell_skipped
+    from ea_data.media.source import tell_skipped
 
     statuses = outcome.statuses
     words = [f"{outcome.found} files, {outcome.clips} clips, {statuses['ok']} kept"]

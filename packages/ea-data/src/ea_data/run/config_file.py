@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ea_data import store
 from ea_data.profile import Part, Parts, Profile
+from ea_data.records import store
 from ea_runtime.errors import UserError
 
 #: Tables of config.toml that are no part of a profile.

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ea_data.children.supervisor import Failure, Supervisor, WorkerStartError
 from ea_data.run.worker import Result, Task, Worker
-from ea_data.supervise import Failure, Supervisor, WorkerStartError
 from ea_runtime.errors import UserError
 
 
@@ -54,14 +54,3 @@ def supervisor(worker: Worker, limits: Limits, workers: int) -> Supervisor:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     env = {name: os.environ.get(name, threads) for name in names}
     return Supervisor(worker, workers, limits.seconds, limits.memory_mb, env=env)
-
-
-def make_engine(name: str, worker: Worker, limits: Limits) -> Engine:
-    """name: "local" or "ray". Raises UserError where it is neither, or Ray is not installed."""
-    if name == "local":
-        return LocalEngine(worker, limits)
-    if name == "ray":
-        from ea_data.run.ray_engine import RayEngine
-
-        return RayEngine(worker, limits)
-    raise UserError(f"`--engine` must be local or ray, got {name!r}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ea_data.profile import Part, Parts
-from ea_data.record import decision_entry
+from ea_data.records.record import decision_entry
 from ea_runtime.errors import UserError
 
 

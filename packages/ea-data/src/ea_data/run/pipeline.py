@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ea_data import store
-from ea_data.cut import suffix_of
-from ea_data.ledger import Ledger
+from ea_data.children.supervisor import Failure
+from ea_data.media.cut import suffix_of
+from ea_data.media.source import find_files, tell_skipped
 from ea_data.profile import Parts, parse
-from ea_data.record import clip_id, empty_record
+from ea_data.records import store
+from ea_data.records.ledger import Ledger
+from ea_data.records.record import clip_id, empty_record
 from ea_data.run.captions import CaptionEngine
 from ea_data.run.engine import Engine
 from ea_data.run.judge import Judge
@@ -26,8 +28,6 @@ from ea_data.run.progress import RunProgress
 from ea_data.run.scratch import Scratch, Spool
 from ea_data.run.set_filters import apply_set_filters
 from ea_data.run.worker import Result, Task, Versions, entries_of_failure, versions_of
-from ea_data.source import find_files, tell_skipped
-from ea_data.supervise import Failure
 from ea_runtime.errors import UserError
 
 #: command -> the passes that it may give work to; the others only read what is known

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from ea_data.children.supervisor import Failure, Supervisor, WorkerStartError
 from ea_data.run.engine import Limits, supervisor
 from ea_data.run.worker import Result, Task, Worker
-from ea_data.supervise import Failure, Supervisor, WorkerStartError
 from ea_runtime.errors import MissingPackageError, UserError
 
 #: Tasks that are handed to Ray at a time, in all at least and for each process; the driver's memory holds no more of

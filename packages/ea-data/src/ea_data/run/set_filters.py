@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ea_data.profile import Part
-from ea_data.record import decision_entry
+from ea_data.records.record import decision_entry
 from ea_data.run.scratch import Scratch, Spool
 from ea_runtime.errors import UserError
 

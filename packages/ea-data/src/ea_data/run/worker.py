@@ -12,14 +12,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ea_data import cut, frames, probe
-from ea_data.ledger import fingerprint
+from ea_data.children.supervisor import Failure, is_transient, note
+from ea_data.media import cut, frames, probe
 from ea_data.profile import Part, Parts, parse
 from ea_data.protocols import FrameRequest, Frames, Span, VideoInfo
-from ea_data.record import caption_entry, clip_id, score_entry
+from ea_data.records.ledger import fingerprint
+from ea_data.records.record import caption_entry, clip_id, score_entry
 from ea_data.run.judge import Judge
-from ea_data.supervise import Failure, is_transient, note
-from ea_runtime.plugins import get_host, make_host, set_host
+from ea_runtime.plugins.host import get_host, make_host, set_host
 
 Entry = tuple[str, str, str, Any]  # item, stage, version, value
 

@@ -1,0 +1,1 @@
+"""The program `ea`, one file a command."""

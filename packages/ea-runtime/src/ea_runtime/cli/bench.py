@@ -29,7 +29,7 @@ def report(
     plot: Annotated[Path | None, typer.Option(help="Where to write the plot (.svg).")] = None,
 ) -> None:
     """Show the ratios to plain eager PyTorch as a table and a plot, with the machine that they were measured on."""
-    from ea_runtime.bench_report import draw, put_into, read_results, table
+    from ea_runtime.cli.bench_report import draw, put_into, read_results, table
 
     found = read_results(results)
     text = table(found)

@@ -58,9 +58,9 @@ def export(
 
     from rich.console import Console
 
-    from ea_runtime.cli.generate_plan import parse_size
+    from ea_runtime.cli.generate.plan import parse_size
+    from ea_runtime.cli.generate.progress import notes_on
     from ea_runtime.errors import UserError
-    from ea_runtime.progress import notes_on
 
     targets = [name for name, wanted in (("onnx", onnx), ("trt", trt), ("trt-rtx", trt_rtx)) if wanted]
     if len(targets) != 1:

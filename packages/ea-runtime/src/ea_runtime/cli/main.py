@@ -16,8 +16,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from ea_runtime.errors import UserError
-from ea_runtime.plugin_sources import one_line
-from ea_runtime.plugins import Host, get_host, make_host, set_host
+from ea_runtime.plugins.discovery import one_line
+from ea_runtime.plugins.host import Host, get_host, make_host, set_host
 
 #: Base class of what typer raises for wrong words on the command line (typer carries its own click).
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -103,9 +103,9 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from ea_runtime import __version__
+        from importlib.metadata import version
 
-        typer.echo(f"ea-runtime {__version__}")
+        typer.echo(f"ea-runtime {version('ea-runtime')}")
         raise typer.Exit
 
 

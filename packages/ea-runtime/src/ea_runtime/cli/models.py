@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ea_runtime.safe_files import plain
+from ea_runtime.files.safe import plain
 
 if TYPE_CHECKING:
-    from ea_runtime.folder_check import FolderReport, PartReport
+    from ea_runtime.models.check import FolderReport, PartReport
 
 app = typer.Typer(help="List, check and convert model folders; move motion modules.", no_args_is_help=True)
 
@@ -21,7 +21,7 @@ _SHOWN = 5
 @app.command("list")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Lists the bundled models and those in the folder that EA_MODELS_DIR names."""
-    from ea_runtime.folder_layout import PARTS, known_models
+    from ea_runtime.models.layout import PARTS, known_models
 
     rows: list[dict[str, Any]] = []
     for name, folder, origin in known_models():
@@ -54,7 +54,7 @@ def check(
 
     Only headers are read, so this is quick for weights of any size.
     """
-    from ea_runtime.folder_check import check_folder
+    from ea_runtime.models.check import check_folder
 
     report = check_folder(folder)
     if as_json:
@@ -77,7 +77,7 @@ def convert(
 
     A pickle can hold code. It is read in a separate process that accepts tensors and nothing else.
     """
-    from ea_runtime.convert_folder import convert_file, convert_folder
+    from ea_runtime.models.convert import convert_file, convert_folder
 
     written = [convert_file(folder, output)] if folder.is_file() else convert_folder(folder, output)
     for item in written:
@@ -120,8 +120,8 @@ def insert_motion(
 def _motion_tools(model: str) -> Any:
     """What the package of the model's denoiser offers for motion modules. Raises UserError where nothing."""
     from ea_runtime.errors import UserError
-    from ea_runtime.folder import denoiser_of, find_record
-    from ea_runtime.plugins import get_host
+    from ea_runtime.models.loading import denoiser_of, find_record
+    from ea_runtime.plugins.host import get_host
 
     found = denoiser_of(model)
     record: Any = find_record(get_host(), found.spec, found.class_name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ea_runtime.plugins import Host
+    from ea_runtime.plugins.host import Host
 
 app = typer.Typer()
 
@@ -27,7 +27,7 @@ def plugins(
     """Lists the parts that plugins bring: name, kind, package, version, state."""
     from ea_runtime.errors import UserError, nearest
     from ea_runtime.hookspecs import KINDS
-    from ea_runtime.plugins import get_host
+    from ea_runtime.plugins.host import get_host
 
     if kind is not None and kind not in KINDS:
         raise UserError(f"`--kind` must be one of {', '.join(KINDS)}, got {kind!r}{nearest(kind, KINDS)}")

@@ -39,7 +39,7 @@ def train(
 ) -> None:
     """Trains a part of a model; the run's folder holds config, log, checkpoints and the final model."""
     from ea_runtime.errors import UserError
-    from ea_runtime.plugins import get_host
+    from ea_runtime.plugins.host import get_host
     from ea_runtime.training.options import read_config
 
     host = get_host()
@@ -75,7 +75,7 @@ def train(
 def _recipe(name: str) -> Any:
     """The record of a recipe. Raises UserError with the nearest name, `cache` among them."""
     from ea_runtime.errors import MissingPackageError, UserError, nearest
-    from ea_runtime.plugins import get_host
+    from ea_runtime.plugins.host import get_host
 
     host = get_host()
     try:
@@ -93,7 +93,7 @@ def _list_recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ea_runtime.plugins import get_host
+    from ea_runtime.plugins.host import get_host
 
     table = Table(box=None, pad_edge=False)
     for title in ("recipe", "trains", "package"):
@@ -110,7 +110,7 @@ def _list_recipes() -> None:
 
 def _options(record: Any, run: RunConfig, name: str) -> tuple[Any, Any]:
     """The recipe's class and its validated options."""
-    from ea_runtime.training.options import validate
+    from ea_runtime.settings import validate
 
     recipe_class = record.build()
     return recipe_class, validate(recipe_class.options_model, run.recipe_options, name)
@@ -144,10 +144,10 @@ def _resolved(
     import torch
 
     from ea_runtime.machine.canary import Canary, canary_file
-    from ea_runtime.training.precision import resolve_dtype
-    from ea_runtime.training.processes import from_first, world
-    from ea_runtime.training.rehearsal import share_wrong
-    from ea_runtime.training.run_folder import recorded_dtype
+    from ea_runtime.machine.processes import from_first, world
+    from ea_runtime.training.run.rehearsal import share_wrong
+    from ea_runtime.training.run.run_folder import recorded_dtype
+    from ea_runtime.training.update.precision import resolve_dtype
 
     recorded = recorded_dtype(Path(run.run.out)) if resume else None
     dtype = resolve_dtype(run.train.dtype, device, recorded, say)
@@ -168,7 +168,7 @@ def _show_plan(recipe_class: Any, options: Any, run: RunConfig, resume: bool) ->
     from rich.console import Console
 
     from ea_runtime.machine.device import choose_device
-    from ea_runtime.training.dry_run import make_plan, show_plan
+    from ea_runtime.training.run.dry_run import make_plan, show_plan
 
     device = str(choose_device(run.train.device))
     run = _resolved(recipe_class, options, run, device, resume, _say, check=False)
@@ -199,10 +199,10 @@ def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], re
     import torch
 
     from ea_runtime.machine.device import choose_device
-    from ea_runtime.training.loop import Trainer
-    from ea_runtime.training.processes import local_device, process_group
+    from ea_runtime.machine.processes import local_device, process_group
     from ea_runtime.training.recipe import Context
-    from ea_runtime.training.run_folder import RunFolder
+    from ea_runtime.training.run.loop import Trainer
+    from ea_runtime.training.run.run_folder import RunFolder
 
     if run.train.threads:
         torch.set_num_threads(run.train.threads)

@@ -16,8 +16,8 @@ from ea_runtime.engines.weights import ExportedWeights
 from ea_runtime.errors import UserError
 from ea_runtime.export.bundle import Bundle, GraphInfo, open_bundle, weight_names
 from ea_runtime.export.parts import EXPORT_PARTS, Size
-from ea_runtime.folder import Parts
-from ea_runtime.folder_layout import PARTS, read_defaults, resolve_folder
+from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
+from ea_runtime.models.loading import Parts
 
 
 class Engine(Protocol):
@@ -116,8 +116,8 @@ class ExportedEngine:
     def load(self, parts: Iterable[str]) -> Parts:
         """The parts asked for. Each must be in the bundle: none is run by PyTorch instead without being asked."""
         from ea_runtime.export.networks import open_source
-        from ea_runtime.text import TextEncoder
-        from ea_runtime.text_tokenizer import load_tokenizer
+        from ea_runtime.text.encoder import TextEncoder
+        from ea_runtime.text.tokenizer import load_tokenizer
 
         wanted = tuple(parts)
         loaded: dict[str, Any] = {}
@@ -160,7 +160,7 @@ class ExportedEngine:
         return DTYPES[self.bundle.dtype]
 
     def _check_model(self) -> None:
-        from ea_runtime.export.make import part_digest
+        from ea_runtime.models.hash import part_digest
 
         for name, digest in self.bundle.part_hashes.items():
             if name not in PARTS or part_digest(self.folder, name) != digest:

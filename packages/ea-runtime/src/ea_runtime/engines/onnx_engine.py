@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ea_runtime.engines.base import ExportedEngine, Session, names_of
-from ea_runtime.engines.onnx_session import OnnxSession, require_onnxruntime
 from ea_runtime.errors import UserError
 from ea_runtime.export.bundle import GraphInfo
+from ea_runtime.export.onnx_session import OnnxSession, require_onnxruntime
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

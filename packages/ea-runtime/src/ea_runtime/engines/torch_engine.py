@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ea_runtime.errors import UserError
-from ea_runtime.folder import Parts, load_parts
 from ea_runtime.machine.device import choose_device, choose_dtype, describe
+from ea_runtime.models.loading import Parts, load_parts
 
 
 class TorchEngine:

@@ -23,11 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ea_runtime.checkpoint import MANIFEST
 from ea_runtime.errors import UserError
 from ea_runtime.export import build_record
 from ea_runtime.export.parts import EXPORT_PARTS, Size
-from ea_runtime.safe_files import plain, quote, quote_path
+from ea_runtime.files.atomic import MANIFEST
+from ea_runtime.files.safe import plain, quote, quote_path, read_json
 
 DESCRIPTION = "ea-bundle.json"
 VERSION = 1
@@ -328,3 +328,16 @@ def _parse(folder: Path, digest: str, value: dict[str, Any], files: set[str]) ->
 
 def _tensor(value: Mapping[str, Any]) -> TensorInfo:
     return TensorInfo(str(value["name"]), tuple(int(n) for n in value["shape"]), str(value["dtype"]))
+
+
+def read_size(folder: str | os.PathLike[str]) -> dict[str, int]:
+    """num_frames, height, width, read before torch is imported; opening the bundle checks the rest.
+
+    Raises UserError where the folder is no bundle.
+    """
+    path = Path(folder)
+    size = read_json(path, "ea-bundle.json").get("size")
+    try:
+        return {name: int(size[name]) for name in ("num_frames", "height", "width")}  # pyright: ignore[reportOptionalSubscript]
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"ea-bundle.json of {quote_path(path)} is damaged; export it again") from error

@@ -1,6 +1,6 @@
 """`ea export`, step by step: check, trace, look at the shapes, write, build, compare, record.
 
-Nothing is at the bundle's place until all of it is there (checkpoint.atomic_folder).
+Nothing is at the bundle's place until all of it is there (files.atomic.atomic_folder).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ea_runtime.checkpoint import MANIFEST, atomic_folder
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.export import build_record, bundle, parity, preflight
 from ea_runtime.export.networks import Source, export_configs, sources_of
 from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts, for_refit
 from ea_runtime.export.trace import DTYPES, FakeNetwork, Traced, initializer_names, make_fake, trace
 from ea_runtime.export.weights_file import Place, plan_places, refer, total_bytes, write_weights
-from ea_runtime.folder_layout import PARTS, read_defaults, resolve_folder
+from ea_runtime.files.atomic import MANIFEST, atomic_folder
 from ea_runtime.machine.device import Timed
-from ea_runtime.model_hash import folders_hash, part_hash
-from ea_runtime.pipeline_settings import Geometry, check_int
+from ea_runtime.models.geometry import Geometry, check_int
+from ea_runtime.models.hash import part_digest
+from ea_runtime.models.layout import read_defaults, resolve_folder
 
 #: tells what is being done: (step, graph or part)
 Tell = Callable[[str, str], None]
@@ -398,13 +398,6 @@ def _info(value: Any) -> bundle.TensorInfo:
         "INT32": "int32",
     }
     return bundle.TensorInfo(value.name, tuple(int(n) for n in value.shape), names[value.dtype.name])
-
-
-def part_digest(folder: Path, part: str) -> str:
-    """As the pipeline loads it: a text encoder with its tokenizer."""
-    return (
-        folders_hash(folder, PARTS[part].folder, "tokenizer") if part == "text" else part_hash(folder, part)
-    )
 
 
 def _require_free(target: Path, overwrite: bool) -> None:

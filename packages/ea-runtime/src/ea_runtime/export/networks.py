@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ea_runtime import meta_model
 from ea_runtime.errors import UserError
 from ea_runtime.export.parts import EXPORT_PARTS, Exporter
 from ea_runtime.export.trace import FakeNetwork
-from ea_runtime.folder import PartPlan, build_from_config, plan_part
-from ea_runtime.folder_layout import PARTS
-from ea_runtime.safe_weights import iter_tensors
+from ea_runtime.models import meta
+from ea_runtime.models.layout import PARTS
+from ea_runtime.models.loading import PartPlan, build_from_config, plan_part
+from ea_runtime.models.weights import iter_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Source:
     def load(self, fake: FakeNetwork) -> nn.Module:
         """The network with its weights, in the dtypes of the export."""
         network = build(self.plan, self.exporter)
-        comparison = meta_model.compare(network, self.plan.weights.shapes)
-        return meta_model.fill(network, self.plan.weights, comparison, dtype=fake.dtype)
+        comparison = meta.compare(network, self.plan.weights.shapes)
+        return meta.fill(network, self.plan.weights, comparison, dtype=fake.dtype)
 
 
 def open_source(folder: Path, model_part: str) -> Source:
@@ -56,15 +56,15 @@ def open_source(folder: Path, model_part: str) -> Source:
         )
     exporter = make()
     network = build(plan, exporter)
-    comparison = meta_model.compare(network, plan.weights.shapes)
-    meta_model.require_fit(comparison, plan.label)
+    comparison = meta.compare(network, plan.weights.shapes)
+    meta.require_fit(comparison, plan.label)
     return Source(plan, exporter, network, dict(comparison.shared))
 
 
 def build(plan: PartPlan, exporter: Exporter) -> nn.Module:
     """The network without weights."""
     config = {key: value for key, value in plan.config.items() if not key.startswith("_")}
-    return meta_model.build_without_weights(lambda: exporter.build(lambda: build_from_config(plan), config))
+    return meta.build_without_weights(lambda: exporter.build(lambda: build_from_config(plan), config))
 
 
 def sources_of(folder: Path, parts: tuple[str, ...]) -> dict[str, Source]:
@@ -84,7 +84,7 @@ def sources_of(folder: Path, parts: tuple[str, ...]) -> dict[str, Source]:
 
 def export_configs(folder: Path) -> dict[str, Any]:
     """config.json of VAE and denoiser where they are there, for the sizes that fit."""
-    from ea_runtime.safe_files import inside, is_file, read_json
+    from ea_runtime.files.safe import inside, is_file, read_json
 
     found = {}
     for name in ("vae", "denoiser"):

@@ -136,7 +136,7 @@ def with_taps(model: Any, taps: Mapping[str, Any], path: Path) -> dict[str, str]
 
 def run_onnx(path: Path, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """All outputs of an .onnx by ONNX Runtime on the CPU."""
-    from ea_runtime.engines.onnx_session import OnnxSession
+    from ea_runtime.export.onnx_session import OnnxSession
 
     return OnnxSession(path, ["CPUExecutionProvider"]).run(inputs)
 

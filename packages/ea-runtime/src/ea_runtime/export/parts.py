@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-#: part of an export -> part of a model folder (folder_layout.PARTS)
+#: part of an export -> part of a model folder (models.layout.PARTS)
 EXPORT_PARTS = {"vae-decoder": "vae", "vae-encoder": "vae", "dit": "denoiser", "text": "text"}
 
 

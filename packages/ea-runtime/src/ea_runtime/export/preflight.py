@@ -100,14 +100,12 @@ def available_memory() -> int | None:
     """Bytes that can be had without swapping, or None where the system does not tell."""
     if os.environ.get("EA_EXPORT_ANYWAY") == "1":
         return None
+    import psutil
+
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None
+        return psutil.virtual_memory().available
+    except (OSError, psutil.Error):
+        return None
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.export.tensorrt_api import load_api, require_device
-from ea_runtime.safe_files import plain
+from ea_runtime.files.safe import plain
 
 DEFAULT_CAPABILITIES = ("sm89",)
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ea_runtime.peak_memory import peak_rss
+from ea_runtime.machine.memory import peak_rss
 
 _MEMORY = re.compile(r"Total Activation Memory:\s*([0-9]+)")
 _WEIGHTS = re.compile(r"Total Weights Memory:\s*([0-9]+)")

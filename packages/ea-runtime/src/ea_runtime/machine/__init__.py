@@ -1,1 +1,1 @@
-"""The machine that a run is on: its processor, its number formats, its cache of findings."""
+"""The machine that this runs on: devices, number formats, memory, processes."""

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ea_runtime.errors import UserError, nearest
-from ea_runtime.folder import load_part, plan_part, unknown_keys
-from ea_runtime.folder_layout import PARTS
-from ea_runtime.safe_files import quote_path
+from ea_runtime.files.safe import quote_path
+from ea_runtime.models.layout import PARTS
+from ea_runtime.models.loading import load_part, plan_part, unknown_keys
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 

@@ -5,15 +5,37 @@ from __future__ import annotations
 import datetime
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ea_runtime.errors import UserError, nearest
-from ea_runtime.safe_files import quote
-from ea_runtime.training.guard import GuardOptions
+from ea_runtime.errors import UserError
+from ea_runtime.settings import validate
 
-M = TypeVar("M", bound=BaseModel)
+
+class GuardOptions(BaseModel):
+    """[train.guard]: what counts as a spike. The defaults find 0.05 -> 0.2 -> 1.0 within ten steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    enabled: bool = Field(default=True, description="false: only steps that are not finite are skipped")
+    bins: int = Field(
+        default=20, gt=0, le=1000, description="bins of timesteps that are compared with themselves"
+    )
+    factor: float = Field(
+        default=1.5, gt=1, description="a lasting rise of the loss below this factor is no spike"
+    )
+    limit: float = Field(
+        default=1.75, gt=0, description="sum of logarithms above `factor` at which the alarm is given"
+    )
+    sigmas: float = Field(
+        default=5.0, gt=0, description="the same in standard deviations of a step; the larger one counts"
+    )
+    skips: int = Field(
+        default=10, gt=0, description="steps in a row that are not finite, after which the run rolls back"
+    )
+
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -109,37 +131,6 @@ def read_config(path: Path, settings: list[str] | None = None) -> RunConfig:
     run = validate(RunTable, tables.pop("run"), f"{path.name} [run]")
     train = validate(TrainOptions, tables.pop("train"), f"{path.name} [train]")
     return RunConfig(run=run, train=train, recipe_options=tables)
-
-
-def validate(model: type[M], table: Any, where: str) -> M:
-    """`model` from a table. Raises UserError, one line, naming the key, what was expected and what came.
-
-    where: the file and table, in front of the line.
-    """
-    try:
-        return model.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        location = first["loc"]
-        key = ".".join(str(part) for part in location) or "table"
-        if first["type"] == "extra_forbidden":
-            known = _names(model, location[:-1])
-            hint = nearest(str(location[-1]), known) or f"; there are: {', '.join(known)}"
-            raise UserError(f"{where}: unknown key `{key}`{hint}") from None
-        if first["type"] == "missing":
-            raise UserError(f"{where}: key `{key}` is missing") from None
-        raise UserError(f"{where}: `{key}`: {first['msg']}, got {quote(first['input'])}") from None
-
-
-def _names(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """The keys of the table at `path` within `model`'s; none where that is no model of its own."""
-    for part in path:
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field is not None else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
 
 
 def _apply(tables: dict[str, Any], setting: str) -> None:

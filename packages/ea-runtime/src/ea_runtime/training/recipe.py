@@ -19,7 +19,7 @@ class Context:
 
     seed: the run's seed. device: where the networks live. out: the run's folder.
     say: shows one line to the user.
-    dtype: "fp32", "bf16" or "fp16", the type to compute in; weights stay fp32 (see ea_runtime.training.precision).
+    dtype: "fp32", "bf16" or "fp16", the type to compute in; weights stay fp32 (see training/update/precision.py).
     gradient_checkpointing: recompute activations in the backward pass.
     dry_run: the recipe is made only to be described, with `device` "meta" and torch's default device meta: it must
     load no weights, encode nothing and write nothing.
@@ -85,8 +85,8 @@ class Recipe(Protocol):
     Everything random inside `fetch` must come from its seed and inside `loss` from the generator that is passed.
     Both are functions of (run's seed, step, rollbacks) and the turn: the same in every process and for every part of
     a batch that is accumulated. So what differs between samples is drawn for each sample (with
-    `ea_runtime.training.draws`, and `SeedSequence([seed, index])` in `fetch`), and what is drawn from the generator
-    itself is a decision for the whole batch. A run then draws the same whatever its workers, processes and
+    `ea_runtime.training.data.draws`, and `SeedSequence([seed, index])` in `fetch`), and what is drawn from the
+    generator itself is a decision for the whole batch. A run then draws the same whatever its workers, processes and
     accumulation, and also after a resume. Only torch's global generator (which dropout uses) is seeded for each
     process and part of its own.
     What else changes from step to step must lie in the modules (as parameters or persistent buffers).

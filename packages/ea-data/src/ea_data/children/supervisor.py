@@ -1,0 +1,489 @@
+"""Supervised child processes: whatever a task does to its process, it costs that task and no other.
+
+    with Supervisor("package.module:function", workers=2, timeout=30, memory_mb=2048) as pool:
+        for result in pool.map(tasks):          # in the order of the tasks, as many results as tasks
+            if isinstance(result, Failure): ...
+
+A child holds one task at a time. One that takes longer than `timeout`, or more resident memory than `memory_mb`,
+is killed; one that dies of a signal or leaves is replaced. A task that ended its process is tried once more in
+a fresh one, and given up after that (two strikes): its result is then a Failure, and the others go on. Children
+die with the parent, SIGKILL included, and nothing is forked: a child is a new Python that imports the target.
+
+Differs from concurrent.futures: there one dead process fails every task in flight, and a thread's timeout
+cannot stop native code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+from ea_data.children.child import (
+    ERROR,
+    NOTE,
+    READY,
+    VALUE,
+    TransientError,
+    Unpacker,
+    is_transient,
+    note,
+    pack,
+)
+from ea_runtime.errors import UserError
+
+__all__ = ["Failure", "Supervisor", "TransientError", "WorkerStartError", "is_transient", "note"]
+
+logger = logging.getLogger("ea")
+
+#: Seconds between two looks at the memory of a busy child.
+_MEMORY_INTERVAL = 0.05
+_PIPE_BYTES = 1 << 20
+_STDERR_TAIL = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task has no value.
+
+    kind: "error" (the target raised), "crash" (its process died), "timeout" or "memory" (it was killed, twice).
+    reason: one line, the same for the same fault. error: the exception's class, for kind "error".
+    during: what the target said last by `note`. is_transient: no fault of the task, worth another try later.
+    trace: for the log, not compared.
+    """
+
+    kind: Literal["error", "crash", "timeout", "memory"]
+    reason: str
+    error: str = ""
+    during: str = ""
+    is_transient: bool = False
+    trace: str = field(default="", compare=False, repr=False)
+
+
+class WorkerStartError(RuntimeError):
+    """The target cannot be made or prepared in a child. The message is the child's error."""
+
+
+@dataclass(slots=True)
+class _Job:
+    number: int
+    task: Any
+    strikes: int = 0
+
+
+class _Child:
+    """One process, its pipes, and what it is doing."""
+
+    def __init__(self, process: subprocess.Popen[bytes], tasks: int, results: int, errors: int) -> None:
+        self.process, self.tasks, self.results, self.errors = process, tasks, results, errors
+        self.unpacker = Unpacker()
+        self.outgoing: deque[memoryview] = deque()
+        self.job: _Job | None = None
+        self.is_ready = False
+        self.limit = self.deadline = float("inf")
+        self.next_look = float("inf")
+        self.tail = b""
+        self.note = ""
+
+    def write(self) -> bool:
+        """Writes what fits. True once all is written. Raises OSError where the child is gone."""
+        while self.outgoing:
+            piece = self.outgoing[0]
+            try:
+                count = os.write(self.tasks, piece)
+            except BlockingIOError:
+                return False
+            if count == piece.nbytes:
+                self.outgoing.popleft()
+            else:
+                self.outgoing[0] = piece[count:]
+        return True
+
+    def read_errors(self) -> bool:
+        """Takes what it said on stderr; the end is kept for the log. False at its end."""
+        try:
+            text = os.read(self.errors, 1 << 16)
+        except BlockingIOError:
+            return True
+        self.tail = (self.tail + text)[-_STDERR_TAIL:]
+        return bool(text)
+
+    def resident_mb(self) -> float:
+        """Resident memory; 0 where the system does not tell."""
+        import psutil
+
+        try:
+            return psutil.Process(self.process.pid).memory_info().rss / (1 << 20)
+        except psutil.Error:
+            return 0.0
+
+    def end(self) -> str:
+        """Kills it if it lives, and says how it ended, in words that do not depend on when."""
+        if self.process.poll() is None:
+            self.process.kill()
+        code = self.process.wait()
+        with suppress(OSError):
+            self.read_errors()
+        for fd in (self.tasks, self.results, self.errors):
+            os.close(fd)
+        if code >= 0:
+            return f"its process left with exit code {code}"
+        with suppress(ValueError):
+            return f"its process died of {signal.Signals(-code).name}"
+        return f"its process died of signal {-code}"
+
+
+class Supervisor:
+    """Runs `target(task)` in child processes.
+
+    target: "module:function" ("module:Class" makes an object first), or a callable that pickles; it is unpickled
+    once a child. If it has a method `prepare()`, that runs before the first task, within `start_timeout`.
+    workers: most processes at a time; they start when there is work. timeout: seconds a task, or a
+    function of the task that says so. memory_mb: most
+    resident memory of a child, everything that it imports included; 0: no limit. strikes: how many processes a
+    task may end before it is given up. env: environment variables to set in the children.
+
+    One thread at a time: `map`, `as_completed` and `call` of one Supervisor take turns. Close it, or use it as a
+    context manager; unread results of an abandoned iterator are thrown away with their processes.
+
+    Raises UserError on Windows, which hands no pipes to a child.
+    """
+
+    def __init__(
+        self,
+        target: str | Callable[[Any], Any],
+        workers: int = 1,
+        timeout: float | Callable[[Any], float] = 60.0,
+        memory_mb: int = 0,
+        *,
+        strikes: int = 2,
+        start_timeout: float = 120.0,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        if sys.platform == "win32":
+            raise UserError("supervised processes need Linux or macOS; on Windows run this under WSL")
+        least = 1.0 if callable(timeout) else timeout
+        if workers < 1 or least <= 0 or memory_mb < 0 or strikes < 1:
+            raise ValueError(
+                "`workers` and `strikes` must be 1 or more, `timeout` above 0 and `memory_mb` 0 or more, "
+                f"got {workers}, {strikes}, {timeout} and {memory_mb}"
+            )
+        self.workers, self.timeout, self.memory_mb = workers, timeout, memory_mb
+        self.strikes, self.start_timeout = strikes, start_timeout
+        self._env = dict(env or {})
+        self._blob = pickle.dumps(target, protocol=5)
+        self._children: list[_Child] = []
+        self._selector: selectors.BaseSelector | None = None
+        self._lock = threading.Lock()
+        self._starts_lost = 0
+        self._too_much = f"it took more than {memory_mb} MB"
+        #: tasks given up because they ended their processes, for reports
+        self.quarantined = 0
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process has the settings and starts children of its own."""
+        return {
+            **self.__dict__,
+            "_children": [],
+            "_selector": None,
+            "_lock": None,
+            "_starts_lost": 0,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def call(self, task: Any) -> Any:
+        """The value of one task, or its Failure."""
+        with closing(self._run((task,), lambda number: True)) as runs:
+            return next(runs)[2]
+
+    def map(self, tasks: Iterable[Any], window: int = 0) -> Iterator[Any]:
+        """Values and Failures in the order of `tasks`, which is read as it goes.
+
+        window: how far results may run ahead of the oldest missing one; 0: 8 a worker.
+        """
+        waiting: dict[int, Any] = {}
+        due = 0
+        window = window or 8 * self.workers
+
+        def may_start(number: int) -> bool:
+            return number < due + window
+
+        with closing(self._run(tasks, may_start)) as runs:
+            for number, _, value in runs:
+                waiting[number] = value
+                while due in waiting:
+                    result = waiting.pop(due)
+                    due += 1
+                    yield result
+
+    def as_completed(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """(task, value or Failure) as they come; `tasks` is read as workers fall idle, one a worker ahead."""
+        with closing(self._run(tasks, lambda number: True)) as runs:
+            for _, task, value in runs:
+                yield task, value
+
+    def close(self) -> None:
+        """Ends the children. They start again if there is more work."""
+        for child in list(self._children):
+            self._drop(child)
+        if self._selector is not None:
+            self._selector.close()
+            self._selector = None
+
+    # -- the loop
+
+    def _run(self, tasks: Iterable[Any], may_start: Callable[[int], bool]) -> Generator[tuple[int, Any, Any]]:
+        with self._lock:
+            if self._selector is None:
+                self._selector = selectors.DefaultSelector()
+            jobs = (_Job(number, task) for number, task in enumerate(tasks))
+            ahead: deque[_Job] = deque()
+            again: deque[_Job] = deque()
+            done: deque[tuple[_Job, Any]] = deque()
+            try:
+                while True:
+                    ahead.extend(islice(jobs, self.workers - len(ahead)))
+                    while again or (ahead and may_start(ahead[0].number)):
+                        child = self._idle_child(len(ahead) + len(again))
+                        if child is None:
+                            break
+                        self._give(child, again.popleft() if again else ahead.popleft(), again)
+                    if not ahead and not again and all(child.job is None for child in self._children):
+                        return
+                    self._wait(again, done)
+                    while done:
+                        job, value = done.popleft()
+                        yield job.number, job.task, value
+            finally:
+                # an abandoned iterator: what is still running would answer to the next one
+                for child in [child for child in self._children if child.job is not None]:
+                    self._drop(child)
+
+    def _idle_child(self, num_jobs: int) -> _Child | None:
+        """A child to give a task to. Where none is, as many are started as there are jobs and room for."""
+        for child in self._children:
+            if child.is_ready and child.job is None:
+                return child
+        starting = sum(not child.is_ready for child in self._children)
+        for _ in range(min(num_jobs - starting, self.workers - len(self._children))):
+            self._start()
+        return None
+
+    def _give(self, child: _Child, job: _Job, again: deque[_Job]) -> None:
+        assert self._selector is not None
+        child.job, child.note = job, ""
+        child.outgoing.extend(pack(job.task))
+        now = time.monotonic()
+        child.limit = self.timeout(job.task) if callable(self.timeout) else self.timeout
+        child.deadline, child.next_look = now + child.limit, now + _MEMORY_INTERVAL
+        try:
+            if not child.write():
+                self._selector.register(child.tasks, selectors.EVENT_WRITE, (child, "tasks"))
+        except OSError:  # it died while idle, of no task
+            child.job = None
+            self._drop(child)
+            again.appendleft(job)
+
+    def _wait(self, again: deque[_Job], done: deque[tuple[_Job, Any]]) -> None:
+        assert self._selector is not None
+        now = time.monotonic()
+        until = min((min(child.deadline, child.next_look) for child in self._children), default=now)
+        for key, _ in self._selector.select(max(0.0, min(until - now, 1.0))):
+            child, what = key.data
+            if child not in self._children:
+                continue  # dropped by an earlier event of this round
+            if what == "errors":
+                if not child.read_errors():
+                    self._selector.unregister(child.errors)
+            elif what == "tasks":
+                try:
+                    if child.write():
+                        self._selector.unregister(child.tasks)
+                except OSError:
+                    self._selector.unregister(child.tasks)  # its end comes by the other pipe
+            else:
+                self._receive(child, again, done)
+        self._watch(again, done)
+
+    def _receive(self, child: _Child, again: deque[_Job], done: deque[tuple[_Job, Any]]) -> None:
+        try:
+            message = child.unpacker.read(child.results)
+        except (EOFError, OSError):
+            self._lost(child, "crash", "", again, done)
+            return
+        # the message itself may be broken: a class that the parent cannot import
+        except Exception as error:
+            self._finish(
+                child, Failure("error", f"its result cannot be read: {error}", type(error).__name__), done
+            )
+            self._drop(child)
+            return
+        if message is None:
+            return
+        kind, value = message[0]
+        if kind == NOTE:
+            child.note = value
+        elif kind == READY:
+            child.is_ready, child.deadline, self._starts_lost = True, float("inf"), 0
+        elif child.job is None:
+            assert kind == ERROR
+            self._drop(child)
+            raise WorkerStartError(value[1])
+        elif kind == VALUE:
+            self._finish(child, value, done)
+        else:
+            name, reason, is_transient, trace = value
+            if name != "MemoryError":
+                self._finish(child, Failure("error", reason, name, child.note, is_transient, trace), done)
+                return
+            # whether it met the backstop or our watch is chance, so both read alike; its heap is not reused
+            reason = self._too_much if self.memory_mb else reason
+            self._finish(child, Failure("memory", reason, during=child.note, trace=trace), done)
+            self._drop(child)
+
+    def _finish(self, child: _Child, value: Any, done: deque[tuple[_Job, Any]]) -> None:
+        assert child.job is not None
+        done.append((child.job, value))
+        child.job, child.deadline, child.next_look = None, float("inf"), float("inf")
+
+    def _watch(self, again: deque[_Job], done: deque[tuple[_Job, Any]]) -> None:
+        now = time.monotonic()
+        for child in list(self._children):
+            if now >= child.deadline:
+                self._lost(child, "timeout", f"it took longer than {child.limit:g} s", again, done)
+            elif self.memory_mb and child.job is not None and now >= child.next_look:
+                child.next_look = now + _MEMORY_INTERVAL
+                if child.resident_mb() > self.memory_mb:
+                    self._lost(child, "memory", self._too_much, again, done)
+
+    def _lost(
+        self, child: _Child, kind: Any, reason: str, again: deque[_Job], done: deque[tuple[_Job, Any]]
+    ) -> None:
+        job, child.job = child.job, None
+        how = self._drop(child)
+        tail = child.tail.decode(errors="replace").strip()
+        if job is None:
+            if child.is_ready:
+                return
+            self._starts_lost += 1
+            if kind == "timeout" or self._starts_lost >= 3:
+                last = tail.splitlines()[-1] if tail else how
+                what = (
+                    f"did not start within {self.start_timeout:g} s"
+                    if kind == "timeout"
+                    else "does not start"
+                )
+                raise WorkerStartError(f"a worker process {what}: {last}")
+            return
+        job.strikes += 1
+        logger.debug("task %d, strike %d: %s; %s %s", job.number, job.strikes, reason or how, how, tail)
+        if job.strikes < self.strikes:
+            again.append(job)
+        else:
+            self.quarantined += 1
+            done.append((job, Failure(kind, reason or how, during=child.note, trace=tail)))
+
+    # -- processes
+
+    def _start(self) -> None:
+        assert self._selector is not None
+        child = _spawner().submit(_spawn, self._env).result()
+        child.outgoing.extend(pack(([*sys.path], self._blob, self.memory_mb)))
+        child.deadline = time.monotonic() + self.start_timeout
+        self._children.append(child)
+        self._selector.register(child.results, selectors.EVENT_READ, (child, "results"))
+        self._selector.register(child.errors, selectors.EVENT_READ, (child, "errors"))
+        self._selector.register(child.tasks, selectors.EVENT_WRITE, (child, "tasks"))
+
+    def _drop(self, child: _Child) -> str:
+        assert self._selector is not None
+        self._children.remove(child)
+        for fd in (child.tasks, child.results, child.errors):
+            with suppress(KeyError):
+                self._selector.unregister(fd)
+        return child.end()
+
+
+def _spawn(env: dict[str, str]) -> _Child:
+    tasks, to_child = os.pipe()
+    from_child, results = os.pipe()
+    from_errors, errors = os.pipe()
+    words = [
+        sys.executable,
+        "-P",
+        "-m",
+        "ea_data.children.child",
+        str(tasks),
+        str(results),
+        str(os.getpid()),
+    ]
+    # the module is found where it was found here, whatever the working folder is by now
+    paths = os.pathsep.join(path for path in sys.path if path)
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            pass_fds=(tasks, results),
+            env={**os.environ, "PYTHONPATH": paths, **env},
+        )
+    finally:
+        for fd in (tasks, results, errors):
+            os.close(fd)
+    for fd in (to_child, from_child, from_errors):
+        os.set_blocking(fd, False)
+        _widen(fd)
+    return _Child(process, to_child, from_child, from_errors)
+
+
+def _widen(fd: int) -> None:
+    """A larger pipe: fewer turns for frames. Not all systems have it."""
+    if sys.platform.startswith("linux"):
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+_thread: ThreadPoolExecutor | None = None
+
+
+def _spawner() -> ThreadPoolExecutor:
+    """The one thread that starts all children. The kernel takes the end of the thread that started a child for its
+    parent's, so it must be one that lives as long as the process; a caller's may not."""
+    global _thread
+    if _thread is None:
+        _thread = ThreadPoolExecutor(1, "ea-spawn")
+    return _thread
+
+
+def _forget_thread() -> None:
+    global _thread
+    _thread = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_thread)  # a fork has no threads but its own

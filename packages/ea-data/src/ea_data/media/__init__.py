@@ -1,0 +1,1 @@
+"""Video files: probed, read, cut."""

@@ -1,0 +1,76 @@
+"""Opening files of a data set: regular files beneath its root alone, and only kinds that name no other file.
+
+FFmpeg follows playlists and lists of files, and Pillow hands PostScript to Ghostscript, whatever the file is
+called. So nothing is opened by name, and both get a list of what they may take the contents for.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ea_runtime.video.reader import CONTAINERS, PICTURE_FORMATS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
+
+#: Windows has O_BINARY alone, and needs it.
+_FLAGS = os.O_RDONLY
+for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+    _FLAGS |= getattr(os, _name, 0)
+
+
+@contextmanager
+def open_beneath(path: Path, root: Path) -> Iterator[BinaryIO]:
+    """The regular file `path`, read only. Raises ValueError where it is none, or its links lead out of `root`."""
+    try:
+        real = path.resolve(strict=True)
+        if not real.is_relative_to(root):
+            raise ValueError("it is a link that leaves the set")
+        # a link that takes the file's place from here on is refused, and a pipe does not block
+        number = os.open(real, _FLAGS)
+    except FileNotFoundError:
+        raise ValueError("there is no such file") from None
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise ValueError(getattr(error, "strerror", None) or str(error)) from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise ValueError("it is no regular file")
+    with os.fdopen(number, "rb") as file:
+        yield file
+
+
+@contextmanager
+def open_video(file: BinaryIO, strict: bool = False) -> Iterator[tuple[Any, Any]]:
+    """An open file as a PyAV (container, first video stream), which decodes in this thread.
+
+    strict: the decoder reports damage that it could conceal (FFmpeg's err_detect explode).
+    Raises ValueError for what holds no video; what decoding raises (av.FFmpegError) is an OSError or ValueError.
+    """
+    import av
+
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+    if strict:
+        options["err_detect"] = "explode"
+    with av.open(file, "r", options=options) as container:
+        if not container.streams.video:
+            raise ValueError("it holds no video")
+        stream = container.streams.video[0]
+        # one thread: workers and children fill the cores, and small frames are slower with more
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+@contextmanager
+def open_picture(file: BinaryIO) -> Iterator[Image.Image]:
+    """An open file as a picture, not yet decoded. Raises what Pillow raises."""
+    from PIL import Image
+
+    with Image.open(file, formats=PICTURE_FORMATS) as picture:
+        yield picture

@@ -1,0 +1,207 @@
+"""The one reader of training frames: probes a file by its header, and decodes a window of it, no more.
+
+Every function here may run in a supervised child (children/supervisor.py): arguments and results are plain values.
+Frames are upright, uint8 RGB (H, W, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from ea_data.media.containers import PICTURE_SUFFIXES, open_beneath, open_picture, open_video
+from ea_data.media.frames import upright
+from ea_data.media.probe import BadFile, file_errors
+
+#: A window that starts later than this is sought; before, decoding from the start is as fast.
+SEEK_FROM = 24
+
+
+class Probe(NamedTuple):
+    """width, height: upright, in pixels. num_frames: as the container tells, or counted where it does not."""
+
+    width: int
+    height: int
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A window of a file, in the size that is wanted.
+
+    start, num_frames, stride: frames start, start + stride, ... . height, width: of the result, in pixels.
+    place: where the crop lies, (vertical, horizontal) from 0 to 1. says: (width, height) that the set's list
+    tells; a file of another size is refused; 0 where it tells none.
+    """
+
+    path: Path
+    root: Path
+    start: int
+    num_frames: int
+    height: int
+    width: int
+    stride: int = 1
+    place: tuple[float, float] = (0.5, 0.5)
+    says: tuple[int, int] = (0, 0)
+    strict: bool = True
+
+
+def probe(path: Path, root: Path, with_size: bool = True) -> Probe:
+    """Size and number of frames. Pictures are not decoded; of a video, the first frame is, for its size.
+
+    with_size: False: a video's size may come back as 0, and its header alone is read.
+    Raises BadFile, one line.
+    """
+    with file_errors(), open_beneath(path, root) as file:
+        is_picture = path.suffix.lower() in PICTURE_SUFFIXES
+        return _probe_picture(file) if is_picture else _probe_video(file, with_size)
+
+
+def read(cut: Cut) -> np.ndarray:
+    """The window, resized and cropped: uint8 (T, height, width, 3). Raises BadFile, one line.
+
+    A file of the size that is wanted comes through bit for bit.
+    """
+    wanted = range(cut.start, cut.start + cut.num_frames * cut.stride, cut.stride)
+    out = np.empty((cut.num_frames, cut.height, cut.width, 3), dtype=np.uint8)
+    count = 0
+    is_picture = cut.path.suffix.lower() in PICTURE_SUFFIXES
+    with file_errors(), open_beneath(cut.path, cut.root) as file:
+        frames = _picture_frames(file, wanted) if is_picture else _video_frames(file, wanted, cut.strict)
+        for frame in frames:
+            if count == 0:
+                _check_size(frame, cut.says)
+            out[count] = fit(frame, cut.height, cut.width, cut.place)
+            count += 1
+    if count < cut.num_frames:
+        raise BadFile(f"it has no frame {wanted[count]}, as its header or its entry says")
+    return out
+
+
+def fit(frame: np.ndarray, height: int, width: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """A frame (H, W, 3) resized so that it just covers height x width, and cropped; the same one where it fits.
+
+    Bicubic, with the filter widened where it gets smaller, in one pass from the exact region.
+    """
+    from PIL import Image
+
+    have_h, have_w = frame.shape[:2]
+    if (have_h, have_w) == (height, width):
+        return frame
+    scale = min(have_h / height, have_w / width)
+    box_h, box_w = scale * height, scale * width
+    top, left = (have_h - box_h) * place[0], (have_w - box_w) * place[1]
+    box = (left, top, min(left + box_w, have_w), min(top + box_h, have_h))
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def _check_size(frame: np.ndarray, says: tuple[int, int]) -> None:
+    height, width = frame.shape[:2]
+    if all(says) and (width, height) != says:
+        raise BadFile(f"it is {width}x{height}, but its entry says {says[0]}x{says[1]}; correct the entry")
+
+
+def _probe_picture(file: BinaryIO) -> Probe:
+    with open_picture(file) as picture:
+        width, height = picture.size
+        if picture.getexif().get(0x0112) in (5, 6, 7, 8):  # Orientation: lies on its side
+            width, height = height, width
+        return Probe(width, height, int(getattr(picture, "n_frames", 1)))
+
+
+def _probe_video(file: BinaryIO, with_size: bool) -> Probe:
+    with open_video(file) as (_, stream):
+        count = stream.frames
+    count = count or _packets(file)[0]
+    if not count:
+        raise BadFile("it holds no frames")
+    if not with_size:
+        return Probe(0, 0, count)
+    file.seek(0)
+    with open_video(file) as (container, stream):
+        # which way up it is shows with the first frame alone
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise BadFile("it holds no frames")
+        is_on_its_side = round(getattr(frame, "rotation", 0) / 90) % 2 == 1
+        width, height = (frame.height, frame.width) if is_on_its_side else (frame.width, frame.height)
+        return Probe(width, height, count)
+
+
+def _packets(file: BinaryIO) -> tuple[int, list[tuple[int, int]]]:
+    """Number of frames, and (presentation, decoding) time of those that have both: read, not decoded."""
+    count, times = 0, []
+    file.seek(0)
+    with open_video(file) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                count += 1
+                if packet.pts is not None and packet.dts is not None:
+                    times.append((packet.pts, packet.dts))
+    return count, times
+
+
+def _picture_frames(file: BinaryIO, wanted: range) -> Iterator[np.ndarray]:
+    from PIL import ImageOps, ImageSequence
+
+    with open_picture(file) as picture:
+        for frame in islice(ImageSequence.Iterator(picture), wanted.start, wanted.stop, wanted.step):
+            yield np.asarray(ImageOps.exif_transpose(frame).convert("RGB"))
+
+
+def _video_frames(file: BinaryIO, wanted: range, strict: bool) -> Iterator[np.ndarray]:
+    from av.video.reformatter import VideoReformatter
+
+    # kept: a new one for each frame takes five times as long as all the rest
+    reformatter = VideoReformatter()
+    for point in (_seek_point(file, wanted.start), None):
+        file.seek(0)
+        with open_video(file, strict) as (container, stream):
+            found = _decode_from(container, stream, point)
+            if found is None:
+                continue  # sought in vain: counted from the beginning
+            skip = wanted.start if point is None else 0
+            for frame in islice(found, skip, skip + wanted.stop - wanted.start, wanted.step):
+                if strict and frame.is_corrupt:
+                    raise BadFile("it cannot be read: a frame is damaged")
+                pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                yield upright(pixels, getattr(frame, "rotation", 0))
+            return
+
+
+def _seek_point(file: BinaryIO, start: int) -> tuple[int, int] | None:
+    """(presentation time of frame `start`, time to seek to); None where decoding from the beginning is better."""
+    if start < SEEK_FROM:
+        return None
+    count, times = _packets(file)
+    if not start < len(times) == count:
+        return None  # times that do not tell frames apart: raw streams, broken files
+    shown = sorted(time for time, _ in times)[start]
+    # containers seek by decoding time, which runs ahead of the one that is shown
+    return shown, shown - max(time - decoded for time, decoded in times)
+
+
+def _decode_from(container: Any, stream: Any, point: tuple[int, int] | None) -> Iterator[Any] | None:
+    """Frames in order, from the point or the beginning; None where seeking does not lead to the very frame."""
+    from av import FFmpegError
+
+    if point is None:
+        return container.decode(stream)
+    shown, target = point
+    try:
+        container.seek(target, stream=stream, backward=True)
+        frames = (f for f in container.decode(stream) if f.pts is None or f.pts >= shown)
+        first = next(frames, None)
+    except FFmpegError:
+        return None
+    return chain([first], frames) if first is not None and first.pts == shown else None
+
+
+def serve(task: Any) -> Any:
+    """What a supervised child does: reads a Cut, or probes a file by (path, root, with_size)."""
+    return read(task) if isinstance(task, Cut) else probe(*task)

@@ -1,0 +1,124 @@
+"""Finding raw videos and pictures beneath a folder: which files are candidates, which are passed over, and why.
+
+Nothing is opened here, and no link is followed. What a candidate really holds, `probe.py` finds out.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ea_data.media.containers import PICTURE_SUFFIXES
+from ea_runtime.errors import UserError
+
+VIDEO_SUFFIXES = frozenset((
+    ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".ts", ".mts",
+    ".m2ts", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".ogg", ".ivf", ".nut", ".mxf", ".vob",
+))  # fmt: skip
+#: What browsers and downloaders leave while a file is not whole.
+PARTIAL_SUFFIXES = frozenset((
+    ".part", ".partial", ".crdownload", ".download", ".tmp", ".temp", ".aria2", ".ytdl", ".!qb", ".opdownload",
+))  # fmt: skip
+#: Why a file is passed over -> what a person is told.
+SKIPPED = {
+    "hidden": "hidden",
+    "partial": "not downloaded whole",
+    "link": "links",
+    "link_out": "links that lead out of the folder",
+    "special": "no regular file",
+    "picture": "pictures (`--pictures` takes them)",
+    "other": "no video or picture by its name",
+    "unreadable": "folders that cannot be read",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A candidate. source: path relative to the root, `/` between parts. size in bytes; mtime in nanoseconds."""
+
+    source: str
+    size: int
+    mtime: int
+
+    @property
+    def key(self) -> str:
+        """The same as long as the file was not touched."""
+        return f"{self.source}\0{self.size}\0{self.mtime}"
+
+
+def check_root(raw: str | os.PathLike[str]) -> Path:
+    """The folder of raw files, resolved. Raises UserError where it is none."""
+    root = Path(raw)
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise UserError(f"`raw` must be a folder of videos, but {str(raw)!r} {what}")
+    return root.resolve()
+
+
+def find_files(root: Path, skipped: Counter[str], *, pictures: bool = True) -> Iterator[Found]:
+    """Candidates in a fixed order (by name, folder by folder); no more than one folder's names are in memory.
+
+    skipped: counts what is passed over, by the keys of SKIPPED. pictures: whether they are candidates too.
+    """
+    suffixes = VIDEO_SUFFIXES | PICTURE_SUFFIXES if pictures else VIDEO_SUFFIXES
+    return _walk(root, root, "", suffixes, skipped)
+
+
+def tell_skipped(skipped: Mapping[str, int]) -> str:
+    """What was passed over, in words: "hidden 2, links 1"."""
+    return ", ".join(f"{SKIPPED.get(why, why)} {count:,}" for why, count in sorted(skipped.items()))
+
+
+def _walk(
+    root: Path, folder: Path, prefix: str, suffixes: frozenset[str], skipped: Counter[str]
+) -> Iterator[Found]:
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    except OSError:
+        skipped["unreadable"] += 1
+        return
+    for entry in listed:
+        source = f"{prefix}{entry.name}"
+        if entry.name.startswith("."):
+            skipped["hidden"] += 1
+        elif entry.is_symlink():
+            skipped["link" if _leads_inside(root, Path(entry.path)) else "link_out"] += 1
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _walk(root, Path(entry.path), f"{source}/", suffixes, skipped)
+        else:
+            found = _candidate(entry, source, suffixes)
+            if isinstance(found, str):
+                skipped[found] += 1
+            else:
+                yield found
+
+
+def _candidate(entry: os.DirEntry[str], source: str, suffixes: frozenset[str]) -> Found | str:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in PARTIAL_SUFFIXES:
+        return "partial"
+    if suffix not in suffixes:
+        return "picture" if suffix in PICTURE_SUFFIXES else "other"
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError:  # removed meanwhile
+        return "partial"
+    if not stat.S_ISREG(status.st_mode):
+        return "special"
+    try:
+        source.encode("utf-8")
+    except UnicodeEncodeError:
+        return "other"  # a name of bytes that are no text: neither JSON nor parquet can hold it
+    return Found(source, status.st_size, status.st_mtime_ns)
+
+
+def _leads_inside(root: Path, link: Path) -> bool:
+    try:
+        return link.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):
+        return False

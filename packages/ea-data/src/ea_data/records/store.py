@@ -1,0 +1,120 @@
+"""A prepared set's folder: records.parquet (a row a clip), dataset.json (the kept ones, for training), clips/.
+
+Rows are written and read in groups, so memory does not grow with their number. Every file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from ea_data.records.record import from_row, schema, to_row
+from ea_runtime.errors import UserError
+
+RECORDS, DATASET, CONFIG, SOURCES = "records.parquet", "dataset.json", "config.toml", "sources.json"
+CLIPS, LEDGER = "clips", "ledger"
+ROWS_A_GROUP = 2048
+
+
+def iter_rows(folder: str | Path) -> Iterator[dict[str, Any]]:
+    """The records of a set, one after the other, as `record.empty_record` lays them out.
+
+    Raises UserError where the folder holds none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(folder) / RECORDS
+    if not path.is_file():
+        raise UserError(f"{str(folder)!r} holds no {RECORDS}; `ea data run RAW -o {folder}` makes a set")
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_A_GROUP):
+                for row in batch.to_pylist():
+                    yield from_row(row)
+    except (pa.ArrowException, KeyError) as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error}; `ea data run` makes it again") from error
+
+
+def write_records(folder: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Writes records.parquet; equal records give equal bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    form = schema()
+    with (
+        _whole_file(folder / RECORDS) as temporary,
+        pq.ParquetWriter(temporary, form, compression="zstd") as out,
+    ):
+        for rows in _groups(records):
+            out.write_table(pa.Table.from_pylist(rows, schema=form), row_group_size=ROWS_A_GROUP)
+
+
+def dataset_entry(record: dict[str, Any]) -> dict[str, Any]:
+    """A kept clip as EasyAnimate's JSON has it, and its number of frames, so that training need not look."""
+    return {
+        "file_path": record["file"],
+        "text": (record["caption"] or {}).get("text", ""),
+        "type": "image" if record["is_picture"] else "video",
+        "width": record["width"],
+        "height": record["height"],
+        "num_frames": record["num_frames"],
+    }
+
+
+@contextmanager
+def dataset_writer(folder: Path) -> Iterator[_ListWriter]:
+    """A function `add(entry)` in a block; dataset.json appears when the block ends well."""
+    with _whole_file(folder / DATASET) as temporary, temporary.open("w", encoding="utf-8") as file:
+        writer = _ListWriter(file)
+        yield writer
+        writer.finish()
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file, whole or not at all."""
+    with _whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class _ListWriter:
+    """A JSON list, entry by entry."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self.count = 0
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self._file.write(",\n " if self.count else "[\n ")
+        self._file.write(json.dumps(entry, ensure_ascii=False))
+        self.count += 1
+
+    def finish(self) -> None:
+        self._file.write("\n]\n" if self.count else "[]\n")
+
+
+def _groups(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        rows.append(to_row(record))
+        if len(rows) == ROWS_A_GROUP:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

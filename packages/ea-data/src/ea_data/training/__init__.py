@@ -1,0 +1,1 @@
+"""Training sets: reading, buckets, a doctor, and the recipe `text`."""

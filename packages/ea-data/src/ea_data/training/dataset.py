@@ -1,0 +1,271 @@
+"""The training set `easyanimate`: pictures and videos of a JSON or CSV list, cut and resized for training.
+
+A sample is a function of (index, seed, bucket). Small clips are kept decoded; of others, the window alone is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ea_data.children.supervisor import Failure, Supervisor
+from ea_data.media.reader import Cut, Probe, probe, read
+from ea_data.training.buckets import bucket_size, fit_frames, window_starts
+from ea_data.training.dataset_json import Entries, read_list
+from ea_data.training.probes import ProbeFile
+from ea_runtime.errors import UserError
+from ea_runtime.training.data.dataset import BadSample, Bucket, Item, Sample, SetOptions, draw_start
+
+#: A clip of more bytes than this, at its bucket's size, is not kept whole.
+KEEP_CLIP = 8 << 20
+
+
+class EasyAnimateSet:
+    """A set in EasyAnimate's JSON; see ea_runtime.training.data.dataset.TrainingSet.
+
+    Sizes and numbers of frames that the list does not tell are read from the files when `buckets` is called, and
+    remembered in the set's folder. A file that cannot be read gets the bucket that most of its kind have, so that
+    it is asked for, found bad and counted.
+    """
+
+    def __init__(self, options: SetOptions) -> None:
+        self.options = options
+        rows = read_list(options.path, options.root)
+        wanted = {"both": (True, False), "videos": (True,), "pictures": (False,)}[options.kinds]
+        chosen = [i for i, is_video in enumerate(rows.videos) if is_video in wanted][: options.limit or None]
+        if not chosen:
+            raise UserError(
+                f"`data.kinds` is {options.kinds!r}, but {options.path!r} has none; add some or choose 'both'"
+            )
+        self.items: Sequence[Item] = rows if len(chosen) == len(rows) else rows.take(chosen)
+        videos = [i for i, is_video in enumerate(self._entries.videos) if is_video]
+        self._order = [*range(len(chosen)), *(videos * (options.repeat_videos - 1))]
+        self._probes: dict[int, Probe | str] = {}  # by entry; a string: why not
+        self._lost: dict[int, str] = {}  # by entry: what it did to the process that decoded it
+        self._kept: dict[tuple[int, int, int], np.ndarray] = {}
+        self._room = options.keep_mib << 20
+        self._child: Supervisor | None = None
+        self._owner = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def item(self, index: int) -> Item:
+        return self.items[self._order[index]]
+
+    def buckets(self, size: int | None = None, num_frames: int | None = None) -> list[Bucket]:
+        options, entries = self.options, self._entries
+        size = options.size if size is None else size
+        num_frames = options.num_frames if num_frames is None else num_frames
+        self._probe_unknown(num_frames > 1)
+        made: dict[Any, Bucket] = {}  # one object a bucket, not one a sample
+        found: list[Bucket | None] = []
+        for entry, is_video in enumerate(entries.videos):
+            told = self._probe(entry)
+            if isinstance(told, str):
+                found.append(None)
+                continue
+            key = (is_video, *told)
+            if key not in made:
+                frames = self._fit(told.num_frames, num_frames) if is_video else 1
+                height, width = bucket_size(told.height, told.width, size, options.multiple)
+                made[key] = Bucket("video" if is_video else "image", frames, height, width)
+            found.append(made[key])
+        kinds = {
+            is_video: self._most_frequent(found, is_video, size, num_frames) for is_video in (True, False)
+        }
+        filled = [bucket or kinds[is_video] for bucket, is_video in zip(found, entries.videos, strict=True)]
+        return [filled[entry] for entry in self._order]
+
+    def starts(self, index: int, bucket: Bucket) -> range:
+        entry, options = self._order[index], self.options
+        if bucket.kind == "image":
+            return range(1)
+        told = self._probe(entry)
+        count = bucket.num_frames if isinstance(told, str) else told.num_frames
+        starts = window_starts(
+            count, bucket.num_frames, options.stride, options.middle, options.start_multiple
+        )
+        return starts or range(1)
+
+    def read(self, index: int, start: int, bucket: Bucket) -> np.ndarray:
+        return self._read(self._order[index], start, bucket, (0.5, 0.5))
+
+    def sample(self, index: int, seed: int, bucket: Bucket) -> Sample:
+        entry = self._order[index]
+        start = draw_start(self.starts(index, bucket), index, seed)
+        place = (0.5, 0.5)
+        if self.options.crop == "random":
+            # a stream of its own: the start stays what draw_start says
+            rng = np.random.default_rng(np.random.SeedSequence([seed, index, 1]))
+            place = (float(rng.random()), float(rng.random()))
+        return Sample(self._read(entry, start, bucket, place), self._entries.texts[entry], start)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker: without what is kept and without the child, which belong to this process."""
+        return {
+            **self.__dict__,
+            "_kept": {},
+            "_room": self.options.keep_mib << 20,
+            "_child": None,
+            "_owner": 0,
+        }
+
+    @property
+    def _entries(self) -> Entries:
+        assert isinstance(self.items, Entries)
+        return self.items
+
+    # -- reading
+
+    def _read(self, entry: int, start: int, bucket: Bucket, place: tuple[float, float]) -> np.ndarray:
+        """Through the clips that are kept, where this one is small and nothing is drawn about its crop."""
+        told = self._probe(entry)
+        stride = self.options.stride if bucket.kind == "video" else 1
+        if not isinstance(told, str):
+            if (told.height, told.width) == (bucket.height, bucket.width):
+                place = (0.5, 0.5)  # nothing is cut off
+            stop = start + (bucket.num_frames - 1) * stride + 1
+            whole = bucket._replace(num_frames=told.num_frames if bucket.kind == "video" else 1)
+            if place == (0.5, 0.5) and stop <= whole.num_frames:
+                kept = self._whole(entry, whole)
+                if kept is not None:
+                    return kept[start:stop:stride]
+        return self._decode(entry, start, bucket, stride, place)
+
+    def _whole(self, entry: int, whole: Bucket) -> np.ndarray | None:
+        """The whole clip, kept from now on; None where there is no room, or it does not decode whole."""
+        key = (entry, whole.height, whole.width)
+        if key not in self._kept:
+            num_bytes = whole.num_frames * whole.height * whole.width * 3
+            if num_bytes > min(KEEP_CLIP, self._room):
+                return None
+            try:
+                frames = self._decode(entry, 0, whole, 1, (0.5, 0.5))
+            except BadSample:
+                return None  # a window of it may decode all the same
+            self._room -= frames.nbytes
+            self._kept[key] = frames
+        return self._kept[key]
+
+    def _decode(
+        self, entry: int, start: int, bucket: Bucket, stride: int, place: tuple[float, float]
+    ) -> np.ndarray:
+        entries = self._entries
+        if entry in self._lost:
+            raise BadSample(entries.names[entry], self._lost[entry])
+        cut = Cut(
+            entries.root / entries.names[entry], entries.root, start, bucket.num_frames, bucket.height,
+            bucket.width, stride, place, (entries.widths[entry], entries.heights[entry]), self.options.strict,
+        )  # fmt: skip
+        try:
+            result = read(cut) if self.options.decode == "inline" else self._supervisor().call(cut)
+        except (ValueError, OSError) as error:
+            raise BadSample(entries.names[entry], str(error)) from error
+        if isinstance(result, Failure):
+            if result.kind != "error":  # it ended two children: it gets no third
+                self._lost[entry] = result.reason
+            raise BadSample(entries.names[entry], result.reason)
+        return result
+
+    def _supervisor(self) -> Supervisor:
+        """This process's child: a fork does not use its parent's."""
+        if self._child is None or self._owner != os.getpid():
+            self._child = Supervisor("ea_data.media.reader:serve", timeout=self.options.timeout)
+            self._owner = os.getpid()
+        return self._child
+
+    def close(self) -> None:
+        """Ends the child. It starts again if more is read."""
+        if self._child is not None and self._owner == os.getpid():
+            self._child.close()
+        self._child = None
+
+    # -- sizes and numbers of frames
+
+    def _probe(self, entry: int) -> Probe | str:
+        """What the list tells, or the file; a string says why it could not be read."""
+        entries = self._entries
+        if entry in self._probes:
+            return self._probes[entry]
+        told = Probe(entries.widths[entry], entries.heights[entry], entries.num_frames[entry] or 1)
+        if self._needs(entry, with_frames=True):
+            self._probe_files([entry])
+            return self._probes[entry]
+        return told
+
+    def _needs(self, entry: int, with_frames: bool) -> bool:
+        entries = self._entries
+        has_size = entries.widths[entry] and entries.heights[entry]
+        has_frames = entries.num_frames[entry] or not entries.videos[entry]
+        return not has_size or (with_frames and not has_frames)
+
+    def _probe_unknown(self, with_frames: bool) -> None:
+        unknown = [i for i in range(len(self.items)) if i not in self._probes and self._needs(i, with_frames)]
+        if unknown:
+            self._probe_files(unknown)
+
+    def _probe_files(self, entries: list[int]) -> None:
+        """Probes files and fills in what the list does not tell; what earlier runs found is taken over."""
+        rows = self._entries
+        remembered = ProbeFile(rows.root)
+        asked = [(i, not (rows.widths[i] and rows.heights[i])) for i in entries]
+        missing = []
+        for i, with_size in asked:
+            known = remembered.get(rows.names[i], with_size)
+            if known is None:
+                missing.append((i, with_size))
+            else:
+                self._fill(i, known)
+        for (i, _), result in zip(missing, self._probe_all(missing), strict=True):
+            if isinstance(result, Probe):
+                remembered.put(rows.names[i], result)
+            self._fill(i, result)
+        remembered.save()
+
+    def _probe_all(self, missing: list[tuple[int, bool]]) -> Iterator[Probe | str]:
+        rows = self._entries
+        tasks = ((rows.root / rows.names[i], rows.root, with_size) for i, with_size in missing)
+        if self.options.decode == "inline":
+            for task in tasks:
+                try:
+                    yield probe(*task)
+                except (ValueError, OSError) as error:
+                    yield str(error)
+            return
+        results: Iterable[Any] = self._supervisor().map(tasks)
+        for result in results:
+            yield result.reason if isinstance(result, Failure) else result
+
+    def _fill(self, entry: int, found: Probe | str) -> None:
+        rows = self._entries
+        if isinstance(found, Probe):
+            width, height = rows.widths[entry] or found.width, rows.heights[entry] or found.height
+            if not width or not height:
+                found = "its header tells no size"
+            else:
+                found = Probe(width, height, rows.num_frames[entry] or found.num_frames)
+        self._probes[entry] = found
+
+    # -- buckets
+
+    def _fit(self, count: int, num_frames: int) -> int:
+        options = self.options
+        return fit_frames(
+            count, num_frames, options.chunk, options.stride, options.middle, options.start_multiple
+        )
+
+    def _most_frequent(
+        self, found: list[Bucket | None], is_video: bool, size: int, num_frames: int
+    ) -> Bucket:
+        kind = "video" if is_video else "image"
+        counts = Counter(bucket for bucket in found if bucket is not None and bucket.kind == kind)
+        if counts:
+            return counts.most_common(1)[0][0]
+        side = size or self.options.multiple
+        height, width = bucket_size(side, side, side, self.options.multiple)
+        return Bucket(kind, num_frames if is_video else 1, height, width)

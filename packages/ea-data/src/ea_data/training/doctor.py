@@ -1,0 +1,223 @@
+"""What is wrong with a training set, before a run burns a night on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ea_data.children.supervisor import Failure, Supervisor
+from ea_runtime.training.data.dataset import BadSample, Bucket, SetOptions, TrainingSet, open_set
+
+#: What V2's text encoder takes; longer captions are cut.
+MAX_TOKENS = 120
+#: Files named for each finding.
+NAMED = 10
+
+
+@dataclass
+class Finding:
+    """One thing that is wrong. is_fatal: a run would stop or lose samples over it. files: the first few."""
+
+    name: str
+    count: int
+    is_fatal: bool
+    what_to_do: str
+    files: list[str] = field(default_factory=list)
+
+
+@dataclass
+class BucketRow:
+    """A bucket with its samples, and the batches they make in an epoch; last: samples of the smallest one."""
+
+    bucket: Bucket
+    num_samples: int
+    num_batches: int
+    last: int
+
+
+@dataclass
+class Diagnosis:
+    """What `diagnose` found. steps: optimiser steps of an epoch at `batch_size`. tokenizer: who counted."""
+
+    num_samples: int
+    num_pictures: int
+    num_videos: int
+    batch_size: int
+    steps: int
+    buckets: list[BucketRow]
+    longest_caption: int
+    tokenizer: str
+    findings: list[Finding]
+
+    @property
+    def is_healthy(self) -> bool:
+        return not any(finding.is_fatal for finding in self.findings)
+
+    def to_json(self) -> str:
+        table: dict[str, Any] = {
+            key: value for key, value in self.__dict__.items() if key not in ("buckets", "findings")
+        }
+        table["buckets"] = [
+            {**row.bucket._asdict(), "samples": row.num_samples, "batches": row.num_batches, "last": row.last}
+            for row in self.buckets
+        ]
+        table["findings"] = [finding.__dict__ for finding in self.findings]
+        return json.dumps(table, indent=1, ensure_ascii=False) + "\n"
+
+
+def diagnose(
+    options: SetOptions,
+    *,
+    batch_size: int,
+    model: str = "tiny",
+    with_files: bool = True,
+    workers: int = 2,
+    on_file: Callable[[int, int], None] | None = None,
+) -> Diagnosis:
+    """Opens the set as training would and looks at every sample.
+
+    batch_size: samples a step. model: the model whose tokenizer counts the captions ("tiny" or a folder).
+    with_files: decode every sample once, in children, and compare the files' contents.
+    on_file: called with (files done, files in all). Raises UserError for a set or model that cannot be read.
+    """
+    dataset = open_set(options)
+    buckets = dataset.buckets()
+    rows = _bucket_rows(buckets, batch_size)
+    items = list(dataset.items)
+    findings, longest = _captions(items, model)
+    short = [
+        dataset.item(i).path.name
+        for i, bucket in enumerate(buckets)
+        if bucket.kind == "video" and bucket.num_frames < options.num_frames
+    ]
+    if short:
+        findings.append(Finding(
+            "videos shorter than the window", len(short), False,
+            f"they train with fewer than {options.num_frames} frames; lower `num_frames` or `stride`", short[:NAMED],
+        ))  # fmt: skip
+    if with_files:
+        findings += _files(dataset, buckets, workers, options.timeout, on_file)
+    small = [row for row in rows if row.num_samples < batch_size]
+    if small and len(rows) > 1:
+        count = sum(row.num_samples for row in small)
+        findings.append(Finding(
+            "samples in buckets smaller than a batch", count, False,
+            "their steps see fewer samples; merge sizes with `size`, or accept it",
+            [_name(row.bucket) for row in small][:NAMED],
+        ))  # fmt: skip
+    return Diagnosis(
+        num_samples=len(buckets),
+        num_pictures=sum(not item.is_video for item in items),
+        num_videos=sum(item.is_video for item in items),
+        batch_size=batch_size,
+        steps=sum(row.num_batches for row in rows),
+        buckets=rows,
+        longest_caption=longest,
+        tokenizer=model,
+        findings=findings,
+    )
+
+
+def _bucket_rows(buckets: Sequence[Bucket], batch_size: int) -> list[BucketRow]:
+    counts = sorted(Counter(buckets).items(), key=lambda pair: (-pair[1], pair[0]))
+    return [
+        BucketRow(bucket, count, -(-count // batch_size), count % batch_size or batch_size)
+        for bucket, count in counts
+    ]
+
+
+def _captions(items: Sequence[Any], model: str) -> tuple[list[Finding], int]:
+    """Findings about the captions, and the tokens of the longest, with the end mark."""
+    from ea_runtime.models.layout import resolve_folder
+    from ea_runtime.text.cleaning import clean_caption
+    from ea_runtime.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(resolve_folder(model) / "tokenizer")
+    empty, long, texts, longest = [], [], Counter[str](), 0
+    for start in range(0, len(items), 256):
+        part = items[start : start + 256]
+        cleaned = [clean_caption(item.text) for item in part]
+        ids = tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"]
+        for item, text, row in zip(part, cleaned, ids, strict=True):
+            count = len(row) + 1
+            longest = max(longest, count)
+            texts[text] += 1
+            if not text:
+                empty.append(item.path.name)
+            elif count > MAX_TOKENS:
+                long.append(f"{item.path.name} ({count} tokens)")
+    findings = []
+    if empty:
+        findings.append(Finding(
+            "empty captions", len(empty), True, "caption them (`ea data caption`) or leave the files out", empty[:NAMED]
+        ))  # fmt: skip
+    if long:
+        findings.append(Finding(
+            f"captions over {MAX_TOKENS} tokens", len(long), False,
+            f"their ends are cut; shorten them (counted with the tokenizer of {model!r})", long[:NAMED],
+        ))  # fmt: skip
+    if len(items) > 1 and len(texts) == 1:
+        findings.append(Finding("one caption for every file", len(items), False, "the text teaches nothing"))
+    return findings, longest
+
+
+class _Reader:
+    """Reads a sample as training does, in a child; (hash of the file's content) or the reason it cannot."""
+
+    def __init__(self, dataset: TrainingSet) -> None:
+        self.dataset = dataset
+
+    def __call__(self, task: tuple[int, Bucket]) -> tuple[str, str]:
+        index, bucket = task
+        path = self.dataset.item(index).path
+        try:
+            start = self.dataset.starts(index, bucket)[-1]  # the last window: a cut-off file shows
+            self.dataset.read(index, start, bucket)
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest(), ""
+        except (BadSample, OSError) as error:
+            return "", error.reason if isinstance(error, BadSample) else str(error)
+
+
+def _files(
+    dataset: TrainingSet,
+    buckets: Sequence[Bucket],
+    workers: int,
+    timeout: float,
+    on_file: Callable[[int, int], None] | None,
+) -> list[Finding]:
+    first: dict[str, str] = {}
+    bad: list[str] = []
+    twins: list[str] = []
+    total = len(dataset.items)  # repeats come after, and are the same files
+    tasks = [(i, buckets[i]) for i in range(total)]
+    with Supervisor(_Reader(dataset), workers=workers, timeout=timeout + 5) as pool:
+        for done, result in enumerate(pool.map(tasks), 1):
+            name = dataset.item(done - 1).path.name
+            digest, reason = ("", result.reason) if isinstance(result, Failure) else result
+            if reason:
+                bad.append(f"{name}: {reason}")
+            elif digest in first:
+                twins.append(f"{name} = {first[digest]}")
+            else:
+                first[digest] = name
+            if on_file:
+                on_file(done, total)
+    findings = []
+    if bad:
+        findings.append(Finding(
+            "unreadable files", len(bad), True, "mend them or take their entries out of the list", bad[:NAMED]
+        ))  # fmt: skip
+    if twins:
+        findings.append(Finding(
+            "files with the content of another", len(twins), False, "take the second ones out", twins[:NAMED]
+        ))  # fmt: skip
+    return findings
+
+
+def _name(bucket: Bucket) -> str:
+    return f"{bucket.kind} {bucket.num_frames} x {bucket.height} x {bucket.width}"

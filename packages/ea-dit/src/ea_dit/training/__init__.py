@@ -1,0 +1,1 @@
+"""The recipe `dit` and what it is made of."""

@@ -1,0 +1,137 @@
+"""The tables of a `dit` config, checked once: [data], [model], [init], [loss], [trainable], [samples], [[phases]]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ea_dit.training.trainable import LOW_RATE, Stage
+from ea_runtime.training.latents.cache import EncodedOptions
+
+
+class DataTable(EncodedOptions):
+    """The set, the model folder whose VAE and text encoder code it, and what a batch sees of it."""
+
+    drop_text: float = Field(
+        0.1, ge=0, le=1, description="part of the samples that see the empty prompt, for guidance"
+    )
+    random_frame_crop: bool = Field(
+        False, description="one batch of clips in ten is cut to a length of 1, 9, 18, ... frames"
+    )
+
+
+class InitTable(BaseModel):
+    """What the run starts from; nothing given: a fresh network as [model] says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str | None = Field(
+        default=None, description="a trained transformer, such as the stage before's `final`"
+    )
+    from_2d: str | None = Field(
+        default=None, description="a PixArt picture transformer; [model] overrides keys of its config"
+    )
+    motion: str | None = Field(
+        default=None,
+        description="motion modules that come on top: a file of `ea models extract-motion`, or V1's",
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> InitTable:
+        if self.folder and self.from_2d:
+            raise ValueError("give either `folder` (a 3-D model) or `from_2d` (a picture model), not both")
+        return self
+
+
+class LossTable(BaseModel):
+    """`snr`: EasyAnimate's own weighting: up to step 249 the error in x_0 counts, in place of that in the noise.
+
+    `min_snr`: weights the noise error by min(SNR, gamma) / SNR (Hang et al. 2023, arXiv 2303.09556); 0: off.
+
+    Timesteps: `uniform_part` of them uniform, the rest sigmoid(normal(`t_mean`, `t_std`)) of the 1,000 steps,
+    which spends more of a small budget where layout and motion are decided.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    snr: bool = False
+    min_snr: float = Field(default=0.0, ge=0)
+    uniform_part: float = Field(default=1.0, ge=0, le=1)
+    t_mean: float = 0.0
+    t_std: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_weighting(self) -> LossTable:
+        if self.snr and self.min_snr:
+            raise ValueError("`snr` and `min_snr` both weight the noise error; set one of them only")
+        return self
+
+
+class TrainableTable(BaseModel):
+    """Which parameters are trained: regular expressions (or plain pieces) that are looked for in their names.
+
+    `patterns`: at the full rate; none: what the stage is for. `low`: at `low_rate` times the rate.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    patterns: tuple[str, ...] = ()
+    low: tuple[str, ...] = ()
+    low_rate: float = Field(default=LOW_RATE, gt=0, le=1)
+
+
+class PhaseTable(BaseModel):
+    """A stretch of the run, from step `start` (counted from 0); 0 leaves a figure as [data] or [train] has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start: int = Field(ge=0)
+    size: int = Field(default=0, ge=0)
+    num_frames: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=0, ge=0)
+
+
+class SampleTable(BaseModel):
+    """What `samples/` shows: each of `sample_prompts`, drawn with the averaged weights; none: no sheets.
+
+    Pixels and frames: 0 takes those of the last phase (in stage "align" one frame).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sample_prompts: tuple[str, ...] = ()
+    height: int = Field(default=0, ge=0)
+    width: int = Field(default=0, ge=0)
+    num_frames: int = Field(default=0, ge=0)
+    steps: int = Field(default=12, gt=0)
+    guidance: float = Field(default=4.0, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+
+class DitOptions(BaseModel):
+    """A whole `dit` config but for [run] and [train].
+
+    `stage`: "align" trains on pictures, with the motion modules left out; "motion" trains the motion modules;
+    "finetune" the whole network, with [[phases]] from low to high resolution.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: Stage
+    data: DataTable
+    model: dict[str, Any] = Field(default_factory=dict)
+    init: InitTable = InitTable()
+    loss: LossTable = LossTable()
+    trainable: TrainableTable = TrainableTable()
+    samples: SampleTable = SampleTable()
+    phases: tuple[PhaseTable, ...] = (PhaseTable(start=0),)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DitOptions:
+        starts = [phase.start for phase in self.phases]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError(f"`phases` must start at 0 and then at later and later steps, got {starts}")
+        if self.stage == "align" and self.data.kinds == "videos":
+            raise ValueError("stage 'align' trains on pictures; set data.kinds to 'pictures' or leave it out")
+        return self

@@ -1,0 +1,199 @@
+"""The training recipe `dit` in three stages: the denoiser on latents and text features of pictures and clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ea_dit.training.checkpointing import checkpoint_blocks
+from ea_dit.training.frame_crop import draw_length
+from ea_dit.training.loss import NUM_TIMESTEPS, add_noise, min_snr_weights, training_loss
+from ea_dit.training.options import DataTable, DitOptions
+from ea_dit.training.start import start_network
+from ea_dit.training.trainable import choose, freeze_others, parameter_groups
+from ea_runtime.errors import UserError
+from ea_runtime.training.data.dataset import short_videos
+from ea_runtime.training.data.draws import normal, uniform
+from ea_runtime.training.latents.source import EncodedSource, make_cache
+from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
+from ea_runtime.training.update.precision import DTYPES, run_in, short_attention
+
+
+class DitRecipe(RecipeDefaults):
+    """Trains Transformer3DModel; [stage] of the config says what of it and on what.
+
+    model: the network. source: the set as latents and text features. Another recipe may freeze `model`, put its
+    own parameters in, and call `fetch` and `loss` (ea-lora does).
+    Raises UserError (or ValueError), one line, where the set, the start, a pattern or a size is wrong.
+    """
+
+    options_model = DitOptions
+
+    def __init__(self, options: DitOptions, context: Context) -> None:
+        self.options = options
+        self.context = context
+        # before the set: a wrong config is told at once, and what coding draws cannot change the weights
+        self.model, self.start_lines = start_network(options, context)
+        self.chosen = choose(
+            (name for name, _ in self.model.named_parameters()),
+            options.stage, options.trainable.patterns, options.trainable.low,
+        )  # fmt: skip
+        freeze_others(self.model, self.chosen)
+        if options.stage == "align":  # fresh motion modules change nothing and take more than half the time
+            self.model.set_motion_modules(False)
+        self.data, views = self._data(options), self._views(options)
+        self.source = EncodedSource(self.data, context, views, single_frames=self.data.random_frame_crop)
+        self._buckets = [self.source.buckets(*view) for view in views]
+        self._check_widths()
+        for line in self._short_videos():
+            context.say(line)
+        self.dtype = DTYPES[context.dtype]
+        self.model.to(context.device)  # pyright: ignore[reportArgumentType]
+        if context.gradient_checkpointing:
+            checkpoint_blocks(self.model, lambda: short_attention(context.device))
+        self.model.train()
+        for line in self.start_lines:
+            context.say(line)
+
+    @classmethod
+    def cache(cls, options: DitOptions, context: Context) -> None:
+        """Codes the set ahead, as `ea train cache` asks. Raises UserError, one line."""
+        data, views = cls._data(options), cls._views(options)
+        make_cache(data, context, views, data.random_frame_crop)
+
+    @staticmethod
+    def _data(options: DitOptions) -> DataTable:
+        return (
+            options.data.model_copy(update={"kinds": "pictures"})
+            if options.stage == "align"
+            else options.data
+        )
+
+    @staticmethod
+    def _views(options: DitOptions) -> list[tuple[int | None, int | None]]:
+        return [(phase.size or None, phase.num_frames or None) for phase in options.phases]
+
+    def _short_videos(self) -> list[str]:
+        """One line for each length of clips that some videos are too short for."""
+        lengths = [view[1] or self.data.num_frames for view in self._views(self.options)]
+        pairs = zip(self._buckets, lengths, strict=True)
+        return list(dict.fromkeys(line for pair in pairs if (line := short_videos(*pair))))
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"transformer": self.model}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.model, self.chosen, self.options.trainable.low_rate)
+
+    def phases(self) -> Sequence[Phase]:
+        return [
+            Phase(phase.start, buckets, phase.batch_size)
+            for phase, buckets in zip(self.options.phases, self._buckets, strict=True)
+        ]
+
+    def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
+        number = max(i for i, phase in enumerate(self.options.phases) if phase.start <= step)
+        bucket = self._buckets[number][indices[0]]
+        num_frames = bucket.num_frames
+        if self.data.random_frame_crop and bucket.kind == "video":
+            # the seed is the step's, so all parts of a batch have one length
+            num_frames = draw_length(num_frames, self.source.chunk, seed)
+        return self.source.fetch(indices, seed, bucket, num_frames)
+
+    def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
+        device, indices = self.context.device, batch.indices
+        dropped = uniform(generator, indices) < self.data.drop_text
+        latents = self.source.encode(batch, generator, device)  # (B, C, t, h, w), unit scale
+        text, mask = self.source.text(batch, dropped.tolist(), device, self.dtype)
+        noise = normal(generator, indices, latents.shape[1:]).to(device)
+        timesteps = self._timesteps(indices, generator).to(device)
+        with short_attention(device):
+            output = run_in(
+                self.model,
+                self.dtype,
+                add_noise(latents, noise, timesteps).to(self.dtype),
+                timestep=timesteps,
+                encoder_hidden_states=text,
+                encoder_attention_mask=mask,
+                added_cond_kwargs=self._sizes(latents),
+            ).sample
+        table = self.options.loss
+        terms = training_loss(output.float(), latents, noise, timesteps, snr=table.snr)
+        weight = min_snr_weights(timesteps, table.min_snr)
+        samples = weight * terms["mse"] + terms["vb"]  # (B,)
+        figures = {name: float(terms[name].detach().mean()) for name in ("mse", "vb")}
+        return Loss(samples.mean(), figures, samples.detach(), timesteps)
+
+    def sample_sheet(self, step: int) -> Any | None:
+        from ea_dit.training.samples import draw_sheet, sheet_shape
+
+        options = self.options
+        if not options.samples.sample_prompts:
+            return None
+        shape = sheet_shape(options.samples, self.phases()[-1].buckets, options.stage)
+        return draw_sheet(self.model, options.samples, options.data.parts, shape, self.context)
+
+    def describe(self) -> dict[str, Any]:
+        from ea_dit.training.memory import memory_by_part
+
+        total = sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        groups = {
+            group[
+                "name"
+            ]: f"{sum(p.numel() for p in group['params']):,} parameters in {len(group['params'])} tensors, "
+            f"{group['kind']}, rate x {group['lr_scale']:g}"
+            for group in self.parameter_groups()
+        }
+        largest = max(
+            (bucket for buckets in self._buckets for bucket in buckets if bucket is not None),
+            key=lambda b: self.source.num_latents(b.num_frames) * b.height * b.width,
+        )
+        ratio = self.source.spatial_ratio
+        shape = (self.source.num_latents(largest.num_frames), largest.height // ratio, largest.width // ratio)
+        return {
+            "stage": self.options.stage,
+            "start": [line.removeprefix("start: ") for line in self.start_lines],
+            "trainable parameters": f"{trained:,} of {total:,}",
+            "parameter groups": groups,
+            **({"short videos": short} if (short := self._short_videos()) else {}),
+            "largest sample": f"{largest.kind}, {largest.num_frames} frames of {largest.height}x{largest.width}",
+            "memory": memory_by_part(
+                self.model, self.chosen, shape, self.dtype, self.context.gradient_checkpointing
+            ),
+        }
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, safe_serialization=True)
+
+    def _check_widths(self) -> None:
+        cfg = self.model.cfg
+        for key, have, what, wanted in (
+            ("in_channels", cfg.in_channels, "VAE makes latents", self.source.channels),
+            ("caption_channels", cfg.text_width, "text encoder makes features", self.source.width),
+        ):
+            if have != wanted:
+                raise UserError(
+                    f"`model.{key}` must be {wanted}, as `data.parts`' {what} of that width, got {have}"
+                )
+
+    def _timesteps(self, indices: Sequence[int], generator: torch.Generator) -> Tensor:
+        table = self.options.loss
+        even = uniform(generator, indices)
+        shaped = torch.sigmoid(table.t_mean + table.t_std * normal(generator, indices))
+        is_even = uniform(generator, indices) < table.uniform_part
+        part = torch.where(is_even, even, shaped)
+        return (part * NUM_TIMESTEPS).long().clamp(0, NUM_TIMESTEPS - 1)
+
+    def _sizes(self, latents: Tensor) -> dict[str, Tensor] | None:
+        """The size condition of models with sample_size 128: pixels and h / w."""
+        if not self.model.cfg.has_size_conditions:
+            return None
+        b, _, _, h, w = latents.shape
+        ratio = self.source.spatial_ratio
+        pixels = torch.tensor([float(h * ratio), float(w * ratio)], device=latents.device).expand(b, 2)
+        return {"resolution": pixels, "aspect_ratio": pixels[:, :1] / pixels[:, 1:]}

@@ -1,0 +1,66 @@
+"""Contact sheets while training: what the denoiser makes of a few prompts, decoded, few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ea_dit.network.model import Transformer3DModel
+from ea_dit.training.options import SampleTable
+from ea_runtime.errors import UserError
+from ea_runtime.training.recipe import Context
+
+
+def draw_sheet(
+    model: Transformer3DModel, table: SampleTable, parts: str, shape: tuple[int, int, int], context: Context
+) -> np.ndarray | None:
+    """uint8 (H, W, 3): one video a prompt of `table` with the weights as they are now.
+
+    parts: the model folder with VAE and text encoder. shape: num_frames, height, width. A sheet that cannot be drawn
+    (an untrained network may diverge) is told and left out: training goes on.
+    """
+    from ea_runtime.video.sheets import contact_sheet
+
+    try:
+        videos = sample_videos(model, table, parts, shape, context)
+    except UserError as error:
+        context.say(f"no sample sheet: {error}")
+        return None
+    return contact_sheet(videos, list(table.sample_prompts))
+
+
+def sample_videos(
+    model: Transformer3DModel, table: SampleTable, parts: str, shape: tuple[int, int, int], context: Context
+) -> np.ndarray:
+    """uint8 (N, T, H, W, 3), one for each prompt. The network is in training mode again afterwards."""
+    from ea_runtime.generation.pipeline import VideoPipeline
+    from ea_runtime.models.loading import load_parts
+    from ea_runtime.samplers.schedule import schedule_of_model
+
+    num_frames, height, width = shape
+    loaded = load_parts(parts, device=context.device, parts=("vae", "text"))
+    was_training = model.training
+    pipe = VideoPipeline(
+        vae=loaded.vae, denoiser=model, text=loaded.text,
+        scheduler_config=schedule_of_model(loaded.scheduler_config),
+    )  # fmt: skip
+    try:
+        output = pipe(
+            list(table.sample_prompts), num_frames=num_frames, height=height, width=width,
+            num_inference_steps=table.steps, guidance_scale=table.guidance, seed=table.seed,
+            batch_size=len(table.sample_prompts), smooth=False,  # seams show no more than a few steps' noise
+        )  # fmt: skip
+    finally:
+        model.train(was_training)
+    assert output.frames is not None
+    return output.frames
+
+
+def sheet_shape(table: SampleTable, buckets: Iterable[Any], stage: str) -> tuple[int, int, int]:
+    """(num_frames, height, width): the table's, or those of the largest bucket; stage "align" shows one frame."""
+    given = {bucket for bucket in buckets if bucket is not None}
+    largest = max(given, key=lambda b: (b.num_frames, b.height * b.width, b.height))
+    num_frames = 1 if stage == "align" else largest.num_frames
+    return table.num_frames or num_frames, table.height or largest.height, table.width or largest.width

@@ -1,0 +1,1 @@
+"""Tensors of other models and programs, by name."""

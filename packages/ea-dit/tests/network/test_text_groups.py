@@ -1,0 +1,82 @@
+"""Short prompts folded into the cross-attention's linears, in float64, and when they are not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ea_dit.network.attention import Attention
+from ea_dit.network.text_groups import Folded, OneToken, Whole, group_text
+
+EXACT = 1e-12
+WIDTH, HEADS, TEXT = 48, 3, 20  # heads of 16 channels
+
+
+@pytest.fixture
+def layer() -> Attention:
+    torch.manual_seed(0)
+    return Attention(WIDTH, HEADS, context_width=TEXT).double().eval()
+
+
+def texts(*shapes: tuple[int, int]) -> list[Tensor]:
+    return [torch.randn(rows, tokens, TEXT, dtype=torch.float64) for rows, tokens in shapes]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kind"), [(1, OneToken), (2, Folded), (8, Folded), (9, Whole), (40, Whole)]
+)
+@pytest.mark.parametrize("has_bias", [True, False])
+@torch.no_grad()
+def test_each_form_adds_what_the_attention_gives(tokens: int, kind: type, has_bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = Attention(WIDTH, HEADS, context_width=TEXT, bias=has_bias).double().eval()
+    [text] = texts((2, tokens))
+    x = torch.randn(2, 7, WIDTH, dtype=torch.float64)
+    wanted = x + layer.attend(x, *layer.keys_values(text))
+    groups = group_text(layer, [text])
+    assert [type(group) for group in groups.groups] == [kind]
+    assert (groups.add_to(x, layer) - wanted).abs().max() < EXACT
+
+
+@torch.no_grad()
+def test_rows_stay_in_their_order_and_branches_share_x(layer: Attention) -> None:
+    parts = texts((2, 1), (1, 5), (3, 30))
+    x = torch.randn(2, 7, WIDTH, dtype=torch.float64)
+    found = group_text(layer, parts).add_to(x, layer)  # three branches of two videos
+    rows = [row[None] for part in parts for row in part]
+    for index, row in enumerate(rows):
+        one = x[index % 2, None]
+        wanted = one + layer.attend(one, *layer.keys_values(row))
+        assert (found[index] - wanted[0]).abs().max() < EXACT
+
+
+@torch.no_grad()
+def test_half_precision_is_folded_in_float32(layer: Attention) -> None:
+    [text] = texts((1, 6))
+    x = torch.randn(1, 7, WIDTH, dtype=torch.float64)
+    wanted = x + layer.attend(x, *layer.keys_values(text))
+    half = layer.bfloat16()
+    groups = group_text(half, [text.bfloat16()])
+    assert isinstance(groups.groups[0], Folded)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in groups.groups[0])
+    found = groups.add_to(x.bfloat16(), half)
+    plain = x.bfloat16() + half.attend(x.bfloat16(), *half.keys_values(text.bfloat16()))
+    error, plain_error = ((one.double() - wanted).norm() / wanted.norm() for one in (found, plain))
+    assert error < 1.5 * plain_error
+
+
+@torch.no_grad()
+def test_layers_that_are_more_than_their_weights_stay_whole(layer: Attention) -> None:
+    [text] = texts((1, 3))
+    handle = layer.to_q.register_forward_hook(lambda module, args, out: out * 2)  # as an adapter's
+    x = torch.randn(1, 7, WIDTH, dtype=torch.float64)
+    wanted = x + layer.attend(x, *layer.keys_values(text))
+    groups = group_text(layer, [text])
+    assert isinstance(groups.groups[0], Whole)
+    assert (groups.add_to(x, layer) - wanted).abs().max() < EXACT
+    handle.remove()
+    assert isinstance(group_text(layer, [text]).groups[0], Folded)
+    layer.to_out[1].p = 0.1
+    assert isinstance(group_text(layer, [text]).groups[0], Folded)
+    assert isinstance(group_text(layer.train(), [text]).groups[0], Whole)

@@ -1,0 +1,160 @@
+"""`ea generate`: a prompt becomes a video or a picture, with a sidecar that makes it again."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from ea_runtime.cli.generate.run import run
+
+if TYPE_CHECKING:
+    from ea_runtime.cli.generate.plan import Plan
+
+app = typer.Typer(add_completion=False)
+
+_OWN = "Default: the model's own."
+_OUTPUT = (
+    "out.mp4, out.gif, out.png (1 frame: a picture; more: a contact sheet) or frames/. "
+    "Default: named after the prompt."
+)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, Argument(help="What to show.", show_default=False)] = None,
+    model: Annotated[str | None, Option(help="tiny (bundled) or a model folder. Default: tiny.")] = None,
+    num_frames: Annotated[int | None, Option(help=f"Frames; 1 is a picture. {_OWN}")] = None,
+    size: Annotated[str | None, Option(help=f"WIDTHxHEIGHT in pixels. {_OWN}")] = None,
+    steps: Annotated[int | None, Option(help=f"Steps of the sampler. {_OWN}")] = None,
+    guidance: Annotated[
+        float | None, Option(help=f"How closely to follow the prompt; 1 is off. {_OWN}")
+    ] = None,
+    sampler: Annotated[
+        str | None, Option(help="euler, euler-a, dpm++, pndm, ddim, unipc or a plugin's.")
+    ] = None,
+    seed: Annotated[
+        int | None, Option(help="What the noise follows from; --prompts counts up from it.")
+    ] = None,
+    negative: Annotated[str | None, Option(help="What to stay away from.")] = None,
+    prompts: Annotated[str | None, Option(help="File of prompts, one a line; outputs are numbered.")] = None,
+    fps: Annotated[float | None, Option(help=f"Frames a second of the file. {_OWN}")] = None,
+    device: Annotated[
+        str | None, Option(help="cpu, cuda, cuda:N or mps. Default: the best there is.")
+    ] = None,
+    dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16. Default: by device.")] = None,
+    engine: Annotated[
+        str | None, Option(help="torch, onnx, trt, trt-rtx or a plugin's: what runs the networks.")
+    ] = None,
+    bundle: Annotated[
+        str | None,
+        Option(help="What `ea export` wrote, for engines other than torch; its size is the default."),
+    ] = None,
+    smooth: Annotated[
+        bool | None, Option("--smooth/--no-smooth", help="Smooth the seams between chunks of frames (on).")
+    ] = None,
+    step_cache: Annotated[
+        str | None,
+        Option(
+            help="Approximate: teacache:0.1 passes over steps that would change little; none: all steps run."
+        ),
+    ] = None,
+    compile: Annotated[
+        bool | None,
+        Option(
+            "--compile/--no-compile",
+            help="torch.compile, block by block: pays where many videos follow (off).",
+        ),
+    ] = None,
+    cuda_graphs: Annotated[
+        bool | None,
+        Option("--cuda-graphs/--no-cuda-graphs", help="With --compile on CUDA: blocks as graphs (off)."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        Option(help="LoRA file, with its weight behind a colon: style.safetensors:0.55; repeatable."),
+    ] = None,
+    output: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
+    sidecar: Annotated[
+        str | None, Option("--from", help="An output's .json: make it again; other options change it.")
+    ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace files of the same name.")] = False,
+) -> None:
+    """Make a video (or, with --num-frames 1, a picture) from a prompt."""
+    start = time.perf_counter()
+    from rich.console import Console
+
+    from ea_runtime.cli.generate.plan import Wishes, make_plan
+    from ea_runtime.cli.generate.progress import notes_on
+    from ea_runtime.generation.spread import joined, rank
+
+    # of several processes the first speaks
+    console = Console(stderr=True, highlight=False, quiet=rank() > 0)
+    wishes = Wishes(
+        prompt=prompt,
+        prompts_file=prompts,
+        sidecar=sidecar,
+        model=model,
+        negative=negative,
+        num_frames=num_frames,
+        size=size,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        seed=seed,
+        fps=fps,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        bundle=bundle,
+        smooth=smooth,
+        step_cache=step_cache,
+        compile=compile,
+        cuda_graphs=cuda_graphs,
+        loras=lora,
+        output=output,
+        overwrite=overwrite,
+    )
+    with notes_on(console), _stopped_by_sigterm():
+        plan = make_plan(wishes)
+        with joined(_device(plan)) as own_device:
+            run(plan, console, start, own_device)
+
+
+def _device(plan: Plan) -> str | None:
+    """The device asked for; a recorded one only where this machine has it."""
+    from ea_runtime.errors import UserError
+    from ea_runtime.machine.device import choose_device
+
+    if plan.recorded is None or plan.device is None:
+        return plan.device
+    try:
+        choose_device(plan.device)
+    except UserError:
+        if plan.device != plan.recorded["device"]["device"]:
+            raise
+        return None
+    return plan.device
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does, so that nothing half-written stays behind."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals are somebody else's there
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,274 @@
+"""`ea generate`, step by step: load, put LoRAs on, make each video, write its sidecar, compare."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ea_runtime.generation.spread import world_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ea_runtime.cli.generate.plan import Job, Plan
+    from ea_runtime.generation.pipeline import VideoPipeline
+
+
+def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
+    """Makes the plan's videos, one after the other. start: when the command began, by time.perf_counter."""
+    from rich.markup import escape
+
+    from ea_runtime.generation.spread import rank, share_out
+    from ea_runtime.machine.allocator import tune_allocator
+
+    tune_allocator()
+    shared: dict[str, float] = {}
+    with console.status("loading torch"), _timed("imports", shared):
+        from ea_runtime.generation.pipeline import VideoPipeline
+
+        _import_parts(plan)
+    with console.status(escape(f"loading {plan.model}")), _timed("loading", shared):
+        pipe = VideoPipeline.from_pretrained(
+            plan.model, device=device, dtype=plan.dtype, engine=plan.engine, bundle=plan.bundle
+        )
+        _same_threads(plan, pipe)
+        share_out(pipe)
+        model_sha256 = _hashed(plan.model)
+    with _timed("adapters", shared):
+        adapters = _put_on(plan, pipe, console)
+    if not adapters:
+        del shared["adapters"]
+    if plan.compile:
+        pipe.compile(plan.cuda_graphs)
+    for number, job in enumerate(plan.jobs, 1):
+        if len(plan.jobs) > 1:
+            console.print(f"{number}/{len(plan.jobs)} {job.settings['prompt']}", markup=False, style="bold")
+        console.print(_summary(plan, pipe, job), markup=False, soft_wrap=True)
+        timings = dict(shared) if number == 1 else {}
+        if rank() > 0:
+            _assist(pipe, job)
+            continue
+        digest = _make(plan, pipe, job, console, timings, model_sha256, adapters)
+        timings["total"] = time.perf_counter() - start
+        start = time.perf_counter()
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
+        console.print(f"{parts} · {job.sidecar}", markup=False, style="dim", soft_wrap=True)
+        _compare(plan, job, digest, console)
+        typer.echo(job.output.path)
+
+
+def _import_parts(plan: Plan) -> None:
+    """Imports what the parts and the sampler need, so that this is not counted as loading or denoising."""
+    from transformers import T5EncoderModel  # noqa: F401
+
+    from ea_runtime.plugins.host import get_host
+
+    host = get_host()
+    host.get("samplers", plan.jobs[0].settings["sampler"]).build()
+    for kind, name in plan.classes.items():
+        record = host.find_class(kind, name)
+        if record is not None:  # otherwise loading says what is missing
+            record.build()
+
+
+def _assist(pipe: VideoPipeline, job: Job) -> None:
+    """What processes other than the first do: the same work, nothing written."""
+    result = pipe(**job.settings, output="latents")
+    settings = {"smooth": job.settings["smooth"], "num_frames": job.settings["num_frames"]}
+    for _ in pipe.iter_frames(result.latents, seed=result.decode_seeds[0], **settings):
+        pass
+
+
+def _make(
+    plan: Plan,
+    pipe: VideoPipeline,
+    job: Job,
+    console: Console,
+    timings: dict[str, float],
+    model_sha256: Callable[[], str],
+    adapters: list[dict[str, Any]],
+) -> str:
+    """Makes one video and its sidecar; returns the output's sha256."""
+    import torch
+
+    from ea_runtime.cli.generate.progress import GenerationProgress
+    from ea_runtime.cli.generate.sidecar import versions, write_sidecar
+    from ea_runtime.files.hashes import content_hash
+    from ea_runtime.machine.device import dtype_name
+    from ea_runtime.video.overlap import overlapped
+
+    settings = job.settings
+    count = settings["num_frames"]
+    with GenerationProgress(console) as progress:
+        result = pipe(**settings, output="latents", on_step=progress.on_step)
+        timings |= result.timings | {"decoding": 0.0, "writing": 0.0}
+        frames = pipe.iter_frames(
+            result.latents, seed=result.decode_seeds[0], smooth=settings["smooth"], num_frames=count
+        )
+        with (
+            _timed("writing", timings),
+            job.output.writer(plan.fps, count) as write,
+            overlapped(write) as hand_in,
+        ):
+            progress.on_step("decoding", 0, count)
+            done = 0
+            while True:
+                with _timed("decoding", timings):
+                    frame = next(frames, None)
+                if frame is None:
+                    break
+                hand_in(frame)
+                done += 1
+                progress.on_step("decoding", done, count)
+    timings["writing"] -= timings["decoding"]  # decoding ran inside: what is left is waiting for the writer
+    digest = content_hash(job.output.path)
+    is_path = os.sep in plan.model or Path(plan.model).is_dir()
+    record = {
+        "settings": settings,
+        "fps": plan.fps,
+        "model": {"name": os.path.abspath(plan.model) if is_path else plan.model, "sha256": model_sha256()},
+        "device": {
+            "device": str(pipe.device),
+            "name": _where(pipe),
+            "dtype": dtype_name(pipe.dtype),
+            "threads": torch.get_num_threads(),
+            **_unusual(plan),
+        },
+        **_engine_record(plan),
+        "versions": versions(),
+        "output": {
+            "file": job.output.path.name,
+            "kind": job.output.kind,
+            "sha256": digest,
+            "frames": count,
+            "width": settings["width"],
+            "height": settings["height"],
+        },
+        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+        "notes": result.notes,
+        **({"loras": adapters} if adapters else {}),
+    }
+    write_sidecar(job.sidecar, record)
+    return digest
+
+
+def _unusual(plan: Plan) -> dict[str, Any]:
+    """What changes the last bits besides device and threads, where it is not as usual."""
+    rewrites = os.environ.get("EA_VAE_REWRITES") or "rule"
+    given = {
+        "processes": (world_size(), 1),
+        "compiled": (plan.compile, False),
+        "cuda_graphs": (plan.cuda_graphs, False),
+        "vae_rewrites": (rewrites, "rule"),
+    }
+    return {name: value for name, (value, usual) in given.items() if value != usual}
+
+
+def _put_on(plan: Plan, pipe: VideoPipeline, console: Console) -> list[dict[str, Any]]:
+    """Puts the LoRAs on, says what matched, and returns what the sidecar says of them."""
+    from ea_runtime.generation.adapters import describe_adapters, put_on
+
+    handles = put_on(pipe, plan.adapters)
+    for handle in handles:
+        console.print(f"{handle.summary}, weight {handle.weight:g}", markup=False, soft_wrap=True)
+    return describe_adapters(plan.adapters, handles)
+
+
+def _summary(plan: Plan, pipe: VideoPipeline, job: Job) -> str:
+    from ea_runtime.machine.device import dtype_name
+
+    s = job.settings
+    what = "a picture" if s["num_frames"] == 1 else f"{s['num_frames']} frames at {plan.fps:g} fps"
+    steps = f"{s['num_inference_steps']} step{'s' * (s['num_inference_steps'] > 1)}"
+    kind = " as a contact sheet" if job.output.kind == "png" and s["num_frames"] > 1 else ""
+    return (
+        f"{plan.model} on {_where(pipe)}, {dtype_name(pipe.dtype)}: {what}{kind}, "
+        f"{s['width']}x{s['height']}, {steps} {s['sampler']}, guidance {s['guidance_scale']:g}, "
+        f"seed {s['seed']}"
+    )
+
+
+def _engine_record(plan: Plan) -> dict[str, Any]:
+    """What the sidecar says of an engine other than torch."""
+    if plan.engine == "torch":
+        return {}
+    bundle = {} if plan.bundle is None else {"bundle": os.path.abspath(plan.bundle)}
+    return {"engine": {"name": plan.engine, **bundle}}
+
+
+def _where(pipe: VideoPipeline) -> str:
+    """Device, or what the sessions of an engine really run on."""
+    from ea_runtime.machine.device import describe
+
+    return pipe.engine.describe() if pipe.engine is not None else describe(pipe.device)
+
+
+def _same_threads(plan: Plan, pipe: VideoPipeline) -> None:
+    """On a CPU the order of sums, and so the last bits, depend on the number of threads."""
+    import torch
+
+    threads = None if plan.recorded is None else plan.recorded["device"].get("threads")
+    if pipe.device.type == "cpu" and isinstance(threads, int) and 1 <= threads <= 4 * (os.cpu_count() or 1):
+        torch.set_num_threads(threads)
+
+
+def _hashed(model: str) -> Callable[[], str]:
+    """The model's hash, counted while the video is made: a published text encoder has 20 GB."""
+    from ea_runtime.models.hash import model_hash
+
+    found: list[str] = []
+    # daemon: Ctrl-C does not wait for it
+    thread = threading.Thread(target=lambda: found.append(model_hash(model)), daemon=True)
+    thread.start()
+
+    def wait() -> str:
+        thread.join()
+        return found[0] if found else model_hash(model)
+
+    return wait
+
+
+def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
+    """Says whether a repeated run gave the recorded file, and if not what differs."""
+    from ea_runtime.cli.generate.sidecar import read_sidecar
+
+    if plan.recorded is None or plan.recorded["output"]["kind"] != job.output.kind:
+        return
+    old, new = plan.recorded, read_sidecar(job.sidecar)
+    same = old["settings"] == new["settings"] and old["fps"] == new["fps"]
+    loras = [[(one["sha256"], one["weight"]) for one in side.get("loras", ())] for side in (old, new)]
+    if not same or (loras[0] != loras[1] and not plan.repeats_adapters):
+        return
+    if old["output"]["sha256"] == digest:
+        console.print("same content as recorded", style="green")
+        return
+    changed = [
+        f"{n} {old['versions'][n]} -> {v}"
+        for n, v in new["versions"].items()
+        if old["versions"].get(n, v) != v
+    ]
+    changed += [
+        f"{k} {old['device'].get(k, 'as usual')} -> {new['device'].get(k, 'as usual')}"
+        for k in {**old["device"], **new["device"]}
+        if old["device"].get(k) != new["device"].get(k)
+    ]
+    changed += ["a LoRA file"] if loras[0] != loras[1] else []
+    changed += ["the model's files"] if old["model"]["sha256"] != new["model"]["sha256"] else []
+    why = "; ".join(changed) or "nothing that is recorded"
+    console.print(
+        f"note: the content differs from the recorded one; changed: {why}", style="yellow", markup=False
+    )
+
+
+@contextmanager
+def _timed(name: str, timings: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start

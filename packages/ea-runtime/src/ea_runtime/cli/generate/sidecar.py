@@ -1,0 +1,161 @@
+"""The JSON beside every output: what made it, so that `ea generate --from out.json` makes the same file
+again.
+
+    {"ea_sidecar": 1, "settings": {"prompt": ..., "seed": ..., ...}, "fps": ...,
+     "model": {"name", "sha256"}, "device": {"device", "name", "dtype", "threads"}, "versions": {...},
+     "output": {"file", "kind", "sha256", "frames", "width", "height"}, "timings": {...}, "notes": [...],
+     "loras": [{"file", "sha256", "weight", "summary"}, ...], "engine": {"name", "bundle"}}
+
+`settings` holds arguments of VideoPipeline.__call__; `loras` and `engine` are there where some were used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import temporary_sibling
+from ea_runtime.video.output import Output
+
+VERSION = 1
+MAX_BYTES = 4 << 20
+_LIBRARIES = ("torch", "diffusers", "transformers", "av", "pillow", "numpy")
+#: the settings that a sidecar may hold, and their types; others are refused, since they go into a call
+SETTINGS: dict[str, tuple[type, ...]] = {
+    "prompt": (str,),
+    "negative_prompt": (str,),
+    "num_frames": (int,),
+    "height": (int,),
+    "width": (int,),
+    "num_inference_steps": (int,),
+    "guidance_scale": (int, float),
+    "sampler": (str,),
+    "seed": (int,),
+    "smooth": (bool,),
+}
+#: settings that a sidecar holds only where they were used
+OPTIONAL_SETTINGS: dict[str, tuple[type, ...]] = {"step_cache": (str,)}
+
+
+def plan_sidecar(output: Output) -> Path:
+    """Where the sidecar of `output` goes: out.json for out.mp4, or out.mp4.json where out.json is something
+    else's.
+
+    Raises UserError where that would replace a file without leave.
+    """
+    path = output.path
+    plain = path.with_name(f"{path.name}.json") if output.kind == "folder" else path.with_suffix(".json")
+    for place in (plain, path.with_name(f"{path.name}.json")):
+        if not place.exists():
+            return place
+        if describes(place) == path.name and place.is_file():
+            if output.overwrite:
+                return place
+            raise UserError(f"{str(place)!r} exists already; give another name or --overwrite")
+    raise UserError(f"{str(place)!r} exists already and is not about {path.name!r}; give another name")
+
+
+def describes(path: Path) -> str | None:
+    """The file name that the sidecar at `path` is about; None where it is no sidecar."""
+    try:
+        return str(read_sidecar(path)["output"]["file"])
+    except UserError:
+        return None
+
+
+def write_sidecar(path: Path, record: Mapping[str, Any]) -> None:
+    """Write `record` whole or not at all. Raises UserError where that fails."""
+    temporary = temporary_sibling(path)
+    try:
+        text = json.dumps({"ea_sidecar": VERSION, **record}, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record in a sidecar, its shape checked. Raises UserError in one line."""
+    place = Path(path)
+    name = repr(str(place))
+    try:
+        if not place.is_file():
+            raise UserError(f"there is no sidecar file {name}; `ea generate` writes one beside each output")
+        if place.stat().st_size > MAX_BYTES:
+            raise UserError(f"{name} has more than {MAX_BYTES:,} bytes and is no sidecar of `ea generate`")
+        record = json.loads(place.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{name} is no valid JSON: {str(error)[:100]}") from error
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
+    if not isinstance(record, dict) or "ea_sidecar" not in record:
+        raise UserError(f"{name} is no sidecar of `ea generate`; give the .json that lies beside an output")
+    if record["ea_sidecar"] != VERSION:
+        raise UserError(
+            f"{name} is a sidecar of version {str(record['ea_sidecar'])[:20]}, "
+            f"this program reads {VERSION}; update it"
+        )
+    for key in ("settings", "model", "device", "output", "versions"):
+        if not isinstance(record.get(key), dict):
+            raise UserError(f"{name}: `{key}` must be an object; the file is damaged")
+    for key, kinds in SETTINGS.items():
+        _require(name, record["settings"], key, kinds)
+    for key, kinds in OPTIONAL_SETTINGS.items():
+        if key in record["settings"]:
+            _require(name, record["settings"], key, kinds)
+    unknown = sorted(set(record["settings"]) - set(SETTINGS) - set(OPTIONAL_SETTINGS))
+    if unknown:
+        raise UserError(
+            f"{name}: `settings` holds unknown {unknown[0]!r:.60}; a newer version may have written it"
+        )
+    _require(name, record, "fps", (int, float))
+    loras = record.get("loras", [])
+    if not isinstance(loras, list) or not all(isinstance(one, dict) for one in loras):
+        raise UserError(f"{name}: `loras` must be a list of objects; the file is damaged")
+    for one in loras:
+        for key, kinds in (("file", (str,)), ("sha256", (str,)), ("weight", (int, float))):
+            _require(name, one, key, kinds)
+    if "engine" in record:
+        if not isinstance(record["engine"], dict):
+            raise UserError(f"{name}: `engine` must be an object; the file is damaged")
+        for key in {"name", *record["engine"]} & {"name", "bundle"}:
+            _require(name, record["engine"], key, (str,))
+    for section, keys in (
+        ("model", ("name", "sha256")),
+        ("output", ("file", "kind", "sha256")),
+        ("device", ("device", "dtype")),
+    ):
+        for key in keys:
+            _require(name, record[section], key, (str,))
+    return record
+
+
+def _require(name: str, values: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> None:
+    value = values.get(key)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{name}: `{key}` must be {wanted}, got {type(value).__name__}; the file is damaged")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the plugin packages and of the libraries that a result depends on."""
+    from ea_runtime.plugins.host import list_plugins
+
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found |= {info.package: info.version for info in list_plugins()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

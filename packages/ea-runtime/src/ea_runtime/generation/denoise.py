@@ -1,0 +1,198 @@
+"""From noise to latents: the sampling loop with classifier-free guidance.
+
+Shape legend: N videos denoised together, R = 2N rows with guidance (without text first, then with it) or N
+without, C latent channels, t latent frames, h w latent size, L text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ea_runtime.errors import UserError
+from ea_runtime.generation.step_cache import StepCaching
+from ea_runtime.machine.formats import PartFormats
+from ea_runtime.machine.memory import free_memory, is_out_of_memory
+from ea_runtime.records import Record
+
+logger = logging.getLogger("ea")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What N videos are told: embeddings (N, L, D) and mask (N, L), 1 on text; negative ones or None."""
+
+    embeds: Tensor
+    mask: Tensor
+    negative_embeds: Tensor | None = None
+    negative_mask: Tensor | None = None
+
+    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Embeddings (R, L, D) and mask (R, L) of videos start..stop, the negative ones first as in V2."""
+        embeds, mask = self.embeds[start:stop], self.mask[start:stop]
+        if self.negative_embeds is None or self.negative_mask is None:
+            return embeds, mask
+        embeds = torch.cat([self.negative_embeds[start:stop], embeds])
+        return embeds, torch.cat([self.negative_mask[start:stop].to(mask.dtype), mask])
+
+
+def plan_steps(record: Record, config: dict[str, Any], num_steps: int) -> Any:
+    """The sampler's scheduler, ready for `num_steps` steps. Raises UserError where it cannot do so many."""
+
+    def prepared(count: int) -> Any:
+        scheduler = record.build(**config)
+        scheduler.set_timesteps(count)
+        last = getattr(scheduler.config, "num_train_timesteps", 1000) - 1
+        # PNDM and DDIM count from an offset and at 1,000 steps would start beyond the last trained one
+        return scheduler if float(scheduler.timesteps.max()) <= last else None
+
+    def works(count: int) -> bool:
+        try:
+            return prepared(count) is not None
+        except (ValueError, IndexError, ZeroDivisionError):
+            return False
+
+    if works(num_steps):
+        return prepared(num_steps)
+    near = sorted(range(max(1, num_steps - 20), num_steps + 21), key=lambda count: abs(count - num_steps))
+    use = next((count for count in near if works(count)), None)
+    hint = f"; use {use}" if use else ""
+    raise UserError(f"`num_inference_steps` {num_steps} is not possible with sampler {record.name!r}{hint}")
+
+
+class NoisePredictor:
+    """The denoiser with text, guidance and size conditions fixed: noisy latents in, noise out.
+
+    What all steps share is computed once where the denoiser offers `prepare`; its guidance branches then start from
+    one copy of the latents. When memory runs out the rows are run one at a time from then on.
+    """
+
+    def __init__(
+        self,
+        denoiser: Any,
+        text: tuple[Tensor, Tensor],
+        conditions: dict[str, Any],
+        guidance: float,
+        channels: int,
+        timesteps: Sequence[float] = (),
+        step_cache: StepCaching | None = None,
+        has_cuda_graphs: bool = False,
+        formats: PartFormats | None = None,
+    ) -> None:
+        self.formats = formats or PartFormats(logger.warning)
+        self.denoiser = denoiser
+        self.embeds, self.mask = text
+        self.conditions = conditions
+        self.guidance = guidance
+        self.channels = channels
+        self.timesteps = timesteps
+        self.step_cache = step_cache
+        self.has_cuda_graphs = has_cuda_graphs
+        self.dtype = self.embeds.dtype
+        self.is_split = False
+        self.prepared: dict[tuple[int, int], Any] = {}
+        self.caches: dict[tuple[int, int], Any] = {}
+
+    def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """Noisy latents (N, C, t, h, w) and one timestep -> noise (N, C, t, h, w), float32."""
+        rows = self.embeds.shape[0]
+        noise = self._run(x, timestep, rows)
+        if rows == x.shape[0]:
+            return noise
+        without, with_text = noise.chunk(2)
+        return without + self.guidance * (with_text - without)
+
+    def _run(self, x: Tensor, timestep: Tensor, rows: int) -> Tensor:
+        """Noise (R, C, t, h, w): row r has the text of row r and latents r mod N."""
+        if not self.is_split:
+            try:
+                return self._forward(x, timestep, 0, rows)
+            except Exception as error:
+                if rows == 1 or not is_out_of_memory(error):
+                    raise
+                self.is_split = True
+            self.prepared.clear()
+            self.caches.clear()
+            free_memory()
+        count = x.shape[0]
+        return torch.cat([self._forward(x[i % count][None], timestep, i, i + 1) for i in range(rows)])
+
+    def _forward(self, x: Tensor, timestep: Tensor, start: int, stop: int) -> Tensor:
+        conditions = {name: None if v is None else v[start:stop] for name, v in self.conditions.items()}
+        rows = (start, stop)
+        arguments: dict[str, Any] = {}
+        if hasattr(self.denoiser, "prepare"):
+            if rows not in self.prepared:
+                with self.formats.watch(self.denoiser, "prepare", tuple(self.embeds.shape), rows):
+                    self.prepared[rows] = self.denoiser.prepare(
+                        self.embeds[start:stop], self.mask[start:stop], self.timesteps, conditions
+                    )
+            arguments = {"prepared": self.prepared[rows], "timestep": float(timestep)}
+        else:
+            x = torch.cat([x] * ((stop - start) // x.shape[0]))  # (stop - start, C, t, h, w)
+            arguments = {
+                "encoder_hidden_states": self.embeds[start:stop],
+                "encoder_attention_mask": self.mask[start:stop],
+                "added_cond_kwargs": conditions,
+                "timestep": timestep.to(x.device).reshape(1).expand(x.shape[0]),
+            }
+        if self.step_cache is not None:
+            if rows not in self.caches:
+                self.caches[rows] = self.step_cache.new(len(self.timesteps))
+            arguments["step_cache"] = self.caches[rows]
+        if self.has_cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last pass gave may be overwritten
+        with self.formats.watch(self.denoiser, tuple(x.shape), tuple(self.embeds.shape), rows):
+            out = self.denoiser(x.to(self.dtype), **arguments).sample
+        # a learned variance, the second half of the channels, is for training; the samplers have their own
+        return out[:, : self.channels].float()
+
+
+def size_conditions(denoiser_config: Any, rows: int, height: int, width: int, like: Tensor) -> dict[str, Any]:
+    """What PixArt's 1024-pixel model (sample_size 128) is told: (R, 2) and (R, 1); None for others."""
+    if getattr(denoiser_config, "sample_size", None) != 128:
+        return {"resolution": None, "aspect_ratio": None}
+    resolution = torch.tensor([[height, width]]).to(like).expand(rows, 2)
+    aspect_ratio = torch.tensor([[height / width]]).to(like).expand(rows, 1)
+    return {"resolution": resolution, "aspect_ratio": aspect_ratio}
+
+
+def denoise(
+    predict: NoisePredictor,
+    scheduler: Any,
+    noise: Tensor,
+    generators: Sequence[torch.Generator],
+    on_step: Callable[[], None],
+) -> Tensor:
+    """Run the sampler.
+
+    noise: (N, C, t, h, w), unit variance, float32 on the device. generators: one for each video, for samplers
+    that draw. on_step: called after each network pass.
+
+    Returns latents (N, C, t, h, w), float32. Raises UserError where they are no longer finite.
+    """
+    # Latents stay in float32 whatever the network runs in. Differs from EasyAnimate, where they are rounded
+    # to bfloat16 after every step.
+    x = noise * scheduler.init_noise_sigma
+    accepted = inspect.signature(scheduler.step).parameters
+    drawing: dict[str, Any] = {}
+    if "generator" in accepted:
+        drawing["generator"] = list(generators) if len(generators) > 1 else generators[0]
+    count = len(scheduler.timesteps)
+    for done, timestep in enumerate(scheduler.timesteps, 1):
+        noise_now = predict(scheduler.scale_model_input(x, timestep), timestep)
+        x = scheduler.step(noise_now, timestep, x, return_dict=False, **drawing)[0]
+        if not torch.isfinite(x).all():
+            name = str(predict.dtype).removeprefix("torch.")
+            hint = "a lower guidance_scale" if name == "float32" else "dtype float32"
+            raise UserError(
+                f"the latents became NaN or infinite at pass {done} of {count} in {name}; try {hint}"
+            )
+        on_step()
+    return x

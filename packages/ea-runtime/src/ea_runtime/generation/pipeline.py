@@ -1,0 +1,442 @@
+"""VideoPipeline: prompt -> latents -> frames. The one pipeline, for videos and for pictures (one frame).
+
+Shapes: B videos, T frames of H x W pixels, latents (B, C, t, h, w), text (B, L, D).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ea_runtime.errors import MissingPackageError, UserError
+from ea_runtime.generation import requests as settings_of
+from ea_runtime.generation.denoise import NoisePredictor, Text, denoise, plan_steps, size_conditions
+from ea_runtime.generation.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
+from ea_runtime.generation.out_of_memory import explained
+from ea_runtime.generation.prompts import TextInput, encode_text
+from ea_runtime.generation.step_cache import StepCaching, check_step_cache, require_support
+from ea_runtime.machine.device import Timed, choose_device, choose_dtype
+from ea_runtime.machine.formats import PartFormats
+from ea_runtime.models.geometry import MAX_PIXELS, Geometry
+from ea_runtime.models.layout import GenerationDefaults
+from ea_runtime.samplers.schedule import schedule_of_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+logger = logging.getLogger("ea")
+
+#: called as on_step(phase, done, total): phase "text" counts texts, "denoising" network passes, "decoding"
+#: frames
+OnStep = Callable[[str, int, int], None]
+
+
+@dataclass
+class VideoOutput:
+    """What a run gives.
+
+    frames: (B, T, H, W, 3) uint8, or None with output="latents". latents: (B, C, t, h, w) float32 on the CPU,
+    the denoiser's scale. settings: `pipe(**settings)` repeats the run. timings: seconds by phase. notes:
+    lines for the user, such as text that was cut off. decode_seeds: for `VideoPipeline.iter_frames`, one for
+    each video.
+    """
+
+    frames: np.ndarray | None
+    latents: Tensor
+    settings: dict[str, Any]
+    timings: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    decode_seeds: list[int] = field(default_factory=list)
+
+
+class VideoPipeline:
+    """The parts of a model and how they make a video of a prompt.
+
+    Args:
+        vae: decodes latents (`iter_decode`); None allows output="latents" only.
+        denoiser: predicts noise.
+        text: a TextEncoder (anything with `encode(prompts)`); a bare T5EncoderModel or None, which want
+            embeddings in place of prompts.
+        scheduler_config: the noise schedule (betas, steps); None is V2's. Taken as it is.
+        defaults: what a call leaves out; None is V2's script.
+        device, dtype: move the parts there; None leaves them.
+        model: the model's name, for records.
+
+    A pipeline keeps nothing of a run: equal settings give equal bits, whatever ran before or failed.
+    `max_pixels` bounds frames x height x width of a call.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    #: what `from_pretrained` loaded the parts with (engines/base.py); None: the parts were given
+    engine: Any = None
+
+    def __init__(
+        self,
+        vae: Any = None,
+        denoiser: Any = None,
+        text: Any = None,
+        *,
+        scheduler_config: Mapping[str, Any] | None = None,
+        defaults: GenerationDefaults | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        model: str | None = None,
+    ) -> None:
+        if denoiser is None:
+            raise UserError("`denoiser` must be a denoiser such as ea_dit.Transformer3DModel, got None")
+        self.vae = vae
+        self.denoiser = denoiser
+        self.text = text
+        self.scheduler_config = dict(scheduler_config or {})
+        self.defaults = defaults or GenerationDefaults()
+        self.model = model
+        self.has_cuda_graphs = False
+        self._formats = PartFormats(logger.warning)
+        for part in (vae, denoiser, text):
+            if hasattr(part, "eval"):
+                part.eval()
+        self.geometry = Geometry.from_configs(getattr(vae, "config", None), getattr(denoiser, "config", None))
+        if device is not None or dtype is not None:
+            self.to(device, dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        engine: str = "torch",
+        bundle: str | os.PathLike[str] | None = None,
+        parts: Iterable[str] | None = None,
+    ) -> VideoPipeline:
+        """Load a model folder or the bundled "tiny".
+
+        engine: what runs the networks: "torch", "onnx", "trt", "trt-rtx" or a plugin's. bundle: the folder that
+        `ea export` wrote, for all but "torch"; its size is then the default, and the only one.
+
+        device: None takes cuda, mps or cpu, the first there is. dtype: None takes what suits the device
+        (device.py); with float16 the VAE runs in float32, as in V2. parts: of "vae", "denoiser", "text"; None
+        loads all.
+
+        Raises MissingPackageError where a part's package is not installed, UserError for everything else.
+        """
+        from ea_runtime.plugins.host import get_host
+
+        wanted = ("vae", "denoiser", "text") if parts is None else tuple(parts)
+        record = get_host().get("engines", engine)
+        made = record.build(model, bundle=bundle, device=device, dtype=dtype)
+        loaded = made.load(wanted)
+        pipe = cls(
+            loaded.vae,
+            loaded.denoiser,
+            loaded.text,
+            scheduler_config=schedule_of_model(loaded.scheduler_config),
+            defaults=loaded.defaults,
+            model=os.fspath(model),
+        )
+        pipe.engine = made
+        return pipe
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next((p.device for p in _parameters(self.denoiser)), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in."""
+        return next((p.dtype for p in _parameters(self.denoiser)), torch.float32)
+
+    def to(
+        self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    ) -> VideoPipeline:
+        """Move all parts; None leaves that as it is. With float16 the VAE goes to float32. Returns self."""
+        new_device = None if device is None else choose_device(device)
+        new_dtype = None if dtype is None else choose_dtype(new_device or self.device, dtype)
+        for part in (self.vae, self.denoiser, self.text):
+            if hasattr(part, "to"):
+                part_dtype = torch.float32 if part is self.vae and new_dtype == torch.float16 else new_dtype
+                part.to(
+                    **{k: v for k, v in {"device": new_device, "dtype": part_dtype}.items() if v is not None}
+                )
+        return self
+
+    def compile(self, cuda_graphs: bool = False) -> VideoPipeline:
+        """Compile the repeated blocks of the denoiser and of the VAE with torch.compile, when they first run.
+
+        Block by block, so that one compilation serves all blocks of a shape; names and state dict stay. Put adapters
+        on before. Rounding differs from uncompiled runs. Needs a C++ compiler, on CUDA also Triton.
+
+        Args:
+            cuda_graphs: on CUDA, replay each block's kernels as one graph; not together with a step cache.
+
+        Returns self. Raises UserError for a denoiser that names no repeated blocks, and for graphs without CUDA.
+        """
+        if cuda_graphs and self.device.type != "cuda":
+            raise UserError(f"`cuda_graphs` needs a CUDA device, got {str(self.device)!r}; leave it out")
+        if not getattr(self.denoiser, "_repeated_blocks", None):
+            raise UserError(
+                f"`compile` needs a denoiser that names its blocks, and {type(self.denoiser).__name__} does not"
+            )
+        options = {"mode": "reduce-overhead"} if cuda_graphs else {}
+        for part in (self.denoiser, self.vae):
+            if getattr(part, "_repeated_blocks", None):
+                part.compile_repeated_blocks(dynamic=False, **options)
+        self.has_cuda_graphs = cuda_graphs
+        return self
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = "",
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        output: Literal["frames", "latents"] = "frames",
+        on_step: OnStep | None = None,
+        smooth: bool = True,
+        batch_size: int = 1,
+        step_cache: str | None = None,
+    ) -> VideoOutput:
+        """Make one video for each prompt. What is left out comes from `self.defaults` (sampler "dpm++").
+
+        Args:
+            prompt: a text, or a list for several videos; "" is allowed; None with `prompt_embeds`.
+            negative_prompt: what to stay away from; one for all videos or one for each.
+            num_frames: 1 (a picture) or what fits the VAE. height, width: pixels, multiples of 16.
+            num_inference_steps: of the sampler. guidance_scale: classifier-free guidance; 1 and below turn it
+            off.
+            seed: video i draws from seed + i (a list: from its own), always on the CPU in float32. None picks
+                one and tells it in `settings`. generator: in place of a seed; it is used up.
+            latents: unit noise (B, C, t, h, w) to start from in place of drawn noise.
+            prompt_embeds, negative_prompt_embeds: (B, L, D) in place of texts; *_attention_mask: (B, L),
+            None: all ones.
+            output: "frames", or "latents" without decoding (then `iter_frames` decodes as a stream).
+            on_step: progress; an exception raised in it stops the run.
+            smooth: V2's second pass over the seams between the VAE's chunks.
+            batch_size: videos per network pass. With 1 each video of a batch equals a run of its own to the
+                bit; more is faster on a GPU and differs from it by rounding.
+            step_cache: approximate: NAME:THRESHOLD such as "teacache:0.1" passes over network passes that would
+            change little (step_cache.py); None computes all.
+
+        Raises UserError, before any work, for what cannot be done; MissingPackageError without a VAE;
+            OutOfMemoryError; UserError where latents or frames are no longer finite.
+        """
+        defaults = self.defaults
+        given = TextInput(
+            prompt, negative_prompt, prompt_embeds, prompt_attention_mask, negative_prompt_embeds,
+            negative_prompt_attention_mask,
+        )  # fmt: skip
+        guidance = settings_of.check_guidance(defaults.guidance if guidance_scale is None else guidance_scale)
+        batch = given.check(self.text, has_guidance=guidance > 1)
+        num_frames, height, width = shape = self._shape(batch, num_frames, height, width, latents)
+        steps = settings_of.check_steps(
+            defaults.steps if num_inference_steps is None else num_inference_steps
+        )
+        record = settings_of.check_sampler(defaults.sampler if sampler is None else sampler)
+        plan_steps(record, self.scheduler_config, steps)
+        if output not in ("frames", "latents"):
+            raise UserError(f"`output` must be 'frames' or 'latents', got {output!r}")
+        if not isinstance(smooth, bool):
+            raise UserError(f"`smooth` must be True or False, got {smooth!r}")
+        batch_size = settings_of.check_int("batch_size", batch_size, 1)
+        if output == "frames":
+            self._require_vae()
+        caching = check_step_cache(step_cache)
+        if caching is not None:
+            require_support(self.denoiser)
+            if self.has_cuda_graphs:
+                raise UserError("`step_cache` keeps what CUDA graphs overwrite; use one of the two")
+        if seed is not None and generator is not None:
+            raise UserError("give either `seed` or `generator`, not both")
+        if seed is None and generator is None:
+            seed = int.from_bytes(os.urandom(4), "big")
+        seeds = None if seed is None else settings_of.check_seeds(seed, batch)
+        settings: dict[str, Any] = given.settings() | {
+            "num_frames": num_frames,
+            "height": height,
+            "width": width,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "sampler": record.name,
+            "smooth": smooth,
+            "output": output,
+            "batch_size": batch_size,
+        }
+        generators = make_generators(seeds, generator, batch)
+        settings |= {"generator": copy_generators(generator)} if seed is None else {"seed": seed}
+        settings |= {} if latents is None else {"latents": latents}
+        settings |= {} if caching is None else {"step_cache": caching.text}
+
+        step = on_step or (lambda phase, done, total: None)
+        timings: dict[str, float] = {}
+        with torch.inference_mode():
+            with (
+                Timed("text", timings, self.device),
+                explained("reading the prompt for", self.geometry, *shape),
+                self._formats.watch(getattr(self.text, "model", self.text)),
+            ):
+                text, notes = encode_text(given, self.text, guidance > 1, step, self.device, self.dtype)
+            for note in notes:
+                logger.warning("%s", note)
+            with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
+                found = self._denoise(record, text, settings, latents, generators, step, caching)
+        if caching is not None:
+            notes = [*notes, caching.note]
+            logger.warning("%s", caching.note)
+        found = found.clone()  # made outside inference mode: an ordinary tensor
+        result = VideoOutput(None, found, settings, timings, notes, [draw_seed(one) for one in generators])
+        if output == "frames":
+            with Timed("decoding", timings, self.device):
+                result.frames = self._decode(result, step)
+        return result
+
+    def iter_frames(
+        self, latents: Tensor, *, seed: int = 0, smooth: bool = True, num_frames: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """Decode one video as a stream: (H, W, 3) uint8 frames, as soon as each is final, in constant memory.
+
+        Args:
+            latents: (C, t, h, w) or (1, C, t, h, w), the denoiser's scale, as in `VideoOutput.latents`.
+            seed: for the noise of smoothing, from `VideoOutput.decode_seeds`.
+            num_frames: for the slice VAE, where two numbers of frames share a number of latent frames.
+        """
+        self._require_vae()
+        latents = latents.unsqueeze(0) if latents.ndim == 4 else latents
+        if latents.ndim != 5 or latents.shape[0] != 1:
+            raise UserError(
+                f"`latents` must be of one video (1, C, t, h, w), got shape {tuple(latents.shape)}"
+            )
+        count = self.geometry.num_frames(latents.shape[2]) if num_frames is None else num_frames
+        ratio = self.geometry.spatial_ratio
+        height, width = latents.shape[3] * ratio, latents.shape[4] * ratio
+        parameter = next(_parameters(self.vae), None)
+        where = {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
+        scaled = (latents.float() / self.geometry.scale).to(**where)
+        frames = iter_frames(self.vae, scaled, smooth=smooth, seed=seed, num_frames=count)
+        while True:
+            with (
+                explained("decoding", self.geometry, count, height, width),
+                self._formats.watch(self.vae),
+            ):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+    def _shape(
+        self, batch: int, num_frames: Any, height: Any, width: Any, latents: Tensor | None
+    ) -> tuple[int, int, int]:
+        """(num_frames, height, width), checked, from the arguments, the latents or the defaults."""
+        geometry, defaults = self.geometry, self.defaults
+        if latents is not None:
+            if not isinstance(latents, Tensor) or latents.ndim != 5:
+                raise UserError("`latents` must be a tensor (B, C, t, h, w) of unit noise")
+            num_frames = geometry.num_frames(latents.shape[2]) if num_frames is None else num_frames
+            height = latents.shape[3] * geometry.spatial_ratio if height is None else height
+            width = latents.shape[4] * geometry.spatial_ratio if width is None else width
+        num_frames = geometry.check_num_frames(defaults.num_frames if num_frames is None else num_frames)
+        height, width = geometry.check_size(
+            defaults.height if height is None else height, defaults.width if width is None else width
+        )
+        if self.engine is not None:
+            self.engine.check(num_frames, height, width)
+        geometry.check_budget(batch, num_frames, height, width, self.max_pixels)
+        expected = geometry.latent_shape(batch, num_frames, height, width)
+        if latents is not None and tuple(latents.shape) != expected:
+            raise UserError(
+                f"`latents` must have shape {expected} for this request, got {tuple(latents.shape)}"
+            )
+        return num_frames, height, width
+
+    def _denoise(
+        self,
+        record: Any,
+        text: Text,
+        settings: dict[str, Any],
+        latents: Tensor | None,
+        generators: list[torch.Generator],
+        step: OnStep,
+        caching: StepCaching | None,
+    ) -> Tensor:
+        height, width, group = settings["height"], settings["width"], settings["batch_size"]
+        batch = len(generators)
+        shape = self.geometry.latent_shape(batch, settings["num_frames"], height, width)
+        results: list[Tensor] = []
+        done = 0
+        for start in range(0, batch, group):
+            stop = min(start + group, batch)
+            # a scheduler keeps state while it runs: a new one for each group
+            scheduler = plan_steps(record, self.scheduler_config, settings["num_inference_steps"])
+            total = len(scheduler.timesteps) * len(range(0, batch, group))
+            own = generators[start:stop]
+            noise = draw_noise((stop - start, *shape[1:]), own) if latents is None else latents[start:stop]
+
+            embeds, mask = text.rows(start, stop)
+            config = getattr(self.denoiser, "config", None)
+            conditions = size_conditions(config, embeds.shape[0], height, width, embeds)
+            predict = NoisePredictor(
+                self.denoiser,
+                (embeds, mask),
+                conditions,
+                settings["guidance_scale"],
+                shape[1],
+                [float(timestep) for timestep in scheduler.timesteps],
+                caching,
+                has_cuda_graphs=self.has_cuda_graphs,
+                formats=self._formats,
+            )
+
+            def count() -> None:
+                nonlocal done
+                done += 1
+                step("denoising", done, total)  # noqa: B023 - called within this turn only
+
+            step("denoising", done, total)
+            noise = noise.to(self.device, torch.float32)
+            results.append(denoise(predict, scheduler, noise, own, count).cpu())
+        return torch.cat(results)
+
+    def _decode(self, result: VideoOutput, step: OnStep) -> np.ndarray:
+        settings = result.settings
+        count = settings["num_frames"]
+        batch = result.latents.shape[0]
+        frames = np.empty((batch, count, settings["height"], settings["width"], 3), np.uint8)
+        for i, seed in enumerate(result.decode_seeds):
+            stream = self.iter_frames(
+                result.latents[i], seed=seed, smooth=settings["smooth"], num_frames=count
+            )
+            step("decoding", i * count, batch * count)
+            for number, frame in enumerate(stream):
+                frames[i, number] = frame
+                step("decoding", i * count + number + 1, batch * count)
+        return frames
+
+    def _require_vae(self) -> None:
+        if self.vae is None:
+            raise MissingPackageError(
+                "decoding needs a VAE, and this pipeline has none; run `pip install ea-vae` and give `vae=`, "
+                "or ask for output='latents'"
+            )
+
+
+def _parameters(module: Any) -> Iterator[Tensor]:
+    return iter(module.parameters()) if hasattr(module, "parameters") else iter(())

@@ -1,0 +1,122 @@
+"""Step caches: passing over network passes that would change little. Approximate, asked for by name, and said.
+
+A denoiser that can do it calls `cache(signal, x, blocks)` in place of `blocks(x)`: what the cache gives may be the
+blocks' output or a guess at it. signal (B, L, D) tells how far the input has moved since the last pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ea_runtime.errors import UserError
+from ea_runtime.plugins.host import get_host
+from ea_runtime.records import StepCacheRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Blocks = Callable[["Tensor"], "Tensor"]
+
+
+class TeaCache:
+    """Gives the last computed change of x again while the input has moved little.
+
+    The relative L1 distance between the signals of neighbouring passes is summed up; below `threshold` the pass is
+    passed over and the blocks' last residual is added to x, and at `threshold` the blocks run and the sum starts
+    again. The first and the last pass always run. After TeaCache (Liu et al. 2024, arXiv 2411.19108), without its
+    polynomial, which is fitted to each model.
+    """
+
+    def __init__(self, threshold: float, num_passes: int) -> None:
+        self.threshold = threshold
+        self.num_passes = num_passes
+        self.computed = 0
+        self.skipped = 0
+        self._moved = 0.0
+        self._signal: Tensor | None = None
+        self._residual: Tensor | None = None
+
+    def __call__(self, signal: Tensor, x: Tensor, blocks: Blocks) -> Tensor:
+        """x (B, L, D) -> (r * B, L, D), what blocks(x) gives or a guess at it."""
+        if self._signal is not None:
+            before = self._signal.float()
+            distance = (signal.float() - before).abs().mean() / before.abs().mean()
+            self._moved += float(distance)
+        self._signal = signal
+        is_last = self.computed + self.skipped == self.num_passes - 1
+        if self._residual is not None and not is_last and self._moved < self.threshold:
+            self.skipped += 1
+            return _spread(x, self._residual) + self._residual
+        out = blocks(x)
+        self._residual = out - _spread(x, out)
+        self._moved = 0.0
+        self.computed += 1
+        return out
+
+
+def _spread(x: Tensor, like: Tensor) -> Tensor:
+    """Guidance branches may share x: (B, L, D) -> (r * B, L, D)."""
+    return x.repeat(like.shape[0] // x.shape[0], 1, 1)
+
+
+def _check_tea(threshold: float) -> Callable[[int], TeaCache]:
+    return lambda num_passes: TeaCache(threshold, num_passes)
+
+
+TEACACHE = StepCacheRecord(
+    "teacache", "passes over passes whose input moved less than a threshold (0.1: mild)", _check_tea
+)
+
+
+@dataclass
+class StepCaching:
+    """A step cache as it was asked for, and what it did in a run."""
+
+    text: str
+    make: Callable[[int], Any]
+    made: list[Any] = field(default_factory=list)
+
+    def new(self, num_passes: int) -> Any:
+        """A cache for a run of so many network passes."""
+        self.made.append(self.make(num_passes))
+        return self.made[-1]
+
+    @property
+    def note(self) -> str:
+        """One line for the user."""
+        computed, skipped = (
+            sum(getattr(one, name, 0) for one in self.made) for name in ("computed", "skipped")
+        )
+        total = computed + skipped
+        return f"approximate: step cache {self.text} passed over {skipped} of {total} network passes"
+
+
+def check_step_cache(text: Any) -> StepCaching | None:
+    """What "teacache:0.1" asks for; None for None. Raises UserError."""
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise UserError(f"`step_cache` must be NAME:THRESHOLD such as 'teacache:0.1', got {text!r}")
+    name, colon, number = text.partition(":")
+    record = get_host().get("step_caches", name)
+    try:
+        threshold = float(number) if colon else 0.1
+    except ValueError:
+        threshold = math.nan
+    if not math.isfinite(threshold) or threshold < 0:
+        raise UserError(
+            f"`step_cache` must be NAME:THRESHOLD with a number of 0 or more such as '{name}:0.1', got {text[:60]!r}"
+        )
+    return StepCaching(f"{name}:{threshold:g}", record.build(threshold))
+
+
+def require_support(denoiser: Any) -> None:
+    """Raise UserError where a denoiser cannot hand its passes to a step cache."""
+    if "step_cache" not in inspect.signature(denoiser.forward).parameters:
+        raise UserError(
+            f"`step_cache` needs a denoiser that can use one, and {type(denoiser).__name__} cannot; leave it out"
+        )

@@ -1,0 +1,1 @@
+"""Model folders: layout, loading, checks, conversion, hashes."""

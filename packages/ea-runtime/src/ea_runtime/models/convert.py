@@ -1,0 +1,278 @@
+"""`ea models convert`: pickled weights of a folder (or one file) become safetensors, originals kept.
+
+Pickles are read in a child process (convert_child.py). Targets appear whole or not at all: they are written
+into a temporary folder beside their place, checked, and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import temporary_folder
+from ea_runtime.files.safe import MAX_INDEX_BYTES, inside, is_file, quote, quote_path, read_json
+from ea_runtime.models.layout import PARTS, resolve_folder
+from ea_runtime.models.weights import MAX_SHARDS, STEMS, is_pickle, read_header
+
+_MAX_OUTPUT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """One file that was written. `skipped`: names in the source that hold no tensor."""
+
+    source: Path
+    target: Path
+    num_tensors: int
+    num_bytes: int
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The pickles of one part and the names of their targets; an index where there are shards."""
+
+    part: str
+    files: tuple[tuple[str, str], ...]
+    index: tuple[str, dict[str, str]] | None = None
+
+
+def convert_folder(model: str | os.PathLike[str], out: Path | None = None) -> list[Converted]:
+    """Convert every pickled part of a model folder.
+
+    out: a new folder that gets a complete copy, with safetensors in place of pickles; None writes the
+        safetensors beside their originals. Parts that have safetensors already are left alone.
+
+    Returns what was written; empty where nothing was pickled. On an error (UserError) nothing stays behind.
+    """
+    folder = resolve_folder(model)
+    jobs = [job for name in _part_folders(folder) if (job := _plan(folder, name)) is not None]
+    if out is not None:
+        return _convert_copy(folder, jobs, out)
+    if not jobs:
+        return []
+    with temporary_folder(folder / "convert") as staged:
+        written = _convert_jobs(folder, staged, jobs)
+        _move_in(staged, folder)
+    return [replace(item, target=folder / item.target.relative_to(staged)) for item in written]
+
+
+def convert_file(source: Path, out: Path | None = None) -> Converted:
+    """Convert one pickled checkpoint, such as a single file that holds a whole transformer.
+
+    out: a `.safetensors` file, or a folder that gets `diffusion_pytorch_model.safetensors`; None writes
+    beside `source`.
+    """
+    if not is_file(source):
+        raise UserError(
+            f"there is no file {quote_path(source)}; give a model folder or a pickled weight file"
+        )
+    if not is_pickle(source.name):
+        raise UserError(
+            f"{quote_path(source)} must be a pickled weight file (.bin, .pt, .pth, .ckpt); nothing to convert"
+        )
+    if out is None:
+        target = source.with_suffix(".safetensors")
+    elif out.suffix == ".safetensors":
+        target = out
+    else:
+        target = out / f"{STEMS[0]}.safetensors"
+    if target.exists():
+        raise UserError(f"{quote_path(target)} exists already; remove it or give another --output")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(target) as staged:
+        item = _convert_files([(source, staged / target.name)])[0]
+        os.replace(item.target, target)
+    return replace(item, target=target)
+
+
+def _part_folders(folder: Path) -> list[str]:
+    known = [spec.folder for spec in PARTS.values()]
+    return [name for name in known if inside(folder, name).is_dir()]
+
+
+def _plan(folder: Path, part: str) -> _Job | None:
+    """What to convert in a part, or None where it has safetensors or no weights."""
+    names = sorted(entry.name for entry in inside(folder, part).iterdir())
+    if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+        return None
+    stem = STEMS[part.startswith("text")]
+    indices = [name for name in names if name.endswith(".bin.index.json")]
+    if len(indices) == 1:
+        return _plan_shards(folder, part, indices[0], stem)
+    pickles = [name for name in names if is_pickle(name) and is_file(inside(folder, f"{part}/{name}"))]
+    usual = [name for name in pickles if name in (f"{STEMS[0]}.bin", "pytorch_model.bin")]
+    chosen = usual or pickles
+    if len(indices) > 1 or len(chosen) > 1:
+        raise UserError(
+            f"{part} of model folder {quote_path(folder)} has several weight files "
+            f"({', '.join(map(quote, chosen[:3]))}); "
+            "convert the right one by itself: `ea models convert FILE -o FOLDER`"
+        )
+    return _Job(part, ((chosen[0], f"{stem}.safetensors"),)) if chosen else None
+
+
+def _plan_shards(folder: Path, part: str, index_name: str, stem: str) -> _Job:
+    weight_map = read_json(folder, f"{part}/{index_name}", MAX_INDEX_BYTES).get("weight_map")
+    where = f"{part}/{index_name} in model folder {quote_path(folder)}"
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{where} must have a `weight_map` from tensor names to files; download it again")
+    shards = sorted({str(name) for name in weight_map.values()})
+    for name in shards:
+        if (
+            "/" in name
+            or "\\" in name
+            or not is_pickle(name)
+            or not is_file(inside(folder, f"{part}/{name}"))
+        ):
+            raise UserError(
+                f"{where} must name weight files that lie beside it, got {quote(name)}; download it again"
+            )
+    if len(shards) > MAX_SHARDS:
+        raise UserError(f"{where} names {len(shards):,} files, more than the {MAX_SHARDS:,} it may name")
+    count = len(shards)
+    targets = {name: f"{stem}-{number:05}-of-{count:05}.safetensors" for number, name in enumerate(shards, 1)}
+    index = (f"{stem}.safetensors.index.json", {key: targets[name] for key, name in weight_map.items()})
+    return _Job(part, tuple(targets.items()), index)
+
+
+def _convert_copy(folder: Path, jobs: list[_Job], out: Path) -> list[Converted]:
+    check_new_folder(out, folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(out) as staged:
+        copy_rest(folder, staged)
+        written = _convert_jobs(folder, staged, jobs)
+        if out.is_dir():
+            out.rmdir()
+        os.replace(staged, out)
+    return [replace(item, target=out / item.target.relative_to(staged)) for item in written]
+
+
+def check_new_folder(out: Path, folder: Path) -> None:
+    """Raises UserError unless a changed copy of the model folder `folder` may be written to `out`."""
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"`--output` must be a new or empty folder, got {quote_path(out)}")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"`--output` must lie outside the model folder, got {quote_path(out)}")
+
+
+def copy_rest(folder: Path, target: Path) -> None:
+    """Copies what is no pickle: configs, tokenizer, safetensors. Links that leave the folder are refused."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if is_pickle(name) or name.endswith(".bin.index.json") or path.is_dir():
+            continue
+        real = inside(folder, name)
+        if is_file(real):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(real, target / name)
+
+
+def _convert_jobs(folder: Path, out: Path, jobs: list[_Job]) -> list[Converted]:
+    """Writes the targets of all jobs beneath `out`, in part folders."""
+    pairs = []
+    for job in jobs:
+        (out / job.part).mkdir(parents=True, exist_ok=True)
+        pairs += [(inside(folder, f"{job.part}/{old}"), out / job.part / new) for old, new in job.files]
+    written = _convert_files(pairs) if pairs else []
+    for job in jobs:
+        if job.index is not None:
+            _write_index(out / job.part, job.index)
+    return written
+
+
+def _write_index(directory: Path, index: tuple[str, dict[str, str]]) -> None:
+    name, weight_map = index
+    headers = {file: read_header(directory / file) for file in set(weight_map.values())}
+    absent = [key for key, file in weight_map.items() if key not in headers[file].tensors]
+    if absent:
+        raise UserError(
+            f"the index of {directory.name} names {len(absent)} tensors that its files do not hold, first "
+            f"{quote(absent[0])}; download it again"
+        )
+    total = sum(header.num_bytes for header in headers.values())
+    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _move_in(staged: Path, folder: Path) -> None:
+    """Renames every staged file to its place; takes back what was moved where one cannot be."""
+    moved: list[Path] = []
+    try:
+        for path in sorted(path for path in staged.rglob("*") if path.is_file()):
+            target = folder / path.relative_to(staged)
+            os.replace(path, target)
+            moved.append(target)
+    except BaseException:
+        for target in moved:
+            target.unlink(missing_ok=True)
+        raise
+
+
+def _convert_files(pairs: list[tuple[Path, Path]]) -> list[Converted]:
+    reports = _run_child(pairs)
+    written = []
+    for (source, target), report in zip(pairs, reports, strict=True):
+        header = read_header(target)  # the child's word is not taken for it
+        skipped = report.get("skipped")
+        skipped = tuple(str(name) for name in skipped) if isinstance(skipped, list) else ()
+        written.append(Converted(source, target, len(header.tensors), header.num_bytes, skipped))
+    return written
+
+
+def _run_child(pairs: list[tuple[Path, Path]]) -> list[dict]:
+    """Runs convert_child over (source, target) pairs and gives its report of each.
+
+    Raises UserError with its one line about the first file that failed, or with what became of the process.
+    """
+    timeout = 120 + sum(source.stat().st_size for source, _ in pairs) / (5 << 20)
+    # -P: the working folder is not on the import path, so a torch.py that lies there stays unread
+    command = [sys.executable, "-P", "-m", "ea_runtime.models.convert_child"]
+    command += [str(path.resolve()) for pair in pairs for path in pair]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"converting {quote_path(pairs[0][0])} took more than {timeout:.0f} s and was stopped; nothing "
+            "was written"
+        ) from error
+    reports = _reports(done.stdout)
+    good = [report for report in reports if "error" not in report][: len(pairs)]
+    if done.returncode == 0 and len(good) == len(pairs) and all(target.exists() for _, target in pairs):
+        return good
+    reason = next((str(report["error"]) for report in reports if "error" in report), None)
+    if reason is None:
+        tail = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        reason = f"the process that read it ended with code {done.returncode}"
+        reason += f" ({quote(tail[0], 160)})" if tail else ""
+    failed = pairs[min(len(good), len(pairs) - 1)][0]
+    raise UserError(
+        f"{quote_path(failed)} was not converted: {reason}; get the weights as safetensors from their author"
+    )
+
+
+def _reports(output: bytes) -> list[dict]:
+    found = []
+    for line in output[:_MAX_OUTPUT].decode("utf-8", "replace").splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found

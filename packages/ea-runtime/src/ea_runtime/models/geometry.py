@@ -1,0 +1,204 @@
+"""How pixels map to latents, and the numbers of frames and sizes that fit.
+
+"frames" are pixels, "latent frames" latents. How many frames stand for how many latent frames follows from
+the VAE's config; which sizes fit from the VAE's and the denoiser's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import index
+from typing import Any
+
+from ea_runtime.errors import UserError
+
+#: Frames x height x width of one request, all its videos together: V2's largest, 144 x 768 x 768, three times
+#: over.
+MAX_PIXELS = 1 << 28
+#: What EasyAnimate V2 divides latents by, whatever the VAE's config says.
+V2_SCALE = 0.18215
+_REFERENCE_CLASS_DEFAULT = 0.1825
+#: Latent frames that a motion module has positions for, where its config does not say.
+MAX_POSITIONS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How pixels map to latents, in space and time.
+
+    latent_channels: C. spatial_ratio: pixels per latent position. size_multiple: height and width in pixels
+    must be multiples of it. chunk_frames, chunk_latents: frames and latent frames that the VAE codes
+    together. is_slice: the slice VAE's rule (4k or 4k + 1 frames) in place of MagViT's (1 or a multiple of
+    9). max_latent_frames: what the denoiser has positions for, or None. scale: the denoiser's latents are the
+    VAE's times this.
+    """
+
+    latent_channels: int = 4
+    spatial_ratio: int = 8
+    size_multiple: int = 16
+    chunk_frames: int = 9
+    chunk_latents: int = 3
+    is_slice: bool = False
+    max_latent_frames: int | None = None
+    scale: float = V2_SCALE
+
+    @classmethod
+    def from_configs(cls, vae: Any = None, denoiser: Any = None) -> Geometry:
+        """From the parts' configs: mappings or attribute holders; None stands for EasyAnimate V2's."""
+        blocks = _get(vae, "down_block_types")
+        if blocks is None:
+            widths = _get(vae, "block_out_channels") or _get(vae, "ch_mult") or (1, 2, 4, 4)
+            halvings = len(widths) - 1
+        else:
+            halvings = sum("Spatial" in name for name in list(blocks)[:-1])
+        ratio = 2**halvings
+        motion = _get(denoiser, "motion_module_kwargs") or {}
+        is_grid = _get(denoiser, "motion_module_type") == "VanillaGrid"
+        grid = int(_get(motion, "block_size") or 1) if is_grid else 1
+        has_positions = bool(motion) and _get(motion, "temporal_position_encoding") is not False
+        return cls(
+            latent_channels=int(_get(denoiser, "in_channels") or _get(vae, "latent_channels") or 4),
+            spatial_ratio=ratio,
+            size_multiple=ratio * int(_get(denoiser, "patch_size") or 2) * grid,
+            chunk_frames=int(_get(vae, "mini_batch_encoder") or 9),
+            chunk_latents=int(_get(vae, "mini_batch_decoder") or 3),
+            is_slice=bool(_get(vae, "slice_compression_vae")),
+            max_latent_frames=(
+                int(_get(motion, "temporal_position_encoding_max_len") or MAX_POSITIONS)
+                if has_positions
+                else None
+            ),
+            scale=latent_scale(vae),
+        )
+
+    @property
+    def temporal_ratio(self) -> int:
+        """Frames per latent frame (V2: 4)."""
+        if self.is_slice:
+            return self.chunk_frames // self.chunk_latents
+        return (self.chunk_frames - 1) // max(self.chunk_latents - 1, 1)
+
+    def num_latents(self, num_frames: int) -> int:
+        """Latent frames of a video of `num_frames` frames, a number that fits."""
+        if self.is_slice:
+            return -(-num_frames // self.temporal_ratio)
+        return 1 if num_frames == 1 else num_frames // self.chunk_frames * self.chunk_latents
+
+    def num_frames(self, num_latents: int) -> int:
+        """Frames that `num_latents` latent frames decode to. Raises UserError where no video has so many."""
+        if self.is_slice:  # as the reference: an odd number of latent frames has frame 0 alone
+            alone = num_latents % 2
+            return alone + (num_latents - alone) * self.temporal_ratio
+        if num_latents != 1 and num_latents % self.chunk_latents:
+            raise UserError(
+                f"`latents` must have 1 latent frame or a multiple of {self.chunk_latents}, got {num_latents}"
+            )
+        return 1 if num_latents == 1 else num_latents // self.chunk_latents * self.chunk_frames
+
+    def fits(self, num_frames: int) -> bool:
+        """Whether a video may have that many frames."""
+        if num_frames == 1:
+            return True
+        if self.is_slice:
+            return num_frames >= self.temporal_ratio and num_frames % self.temporal_ratio in (0, 1)
+        return num_frames > 0 and num_frames % self.chunk_frames == 0
+
+    def check_num_frames(self, value: Any) -> int:
+        """`num_frames` as an int. Raises UserError with the two nearest numbers that fit."""
+        number = check_int("num_frames", value)
+        if not self.fits(number):
+            rule = f"1 or a multiple of {self.chunk_frames}"
+            if self.is_slice:
+                rule = f"a multiple of {self.temporal_ratio}, or one more"
+            below = next(
+                (n for n in range(number - 1, max(number - 1 - self.chunk_frames, 0), -1) if self.fits(n)),
+                None,
+            )
+            above = next(
+                n for n in range(max(number, 0) + 1, max(number, 0) + 2 + self.chunk_frames) if self.fits(n)
+            )
+            use = f"{above}" if below is None else f"{below} or {above}"
+            raise UserError(f"`num_frames` must be {rule}, got {number}; use {use}")
+        limit = self.max_latent_frames
+        if limit is not None and self.num_latents(number) > limit:
+            most = next(n for n in range(number, 0, -1) if self.fits(n) and self.num_latents(n) <= limit)
+            raise UserError(f"`num_frames` must be at most {most} for this denoiser, got {number}")
+        return number
+
+    def check_size(self, height: Any, width: Any) -> tuple[int, int]:
+        """Height and width in pixels as ints. Raises UserError with the two nearest sizes that fit."""
+        height, width = check_int("height", height), check_int("width", width)
+        step = self.size_multiple
+        if min(height, width) < 1 or height % step or width % step:
+            low = [max(size // step, 1) * step for size in (width, height)]
+            high = [max(-(-size // step), 1) * step for size in (width, height)]
+            use = " or ".join(dict.fromkeys(f"{w}x{h}" for w, h in (low, high)))
+            raise UserError(
+                f"`width` and `height` must be multiples of {step}, "
+                f"got {width}x{height} (width x height); use {use}"
+            )
+        return height, width
+
+    def latent_shape(
+        self, batch: int, num_frames: int, height: int, width: int
+    ) -> tuple[int, int, int, int, int]:
+        """(B, C, t, h, w)."""
+        t, ratio = self.num_latents(num_frames), self.spatial_ratio
+        return (batch, self.latent_channels, t, height // ratio, width // ratio)
+
+    def check_budget(
+        self, batch: int, num_frames: int, height: int, width: int, limit: int = MAX_PIXELS
+    ) -> None:
+        """Raise UserError, with what fits, where the videos' pixels exceed `limit`."""
+        pixels = batch * num_frames * height * width
+        if pixels <= limit:
+            return
+        most = limit // (batch * height * width)
+        fitting = next((n for n in range(most, 0, -1) if self.fits(n)), None)
+        side = int(math.sqrt(limit / (batch * num_frames))) // self.size_multiple * self.size_multiple
+        uses = [f"num_frames {fitting}"] if fitting else []
+        uses += [f"size {side}x{side}"] if side else []
+        uses += ["fewer prompts at a time"] if batch > 1 else []
+        videos = f"{batch} videos of " if batch > 1 else ""
+        raise UserError(
+            f"{videos}{num_frames} frames of {width}x{height} are {pixels:,} pixels, at most {limit:,} "
+            f"may be asked for at once; use {' or '.join(uses) or 'a smaller size'}"
+        )
+
+
+def latent_scale(vae_config: Any) -> float:
+    """What a denoiser's latents are multiplied by, relative to the VAE's own.
+
+    V2 multiplies by 0.18215 and ignores the config; its class default 0.1825 was never in use. A config that
+    says anything else means it. Differs from EasyAnimate: there such a config has no effect.
+    """
+    scale = _get(vae_config, "scaling_factor")
+    return V2_SCALE if scale in (None, _REFERENCE_CLASS_DEFAULT) else float(scale)
+
+
+def check_int(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """`value` as an int within low..high. Raises UserError."""
+    bounds = "" if low is None else f" of {low} or more" if high is None else f" from {low} to {high}"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = index(value)
+    except TypeError as error:
+        raise UserError(f"`{name}` must be a whole number{bounds}, got {short(value)}") from error
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise UserError(f"`{name}` must be a whole number{bounds}, got {number}")
+    return number
+
+
+def _get(config: Any, name: str) -> Any:
+    if config is None:
+        return None
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
+
+def short(value: Any) -> str:
+    """Type and value for an error's line, cut at 40 characters."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"

@@ -1,0 +1,296 @@
+"""Loading a model folder: each part's class is found through the host, its weights are read from safetensors.
+
+Nothing in a folder can run code: configs are data, pickles are refused, no class is imported by a name that
+a file gives, and no path leaves the folder.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ea_runtime.errors import MissingPackageError, UserError, nearest
+from ea_runtime.files.safe import inside, is_file, plain, quote, quote_path, read_json
+from ea_runtime.models.config import check_config, check_no_code
+from ea_runtime.models.layout import (
+    PARTS,
+    GenerationDefaults,
+    PartSpec,
+    class_name,
+    read_defaults,
+    resolve_folder,
+)
+from ea_runtime.models.weights import PartWeights, find_weights
+from ea_runtime.plugins.host import Host, get_host
+from ea_runtime.records import Record
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+logger = logging.getLogger("ea")
+
+#: tokenizer files: T5's have 2.4 MB at most
+MAX_TOKENIZER_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a model folder holds, ready to run. A part that was not asked for is None.
+
+    vae, denoiser: modules in eval mode on the device asked for.
+    text: what the text encoder's record builds, with `encode(prompts)`.
+    scheduler_config, defaults: see layout.read_defaults.
+    notes: one line for each thing that was ignored (unexpected tensors, unknown config keys).
+    """
+
+    folder: Path
+    vae: Any
+    denoiser: Any
+    text: Any
+    scheduler_config: dict[str, Any]
+    defaults: GenerationDefaults
+    notes: tuple[str, ...] = ()
+
+
+def load_parts(
+    model: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    parts: Iterable[str] | None = None,
+) -> Parts:
+    """Load a model folder.
+
+    Args:
+        model: "tiny" (bundled), a name beneath EA_MODELS_DIR, or a folder (layout: layout.py).
+        device: where the weights go.
+        dtype: of all floating-point weights and buffers; None keeps each tensor's own (of T5: float32).
+        parts: some of "vae", "denoiser", "text"; None loads all three.
+
+    Raises:
+        MissingPackageError: no installed package brings the class that a part needs.
+        UserError: one line for all else: no such model, no weights, pickles, damaged files, wrong shapes.
+    """
+    wanted = tuple(PARTS) if parts is None else tuple(parts)
+    for name in wanted:
+        if name not in PARTS:
+            raise UserError(
+                f"`parts` may hold {', '.join(PARTS)}, got {quote(name)}{nearest(str(name), PARTS)}"
+            )
+    folder = resolve_folder(model)
+    scheduler_config, defaults = read_defaults(folder)
+    host = get_host()
+    # every part's config, class and headers are checked before the first weight is read
+    plans = {name: plan_part(folder, PARTS[name], host) for name in wanted}
+    notes: list[str] = []
+    loaded: dict[str, Any] = {}
+    for name, plan in plans.items():
+        if name == "text":
+            loaded[name] = plan.record.build(str(folder), device=device, dtype=dtype)
+        else:
+            loaded[name] = load_part(plan, device=device, dtype=dtype, notes=notes)
+    for note in notes:
+        logger.warning("%s", note)
+    return Parts(
+        folder=folder,
+        vae=loaded.get("vae"),
+        denoiser=loaded.get("denoiser"),
+        text=loaded.get("text"),
+        scheduler_config=scheduler_config,
+        defaults=defaults,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlan:
+    """A part that can be loaded: config and headers were read, the class was found, no weight was read."""
+
+    spec: PartSpec
+    label: str
+    config: dict[str, Any]
+    record: Record
+    weights: PartWeights
+
+
+def plan_part(folder: Path, spec: PartSpec, host: Host | None = None) -> PartPlan:
+    """Read a part's config and headers and find its class. Raises UserError and MissingPackageError."""
+    config = read_part_config(folder, spec)
+    record = find_record(host or get_host(), spec, class_name(config, spec))
+    weights = find_weights(folder, spec.folder)
+    check_config(config, f"{spec.folder}/config.json", len(weights.tensors))
+    if spec.name == "text":
+        check_tokenizer(folder)
+        if os.path.lexists(folder / spec.folder / "adapter_config.json"):
+            # transformers would follow it to another model, wherever that lies
+            raise UserError(
+                f"{spec.folder} of model folder {quote_path(folder)} has an adapter_config.json; remove "
+                "that file"
+            )
+    return PartPlan(spec, f"{spec.folder} of model folder {quote_path(folder)}", config, record, weights)
+
+
+def read_part_config(folder: Path, spec: PartSpec) -> dict[str, Any]:
+    """A part's config.json. Raises UserError that names the expected files where the part is absent."""
+    if not is_file(inside(folder, f"{spec.folder}/config.json")):
+        stem = "model" if spec.name == "text" else "diffusion_pytorch_model"
+        raise UserError(
+            f"model folder {quote_path(folder)} has no {spec.title}; expected {spec.folder}/config.json and "
+            f"{spec.folder}/{stem}.safetensors"
+        )
+    return read_json(folder, f"{spec.folder}/config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiserFolder:
+    """A denoiser's place: it lies at `root / spec.folder`. is_bare: the user named that folder itself."""
+
+    root: Path
+    spec: PartSpec
+    config: dict[str, Any]
+    is_bare: bool
+
+    @property
+    def class_name(self) -> str:
+        """What config.json calls itself. Raises UserError where it names nothing."""
+        return class_name(self.config, self.spec)
+
+
+def denoiser_of(model: str | os.PathLike[str]) -> DenoiserFolder:
+    """The denoiser of a model folder, or of a folder that holds nothing else, as a run's `final/`.
+
+    Raises UserError where there is neither.
+    """
+    folder = resolve_folder(model)
+    spec = PARTS["denoiser"]
+    if is_file(folder / "config.json") and not is_file(folder / spec.folder / "config.json"):
+        folder = folder.resolve()
+        spec = replace(spec, folder=folder.name)
+        return DenoiserFolder(folder.parent, spec, read_part_config(folder.parent, spec), is_bare=True)
+    return DenoiserFolder(folder, spec, read_part_config(folder, spec), is_bare=False)
+
+
+def find_record(host: Host, spec: PartSpec, name: str) -> Record:
+    """The record that loads class `name`.
+
+    Raises MissingPackageError where its package is not installed, UserError for a class that no one knows.
+    """
+    record = host.find_class(spec.kind, name)
+    if record is not None:
+        return record
+    entries = host.records(spec.kind)
+    known = sorted({n for entry in entries.values() for n in getattr(entry.record, "class_names", ())})
+    if name in spec.class_names or not known:
+        blocked = [
+            info for info in host.plugins.values() if info.package == spec.package and info.state != "ok"
+        ]
+        if blocked:
+            raise MissingPackageError(
+                f"the {spec.title} of this model is a {name}, which {spec.package} brings, but that plugin "
+                f"is {blocked[0].state}; see `ea plugins`"
+            )
+        raise MissingPackageError(
+            f"the {spec.title} of this model is a {name}, which no installed package brings; "
+            f"run `pip install {spec.package}`"
+        )
+    raise UserError(
+        f"{spec.folder}/config.json names class {quote(name)}, which no installed package brings; "
+        f"there are: {', '.join(known)}{nearest(name, known)}"
+    )
+
+
+def load_part(
+    plan: PartPlan,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    notes: list[str] | None = None,
+) -> Any:
+    """A VAE or denoiser with its weights. Raises UserError; appends what was ignored to `notes`."""
+    unknown = unknown_keys(plan.record.build(), plan.config)
+    if unknown and notes is not None:
+        shown = ", ".join(plain(key) for key in unknown[:10])
+        notes.append(
+            f"{plan.spec.folder}/config.json: keys that its class does not know are ignored: {shown}"
+        )
+    return load_module(
+        lambda: build_from_config(plan), plan.weights, plan.label, device=device, dtype=dtype, notes=notes
+    )
+
+
+def load_module(
+    build: Callable[[], nn.Module],
+    weights: PartWeights,
+    label: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    notes: list[str] | None = None,
+) -> Any:
+    """`build()` with `weights` read straight into it; the peak is one copy of the weights.
+
+    Raises UserError where tensors are missing or have another shape; appends what was ignored to `notes`.
+    """
+    from ea_runtime.models import meta
+
+    model = meta.build_without_weights(build)
+    comparison = meta.compare(model, weights.shapes)
+    meta.require_fit(comparison, label)
+    unexpected = meta.describe_unexpected(comparison, label)
+    if unexpected and notes is not None:
+        notes.append(unexpected)
+    return meta.fill(model, weights, comparison, device=device, dtype=dtype)
+
+
+def build_from_config(plan: PartPlan) -> Any:
+    """The part's class built from its config, whatever the config calls itself. Raises UserError."""
+    cls = plan.record.build()
+    # private keys are the writing library's notes; `_class_name` is ours from here on
+    config = {key: value for key, value in plan.config.items() if not key.startswith("_")}
+    config = {key: value for key, value in config.items() if key not in unknown_keys(cls, config)}
+    config["_class_name"] = cls.__name__
+    try:
+        return cls.from_config(config)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor makes of data from outside: the config is wrong
+        reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + plain(error, 300)
+        raise UserError(f"{plan.spec.folder}/config.json does not fit {cls.__name__}: {reason}") from error
+
+
+def unknown_keys(cls: type, config: dict[str, Any]) -> list[str]:
+    """The keys of `config` that `cls` has no argument for, sorted; published configs carry stray ones."""
+    parameters = inspect.signature(cls.__init__).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return []
+    return sorted(key for key in config if not key.startswith("_") and key not in parameters)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise UserError where the tokenizer is absent, too large, or asks for code."""
+    directory = inside(folder, "tokenizer")
+    names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+    if not {"spiece.model", "tokenizer.json"} & set(names):
+        raise UserError(
+            f"model folder {quote_path(folder)} has no tokenizer; expected tokenizer/spiece.model or "
+            "tokenizer/tokenizer.json"
+        )
+    for name in names:
+        path = inside(folder, f"tokenizer/{name}")
+        if not is_file(path):
+            if path.is_dir():
+                continue
+            raise UserError(
+                f"tokenizer/{plain(name)} in model folder {quote_path(folder)} is no regular file"
+            )
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise UserError(
+                f"tokenizer/{plain(name)} has more than {MAX_TOKENIZER_BYTES:,} bytes; do not use this folder"
+            )
+        if name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+            check_no_code(read_json(folder, f"tokenizer/{name}"), f"tokenizer/{name}")

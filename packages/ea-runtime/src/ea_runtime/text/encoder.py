@@ -1,0 +1,214 @@
+"""From prompts to what the denoiser attends to: cleaning, tokens, T5.
+
+Importing this module loads neither torch nor transformers; a TextEncoder loads them when it is made.
+
+Shape legend: B prompts, L tokens, D the encoder's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ea_runtime.errors import UserError
+from ea_runtime.text.cleaning import MAX_PROMPT_BYTES, check_prompt, clean_caption
+from ea_runtime.text.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from ea_runtime.text.weights import check_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+__all__ = [
+    "MAX_LENGTH",
+    "MAX_PROMPT_BYTES",
+    "Encoded",
+    "TextEncoder",
+    "check_prompt",
+    "clean_caption",
+    "t5",
+    "train_tokenizer",
+]
+
+#: Tokens a prompt is padded and cut to, `</s>` among them; EasyAnimate V2's number.
+MAX_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the denoiser gets of B prompts, and what a person should know about it.
+
+    embeds: (B, L, D). mask: (B, L) int64, 1 on tokens (`</s>` included) and 0 on padding.
+    cleaned: each prompt as the encoder saw it. num_tokens: each prompt's tokens without `</s>`, before the
+    cut. truncated: the part of each cleaned prompt that was cut off, "" where nothing was.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    cleaned: list[str]
+    num_tokens: list[int]
+    truncated: list[str]
+
+    def notes(self) -> list[str]:
+        """One line for each prompt that was cut, to be shown to the user."""
+        seen = self.mask.shape[1] - 1
+        return [
+            f"prompt is {count} tokens, the last {count - seen} are not seen: {_shorten(text)!r}"
+            for count, text in zip(self.num_tokens, self.truncated, strict=True)
+            if text
+        ]
+
+
+def _shorten(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+class TextEncoder:
+    """A T5 encoder and its tokenizer: prompts in, padded token embeddings out.
+
+    model: transformers' T5EncoderModel. tokenizer: a T5 tokenizer (`<pad>` 0, `</s>` 1, `<unk>` 2).
+    """
+
+    def __init__(self, model: T5EncoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        # Any: transformers' own annotations of `to` and of what from_pretrained returns do not type-check.
+        self.model: Any = model.eval()
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> TextEncoder:
+        """Loads `folder`/text_encoder (config.json, *.safetensors) and `folder`/tokenizer.
+
+        dtype: float32 when not given. Raises UserError, one line each, for missing, pickled, damaged or
+        incomplete weights, a config that is not T5's, and a missing or damaged tokenizer.
+        """
+        part = Path(folder) / "text_encoder"
+        check_weights(part, Path(folder))
+        tokenizer = load_tokenizer(Path(folder) / "tokenizer")
+        return cls(_load_model(part, dtype).to(device), tokenizer)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `folder`/text_encoder (config.json, model.safetensors) and `folder`/tokenizer."""
+        part = Path(folder) / "text_encoder"
+        with _quiet():
+            self.model.save_pretrained(str(part), safe_serialization=True)
+        save_tokenizer(self.tokenizer, Path(folder) / "tokenizer")
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def width(self) -> int:
+        """D, the embeddings' last dimension."""
+        return self.model.config.d_model
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TextEncoder:
+        """Moves the weights (between GPU and CPU, to save memory) and returns self."""
+        self.model.to(device=device, dtype=dtype)
+        return self
+
+    def encode(self, prompts: Sequence[str], max_length: int = MAX_LENGTH) -> Encoded:
+        """Cleans each prompt as V2 does, cuts and pads it to `max_length` tokens, and runs T5.
+
+        prompts: B strings of at most MAX_PROMPT_BYTES each; "" is allowed and has one token, `</s>`.
+        Raises UserError for no prompts, one that is not a string, one over the cap, and max_length below 1.
+        """
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        if not prompts:
+            raise UserError("`prompts` must hold at least one prompt, got none; an empty prompt is ''")
+        if max_length < 1:
+            raise UserError(
+                f"`max_length` must be 1 or more tokens, got {max_length}; the default is {MAX_LENGTH}"
+            )
+        for prompt in prompts:
+            check_prompt(prompt)
+        cleaned = [clean_caption(prompt) for prompt in prompts]
+        ids, mask, num_tokens, truncated = self.tokenize(cleaned, max_length)
+        return Encoded(self.encode_tokens(ids, mask), mask.to(self.device), cleaned, num_tokens, truncated)
+
+    def tokenize(self, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor, list[int], list[str]]:
+        """Texts as they are, padded: ids, mask (B, L) int64 on CPU; tokens before the cut; what was cut."""
+        import torch
+
+        tokenizer = self.tokenizer
+        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+        assert pad is not None, "load_tokenizer checked this"
+        assert end is not None, "load_tokenizer checked this"
+        # Token by token and not with the tokenizer's own truncation, which says nothing about what it cut.
+        whole = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        rows, masks, counts, cut = [], [], [], []
+        for text, row, offsets in zip(texts, whole["input_ids"], whole["offset_mapping"], strict=True):
+            kept = [*row[: max_length - 1], end]
+            rows.append(kept + [pad] * (max_length - len(kept)))
+            masks.append([1] * len(kept) + [0] * (max_length - len(kept)))
+            counts.append(len(row))
+            cut.append(text[offsets[max_length - 1][0] :].strip() if len(row) > max_length - 1 else "")
+        return torch.tensor(rows), torch.tensor(masks), counts, cut
+
+    def encode_tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """T5 over token ids and mask, (B, L) int64 on any device: embeddings (B, L, D), no gradient."""
+        import torch
+
+        with torch.no_grad():
+            return self.model(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
+            ).last_hidden_state
+
+
+def t5(
+    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> TextEncoder:
+    """The host's builder of this encoder: see TextEncoder.from_pretrained."""
+    return TextEncoder.from_pretrained(folder, device=device, dtype=dtype)
+
+
+def _load_model(part: Path, dtype: torch.dtype | None) -> Any:
+    import torch
+    from transformers import T5EncoderModel
+
+    load: Any = T5EncoderModel.from_pretrained
+    settings: dict[str, Any] = {
+        "dtype": dtype or torch.float32,
+        "use_safetensors": True,
+        "local_files_only": True,
+    }
+    try:
+        with _quiet():
+            model, info = load(str(part), output_loading_info=True, **settings)
+    except Exception as error:  # transformers and safetensors raise a dozen kinds on damaged files
+        raise UserError(
+            f"the text encoder in {str(part)!r} cannot be loaded ({error}); copy it again"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"text encoder {str(part)!r} lacks {len(missing)} tensors, as {missing[0]!r}; copy it again"
+        )
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and load reports off the terminal; our errors say what matters."""
+    from transformers.utils import logging
+
+    was_on, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if was_on:
+            logging.enable_progress_bar()

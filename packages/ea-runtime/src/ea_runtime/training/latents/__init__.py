@@ -1,0 +1,1 @@
+"""The training set as latents and text features, kept on disk."""

@@ -1,0 +1,353 @@
+"""`ea train ... --dry-run`: what a run would do and need, without training and without its weights.
+
+The recipe is made on torch's meta device, where tensors have shapes and no values. Memory is counted there: what
+stays from step to step exactly, and the activations by computing one batch of each phase's largest bucket on the
+meta device and adding up what autograd keeps for the backward pass (a recipe that computes under autocast counts as
+in float32, which is more). Not counted: what lives within an operation only, the allocator's waste, the libraries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ea_runtime.errors import UserError
+from ea_runtime.training.data.dataset import Bucket, bucket_name
+from ea_runtime.training.data.order import BatchOrder, PhaseOrder
+from ea_runtime.training.options import TrainOptions
+from ea_runtime.training.recipe import Context, Phase, Recipe
+from ea_runtime.training.update.optimizers import TurnOptimizer
+
+#: Bytes that an optimiser keeps for a parameter.
+_MOMENTS = {"muon": 4, "adamw8bit": 2}
+_BUCKETS_SHOWN = 12
+
+
+@dataclass(slots=True)
+class Plan:
+    """sections: title -> rows (what, how much), in the order in which they are shown."""
+
+    sections: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+
+    def add(self, section: str, what: str, value: object) -> None:
+        self.sections.setdefault(section, []).append((what, str(value)))
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within the block new tensors are on the meta device; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        yield
+
+
+def make_plan(
+    recipe_class: Any, options: Any, train: TrainOptions, name: str, out: Path, device: str
+) -> Plan:
+    """The plan of a run. Raises UserError as the run itself would at its start; writes nothing.
+
+    recipe_class, options: as for the run. name: the recipe's. device: where the run would compute.
+    """
+    context = Context(
+        seed=train.seed, device="meta", out=out, say=lambda line: None, dtype=train.dtype,
+        gradient_checkpointing=train.gradient_checkpointing, dry_run=True,
+    )  # fmt: skip
+    with shapes_only():
+        recipe: Recipe = recipe_class(options, context)
+        told = recipe.describe()
+    plan = Plan()
+    order = PhaseOrder(recipe.phases(), train.batch_size, train.seed)
+    _add_run(plan, train, name, out, device)
+    _add_data(plan, order, train)
+    turns = _turns(recipe, train)
+    _add_parameters(plan, recipe, turns, train)
+    told = _add_memory(plan, recipe, turns, order, train, dict(told))
+    for what, value in told.items():
+        for line, text in _flat(what, value):
+            plan.add("Recipe", line, text)
+    return plan
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Prints the plan as one table; a script reads it as lines."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for number, (title, rows) in enumerate(plan.sections.items()):
+        if number:
+            table.add_row("", "")
+        table.add_row(title, "", style="bold cyan")
+        for what, value in rows:
+            table.add_row(f"  {what}", value)
+    console.print(table, highlight=False, markup=False)
+
+
+def _add_run(plan: Plan, train: TrainOptions, name: str, out: Path, device: str) -> None:
+    plan.add("Run", "recipe", name)
+    state = "there is something already" if out.exists() else "new"
+    plan.add("Run", "writes to", f"{out} ({state}; this plan writes nothing)")
+    shared = f", {train.processes} processes ({train.parallel})" if train.processes > 1 else ""
+    plan.add("Run", "computes", f"{train.dtype} on {device}{shared}, {train.workers} workers read ahead")
+    plan.add("Run", "steps", f"{train.steps:,}")
+    batch = f"{train.batch_size} samples"
+    if train.processes > 1 or train.accumulate > 1:
+        micro = micro_batch(train, train.batch_size)
+        batch += f" = {train.processes} processes x {train.accumulate} micro-batches of {micro}"
+    plan.add("Run", "global batch", batch)
+    plan.add(
+        "Run",
+        "rate",
+        f"warm-up {train.warmup} steps, then {train.schedule} to {train.final_lr:g} of the peak",
+    )
+    samples = f", samples/ every {train.sample_every}" if train.sample_every else ""
+    plan.add("Run", "saves", f"every {train.save_every} steps, keeps {train.keep}{samples}")
+
+
+def _add_data(plan: Plan, order: PhaseOrder, train: TrainOptions) -> None:
+    for number, (phase, batches) in enumerate(zip(order.phases, order.orders, strict=True)):
+        title = "Data" if len(order.orders) == 1 else f"Data, phase {number + 1}"
+        length = _end(order, number, train) - phase.start
+        counts = Counter(key for key in phase.buckets if key is not None)
+        kinds = Counter({"videos": 0, "pictures": 0})
+        for key, count in counts.items():
+            kinds["videos" if _is_video(key) else "pictures"] += count
+        if len(order.orders) > 1:
+            plan.add(title, "steps", f"{phase.start:,} to {phase.start + length:,}")
+        left_out = len(phase.buckets) - batches.num_samples
+        plan.add(title, "samples", f"{batches.num_samples:,}" + f", {left_out:,} left out" * (left_out > 0))
+        if any(isinstance(key, Bucket) for key in counts):
+            plan.add(title, "pictures, videos", f"{kinds['pictures']:,}, {kinds['videos']:,}")
+        plan.add(
+            title,
+            "epochs",
+            f"{length / batches.batches_per_epoch:.2f} ({batches.batches_per_epoch:,} steps each)",
+        )
+        for key, count in counts.most_common(_BUCKETS_SHOWN):
+            plan.add(title, f"bucket {bucket_name(key)}", f"{count:,} samples")
+        if len(counts) > _BUCKETS_SHOWN:
+            rest = sum(counts.values()) - sum(count for _, count in counts.most_common(_BUCKETS_SHOWN))
+            plan.add(title, f"{len(counts) - _BUCKETS_SHOWN} more buckets", f"{rest:,} samples")
+        smallest = min(counts.values())
+        if smallest < batches.batch_size:
+            small = sum(count < batches.batch_size for count in counts.values())
+            plan.add(
+                title,
+                "small buckets",
+                f"{small} never fill a batch of {batches.batch_size}; theirs are smaller",
+            )
+
+
+def _turns(recipe: Recipe, train: TrainOptions) -> list[TurnOptimizer]:
+    # the loss scale of fp16 needs a real device, and says nothing here
+    options = train.model_copy(update={"dtype": "fp32"})
+    groups, names = recipe.parameter_groups(), list(recipe.turns())
+    turns = [TurnOptimizer(groups, name, options, first=name == names[0]) for name in names]
+    turns = [turn for turn in turns if turn.parameters]
+    if not turns:
+        raise UserError("the recipe leaves nothing to train; check its `trainable` patterns")
+    return turns
+
+
+def _add_parameters(plan: Plan, recipe: Recipe, turns: list[TurnOptimizer], train: TrainOptions) -> None:
+    trained = sum(p.numel() for turn in turns for p in turn.parameters)
+    total = sum(p.numel() for module in recipe.modules().values() for p in module.parameters())
+    plan.add("Parameters", "trained", f"{trained:,} of {total:,} ({trained / max(1, total):.1%})")
+    for turn in turns:
+        for line in turn.lines():
+            what, _, value = line.partition(": ")
+            plan.add("Parameters", what if len(turns) == 1 else f"{turn.turn}: {what}", value)
+
+
+def _add_memory(
+    plan: Plan,
+    recipe: Recipe,
+    turns: list[TurnOptimizer],
+    order: PhaseOrder,
+    train: TrainOptions,
+    told: dict[str, Any],
+) -> dict[str, Any]:
+    """Adds the section and returns what the recipe told without what went into it."""
+    parts = resident_bytes(recipe, turns, train)
+    own = told.pop("memory", None)
+    activations: dict[str, int | str] = {}
+    for number, phase in enumerate(order.phases):
+        label = "activations" if len(order.phases) == 1 else f"activations, phase {number + 1}"
+        batches = order.orders[number]
+        micro = micro_batch(train, phase.batch_size or train.batch_size)
+        step = _end(order, number, train) - 1
+        activations[label] = activation_bytes(recipe, phase, batches, step, micro)
+        if isinstance(activations[label], str) and isinstance(own, Mapping):
+            one = next((v for key, v in own.items() if key.startswith("activations")), None)
+            if one is not None:
+                activations[label] = int(one) * micro
+    if isinstance(own, Mapping) and "computing copy" in own and own["computing copy"]:
+        parts["copy to compute with"] = int(own["computing copy"])
+    for what, size in {**parts, **activations}.items():
+        plan.add("Memory of a process", what, size if isinstance(size, str) else _size(size))
+    counted = [size for size in activations.values() if isinstance(size, int)]
+    total = sum(parts.values()) + max(counted, default=0)
+    plan.add("Memory of a process", "together", f"{_size(total)}, and what single operations need")
+    disk = parts["weights"] + parts["averages"] + parts["optimiser"] + parts["averages"]
+    plan.add("Memory of a process", "a checkpoint on disk", f"about {_size(disk)}, {train.keep} are kept")
+    return told
+
+
+def resident_bytes(recipe: Recipe, turns: list[TurnOptimizer], train: TrainOptions) -> dict[str, int]:
+    """What stays from step to step, by part, in bytes; weights, gradients and averages are float32."""
+    modules = recipe.modules()
+    averaged = {name: modules[name] for name in recipe.averaged()}
+    helpers = [m for m in vars(recipe).values() if isinstance(m, nn.Module) and m not in modules.values()]
+    optimiser = 0
+    for turn in turns:
+        for group in turn.groups:
+            kind = group["kind"] if group["kind"] == "muon" else train.optimizer
+            optimiser += sum(p.numel() for p in group["params"]) * _MOMENTS.get(kind, 8)
+    shards = train.processes if train.parallel == "fsdp" else 1
+    parts = {
+        "weights": _bytes_of(modules.values()),
+        "frozen helpers": _bytes_of(helpers, without=modules.values()),
+        "gradients": sum(p.numel() for turn in turns for p in turn.parameters) * 4,
+        "optimiser": optimiser,
+        "averages": sum(
+            p.numel() * p.element_size() for m in averaged.values() for p in m.parameters() if p.requires_grad
+        ),
+    }
+    return {name: size if name == "frozen helpers" else -(-size // shards) for name, size in parts.items()}
+
+
+def largest_batch(phase: Phase, count: int) -> tuple[Hashable, list[int]]:
+    """The largest bucket of a phase, and up to `count` samples of it."""
+    largest = max({key for key in phase.buckets if key is not None}, key=_weight)
+    return largest, [index for index, key in enumerate(phase.buckets) if key == largest][:count]
+
+
+def activation_bytes(recipe: Recipe, phase: Phase, order: BatchOrder, step: int, count: int) -> int | str:
+    """What autograd keeps of one micro-batch of `count` samples of the phase's largest bucket, each storage once.
+
+    The largest of the turns counts. A string says why it cannot be told: that is for people.
+    """
+    largest, members = largest_batch(phase, count)
+    sizes = []
+    try:
+        with NoValues():
+            batch = recipe.fetch(members, 0, step)
+        if not len(batch):
+            return f"not counted: none of {len(members)} files of bucket {bucket_name(largest)} can be used"
+        for turn in recipe.turns():
+            with torch.random.fork_rng(devices=[]), NoValues(), _Kept() as kept:
+                loss = recipe.loss(batch, torch.Generator().manual_seed(0), step, turn)
+            known = {t.untyped_storage()._cdata for m in recipe.modules().values() for t in m.parameters()}
+            sizes.append(kept.bytes_without(known) if loss.total.requires_grad else 0)
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # a loss may do what has no meaning without values; the plan is told without it
+        return f"not counted ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
+    return max(sizes) * count // len(batch)
+
+
+class _Kept:
+    """Holds every tensor that autograd saves within the block."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, Tensor] = {}  # alive, so that no storage's number is given twice
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._take, lambda tensor: tensor)
+
+    def __enter__(self) -> _Kept:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def _take(self, tensor: Tensor) -> Tensor:
+        self._tensors.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    def bytes_without(self, known: set[int]) -> int:
+        return sum(t.untyped_storage().nbytes() for number, t in self._tensors.items() if number not in known)
+
+
+class NoValues(TorchDispatchMode):
+    """Lets a loss mix tensors with and without values, and read values that are not there: it reads ones."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(tensor.is_meta for tensor in tensors):
+            first = args[0]
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return torch.ones((), dtype=first.dtype).item()
+            device = kwargs.get("device")
+            if func is torch.ops.aten._to_copy.default and device is not None and device.type != "meta":
+                return torch.ones(first.shape, dtype=kwargs.get("dtype") or first.dtype, device=device)
+            args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta or tensor.ndim == 0 else tensor.to("meta")
+
+
+def _end(order: PhaseOrder, number: int, train: TrainOptions) -> int:
+    later = [phase.start for phase in order.phases[number + 1 :]]
+    return max(order.phases[number].start + 1, min(later[0] if later else train.steps, train.steps))
+
+
+def micro_batch(train: TrainOptions, batch_size: int) -> int:
+    """Samples that a process computes at a time."""
+    return math.ceil(math.ceil(batch_size / train.processes) / train.accumulate)
+
+
+def _is_video(key: Hashable) -> bool:
+    return isinstance(key, Bucket) and key.kind == "video"
+
+
+def _weight(key: Hashable) -> float:
+    """Pixels of a bucket, or the product of a key's numbers."""
+    if isinstance(key, Bucket):
+        return key.num_frames * key.height * key.width
+    return math.prod(n for n in key if isinstance(n, (int, float))) if isinstance(key, tuple) else 1.0
+
+
+def _bytes_of(modules: Any, without: Any = ()) -> int:
+    """Of all their tensors, each once; without: modules whose tensors are counted elsewhere (a LoRA's in its base)."""
+
+    def tensors(these: Any) -> dict[int, Tensor]:
+        return {id(t): t for module in these for t in (*module.parameters(), *module.buffers())}
+
+    counted = tensors(without)
+    return sum(t.numel() * t.element_size() for key, t in tensors(modules).items() if key not in counted)
+
+
+def _size(size: int) -> str:
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if size >= 10**power:
+            return f"{size / 10**power:.2f} {unit}"
+    return f"{size} bytes"
+
+
+def _flat(what: str, value: Any) -> Iterator[tuple[str, str]]:
+    """What a recipe told, as rows: a table's or list's entries one below the other."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(f"{what}: {key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            yield from _flat(what if number == 0 else "", inner)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield what, f"{value:,}"
+    else:
+        yield what, str(value)

@@ -1,0 +1,333 @@
+"""The one training loop. What a step computes is in step.py; here is what happens around it, and how a run goes on.
+
+A run is a folder: config.toml (as run), log.jsonl (a line a step), checkpoint-N/ (a loadable model folder `model/`
+with the averaged weights, and the training state), samples/ (sheets) and at the end `final/`.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ea_runtime.errors import UserError, writing
+from ea_runtime.files.atomic import atomic_folder, require_space
+from ea_runtime.machine.canary import Canary, canary_file
+from ea_runtime.machine.formats import Formats
+from ea_runtime.machine.processes import from_first, wait_for_all
+from ea_runtime.training.data.order import PhaseOrder
+from ea_runtime.training.data.workers import Fetcher, Job
+from ea_runtime.training.options import TrainOptions
+from ea_runtime.training.recipe import Recipe
+from ea_runtime.training.run.budget import ErrorBudget
+from ea_runtime.training.run.checkpoints import checkpoints, is_complete, prune, remove_checkpoint
+from ea_runtime.training.run.guard import Guard
+from ea_runtime.training.run.progress import TrainingProgress
+from ea_runtime.training.run.run_folder import RunFolder
+from ea_runtime.training.run.state import load_state, save_state
+from ea_runtime.training.run.step import Stepper, seed_global, seed_of
+from ea_runtime.training.update.average import WeightAverage
+from ea_runtime.training.update.optimizers import TurnOptimizer, check_groups
+from ea_runtime.training.update.parallel import choose_parallel
+from ea_runtime.training.update.precision import DTYPES
+
+#: Times that a run goes back to a good checkpoint after a spike.
+MAX_ROLLBACKS = 3
+
+
+class Trainer:
+    """Trains one recipe in one folder.
+
+    config: the whole config as run; a run can go on with the same one only (see run_folder.MAY_CHANGE).
+    say: shows one line to the user.
+    Raises UserError where the recipe leaves nothing to train, or the options cannot be had together.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: TrainOptions,
+        out: Path,
+        config: dict[str, Any],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        if options.dtype == "auto":
+            raise ValueError(
+                "`options.dtype` must be resolved (ea_runtime.training.update.precision), got 'auto'"
+            )
+        self.recipe = recipe
+        self.options = options
+        self.out = out
+        self.say = say
+        self.modules = recipe.modules()
+        self.order = PhaseOrder(recipe.phases(), options.batch_size, options.seed)
+        names = list(recipe.turns())
+        self.parallel = choose_parallel(options.parallel, self.modules, len(names))
+        groups = recipe.parameter_groups()  # after the weights may have been sharded
+        check_groups(groups, names)
+        self.turns = [TurnOptimizer(groups, name, options, first=name == names[0]) for name in names]
+        self.turns = [turn for turn in self.turns if turn.parameters]
+        self.parallel.prepare(self.turns)
+        self.averages = {name: WeightAverage(self.modules[name], options.ema) for name in recipe.averaged()}
+        self.rank, self.processes = self.parallel.rank, self.parallel.size
+        self.folder = RunFolder(out, config, writes=self.rank == 0)
+        self.guard = Guard(options.guard)
+        quarantine = out / "quarantine.jsonl" if self.rank == 0 else None
+        self.budget = ErrorBudget(options.bad_share, quarantine, self.order.num_samples, say)
+        device = self.turns[0].parameters[0].device
+        self.formats = Formats(device, DTYPES[options.dtype], say, Canary(device, canary_file()))
+        self.stepper = Stepper(
+            recipe, options, self.parallel, self.turns, self.averages, self.order, self.formats
+        )
+        self.step = 0
+        self.skipped = 0  # in a row, up to now
+        self.rollbacks = 0
+        self.saved_step: int | None = None
+        self._save_is_due = False
+        self._stop = False
+        self._given_up = ""  # why the run ends, after too many steps that were not finite
+
+    def group_lines(self) -> list[str]:
+        """One line a parameter group: name, optimiser, size, peak rate."""
+        return [line for turn in self.turns for line in turn.lines()]
+
+    def run(self, *, resume: bool) -> Path:
+        """Trains to the last step and returns `final/`, the finished model folder. Main thread only.
+
+        resume: go on from the newest complete checkpoint; without one, start.
+        SIGTERM and Ctrl-C end the step, save a checkpoint (unless the state is suspect) and raise KeyboardInterrupt.
+        Raises UserError for a folder that holds another run or a damaged one, for a full disk, for too many files
+        that cannot be used, and where the loss stays infinite or spikes again and again.
+        """
+        previous = {
+            number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            self._open(resume)
+            self._loop()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self.step < self.options.steps:
+            raise KeyboardInterrupt
+        return self._finish()
+
+    def _loop(self) -> None:
+        options = self.options
+        with ExitStack() as stack:
+            # before anything that starts a thread: workers are forked
+            fetcher = Fetcher(self.recipe.fetch, self._jobs_of, options.workers, options.steps)
+            stack.callback(fetcher.close)
+            board = self._board(stack)
+            progress = stack.enter_context(TrainingProgress(options.steps, self.step, show=self.rank == 0))
+            log = stack.enter_context(self.folder.open_log())
+            stop = False
+            while self.step < options.steps and not stop:
+                verdict, line, stop = self._one_step(fetcher)
+                with self._writing():
+                    log.line(line)
+                    if board is not None:
+                        board.line(line)
+                is_last = self.step == options.steps
+                if self._given_up:
+                    raise UserError(self._given_up)
+                if verdict == "spike" or (is_last and self.guard.is_rising):
+                    log.close()
+                    self._roll_back()
+                    fetcher.restart()
+                    log = stack.enter_context(self.folder.open_log())
+                    continue
+                progress.take(line)
+                if self.step % options.log_every == 0:
+                    progress.show(line)
+                if options.sample_every and self.step % options.sample_every == 0:
+                    self._sample(board)
+                self._save_is_due |= stop or self.step % options.save_every == 0 or is_last
+                # a suspect state is never saved as good; at the end a skipped step leaves the last good one
+                if self._save_is_due and (self.guard.is_clean or is_last):
+                    if self.rank == 0:  # the log on disk is never behind a checkpoint
+                        with self._writing():
+                            log.sync()
+                    self._save()
+            if stop and self._save_is_due:
+                self.say(f"the state at step {self.step} is suspect and was not saved")
+
+    def _one_step(self, fetcher: Fetcher) -> tuple[str, dict[str, Any], bool]:
+        """One step: what the guard says, the line for the log, and whether any process was asked to stop."""
+        limit = self.options.guard.skips
+        # the first of a row, and the last one that is borne
+        explain = self.skipped in (0, limit - 1)
+        result = self.stepper.one_step(
+            self.step, self.rollbacks, fetcher, self.guard, self.budget, stop=self._stop, explain=explain
+        )
+        self.skipped = self.skipped + 1 if result.verdict == "skip" else 0
+        self.step += 1
+        if result.why:
+            said = f"{result.why} is not finite in {self.options.dtype}"
+            if self.skipped >= limit:
+                steps = f"{limit} steps in a row were skipped, the last one is {self.step}"
+                self._given_up = f"{steps}: {said}; {self._remedy()}"
+            else:
+                self.say(f"step {self.step} is skipped: {said}")
+        line = {
+            "step": self.step, **result.line, "skipped": result.verdict == "skip", "rollbacks": self.rollbacks
+        }  # fmt: skip
+        return result.verdict, line, result.stop
+
+    def _remedy(self) -> str:
+        """What to set where gradients stay infinite."""
+        data = "look at the data of the last lines of log.jsonl"
+        if self.options.dtype == "fp32":
+            return f"lower `train.lr`, or {data}"
+        return f"set `train.dtype` to fp32 in a new run; if that does not help, lower `train.lr` or {data}"
+
+    def _jobs_of(self, step: int) -> list[Job]:
+        """What this process fetches for a step: its share of the batch, in `accumulate` parts."""
+        share = self.order.draw(step).indices[self.rank :: self.processes]
+        seed = seed_of(self.options.seed, step, self.rollbacks)
+        size = max(1, -(-len(share) // self.options.accumulate))
+        return [Job(share[at : at + size], seed, step) for at in range(0, len(share), size)]
+
+    def _open(self, resume: bool) -> None:
+        """Takes up the run in the folder, or starts one there."""
+        newest = self.folder.start(resume)
+        wait_for_all()
+        for line in (*self.group_lines(), *self.order.lines()):
+            self.say(line)
+        if newest is None:
+            with self._writing():
+                self.folder.begin()
+                if self.rank == 0:
+                    self.budget.start()
+            self._save()  # what a spike before the first checkpoint goes back to
+            return
+        self._load(newest[1])
+        with self._writing():
+            self.folder.cut_log(self.step)
+
+    def _load(self, checkpoint: Path) -> None:
+        position = load_state(checkpoint, modules=self.modules, averages=self.averages, turns=self.turns)
+        self.step = self.saved_step = position["step"]
+        self.skipped = position["skipped"]
+        self.rollbacks = position["rollbacks"]
+        self.guard.load_state_dict(position["guard"])
+        self.budget.load_state_dict(position["budget"])
+        self._save_is_due = False
+
+    def _roll_back(self) -> None:
+        """Back to the newest checkpoint from before what is suspected. Raises UserError after too many times."""
+        since = self.guard.suspect_since
+        rollbacks = self.rollbacks + 1
+        if rollbacks > MAX_ROLLBACKS:
+            raise UserError(
+                f"the loss spiked again at step {self.step}, after {MAX_ROLLBACKS} rollbacks; lower `train.lr` or "
+                f"look at log-rollback-*.jsonl; checkpoint-{self.saved_step} is the last good state"
+            )
+        good = [
+            (step, path) for step, path in checkpoints(self.out)
+            if step < self.step and (since is None or step <= since) and is_complete(path)
+        ]  # fmt: skip
+        chosen = from_first(good[-1] if good else None)
+        if chosen is None:
+            raise UserError(
+                f"the loss spiked at step {self.step}, and no checkpoint from before is left; raise `train.keep`"
+            )
+        spiked = self.step
+        self._load(chosen[1])
+        self.rollbacks = rollbacks
+        self.folder.cut_log(self.step, keep_as=f"log-rollback-{rollbacks}.jsonl")
+        wait_for_all()
+        if self.rank == 0:  # later ones are of the state that was given up
+            for step, path in checkpoints(self.out):
+                if step > self.step:
+                    remove_checkpoint(path)
+        wait_for_all()
+        self.say(f"the loss spiked at step {spiked}; back to checkpoint-{self.step} (rollback {rollbacks})")
+
+    def _save(self) -> None:
+        """Writes checkpoint-N. Raises UserError before anything is written where the disk is too full."""
+        self._save_is_due = False
+        position = {
+            "step": self.step, "skipped": self.skipped, "rollbacks": self.rollbacks,
+            "guard": self.guard.state_dict(), "budget": self.budget.state_dict(),
+        }  # fmt: skip
+        state = {
+            "modules": self.modules, "averages": self.averages, "turns": self.turns, "position": position
+        }  # fmt: skip
+        if self.rank == 0:
+            size = sum(p.numel() * 4 for module in self.modules.values() for p in module.parameters())
+            require_space(
+                self.out, size * 6
+            )  # weights, averages, two moments, the model folder, and some room
+            with self._writing(), atomic_folder(self.out / f"checkpoint-{self.step}") as folder:
+                save_state(folder, **state)
+                self._save_model(folder / "model")
+            prune(self.out, self.options.keep)
+        elif self.parallel.is_sharded:
+            save_state(None, **state)
+            self._save_model(None)
+        wait_for_all()
+        self.saved_step = self.step
+
+    def _save_model(self, folder: Path | None) -> None:
+        with ExitStack() as stack:
+            self._swap_averages_in(stack)
+            stack.enter_context(self.parallel.whole())
+            if folder is not None:
+                self.recipe.save(folder)
+
+    def _swap_averages_in(self, stack: ExitStack) -> None:
+        for average in self.averages.values():
+            stack.enter_context(average.swapped_in())
+
+    def _sample(self, board: Any) -> None:
+        """Writes samples/step-N.png, where the recipe has something to show."""
+        if self.rank == 0 or self.parallel.is_sharded:
+            with ExitStack() as stack:
+                self._swap_averages_in(stack)
+                seed_global(self.options.seed)
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(self.formats.watch())
+                sheet = self.parallel.run(lambda: self.recipe.sample_sheet(self.step))
+            if sheet is not None and self.rank == 0:
+                from ea_runtime.video.sheets import write_sheet
+
+                with self._writing():
+                    write_sheet(self.out / "samples" / f"step-{self.step}.png", sheet)
+                    if board is not None:
+                        board.sheet(self.step, sheet)
+        wait_for_all()
+
+    def _board(self, stack: ExitStack) -> Any:
+        if not self.options.tensorboard or self.rank > 0:
+            return None
+        from ea_runtime.training.run.board import Board
+
+        return stack.enter_context(Board(self.out, self.step))
+
+    def _finish(self) -> Path:
+        """The averages for good, the recipe's last words, and `final/`."""
+        target = self.out / "final"
+        for average in self.averages.values():
+            average.install()
+        if self.parallel.is_sharded:
+            self.parallel.run(self.recipe.finish)
+        elif self.rank == 0:
+            self.recipe.finish()
+        with self.parallel.whole():
+            if self.rank == 0:
+                with self._writing(), atomic_folder(target) as folder:
+                    self.recipe.save(folder)
+        return target
+
+    def _writing(self) -> AbstractContextManager[None]:
+        """Within the block a full disk is a UserError that tells what is saved."""
+        saved = f"step {self.saved_step} of {self.options.steps}" if self.saved_step else "nothing yet"
+        return writing(self.out, f"saved is {saved}: make room there and go on with --resume")
+
+    def _ask_to_stop(self, number: int, frame: Any) -> None:
+        self._stop = True

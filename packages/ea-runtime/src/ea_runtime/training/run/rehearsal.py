@@ -1,0 +1,65 @@
+"""A step of a run on shapes alone: what it would compute in a reduced number format, and how much of it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ea_runtime.errors import UserError
+from ea_runtime.machine.canary import Canary
+from ea_runtime.machine.formats import Formats
+from ea_runtime.training.options import TrainOptions
+from ea_runtime.training.recipe import Context, Recipe
+from ea_runtime.training.run.dry_run import NoValues, largest_batch, micro_batch, shapes_only
+from ea_runtime.training.update.precision import DTYPES
+
+
+def share_wrong(
+    recipe_class: Any,
+    options: Any,
+    train: TrainOptions,
+    device: str,
+    dtype: str,
+    say: Callable[[str], None],
+    canary: Canary | None,
+) -> float:
+    """The part of a run's products, 0..1, that `dtype` gets wrong on this device.
+
+    One step of the largest batch of each phase is gone through, forward and backward, on tensors without values; each
+    operation in it is tried by the canary. say: hears what is wrong, with the modules' names.
+    Raises what the recipe raises for options that are wrong.
+    """
+    context = Context(
+        seed=train.seed, device="meta", out=Path(), say=lambda line: None, dtype=dtype,
+        gradient_checkpointing=train.gradient_checkpointing, dry_run=True,
+    )  # fmt: skip
+    with shapes_only():
+        recipe: Recipe = recipe_class(options, context)
+    formats = Formats(torch.device(device), DTYPES[dtype], say, canary, assume=DTYPES[dtype])
+    for phase in recipe.phases():
+        _, members = largest_batch(phase, micro_batch(train, phase.batch_size or train.batch_size))
+        _go_through(recipe, members, phase.start, formats)
+    return formats.share_wrong
+
+
+def _go_through(recipe: Recipe, members: list[int], step: int, formats: Formats) -> None:
+    with NoValues():
+        batch = recipe.fetch(members, 0, step)
+    if not len(batch):
+        return
+    for turn in recipe.turns():
+        try:
+            with torch.random.fork_rng(devices=[]), NoValues(), formats.watch():
+                loss = recipe.loss(batch, torch.Generator().manual_seed(0), step, turn)
+                if loss.total.requires_grad:
+                    loss.total.backward()
+        except UserError:
+            raise
+        except (
+            Exception
+        ) as error:  # a loss may do what has no meaning without values; it is watched as it runs
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+            formats.say(f"number formats are checked as the run meets them, not ahead ({reason})")

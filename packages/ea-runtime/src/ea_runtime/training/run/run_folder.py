@@ -1,0 +1,182 @@
+"""The folder of a run: config.toml as run, log.jsonl (a line a step), checkpoint-N/, samples/, final/."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ea_runtime.errors import UserError
+from ea_runtime.training.run.checkpoints import checkpoints, newest_complete
+
+#: What may change when a run goes on: where and how often it saves and shows, and how it uses the machine.
+MAY_CHANGE = {
+    "train.save_every", "train.keep", "train.log_every", "train.sample_every", "train.tensorboard", "train.threads",
+    "train.workers", "train.processes", "train.parallel", "train.device", "run.out",
+}  # fmt: skip
+
+
+class RunFolder:
+    """out: the folder. config: the whole config as run; a run can go on with the same one only (see MAY_CHANGE).
+
+    writes: whether this process is the one that writes.
+    """
+
+    def __init__(self, out: Path, config: dict[str, Any], *, writes: bool) -> None:
+        self.out = out
+        self.config = _bare(config)
+        self.writes = writes
+        self.log_path = out / "log.jsonl"
+
+    def start(self, resume: bool) -> tuple[int, Path] | None:
+        """The checkpoint (step, folder) that the run goes on from; None: it is new, and the folder is made ready.
+
+        Raises UserError where the folder holds another run, or a damaged one.
+        """
+        newest = newest_complete(self.out)
+        if newest is not None and not resume:
+            if newest[0] > 0:
+                raise UserError(
+                    f"`out` {str(self.out)!r} holds a run at step {newest[0]}; go on with --resume or choose another"
+                )
+            newest = None  # nothing was done yet
+        damaged = [path for step, path in checkpoints(self.out) if step > 0]
+        if newest is None and damaged:
+            raise UserError(
+                f"`out` {str(self.out)!r} holds checkpoints of a run, but each is damaged, {damaged[-1].name} too; "
+                "choose another `out`"
+            )
+        if newest is not None:
+            self._same_config()
+        return newest
+
+    def refuse_early(self, resume: bool) -> None:
+        """Raises UserError as `start` would, as far as that needs no look into checkpoints.
+
+        To be asked before a recipe is made, which may code a whole set.
+        """
+        if any(step > 0 for step, _ in checkpoints(self.out)):
+            if resume:
+                self._same_config()
+            else:
+                self.start(resume)
+
+    def begin(self) -> None:
+        """Writes the config of a new run and removes an earlier log."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.writes:
+            self.log_path.unlink(missing_ok=True)
+            for old in self.out.glob("log-rollback-*.jsonl"):
+                old.unlink()
+            (self.out / "config.toml").write_text(tomli_w.dumps(self.config), encoding="utf-8")
+
+    def open_log(self) -> RunLog:
+        """log.jsonl; nothing is written where this process is not the one that writes."""
+        return RunLog(self.log_path if self.writes else Path(os.devnull))
+
+    def cut_log(self, step: int, keep_as: str | None = None) -> None:
+        """Drops the lines past `step`: those steps will be done again. keep_as: a file that they are moved to."""
+        if not self.writes or not self.log_path.exists():
+            return
+        kept, dropped = [], []
+        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+            try:
+                (kept if json.loads(line)["step"] <= step else dropped).append(line)
+            except (ValueError, KeyError, TypeError):
+                break  # a torn last line of a killed run
+        if keep_as:
+            (self.out / keep_as).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
+        partial = self.log_path.with_name(f".{self.log_path.name}.partial")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(partial, self.log_path)
+
+    def _same_config(self) -> None:
+        """Raises UserError naming the keys that differ from the run's own config."""
+        path = self.out / "config.toml"
+        try:
+            before = _flat(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{str(path)!r} must be the config of the run that --resume goes on with: {error}"
+            ) from error
+        now = _flat(self.config)
+        keys = sorted(
+            k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in MAY_CHANGE
+        )
+        if keys:
+            changes = ", ".join(f"{k} ({before.get(k)!r} -> {now.get(k)!r})" for k in keys)
+            raise UserError(
+                f"the run in {str(self.out)!r} was made with another config: {changes}; "
+                "set these back or choose another `out`"
+            )
+
+
+class RunLog:
+    """A log that is appended to line by line, so that it can be followed. What a full disk took of a line stays torn.
+
+    Nothing is buffered: closing it has nothing to write, and so cannot fail.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def line(self, line: dict[str, Any]) -> None:
+        """Raises OSError where the disk does not take it."""
+        data = (json_line(line) + "\n").encode()
+        while data:
+            data = data[self._file.write(data) :]
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def recorded_dtype(out: Path) -> str | None:
+    """`train.dtype` of the run in this folder; None where there is none, or none that can be read."""
+    try:
+        dtype = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))["train"]["dtype"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return dtype if dtype in ("fp32", "bf16", "fp16") else None
+
+
+def json_line(line: dict[str, Any]) -> str:
+    """One line of JSON; NaN and infinity, which JSON has not, become null."""
+    lost = {key: None for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json.dumps(line | lost)
+
+
+def _bare(table: dict[str, Any]) -> dict[str, Any]:
+    """The table as TOML holds it: without None, tuples as lists, other objects as their text."""
+    return {str(key): _value(value) for key, value in table.items() if value is not None}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _bare(value)
+    if isinstance(value, (list, tuple)):
+        return [_value(item) for item in value if item is not None]
+    return value if isinstance(value, (str, bool, int, float)) else str(value)
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,1 @@
+"""The optimiser's step: precision, averages, shared work."""

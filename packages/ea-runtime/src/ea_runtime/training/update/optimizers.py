@@ -1,0 +1,185 @@
+"""The update of one turn: its parameter groups, optimisers, loss scale, gradient clipping and rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ea_runtime.errors import MissingPackageError, UserError
+from ea_runtime.training.options import TrainOptions
+from ea_runtime.training.update.muon import MuonAdamW
+from ea_runtime.training.update.sharded import whole
+
+
+def rate(options: TrainOptions, step: int) -> float:
+    """The part of the peak rates that a step (counted from 0) runs at: warm-up, then the schedule."""
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    if options.schedule == "constant":
+        return 1.0
+    part = min(1.0, (step - options.warmup) / max(1, options.steps - options.warmup))
+    fall = 0.5 * (1 + math.cos(math.pi * part)) if options.schedule == "cosine" else 1 - part
+    return options.final_lr + (1 - options.final_lr) * fall
+
+
+def check_groups(groups: list[dict[str, Any]], turns: Iterable[str]) -> None:
+    """Raises UserError where nothing is trained, and ValueError where a recipe's groups do not fit its turns."""
+    known = list(turns)
+    seen: dict[int, str] = {}
+    for group in groups:
+        turn = group.get("turn", known[0])
+        if turn not in known:
+            raise ValueError(f"`turn` of a parameter group must be one of {', '.join(known)}, got {turn!r}")
+        for parameter in group["params"]:
+            if seen.setdefault(id(parameter), turn) != turn:
+                raise ValueError(f"a parameter is trained in two turns, {seen[id(parameter)]!r} and {turn!r}")
+    if not any(parameter.requires_grad for group in groups for parameter in group["params"]):
+        raise UserError("the recipe leaves nothing to train; check its `trainable` patterns")
+
+
+class TurnOptimizer:
+    """Everything that one turn of a step updates.
+
+    groups: the recipe's (of all turns). first: whether groups that name no turn are this one's. Their `kind` is "muon"
+    or "adamw" (the latter meaning `train.optimizer`), `lr_scale` multiplies the rate, `name` is shown.
+    Raises UserError, one line: 8-bit Adam without bitsandbytes; Muon, 8-bit Adam or fp16 where weights are sharded.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], turn: str, options: TrainOptions, *, first: bool
+    ) -> None:
+        self.turn = turn
+        self.clip = options.clip
+        self.groups = _choose(groups, turn, options, first)
+        self.parameters: list[Tensor] = [p for group in self.groups for p in group["params"]]
+        self.optimizers = _build(self.groups, options)
+        device = self.parameters[0].device.type if self.parameters else "cpu"
+        self.scaler = torch.amp.GradScaler(device, enabled=options.dtype == "fp16")
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def set_rate(self, part: float) -> None:
+        """part: of the peak rates."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * part
+
+    def finish_gradients(self) -> float:
+        """After the backward passes: undoes the loss scale, clips, and returns the norm before clipping."""
+        for parameter in self.parameters:
+            # None and zero differ for the optimiser; which it is must not depend on when a run was resumed
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.scaler.is_enabled():
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)))
+
+    def step(self) -> None:
+        """Takes the gradients in. They must be finite."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def end(self) -> None:
+        """After `finish_gradients`, whether or not there was a step: the loss scale follows what was seen."""
+        if self.scaler.is_enabled():
+            self.scaler.update()
+
+    def lines(self) -> list[str]:
+        """One line a group: what it is called, how it is updated, how many parameters, at which peak rate."""
+        lines = []
+        for group in self.groups:
+            count = sum(p.numel() for p in group["params"])
+            lines.append(
+                f"{group['name']}: {group['shown']}, {count / 1e6:.3f} M parameters, peak rate {group['peak']:.3g}"
+            )
+        return lines
+
+
+def _choose(
+    groups: list[dict[str, Any]], turn: str, options: TrainOptions, first: bool
+) -> list[dict[str, Any]]:
+    """The groups of this turn that train anything, with their rates and the optimiser that they get."""
+    chosen = []
+    for number, group in enumerate(groups):
+        if group.get("turn", turn if first else None) != turn:
+            continue
+        is_muon = group.get("kind", "adamw") == "muon" and options.muon_lr > 0
+        peak = (options.muon_lr if is_muon else options.lr) * group.get("lr_scale", 1.0)
+        params = [p for p in group["params"] if p.requires_grad]
+        if params:
+            shown = "muon" if is_muon else options.optimizer
+            kind = "muon" if is_muon else options.optimizer.removesuffix("8bit")
+            name = group.get("name", f"{turn} {number}")
+            chosen.append(
+                {"params": params, "kind": kind, "peak": peak, "lr": peak, "name": name, "shown": shown}
+            )
+    return chosen
+
+
+def _build(groups: list[dict[str, Any]], options: TrainOptions) -> list[torch.optim.Optimizer]:
+    if options.parallel == "fsdp":
+        refused = "`train.parallel` fsdp shards the weights: "
+        if any(group["kind"] == "muon" for group in groups):
+            raise UserError(refused + "Muon needs whole matrices; set `train.muon_lr` to 0, or use ddp")
+        if options.optimizer == "adamw8bit":
+            raise UserError(refused + "8-bit Adam cannot follow; set `train.optimizer` to adamw, or use ddp")
+        if options.dtype == "fp16":
+            raise UserError(refused + "scaled fp16 cannot follow; set `train.dtype` to bf16, or use ddp")
+    if not groups:
+        return []
+    common: dict[str, Any] = {
+        "lr": options.lr, "betas": options.betas, "eps": options.eps, "weight_decay": options.weight_decay
+    }  # fmt: skip
+    ours, in_8bit = groups, []
+    if options.optimizer == "adamw8bit":
+        ours = [group for group in groups if group["kind"] == "muon"]
+        in_8bit = [group for group in groups if group["kind"] != "muon"]
+    built: list[torch.optim.Optimizer] = []
+    if ours:
+        dtype = torch.float32 if options.dtype == "fp32" else torch.bfloat16
+        built.append(MuonAdamW([_bare(group) for group in ours], dtype=dtype, **common))
+    if in_8bit:
+        built.append(_adamw8bit()([_bare(group) for group in in_8bit], **common))
+    return built
+
+
+def _bare(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: group[key] for key in ("params", "kind", "peak", "lr")}
+
+
+def _adamw8bit() -> Any:
+    try:
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingPackageError(
+            "`train.optimizer` is 'adamw8bit', which needs the package bitsandbytes; "
+            "`pip install 'ea-runtime[adam8bit]'`, or set it to 'adamw'"
+        ) from error
+    return AdamW8bit
+
+
+def only_turn_trains(turns: list[TurnOptimizer], chosen: TurnOptimizer) -> None:
+    """During a turn the other turns' parameters need no gradients: that saves their part of the backward pass."""
+    if len(turns) > 1:
+        for turn in turns:
+            for parameter in turn.parameters:
+                parameter.requires_grad_(turn is chosen)
+
+
+def all_turns_train(turns: list[TurnOptimizer]) -> None:
+    """Undoes `only_turn_trains`."""
+    for turn in turns:
+        for parameter in turn.parameters:
+            parameter.requires_grad_(True)
+
+
+def num_trainable(modules: dict[str, nn.Module]) -> int:
+    """Parameters that are trained."""
+    return sum(p.numel() for module in modules.values() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,187 @@
+"""Frames to files and back: mp4, gif, png, folders of frames.
+
+    output = plan_output("out.mp4")            # everything that can be wrong with it is found here
+    with output.writer(fps=24) as write:       # nothing half-written stays behind, whatever happens inside
+        for frame in frames:                   # (H, W, 3) uint8
+            write(frame)
+
+Which kind follows from the name: .mp4 (H.264), .gif, .png (one frame: a picture; more: a contact sheet of up
+to 16), and a folder of numbered .png files where the name ends in "/", has no suffix or is a folder already.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import temporary_sibling
+
+if TYPE_CHECKING:
+    import numpy as np
+
+KINDS = {".mp4": "mp4", ".gif": "gif", ".png": "png"}
+_FRAME_NAME = re.compile(r"\d{5,}\.png")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A place that can be written to. kind: "mp4", "gif", "png" or "folder"."""
+
+    path: Path
+    kind: str
+    overwrite: bool = False
+
+    @contextmanager
+    def writer(
+        self, fps: float | Fraction, num_frames: int | None = None
+    ) -> Iterator[Callable[[np.ndarray], None]]:
+        """A function that takes the frames one by one; the file appears, whole, when the block ends well.
+
+        fps: frames a second. num_frames: how many will come, if that is known (a contact sheet then holds
+        fewer).
+        Raises UserError where no frame came or the file cannot be written.
+        """
+        from ea_runtime.video import writers
+
+        classes = {
+            "mp4": writers.Mp4Writer,
+            "gif": writers.GifWriter,
+            "png": writers.PngWriter,
+            "folder": writers.FolderWriter,
+        }
+        temporary = temporary_sibling(self.path)
+        writer: Any = None
+        try:
+            writer = classes[self.kind](temporary, check_fps(fps), num_frames)
+            yield writer.add
+            if not writer.count:
+                raise UserError(f"no frames came for {str(self.path)!r}")
+            writer.finish()
+            self._put(temporary)
+        except OSError as error:
+            raise UserError(f"{str(self.path)!r} cannot be written: {error.strerror or error}") from error
+        finally:
+            # still there: something failed, or the user stopped it
+            if temporary.exists():
+                _quietly(writer.abort if writer else None)
+                shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink()
+
+    def _put(self, temporary: Path) -> None:
+        check_free(self.path, self.kind, self.overwrite)
+        if self.kind == "folder" and self.path.exists():
+            old = temporary_sibling(self.path)
+            self.path.rename(old)
+            temporary.rename(self.path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, self.path)
+
+
+def plan_output(path: str | os.PathLike[str], overwrite: bool = False) -> Output:
+    """What `path` asks for.
+
+    Raises UserError for an unknown suffix, an existing file and a place that cannot be written.
+    """
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise UserError(f"`output` must be a file name such as out.mp4, got {text!r}")
+    place = Path(text)
+    suffix = place.suffix.lower()
+    if text.endswith(("/", os.sep)) or place.is_dir() or not suffix:
+        kind = "folder"
+    elif suffix in KINDS:
+        kind = KINDS[suffix]
+    else:
+        raise UserError(
+            f"`output` must end in {', '.join(KINDS)}, or in '/' for a folder of frames, got {place.name!r}"
+        )
+    check_free(place, kind, overwrite)
+    check_writable(place)
+    return Output(place, kind, overwrite)
+
+
+def check_free(path: Path, kind: str, overwrite: bool) -> None:
+    """Raise UserError where something stands at `path` that may not be replaced."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if kind != "folder":
+        if not overwrite:
+            raise UserError(f"{str(path)!r} exists already; give another name or --overwrite")
+        if not path.is_file():
+            raise UserError(f"{str(path)!r} is no regular file and will not be replaced; give another name")
+        return
+    if not path.is_dir():
+        raise UserError(
+            f"{str(path)!r} is a file, not a folder; end the name in .mp4, .gif or .png, or give another"
+        )
+    entries = [entry.name for entry in path.iterdir()]
+    if entries and not overwrite:
+        raise UserError(f"folder {str(path)!r} is not empty; give another name or --overwrite")
+    foreign = [name for name in entries if not _FRAME_NAME.fullmatch(name)]
+    if foreign:
+        raise UserError(
+            f"folder {str(path)!r} holds {foreign[0]!r}, which is no frame of ours; give another folder"
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError where no file can be made beside `path`. Tried out: permissions alone do not tell."""
+    parent = path.parent
+    if not parent.is_dir():
+        what = "is a file" if parent.exists() else "does not exist"
+        raise UserError(f"{str(path)!r} cannot be written: {str(parent)!r} {what}; make the folder first")
+    probe = temporary_sibling(path)
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
+
+
+def check_fps(fps: Any) -> Fraction:
+    """Frames a second as a fraction. Raises UserError outside 0 to 1000."""
+    try:
+        value = Fraction(fps).limit_denominator(1001)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"`fps` must be a number of frames a second, got {fps!r}; 24 is usual") from error
+    if isinstance(fps, bool) or not 0 < value <= 1000:
+        raise UserError(f"`fps` must be above 0 and at most 1000 frames a second, got {fps!r}; 24 is usual")
+    return value
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[np.ndarray],
+    fps: float | Fraction = 24,
+    *,
+    num_frames: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write frames (H, W, 3) uint8, taken one at a time, to an mp4, gif, png or folder; see plan_output.
+
+    Raises UserError for a name that cannot be written, before the first frame is asked for.
+    """
+    output = plan_output(path, overwrite)
+    with output.writer(fps, num_frames) as write:
+        for frame in frames:
+            write(frame)
+    return output.path
+
+
+def _quietly(action: Callable[[], None] | None) -> None:
+    """Run what may fail because something else failed before; that one is the error to tell."""
+    if action is not None:
+        try:
+            action()
+        except Exception:
+            return

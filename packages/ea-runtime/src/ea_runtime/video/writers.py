@@ -1,0 +1,174 @@
+"""One writer for each kind of file; each takes frames one by one and holds no more than it must.
+
+Frames are (H, W, 3) uint8. A writer writes to the path that it is given and leaves tidying up to video.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ea_runtime.video.sheets import SHEET_FRAMES, frame_grid
+
+logger = logging.getLogger("ea")
+
+# x264's result depends on the number of threads, so it does not follow the machine.
+_X264_THREADS = 4
+
+
+class FrameWriter(ABC):
+    """add() each frame in order, then finish(), or abort() at any time. The first frame sets the size."""
+
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
+        self.path = path
+        self.fps = fps
+        self.num_frames = num_frames
+        self.count = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        """Write one (H, W, 3) uint8 frame."""
+        self._add(np.ascontiguousarray(frame))
+        self.count += 1
+
+    @abstractmethod
+    def _add(self, frame: np.ndarray) -> None: ...
+
+    def finish(self) -> None:  # noqa: B027 - a folder needs nothing
+        """Complete the file."""
+
+    def abort(self) -> None:  # noqa: B027
+        """Close what is open; the file is not usable."""
+
+
+class Mp4Writer(FrameWriter):
+    """H.264 in MP4, 4:2:0, BT.709, without dates or versions: the same frames give the same bytes.
+
+    4:2:0 needs even sides: the last column or row of an odd one is left out, nothing is padded.
+    """
+
+    crf = 18
+
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
+        super().__init__(path, fps, num_frames)
+        self.container: Any = None
+        self.stream: Any = None
+
+    def _add(self, frame: np.ndarray) -> None:
+        import av
+
+        height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+        if self.container is None:
+            if (height, width) != frame.shape[:2]:
+                logger.warning(
+                    "mp4 needs even sides: the last row or column is left out (%dx%d)", width, height
+                )
+            self._open(height, width)
+        assert self.container is not None
+        # without a contiguous copy PyAV reads the uncropped rows
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        self.container.mux(self.stream.encode(picture))
+
+    def _open(self, height: int, width: int) -> None:
+        import av
+
+        options = {"fflags": "+bitexact", "movflags": "+faststart"}
+        self.container = av.open(str(self.path), "w", format="mp4", container_options=options)
+        self.stream = self.container.add_stream("libx264", rate=self.fps)
+        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+        self.stream.options = {"crf": str(self.crf), "flags": "+bitexact"}
+        codec = self.stream.codec_context
+        codec.thread_count = _X264_THREADS
+        bt709, limited = 1, 1  # players guess from the size otherwise
+        codec.colorspace = codec.color_primaries = codec.color_trc = bt709
+        codec.color_range = limited
+
+    def finish(self) -> None:
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
+
+    def abort(self) -> None:
+        if self.container is not None:
+            self.container.close()
+
+
+class GifWriter(FrameWriter):
+    """Animated GIF, repeating for ever; each frame has its own 256 colours, so nothing must be known in
+    advance.
+
+    Times are in 1/100 s: the delays alternate so that the whole keeps its length. Under 2/100 s (over 50
+    frames a second) viewers slow a GIF down; such a one is written at 50.
+    """
+
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
+        super().__init__(path, fps, num_frames)
+        self.file: IO[bytes] | None = None
+        if fps > 50:
+            logger.warning("gif cannot be faster than 50 frames a second; %s is written as 50", float(fps))
+            self.fps = Fraction(50)
+
+    def _add(self, frame: np.ndarray) -> None:
+        from PIL import GifImagePlugin, Image
+
+        if self.file is None:
+            self.file = self.path.open("wb")
+            height, width = frame.shape[:2]
+            self.file.write(
+                b"GIF89a" + width.to_bytes(2, "little") + height.to_bytes(2, "little") + b"\0\0\0"
+            )
+            self.file.write(b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")
+        picture = Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT, kmeans=1)
+        delay = round((self.count + 1) * 100 / self.fps) - round(self.count * 100 / self.fps)
+        for data in GifImagePlugin.getdata(picture, duration=delay * 10, include_color_table=True):
+            self.file.write(data)
+
+    def finish(self) -> None:
+        assert self.file is not None, "no frame was added"
+        self.file.write(b";")
+        self.file.close()
+
+    def abort(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+class PngWriter(FrameWriter):
+    """One frame: a picture. More: a contact sheet of up to 16 of them, from the first to the last."""
+
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
+        super().__init__(path, fps, num_frames)
+        self.kept: list[np.ndarray] = []
+
+    def _add(self, frame: np.ndarray) -> None:
+        total = self.num_frames
+        if total is not None and total > SHEET_FRAMES:
+            wanted = {round(i * (total - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
+            if self.count not in wanted:
+                return
+        self.kept.append(frame.copy())
+
+    def finish(self) -> None:
+        from PIL import Image
+
+        kept = self.kept
+        if len(kept) > SHEET_FRAMES:  # their number was not known
+            kept = [kept[round(i * (len(kept) - 1) / (SHEET_FRAMES - 1))] for i in range(SHEET_FRAMES)]
+        Image.fromarray(frame_grid(kept)).save(self.path, "PNG")
+
+
+class FolderWriter(FrameWriter):
+    """A folder of pictures: 00000.png, 00001.png and so on."""
+
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
+        super().__init__(path, fps, num_frames)
+        path.mkdir()
+
+    def _add(self, frame: np.ndarray) -> None:
+        from PIL import Image
+
+        Image.fromarray(frame).save(self.path / f"{self.count:05d}.png", "PNG", compress_level=3)

@@ -1,0 +1,213 @@
+"""What may be asked for: every wrong request is one line that says what to do, before any work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ea_runtime.errors import UserError
+from ea_runtime.generation.pipeline import VideoPipeline
+from ea_runtime.generation.requests import check_seeds
+from ea_runtime.models.geometry import Geometry, latent_scale
+from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
+
+SMALL = {"num_frames": 9, "height": 32, "width": 32, "num_inference_steps": 1, "seed": 1}
+MAGVIT = Geometry()
+SLICE = Geometry(is_slice=True, chunk_frames=8, chunk_latents=2)
+
+
+@pytest.fixture
+def pipe() -> VideoPipeline:
+    class Untouched(FakeDenoiser):
+        def forward(self, *args, **kwargs):
+            raise AssertionError("work began")
+
+    return VideoPipeline(
+        FakeVae(),
+        Untouched(motion_module_kwargs={"temporal_position_encoding_max_len": 64}),
+        FakeTextEncoder(),
+    )
+
+
+BAD = [
+    ({"num_frames": 20}, "`num_frames` must be 1 or a multiple of 9, got 20; use 18 or 27"),
+    ({"num_frames": 5}, "use 1 or 9"),
+    ({"num_frames": 0}, "got 0; use 1"),
+    ({"num_frames": -3}, "got -3; use 1"),
+    ({"num_frames": 9.0}, "whole number, got float 9.0"),
+    ({"num_frames": True}, "whole number, got bool True"),
+    ({"num_frames": "9"}, "whole number, got str '9'"),
+    ({"num_frames": 9 * 64}, "at most 189"),
+    ({"height": 100, "width": 100}, "multiples of 16, got 100x100 (width x height); use 96x96 or 112x112"),
+    ({"height": 0}, "use 32x16"),
+    ({"height": "32"}, "`height` must be a whole number"),
+    ({"height": 1 << 40}, "pixels"),
+    ({"num_inference_steps": 0}, "from 1 to 1000, got 0"),
+    ({"num_inference_steps": 10**9}, "from 1 to 1000"),
+    ({"num_inference_steps": 2.5}, "`num_inference_steps` must be a whole number"),
+    ({"num_inference_steps": 2, "sampler": "pndm"}, "not possible with sampler 'pndm'; use 4"),
+    ({"num_inference_steps": 1000, "sampler": "ddim"}, "use 999"),
+    ({"guidance_scale": float("nan")}, "`guidance_scale` must be a finite number"),
+    ({"guidance_scale": float("inf")}, "finite"),
+    ({"guidance_scale": -1}, "finite number from 0"),
+    ({"guidance_scale": "6"}, "must be a number"),
+    ({"sampler": "eulr"}, "there are: euler, euler-a, dpm++, pndm, ddim, unipc"),
+    ({"sampler": 3}, "`sampler` must be one of euler"),
+    ({"seed": -1}, "`seed`"),
+    ({"seed": 1 << 64}, "`seed`"),
+    ({"seed": 1.5}, "`seed`"),
+    ({"seed": [1, 2]}, "list of 1"),
+    ({"generator": torch.Generator()}, "either `seed` or `generator`"),
+    ({"seed": None, "generator": 3}, "torch.Generator"),
+    ({"prompt": None}, "either `prompt` or `prompt_embeds`, got neither"),
+    ({"prompt_embeds": torch.zeros(1, 2, 8)}, "got both"),
+    ({"prompt": 5}, "`prompt` must be text or a list of texts, got int 5"),
+    ({"prompt": ["a", 5]}, "got a list with int 5"),
+    ({"prompt": []}, "at least one text"),
+    ({"prompt": "x" * (1 << 20)}, "16,384"),
+    ({"negative_prompt": "x" * (1 << 20)}, "`negative_prompt` must take at most"),
+    ({"negative_prompt": ["a", "b"]}, "list of 1"),
+    ({"latents": torch.zeros(1, 4, 4, 4)}, "`latents` must be a tensor"),
+    ({"latents": torch.zeros(1, 3, 3, 4, 4)}, "shape (1, 4, 3, 4, 4)"),
+    ({"latents": torch.zeros(1, 4, 4, 4, 4), "num_frames": None}, "multiple of 3, got 4"),
+    ({"output": "pil"}, "'frames' or 'latents'"),
+    ({"smooth": 1}, "`smooth`"),
+    ({"batch_size": 0}, "`batch_size`"),
+    ({"prompt": ["x"] * 100, "height": 1024, "width": 1024}, "fewer prompts"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "message"), BAD, ids=[str(m) for _, m in BAD])
+def test_a_wrong_request_is_one_line_before_any_work(pipe, wrong, message):
+    start = time.perf_counter()
+    with pytest.raises(UserError) as error:
+        pipe(**{"prompt": "x"} | SMALL | wrong)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": "x"}, "needs a text encoder"),
+        ({"prompt_embeds": torch.zeros(1, 2, 8)}, "negative_prompt_embeds"),
+        ({"prompt_embeds": torch.zeros(2, 8)}, "(B, tokens, channels), got (2, 8)"),
+        ({"prompt_embeds": [1]}, "got list"),
+        (
+            {"prompt_embeds": torch.zeros(1, 2, 8), "prompt_attention_mask": torch.ones(1, 3)},
+            "shape (1, 2), got (1, 3)",
+        ),
+        (
+            {"prompt_embeds": torch.zeros(1, 2, 8), "negative_prompt_embeds": torch.zeros(1, 3, 8)},
+            "(2, 8) tokens and channels like `prompt_embeds`, got (3, 8)",
+        ),
+        (
+            {"prompt_embeds": torch.zeros(1, 2, 8), "negative_prompt_embeds": torch.zeros(2, 2, 8)},
+            "1 or 1 texts, got 2",
+        ),
+    ],
+)
+def test_embeddings_are_checked(given, message):
+    pipe = VideoPipeline(FakeVae(), FakeDenoiser())
+    with pytest.raises(UserError) as error:
+        pipe(**SMALL, **given)
+    assert message in str(error.value)
+
+
+def test_a_pipeline_needs_a_denoiser_and_knows_its_engines(tmp_path):
+    with pytest.raises(UserError, match="`denoiser`"):
+        VideoPipeline(FakeVae())
+    with pytest.raises(UserError, match="'warp'"):
+        VideoPipeline.from_pretrained("tiny", engine="warp")
+    with pytest.raises(UserError, match="no model folder"):
+        VideoPipeline.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"(?i)has no vae"):
+        VideoPipeline.from_pretrained(tmp_path, device="cpu")
+
+
+def test_an_oversized_request_is_refused_at_once(pipe):
+    start = time.perf_counter()
+    for _ in range(20):
+        with pytest.raises(UserError):
+            pipe("x" * (1 << 20), **SMALL)
+        with pytest.raises(UserError):
+            pipe("x", **SMALL | {"height": 65536, "width": 65536})
+    assert time.perf_counter() - start < 20 * 0.1
+
+
+@pytest.mark.parametrize("frames", [1, 9, 18, 144])
+def test_magvit_frames_and_latent_frames(frames):
+    latents = MAGVIT.num_latents(frames)
+    assert latents == (1 if frames == 1 else frames // 3)
+    assert MAGVIT.num_frames(latents) == frames
+    assert MAGVIT.temporal_ratio == 4
+
+
+@pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (8, 2), (9, 3), (13, 4), (25, 7), (144, 36)])
+def test_slice_frames_and_latent_frames(frames, latents):
+    assert SLICE.check_num_frames(frames) == frames
+    assert SLICE.num_latents(frames) == latents
+
+
+def test_slice_numbers_that_do_not_fit():
+    with pytest.raises(UserError, match="a multiple of 4, or one more, got 6; use 5 or 8"):
+        SLICE.check_num_frames(6)
+    with pytest.raises(UserError, match="got 2; use 1 or 4"):
+        SLICE.check_num_frames(2)
+
+
+@pytest.mark.parametrize("is_slice", [False, True])
+def test_geometry_agrees_with_the_vae(is_slice):
+    ea_vae = pytest.importorskip("ea_vae")
+    small = {"ch": 8, "ch_mult": [1, 1, 1, 1], "layers_per_block": 1, "norm_num_groups": 4}
+    chunk = (
+        {"slice_compression_vae": True, "mini_batch_encoder": 8, "mini_batch_decoder": 2} if is_slice else {}
+    )
+    vae = ea_vae.AutoencoderKLMagvit(**small, **chunk).eval()
+    geometry = Geometry.from_configs(vae.config)
+    assert geometry.spatial_ratio == 8
+    for frames in [n for n in range(1, 28) if geometry.fits(n)]:
+        latents = geometry.num_latents(frames)
+        assert vae.num_latents_for(frames) == latents
+        z = torch.zeros(1, 4, latents, 2, 2)
+        decoded = sum(part.shape[2] for part in vae.iter_decode(z, smooth=True, num_frames=frames))
+        assert decoded == frames
+
+
+def test_published_configs():
+    vae = {
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["SpatialDownBlock3D", *["SpatialTemporalDownBlock3D"] * 3],
+        "latent_channels": 4, "scaling_factor": 0.18215, "mini_batch_encoder": 9, "mini_batch_decoder": 3,
+        "slice_compression_vae": False,
+    }  # fmt: skip
+    denoiser = {
+        "in_channels": 4, "patch_size": 2, "motion_module_type": "Vanilla",
+        "motion_module_kwargs": {"temporal_position_encoding_max_len": 4096, "block_size": 1},
+    }  # fmt: skip
+    assert Geometry.from_configs(vae, denoiser) == Geometry(max_latent_frames=4096)
+    grid = denoiser | {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {"block_size": 2}}
+    assert Geometry.from_configs(vae, grid).size_multiple == 32
+    assert Geometry.from_configs(None, None) == Geometry()
+
+
+def test_what_latents_are_divided_by():
+    assert latent_scale(None) == latent_scale({"scaling_factor": 0.1825}) == 0.18215
+    assert latent_scale(SimpleNamespace(scaling_factor=0.5)) == 0.5
+
+
+def test_seeds_count_up():
+    assert check_seeds(43, 3) == [43, 44, 45]
+    assert check_seeds([5, 5], 2) == [5, 5]
+
+
+def test_checking_a_request_imports_no_torch():
+    code = "import sys, ea_runtime.generation.requests; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

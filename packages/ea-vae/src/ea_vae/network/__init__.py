@@ -1,0 +1,1 @@
+"""The network: it imports torch, einops and diffusers' mixins only."""

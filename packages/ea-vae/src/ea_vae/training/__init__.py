@@ -1,0 +1,1 @@
+"""The recipe `vae` and what it is made of."""

@@ -1,0 +1,116 @@
+"""Which form runs: the rule looks at shapes alone, measurements are remembered, other words are refused."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+
+from ea_vae.network import choice
+from ea_vae.network.conv import CausalConv3d
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(choice.VARIABLE, raising=False)
+
+
+def rule(shape, channels, **kind):
+    # tensors of the CPU that take no memory
+    x, weight = (torch.empty_strided(t, [0] * 5) for t in (shape, (channels, shape[1], 3, 3, 3)))
+    return choice.by_rule(x, weight, **{"causal": True, "enlarges": False} | kind)
+
+
+def test_the_rule():
+    assert rule((1, 4, 3, 4, 4), 4) == "direct"
+    assert rule((1, 512, 3, 8, 8), 512) == "direct"  # the sums of so many weights cost more than they save
+    assert rule((1, 512, 3, 16, 16), 512) == "summed"
+    assert rule((1, 64, 3, 32, 32), 64) == "summed"
+    assert rule((1, 64, 3, 16, 16), 64) == "direct"
+    assert rule((1, 512, 1, 8, 8), 512) == "summed"
+    assert rule((1, 512, 3, 16, 16), 512, enlarges=True) == "both"
+    assert rule((1, 512, 3, 16, 16), 512, enlarges=True, causal=False) == "phase"
+    assert rule((1, 512, 3, 8, 8), 512, enlarges=True) == "summed"
+    assert rule((1, 4, 2, 4, 4), 4, causal=False) == "summed"
+
+
+def test_the_rule_never_asks_a_clock(make_vae, noise, monkeypatch):
+    def no_clock():
+        raise AssertionError("the default looked at a clock")
+
+    monkeypatch.setattr(time, "perf_counter", no_clock)
+    vae, z = make_vae(ch=16), noise(1, 4, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(vae.decode(z).sample, vae.decode(z).sample)
+
+
+@torch.no_grad()
+def test_measuring_is_done_once_and_remembered(noise, monkeypatch):
+    conv, x = CausalConv3d(2, 3), noise(1, 2, 5, 4, 4)
+    conv.rewrites = "measure"
+    asked = []
+    monkeypatch.setattr(choice, "fastest", lambda forms: asked.append(list(forms)) or "summed")
+    conv(x)
+    conv(x + 1)
+    assert asked == [["direct", "summed"]]
+    conv.after_enlarging(x, "causal")
+    assert asked[1:] == [["direct", "summed", "phase", "both"]]
+    stored = json.loads(choice.cache_file().read_text())
+    assert len(stored) == 2
+    assert all(torch.__version__ in key and "float32" in key for key in stored)
+    monkeypatch.setattr(choice, "_memory", None)  # as another process
+    conv(x)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"key": 3}'])
+@torch.no_grad()
+def test_a_lost_or_damaged_memory_is_made_again(noise, damage, monkeypatch):
+    conv, x = CausalConv3d(2, 3), noise(1, 2, 5, 4, 4)
+    conv.rewrites = "measure"
+    choice.cache_file().parent.mkdir(parents=True)
+    choice.cache_file().write_text(damage)
+    monkeypatch.setattr(choice, "_memory", None)
+    assert torch.allclose(conv(x), conv._run("plain", x, "causal"), atol=1e-5)
+    assert next(iter(json.loads(choice.cache_file().read_text()).values())) in ("direct", "summed")
+
+
+@torch.no_grad()
+def test_a_cache_that_cannot_be_written_is_said(noise, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EA_CACHE", str(tmp_path / "file"))
+    conv = CausalConv3d(2, 3)
+    conv.rewrites = "measure"
+    conv(noise(1, 2, 5, 4, 4))
+    assert "cannot be written" in caplog.text
+
+
+def test_the_first_of_two_processes_wins(tmp_path):
+    first, second = (choice.Memory(tmp_path / "memory.json") for _ in range(2))
+    second._read()
+    first.found["shape"] = "summed"
+    first._write("shape")
+    second.found["shape"] = "direct"
+    second._write("shape")
+    assert second.found["shape"] == "summed"
+
+
+def test_other_words_are_refused(make_vae, noise, monkeypatch):
+    with pytest.raises(
+        ValueError, match="`rewrites` must be one of rule, measure, always, plain, got 'fast'"
+    ):
+        make_vae().set_rewrites("fast")
+    monkeypatch.setenv(choice.VARIABLE, "quick")
+    with pytest.raises(ValueError, match="`EA_VAE_REWRITES` must be one of"), torch.no_grad():
+        CausalConv3d(2, 3)(noise(1, 2, 3, 4, 4))
+
+
+def test_the_environment_chooses_unless_the_network_does(monkeypatch):
+    monkeypatch.setenv(choice.VARIABLE, "plain")
+    assert choice.current(None) == "plain"
+    assert choice.current("always") == "always"
+    monkeypatch.delenv(choice.VARIABLE)
+    assert choice.current(None) == "rule"
