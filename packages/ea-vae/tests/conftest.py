@@ -162,7 +162,7 @@ def adam() -> Callable[..., list[SimpleNamespace]]:
 def build(**settings: object) -> AutoencoderKLMagvit:
     """A seeded VAE whose every parameter is random, norms and biases too, so that no branch is dead."""
     torch.manual_seed(0)
-    vae = AutoencoderKLMagvit(**{**SMALL, **settings})  # pyright: ignore[reportArgumentType]
+    vae = AutoencoderKLMagvit(**{**SMALL, **settings})
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -17,7 +17,6 @@ from torch import Tensor
 from ea_dit import Transformer3DModel
 from ea_dit.training import recipe
 from ea_dit.training.loss import add_noise, training_loss
-from ea_dit.training.memory import activation_bytes
 from ea_dit.training.options import DitOptions
 from ea_dit.training.recipe import DitRecipe
 from ea_runtime.errors import UserError
@@ -178,7 +177,7 @@ def test_a_cut_run_goes_on_to_the_same_bits(
             raise MemoryError
         return loss(batch, generator, step, turn)
 
-    made.loss = dying  # pyright: ignore[reportAttributeAccessIssue]
+    made.loss = dying
     with pytest.raises(MemoryError):
         train(made, tmp_path / "cut", 7)
     cut = train(make(stage, dtype=dtype, **tables), tmp_path / "cut", 7, resume=True)
@@ -430,32 +429,11 @@ def test_describe(make: Make) -> None:
     assert list(told["parameter groups"]) == ["matrices", "others", "matrices, low rate", "others, low rate"]
     assert "rate x 0.5" in told["parameter groups"]["others, low rate"]
     assert told["largest sample"] == "video, 27 frames of 32x32"
-    made = make()
-    total = sum(p.numel() for p in made.model.parameters())
-    memory = made.describe()["memory"]
-    assert (memory["gradients"], memory["optimizer"], memory["average"]) == (4 * total, 8 * total, 4 * total)
-    assert memory["computing copy"] == 0
+    assert told["memory"] == {"computing copy": 0}
+    made = make(dtype="bf16")
+    numbers = sum(tensor.numel() for tensor in (*made.model.parameters(), *made.model.buffers()))
+    assert made.describe()["memory"] == {"computing copy": 2 * numbers}
     assert json.dumps(told)
-
-
-def test_activations_are_what_autograd_keeps(make: Make) -> None:
-    """The figure comes from the meta device; here what a real pass keeps is counted."""
-    made = make()
-    known = {t.untyped_storage().data_ptr() for t in (*made.model.parameters(), *made.model.buffers())}
-    kept: dict[int, Tensor] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in known:
-            kept.setdefault(place, tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t), recipe.short_attention("cpu"):
-        made.model(torch.randn(1, 4, 3, 4, 4), torch.zeros(1), torch.randn(1, 120, 12))
-    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    told = activation_bytes(made.model, made.chosen, (3, 4, 4), torch.float32, False)
-    assert told == pytest.approx(real, rel=0.01)
-    assert activation_bytes(made.model, made.chosen, (3, 4, 4), torch.float32, True) < 0.5 * told
 
 
 def test_a_sheet(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,7 +472,7 @@ def test_a_sheet(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"data": {"kind": "both"}}, "dit.toml: unknown key `data.kind`; did you mean 'kinds'?"),
         ({"stage": "pictures"}, "dit.toml: `stage`: Input should be 'align', 'motion' or 'finetune', got 'pictures'"),
         ({"stage": "align", "data": {"kinds": "videos"}}, "dit.toml: `table`: Value error, stage 'align' trains on"),
-        ({"phases": [{"start": 3}]}, "dit.toml: `table`: Value error, `phases` must start at 0 and then at later"),
+        ({"phases": [{"start": 3}]}, "dit.toml: `table`: Value error, `phases` must start at 0"),
         ({"trainable": {"patterns": ["proj_oud"]}}, "`trainable.patterns`: 'proj_oud' matches no parameter that stage "
          "'finetune' may train; near: proj_out"),
         ({"trainable": {"low": ["("]}}, "`trainable.low` must hold regular expressions, got '('"),

@@ -43,7 +43,7 @@ def test_low_gives_way_to_patterns_but_not_to_the_stages_own_choice() -> None:
 )
 def test_a_pattern_that_matches_nothing_names_near_ones(stage: str, pattern: str, expected: str) -> None:
     with pytest.raises(ValueError) as caught:
-        choose(NAMES, stage, [pattern])  # pyright: ignore[reportArgumentType]
+        choose(NAMES, stage, [pattern])
     assert expected in str(caught.value)
 
 

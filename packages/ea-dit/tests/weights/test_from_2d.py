@@ -201,7 +201,7 @@ def _config(folder: Path, **changes: Any) -> None:
         (lambda f: (f / "diffusion_pytorch_model.safetensors").write_bytes(b"no"), {}, "cannot be read"),
         (lambda f: (f / "diffusion_pytorch_model.safetensors").rename(f / "x.bin"), {}, "run `ea models convert`"),
         (lambda f: (f / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": {"a": "../b"}}'),
-         {}, "must name safetensors files beside it, got ['../b']"),
+         {}, "must name safetensors files"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(spoil: Any, overrides: dict[str, Any], expected: str, save: Save) -> None:

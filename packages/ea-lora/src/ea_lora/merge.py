@@ -1,7 +1,7 @@
-"""A model folder with LoRAs worked into its weights, for tools that know no LoRA.
+"""A model folder with LoRAs merged into its weights, for tools without LoRA.
 
-The folder is copied and only the changed tensors are written anew, in place: all other bytes stay, and the
-memory needed is one tensor. `W + sum of weight * scale * up @ down` is computed in float32 and cast once.
+The folder is copied and only the changed tensors are rewritten, in place: all other bytes stay, and one
+tensor at a time is in memory. `W + sum of weight * scale * up @ down` is computed in float32 and cast once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ea_lora.io import read_lora
+from ea_lora.folder import load_networks
+from ea_lora.io import as_file
 from ea_lora.keys import PARTS, Part
 from ea_lora.layer import Layer, LoraFile
 from ea_lora.matching import Matching, match_lora
-from ea_lora.networks import load_networks
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import MANIFEST, atomic_folder, require_space
 from ea_runtime.files.hashes import content_hash
@@ -31,14 +31,14 @@ from ea_runtime.models.layout import PARTS as FOLDERS
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.models.weights import DTYPES, TensorEntry, find_weights, is_pickle
 
-#: written into the new folder: what was merged into which base, for people
+#: written into the new folder, for people: the base and the LoRAs merged into it
 RECORD = "merged_loras.json"
 LoraSpec = str | os.PathLike[str] | LoraFile | tuple[str | os.PathLike[str] | LoraFile, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What was written: the folder, how many tensors changed, and how each file fitted."""
+    """The written folder, the number of changed tensors, and the fit of each file."""
 
     folder: Path
     num_changed: int
@@ -56,8 +56,8 @@ def merge_lora(
     """Write a new model folder with LoRAs merged; the model and its folder stay as they are.
 
     Args:
-        model: a model folder or name, or a pipeline that was loaded from one (its folder is what is merged, in the
-            precision that lies there).
+        model: a model folder or name, or a pipeline that was loaded from one (its folder is merged, in the precision of
+            its files).
         loras: a path, (path, weight), or a list of these; without a weight 0.55.
         out: a folder that does not exist yet, or is empty.
         parts, exclude: as in `load_lora`.
@@ -67,10 +67,7 @@ def merge_lora(
     """
     source = _source_folder(model)
     target = _target_folder(source, Path(out))
-    files = [
-        (read_lora(path) if not isinstance(path, LoraFile) else path, weight)
-        for path, weight in _specs(loras)
-    ]
+    files = [(as_file(path), weight) for path, weight in _specs(loras)]
     wanted = [part for part in PARTS if part in parts and any(file.of_part(part) for file, _ in files)]
     networks = load_networks(source, wanted)
     matchings = tuple(match_lora(file, networks, parts, exclude) for file, _ in files)
@@ -150,10 +147,11 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _specs(loras: LoraSpec | Sequence[LoraSpec]) -> list[tuple[str | os.PathLike[str] | LoraFile, float]]:
+def _specs(loras: Any) -> list[tuple[str | os.PathLike[str] | LoraFile, float]]:
     is_pair = isinstance(loras, tuple) and len(loras) == 2 and isinstance(loras[1], (int, float))
-    one = isinstance(loras, (str, os.PathLike, LoraFile)) or is_pair
-    items: Sequence[Any] = [loras] if one else list(loras)  # pyright: ignore[reportArgumentType]
+    items: list[Any] = [loras]
+    if not is_pair and not isinstance(loras, (str, os.PathLike, LoraFile)):
+        items = list(loras)
     if not items:
         raise UserError("`loras` must name at least one LoRA file, got none")
     pairs = [item if isinstance(item, tuple) else (item, DEFAULT_WEIGHT) for item in items]

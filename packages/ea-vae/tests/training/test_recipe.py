@@ -72,7 +72,7 @@ def test_sums_are_easyanimates(make: Make, one_step: Step) -> None:
         seen["output"], seen["mean"], seen["logvar"] = found = reconstruct(*args)
         return found
 
-    recipe._reconstruct = watched  # pyright: ignore[reportAttributeAccessIssue]
+    recipe._reconstruct = watched
     found = one_step(recipe, [0, 1])
     frames = recipe._frames(recipe.fetch([0, 1], 0, 0))
     difference = seen["output"] - frames
@@ -410,7 +410,7 @@ def test_whitening_ends_with_unit_latents(make: Make, said: list[str]) -> None:
     frames = recipe._frames(batch)
     before = recipe._mode(frames)
     recipe.finish()
-    assert said[-1].startswith("latents whitened (mean/deviation a channel before: ")
+    assert said[-1].startswith("latents whitened (mean/deviation per channel before: ")
     assert (recipe._mode(frames) - before).abs().max() < 1e-4
     with torch.no_grad():
         latents = recipe.vae.encode(frames).latent_dist.mode() * 0.18215

@@ -1,4 +1,4 @@
-"""The networks of a model folder that LoRA can go on: with their weights, or names and shapes alone."""
+"""The networks of a model folder that LoRA can adapt: with their weights, or names and shapes alone."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ea_runtime.models.meta import build_shapes
 def load_networks(
     folder: Path, parts: Collection[str], *, with_weights: bool = False
 ) -> dict[Part, nn.Module | None]:
-    """The networks of a model folder; those not in `parts`, and a text encoder that is not there, as None.
+    """The networks of a model folder; None for those not in `parts` and for a missing text encoder.
 
-    with_weights: False gives modules and shapes on the meta device. A text encoder that is no T5 is loaded either
-    way: only its builder knows what it is made of.
+    with_weights: False gives modules and shapes on the meta device. A text encoder that is no T5 is always
+    loaded: only its builder knows its modules.
     """
     networks: dict[Part, nn.Module | None] = {"denoiser": None, "text": None}
     if "denoiser" in parts:
@@ -38,7 +38,7 @@ def load_networks(
 
 
 def t5_shapes(folder: Path) -> nn.Module | None:
-    """The T5 of a model folder without its weights, from its config alone; None where it is something else.
+    """The T5 of a model folder without its weights, from its config alone; None if it is another kind.
 
     Raises UserError for a config that fits no T5.
     """
