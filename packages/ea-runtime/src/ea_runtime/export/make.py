@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from ea_runtime.export.networks import Source, export_configs, sources_of
 from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts, for_refit
 from ea_runtime.export.trace import DTYPES, FakeNetwork, Traced, initializer_names, make_fake, trace
 from ea_runtime.export.weights_file import Place, plan_places, refer, total_bytes, write_weights
-from ea_runtime.files.atomic import MANIFEST, atomic_folder
+from ea_runtime.files.atomic import MANIFEST, atomic_folder, require_new_folder
 from ea_runtime.machine.device import Timed
 from ea_runtime.models.geometry import Geometry, check_int
 from ea_runtime.models.hash import part_digest
@@ -401,15 +400,8 @@ def _info(value: Any) -> bundle.TensorInfo:
 
 
 def _require_free(target: Path, overwrite: bool) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UserError(f"`output` must be a new folder, got {str(target)!r}")
-    if target.exists() and any(target.iterdir()):
-        if not overwrite:
-            raise UserError(f"{str(target)!r} exists already; give another --output or --overwrite")
-        if not (target / bundle.DESCRIPTION).is_file():
-            raise UserError(f"{str(target)!r} is no bundle, so it is not replaced; give another --output")
-    if target.exists() and not any(target.iterdir()):
-        shutil.rmtree(target)
-
-
-__all__ = ["MANIFEST", "Request", "Result", "export_bundle", "settle", "size_of"]
+    is_bundle = (target / bundle.DESCRIPTION).is_file() and not target.is_symlink()
+    if is_bundle and not overwrite:
+        raise UserError(f"{str(target)!r} exists already; give another --output or --overwrite")
+    if not is_bundle:
+        require_new_folder(target, "--output")
