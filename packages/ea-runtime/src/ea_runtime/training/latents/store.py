@@ -9,6 +9,9 @@ shape of entries, the entries one behind the other, their ends, and their keys; 
 
 index.safetensors lists all keys, sorted, with their places; it is made again from the shards whenever it does not
 name exactly the shards that are there. So a process may be killed anywhere: what was flushed stays.
+
+lmdb is no faster here, and reading a file that was cut short ends the process (SIGBUS); a tensor for each key in plain
+safetensors shards is read at a fifth of the speed.
 """
 
 from __future__ import annotations
