@@ -219,7 +219,7 @@ def test_nothing_is_replaced(save: Save, tmp_path: Path) -> None:
         extract_motion(trained, tmp_path / "motion.pt")
     with pytest.raises(ValueError, match="must be a new or empty folder"):
         insert_motion(path, trained, trained)
-    with pytest.raises(ValueError, match="must lie outside the model folder"):
+    with pytest.raises(ValueError, match="must be outside the model folder"):
         insert_motion(path, trained, trained / "new")
 
 
