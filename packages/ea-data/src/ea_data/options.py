@@ -1,4 +1,4 @@
-"""What the options of splitters, scorers, filters and captioners share: unknown keys are refused, none changes."""
+"""Base of the options of splitters, scorers, filters and captioners: frozen, and unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Options(BaseModel):
-    """Settings of one component, as they stand in a profile beside its name."""
+    """Settings of one component, given next to its name in a profile."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class NoOptions(Options):
-    """Nothing to set."""
+    """No settings."""
 
 
 def missing_packages(component: str, modules: dict[str, str]) -> list[str]:

@@ -148,7 +148,7 @@ def test_what_is_missing_is_said_before_anything_runs(name: str, told: str, tmp_
     with pytest.raises(UserError):
         captioner(FRAMES, {})
     (line,) = TransformersCaptioner(TransformersOptions(model=str(tmp_path))).missing()
-    assert "holds no config.json" in line
+    assert "config.json; give a model folder" in line
 
 
 def test_frames_as_a_video_go_to_the_processor_as_one() -> None:

@@ -125,7 +125,7 @@ def test_unreadable_profiles(tmp_path: Path):
     ("raw", "out", "words"),
     [
         ("absent", "set", "does not exist"),
-        ("raw", "raw/set", "lies in the folder"),
+        ("raw", "raw/set", "put the set elsewhere"),
         ("raw", "file", "is a file"),
     ],
 )
