@@ -64,6 +64,8 @@ def test_a_dead_link_is_found() -> None:
 
 def test_the_walk_has_four_parts_and_enters_every_package_but_lora() -> None:
     page = ROOT / "docs" / "architecture.md"
+    for entry in ("README.md", "CONTRIBUTING.md"):
+        assert "](docs/architecture.md)" in prose(ROOT / entry)
     parts = re.split(r"^## ", prose(page), flags=re.MULTILINE)[1:]
     assert len(parts) == 4
     for part in parts:

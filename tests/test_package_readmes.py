@@ -60,7 +60,7 @@ def test_the_tree_names_every_folder(package: Path) -> None:
         )
 
 
-def test_a_folder_that_the_tree_does_not_name_is_found_out() -> None:
+def test_a_folder_missing_from_the_tree_is_caught() -> None:
     package = ROOT / "packages" / "ea-vae"
     (tree,) = blocks(package)
     assert unnamed(package, tree.replace("network/", "networks/")) == {"network/"}

@@ -1,4 +1,4 @@
-"""README.md: what it tells a newcomer to type works as it stands there."""
+"""README.md: the commands under "Start" work as printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 
 
 def commands(text: str) -> list[str]:
-    """The lines of the fenced `sh` blocks under the heading "Start", comments left out."""
+    """The lines of the fenced `sh` blocks under the heading "Start", without comments."""
     section = re.search(r"^## Start$\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section, "README.md has no section `## Start`"
     blocks = re.findall(r"^```sh\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
@@ -36,7 +36,7 @@ def start() -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git tracks or would track, to run the commands in: their output lands there."""
+    """A copy of the files that git tracks or would track: the commands run and write there."""
     copy = tmp_path_factory.mktemp("readme") / "ea"
     at_top = {"runs", "data", "dist", "shared"}
     anywhere = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "*.mp4")
@@ -49,7 +49,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(line: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Runs a line with `sh`, in the environment that the tests run in: `uv run` finds it made already."""
+    """Run a line with `sh`, in the tests' own environment, which `uv run` finds ready."""
     if shutil.which("uv"):
         line = line.replace(INSTALL_UV, "")
     settings = {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1", "UV_OFFLINE": "1", "NO_COLOR": "1"}
@@ -60,14 +60,14 @@ def run(line: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_there_are_two_commands_that_begin_with_nothing_but_pip(start: list[str]) -> None:
+def test_there_are_two_commands_that_need_only_pip(start: list[str]) -> None:
     assert len(start) == 2
     assert all(line.startswith(INSTALL_UV + "uv run ") for line in start)
     assert " generate " in start[0]
     assert "pytest" in start[1]
 
 
-def test_the_first_makes_a_video_and_what_makes_it_again(start: list[str], checkout: Path) -> None:
+def test_the_first_makes_a_video_and_its_sidecar(start: list[str], checkout: Path) -> None:
     if not (ROOT / "packages/ea-runtime/src/ea_runtime/tiny").is_dir():
         pytest.skip("no bundled model in this checkout")
     before = set(checkout.iterdir())
@@ -94,7 +94,7 @@ def test_the_second_runs_every_test(start: list[str], checkout: Path) -> None:
         assert folder in done.stdout
 
 
-def test_a_readme_without_commands_is_found_out() -> None:
+def test_a_readme_without_commands_is_caught() -> None:
     with pytest.raises(AssertionError, match="has no section"):
         commands("# ea\n\nNothing to start with.\n")
     with pytest.raises(AssertionError, match="no fenced `sh` block"):
