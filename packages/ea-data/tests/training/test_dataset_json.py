@@ -58,9 +58,20 @@ def test_csv(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["../secret.png", "/etc/hostname", "a/../../secret.png", "link.png", "folder/secret.png", ".", "", "a\0b", "loop",
-     "http://host/a.mp4", "file:///etc/hostname"],
-)  # fmt: skip
+    [
+        "../secret.png",
+        "/etc/hostname",
+        "a/../../secret.png",
+        "link.png",
+        "folder/secret.png",
+        ".",
+        "",
+        "a\0b",
+        "loop",
+        "http://host/a.mp4",
+        "file:///etc/hostname",
+    ],
+)
 def test_paths_that_leave_the_set_are_refused(path: str, tmp_path: Path) -> None:
     """Also through links. The entry's number is told."""
     folder = tmp_path / "set"
