@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from pydantic import BaseModel, ConfigDict
@@ -24,3 +27,12 @@ def missing_packages(component: str, modules: dict[str, str]) -> list[str]:
         for name, install in modules.items()
         if find_spec(name) is None
     ]
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """package -> version, of those that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -65,8 +65,8 @@ class TransformersCaptioner:
             is_cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
         except HFValidationError:
             is_cached = False
-        told = f"{name!r} is no folder and not in the local cache; set download = true to fetch it"
-        return [] if is_cached else [f"transformers: `model`: {told}"]
+        message = f"{name!r} is no folder and not in the local cache; set download = true to fetch it"
+        return [] if is_cached else [f"transformers: `model`: {message}"]
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
         """frames.pixels: uint8 (N, H, W, 3). Raises UserError if the model cannot be loaded or answers without text."""
@@ -125,8 +125,8 @@ class TransformersCaptioner:
                 f"transformers: {options.model!r} lacks weights, first {lost[0]!r}; its captions would be random"
             )
         if not getattr(processor, "chat_template", None):
-            told = "has no chat template; give an instruction-tuned model"
-            raise UserError(f"transformers: {options.model!r} {told}")
+            message = "has no chat template; give an instruction-tuned model"
+            raise UserError(f"transformers: {options.model!r} {message}")
         return processor, model.to(options.device).eval()
 
 

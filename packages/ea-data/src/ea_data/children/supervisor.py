@@ -379,11 +379,9 @@ class Supervisor:
                 return
             self._starts_lost += 1
             if kind == "timeout" or self._starts_lost >= 3:
-                what = (
-                    f"did not start within {self.start_timeout:g} s"
-                    if kind == "timeout"
-                    else "does not start"
-                )
+                what = "does not start"
+                if kind == "timeout":
+                    what = f"did not start within {self.start_timeout:g} s"
                 raise WorkerStartError(f"a worker process {what}: {tail.splitlines()[-1] if tail else how}")
             return
         job.strikes += 1

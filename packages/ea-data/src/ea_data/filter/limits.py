@@ -108,13 +108,13 @@ class LimitFilter:
         options = self.options
         value = read_score(record, options.score, options.part)
         reaches = operator.gt if options.exclusive else operator.ge
-        is_kept, told = False, f"{self.what} {value:.4g} is"
+        is_kept, number = False, f"{self.what} {value:.4g} is"
         if options.min is not None and not reaches(value, options.min):
-            reason = f"{told} under {options.min:g}{self._why(record)}"
+            reason = f"{number} under {options.min:g}{self._why(record)}"
         elif options.max is not None and not reaches(options.max, value):
-            reason = f"{told} over {options.max:g}"
+            reason = f"{number} over {options.max:g}"
         else:
-            is_kept, reason = True, f"{told} {self.threshold}"
+            is_kept, reason = True, f"{number} {self.threshold}"
         return Decision(is_kept, reason, self.threshold, self.what, value, options.min, options.max)
 
     def _why(self, record: dict[str, Any]) -> str:
@@ -151,16 +151,16 @@ class SizeFilter:
         """Raises UserError if the score is missing."""
         width, height = (int(read_score(record, self.options.score, name)) for name in ("width", "height"))
         options, (short, long) = self.options, sorted((width, height))
-        is_kept, told = False, "large enough"
+        is_kept, reason = False, "large enough"
         if short < options.min_side:
-            told = f"under {options.min_side} on a side"
+            reason = f"under {options.min_side} on a side"
         elif width * height < options.min_pixels:
-            told = f"under {options.min_pixels} pixels"
+            reason = f"under {options.min_pixels} pixels"
         elif long > options.max_aspect * short:
-            told = f"longer than {options.max_aspect:g} to 1"
+            reason = f"longer than {options.max_aspect:g} to 1"
         else:
             is_kept = True
-        return Decision(is_kept, f"{width}x{height} is {told}", self.threshold)
+        return Decision(is_kept, f"{width}x{height} is {reason}", self.threshold)
 
 
 build_threshold, build_size = LimitFilter, SizeFilter

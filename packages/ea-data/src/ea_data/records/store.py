@@ -1,6 +1,7 @@
-"""A prepared set's folder: records.parquet (a row a clip), dataset.json (the kept ones, for training), clips/.
+"""A prepared set's folder: records.parquet (one row per clip), dataset.json (the kept ones, for training), clips/.
 
-Rows are written and read in groups, so memory does not grow with their number. Every file appears whole or not at all.
+Rows are written and read in groups, so memory does not grow with their number. Every file is written whole or not at
+all.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ ROWS_A_GROUP = 2048
 
 
 def iter_rows(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of a set, one after the other, as `record.empty_record` lays them out.
+    """The records of a set, one after another, with the keys of `record.empty_record`.
 
-    Raises UserError where the folder holds none.
+    Raises UserError if the folder has none.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = Path(folder) / RECORDS
     if not path.is_file():
-        raise UserError(f"{str(folder)!r} holds no {RECORDS}; `ea data run RAW -o {folder}` makes a set")
+        raise UserError(f"{str(folder)!r} has no {RECORDS}; `ea data run RAW -o {folder}` makes a set")
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROWS_A_GROUP):
@@ -55,20 +56,18 @@ def write_records(folder: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def dataset_entry(record: dict[str, Any]) -> dict[str, Any]:
-    """A kept clip as EasyAnimate's JSON has it, and its number of frames, so that training need not look."""
+    """A kept clip as in EasyAnimate's JSON, with its number of frames, so that training need not look."""
     return {
         "file_path": record["file"],
         "text": (record["caption"] or {}).get("text", ""),
         "type": "image" if record["is_picture"] else "video",
-        "width": record["width"],
-        "height": record["height"],
-        "num_frames": record["num_frames"],
+        **{name: record[name] for name in ("width", "height", "num_frames")},
     }
 
 
 @contextmanager
 def dataset_writer(folder: Path) -> Iterator[_ListWriter]:
-    """A function `add(entry)` in a block; dataset.json appears when the block ends well."""
+    """A writer with `add(entry)`; dataset.json is written when the block succeeds."""
     with _whole_file(folder / DATASET) as temporary, temporary.open("w", encoding="utf-8") as file:
         writer = _ListWriter(file)
         yield writer
@@ -76,7 +75,7 @@ def dataset_writer(folder: Path) -> Iterator[_ListWriter]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small file, whole or not at all."""
+    """Writes a small file, whole or not at all."""
     with _whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

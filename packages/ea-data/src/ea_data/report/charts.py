@@ -1,4 +1,4 @@
-"""Plots as inline SVG: no script, no font, no file beside the page."""
+"""Plots as inline SVG, without scripts, fonts or other files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def histogram(figures: FilterFigures) -> Markup:
     low, high = _range(every, figures.limits)
     edges = np.linspace(low, high, BINS + 1)
     counts = {name: np.histogram(np.clip(part, low, high), edges)[0] for name, part in values.items()}
-    most = max(1, int(sum(counts.values()).max()))
+    most = max(1, int((counts["kept"] + counts["dropped"]).max()))
     floor, across = HEIGHT - BOTTOM, WIDTH - LEFT - RIGHT
 
     def place(value: float) -> float:

@@ -68,15 +68,12 @@ def _add(stage: str, help: str, options: str) -> None:
         else:
             _begin(stage, RunOptions(**given))
 
-    command.__dict__["__signature__"] = Signature(
-        Parameter(
-            name,
-            Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if name in ("raw", "out", "folder") else getattr(RunOptions, name),
-            annotation=hints[name],
-        )
-        for name in options.split()
-    )
+    parameters = []
+    for name in options.split():
+        default = Parameter.empty if name in ("raw", "out", "folder") else getattr(RunOptions, name)
+        kind = Parameter.KEYWORD_ONLY
+        parameters.append(Parameter(name, kind, default=default, annotation=hints[name]))
+    command.__dict__["__signature__"] = Signature(parameters)
     app.command(stage, help=help)(command)
 
 
@@ -175,8 +172,8 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
         if not options.no_report and stage != "split":
             write_report(out)
     except KeyboardInterrupt:
-        told = f"stopped; finished work is kept in {out}: the same command resumes from there"
-        console.print(told, highlight=False, soft_wrap=True)
+        message = f"stopped; finished work is kept in {out}: the same command resumes from there"
+        console.print(message, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     finally:
         if engine is not None:
@@ -214,5 +211,5 @@ def _report(console: Console, outcome: Outcome, progress: Any, out: Path, second
         for phase in progress.phases
         if phase.fresh
     )
-    told = f"{out}: {seconds:.1f} s" + (f" ({rates})" if rates else "")
-    console.print(told, highlight=False, soft_wrap=True)
+    message = f"{out}: {seconds:.1f} s" + (f" ({rates})" if rates else "")
+    console.print(message, highlight=False, soft_wrap=True)

@@ -65,9 +65,7 @@ class EncoderOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     vocab_size: int = Field(default=512, ge=354, description="upper bound; the words may need fewer")
-    d_model: int = Field(
-        default=64, gt=0, description="D, the input width of the denoiser's caption projection"
-    )
+    d_model: int = Field(default=64, gt=0, description="D, the width of the denoiser's caption projection")
     num_layers: int = Field(default=2, gt=0)
     num_heads: int = Field(default=4, gt=0)
     d_kv: int = Field(default=16, gt=0, description="width of a head")
@@ -124,13 +122,11 @@ def _phrases(combination: dict[str, str], rng: np.random.Generator) -> str:
 
 def labels(captions: Sequence[str]) -> Tensor:
     """The meaning of each caption, read from its words: (B, 5) int64, indices into ATTRIBUTES, unsaid the last."""
-    rows = []
-    for text in captions:
-        asked = parse_prompt(text)
-        rows.append(
-            [values.index(asked[a]) if a in asked else len(values) for a, values in ATTRIBUTES.items()]
-        )
-    return torch.tensor(rows)
+
+    def answers(asked: dict[str, str]) -> list[int]:
+        return [values.index(asked[a]) if a in asked else len(values) for a, values in ATTRIBUTES.items()]
+
+    return torch.tensor([answers(parse_prompt(text)) for text in captions])
 
 
 class AttributeHeads(nn.Module):
@@ -162,9 +158,8 @@ class TextRecipe(RecipeDefaults):
         data, model = options.data, options.model
         shares = data.empty + data.phrases + data.pictures
         if shares > 1:
-            raise UserError(
-                f"`data.empty` + `data.phrases` + `data.pictures` must be at most 1, got {shares:g}"
-            )
+            names = "`data.empty` + `data.phrases` + `data.pictures`"
+            raise UserError(f"{names} must be at most 1, got {shares:g}")
         without_fillers = data.model_copy(update={"fillers": 0.0})
         drawn = (draw_caption(without_fillers, i) for i in range(min(data.num_samples, 5000)))
         self.tokenizer = train_tokenizer(drawn, model.vocab_size)
@@ -252,7 +247,6 @@ def heldout_captions(num_captions: int, seed: int) -> list[str]:
     captions = []
     for index in range(num_captions):
         scene = sample_scene(seed, index, "heldout")
-        captions.append(
-            next(full) if index % 3 == 1 else caption(scene, seed, index, is_picture=index % 3 == 2)
-        )
+        is_picture = index % 3 == 2
+        captions.append(next(full) if index % 3 == 1 else caption(scene, seed, index, is_picture=is_picture))
     return captions
