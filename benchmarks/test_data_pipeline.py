@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 NUM_VIDEOS = 11
-#: a longer run has a file of results of its own
+#: a longer run has a separate file of results
 FULL = "_full" if os.environ.get("EA_FULL") else ""
 SIZES = (100, 1000, 10_000, *((1_000_000,) if os.environ.get("EA_FULL") else ()))
 #: height and width of the videos whose stages are measured

@@ -1,4 +1,4 @@
-"""README.md: what it tells a newcomer to type works as it stands there."""
+"""README.md: the commands for a newcomer work as written."""
 
 from __future__ import annotations
 
