@@ -226,15 +226,15 @@ def test_nothing_is_replaced(save: Save, tmp_path: Path) -> None:
         extract_motion(trained, tmp_path / "motion.pt")
     with pytest.raises(ValueError, match="must be a new or empty folder"):
         insert_motion(path, trained, trained)
-    with pytest.raises(ValueError, match="must lie outside the model folder"):
+    with pytest.raises(ValueError, match="must be outside the model folder"):
         insert_motion(path, trained, trained / "new")
 
 
-def test_tensors_beside_the_motion_modules_are_told() -> None:
+def test_other_tensors_than_motion_modules_are_reported() -> None:
     place = {"transformer_blocks.0.attn_temporal.x": (2,)}
     report = match_motion({**place, "temporal_extra": (1,)}, place, "file")
     assert report.unused == ("temporal_extra",)
-    assert report.line == "1 tensors of 1 blocks matched, 1 left out, no motion modules"
+    assert report.line == "1 tensors of 1 blocks matched, 1 ignored, no motion modules"
     with pytest.raises(ValueError, match="the model has no motion modules"):
         match_motion(place, {"a": (1,)}, "file")
 

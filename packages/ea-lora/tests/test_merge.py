@@ -145,7 +145,7 @@ def test_refusals_write_nothing(
     before = sorted(path.name for path in tmp_path.iterdir())
     for out, text in (
         ("full", "must be a new or empty folder"),
-        ("model/out", "must lie outside the model folder"),
+        ("model/out", "must be outside the model folder"),
     ):
         with pytest.raises(UserError, match=text):
             merge_lora(model_folder, good, tmp_path / out)

@@ -25,7 +25,7 @@ from ea_data.records.ledger import fingerprint
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import plain
 from ea_runtime.plugins.host import get_host
-from ea_runtime.settings import validate
+from ea_runtime.settings import put_setting, read_setting, read_toml, validate
 
 NAMES = ("offline", "paper", "reference-v2")
 KINDS = {"split": "splitters", "score": "scorers", "filter": "filters", "caption": "captioners"}
@@ -156,12 +156,7 @@ def _read(name: str) -> dict[str, Any]:
             f"`--profile` must be {', '.join(NAMES)} or a TOML file, got {name!r}, which is not there"
             f"{nearest(name, NAMES)}"
         )
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"`--profile` {name!r} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"`--profile` {path.name} is no valid TOML: {error}") from error
+    return read_toml(path, "--profile")
 
 
 def _part(kind: str, named: Named) -> Part:
@@ -191,13 +186,13 @@ def _is_exchange(setting: str) -> bool:
 
 def _apply(tables: dict[str, Any], setting: str) -> None:
     """Puts one `split.key=value` or `score.name.key=value` into the tables."""
-    key, equals, text = setting.partition("=")
-    table, *path = key.strip().split(".")
-    if not equals or not path or not all(path):
+    keys, value = read_setting(setting)
+    if len(keys) < 2:
         raise UserError(
             f"`--set` must read table.key=value or score.NAME.key=value, such as filter.motion.min=0.01, "
             f"got {setting!r}"
         )
+    table, *path = keys
     known = list(Profile.model_fields)
     if table not in known:
         hint = nearest(table, known) or f"; there are: {', '.join(known)}"
@@ -211,18 +206,6 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
                 f"{', '.join(names) or 'none'}{nearest(path[0], names)}"
             )
         place, path = place[names.index(path[0])], path[1:]
-    for part in path[:-1]:
-        place = place.setdefault(part, {})
-    value = _value(text)
     if path == ["name"] and place.get("name") != value:
         place.clear()  # the options were those of the component that it takes the place of
-    place[path[-1]] = value
-
-
-def _value(text: str) -> Any:
-    """As TOML reads it; what is no TOML number, list or switch is a string."""
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return text
-    return value if isinstance(value, bool | int | float | str | list) else text
+    put_setting(place, path, value, setting)

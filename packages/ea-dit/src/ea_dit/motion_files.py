@@ -20,9 +20,9 @@ from ea_dit.network.model import Transformer3DModel
 from ea_dit.weights.convert import strip_wrappers
 from ea_dit.weights.transplant import MotionReport, match_motion, motion_names, require_fit
 from ea_runtime.errors import UserError, writing
-from ea_runtime.files.atomic import sync_path, temporary_folder
+from ea_runtime.files.atomic import atomic_file, new_folder, sync_path
 from ea_runtime.files.safe import is_file, quote_path
-from ea_runtime.models.convert import check_new_folder, copy_rest
+from ea_runtime.models.convert import copy_rest
 from ea_runtime.models.loading import denoiser_of
 from ea_runtime.models.weights import PartWeights, find_weights, iter_tensors, read_header
 
@@ -48,11 +48,8 @@ def extract_motion(model: str | os.PathLike[str], output: Path) -> list[str]:
     tensors = dict(iter_tensors(weights, set(names)))
     # one key only: safetensors writes several in any order, and equal modules should be equal files
     metadata = {SETTINGS_KEY: json.dumps(motion_settings(found.config), sort_keys=True)}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with writing(output, _MAKE_ROOM), temporary_folder(output) as staged:
-        save_file(tensors, staged / output.name, metadata=metadata)
-        sync_path(staged / output.name)
-        os.replace(staged / output.name, output)
+    with writing(output, _MAKE_ROOM), atomic_file(output, durable=True) as partial:
+        save_file(tensors, partial, metadata=metadata)
     size = sum(tensor.nbytes for tensor in tensors.values())
     return [f"{len(names)} tensors of the motion modules, {size / 1e6:.1f} MB -> {output}"]
 
@@ -72,19 +69,14 @@ def insert_motion(motion: Path, model: str | os.PathLike[str], output: Path) -> 
     require_fit(report, where)
     config, changed = adopt_settings(found.config, settings)
     folder = found.root / found.spec.folder if found.is_bare else found.root
-    check_new_folder(output, folder)
     lines = [f"{where}: {report.line}"]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with writing(output, _MAKE_ROOM), temporary_folder(output) as staged:
+    with writing(output, _MAKE_ROOM), new_folder(output, "--output", outside=folder) as staged:
         copy_rest(folder, staged)
         part = staged if found.is_bare else staged / found.spec.folder
         cast = _rewrite(weights, part, _load(source, report.matched))
         if changed:
             (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             lines.append(f"settings that came with the motion modules: {', '.join(changed)}")
-        if output.is_dir():
-            output.rmdir()
-        os.replace(staged, output)
     if cast:
         lines.append(f"{cast} tensors were converted to the dtype of those they replace")
     return [*lines, f"-> {output}"]

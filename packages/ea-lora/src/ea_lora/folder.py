@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from ea_lora.keys import Part
-from ea_runtime.errors import UserError
-from ea_runtime.files.safe import inside, is_file, plain
+from ea_runtime.files.safe import inside, is_file
 from ea_runtime.models.layout import PARTS as FOLDERS
 from ea_runtime.models.layout import class_name
-from ea_runtime.models.loading import load_part, load_parts, plan_part, read_part_config
+from ea_runtime.models.loading import build_t5, load_part, load_parts, plan_part, read_part_config
 from ea_runtime.models.meta import build_shapes
 
 
@@ -42,14 +40,7 @@ def t5_shapes(folder: Path) -> nn.Module | None:
 
     Raises UserError for a config that fits no T5.
     """
-    from transformers import T5Config, T5EncoderModel
-
-    config: dict[str, Any] = read_part_config(folder, FOLDERS["text"])
+    config = read_part_config(folder, FOLDERS["text"])
     if class_name(config, FOLDERS["text"]) != "T5EncoderModel":
         return None
-    try:
-        return build_shapes(lambda: T5EncoderModel(T5Config(**config)))
-    except Exception as error:  # whatever a constructor makes of data from outside: the config is wrong
-        raise UserError(
-            f"text_encoder/config.json does not fit T5EncoderModel: {plain(error, 300)}"
-        ) from error
+    return build_shapes(lambda: build_t5(config))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ea_lora.checks import check_bound, group_tensors, make_layer
 from ea_lora.keys import CONFIG_NAME, PARTS, TEXT_FOLDER, WEIGHTS_NAME, Layout, Part
 from ea_lora.layer import FLOATS, MAX_PATH, Layer, LoraFile, weight_files
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import atomic_file
 from ea_runtime.files.safe import is_file, quote, read_json
 from ea_runtime.models.weights import PartWeights, is_pickle, iter_tensors, read_header
 
@@ -164,17 +164,8 @@ def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with atomic_file(path, durable=True) as partial:
+            partial.write_bytes(data)
     except OSError as error:
         raise UserError(
             f"LoRA file {quote(str(path))} cannot be written: {error.strerror or error}"

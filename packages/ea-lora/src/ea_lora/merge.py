@@ -23,7 +23,7 @@ from ea_lora.keys import PARTS, Part
 from ea_lora.layer import Layer, LoraFile
 from ea_lora.matching import Matching, match_lora
 from ea_runtime.errors import UserError
-from ea_runtime.files.atomic import MANIFEST, atomic_folder, require_space
+from ea_runtime.files.atomic import MANIFEST, atomic_folder, require_new_folder, require_space
 from ea_runtime.files.hashes import content_hash
 from ea_runtime.files.safe import inside, is_file, quote
 from ea_runtime.generation.adapters import DEFAULT_WEIGHT, check_weight
@@ -66,7 +66,8 @@ def merge_lora(
         result that is not finite in the folder's dtype.
     """
     source = _source_folder(model)
-    target = _target_folder(source, Path(out))
+    target = Path(out).resolve()
+    require_new_folder(target, "out", outside=source)
     files = [(as_file(path), weight) for path, weight in _specs(loras)]
     wanted = [part for part in PARTS if part in parts and any(file.of_part(part) for file, _ in files)]
     networks = load_networks(source, wanted)
@@ -172,15 +173,6 @@ def _source_folder(model: Any) -> Path:
             f"{quote(type(model).__name__)}; give the folder"
         )
     return resolve_folder(name)
-
-
-def _target_folder(source: Path, out: Path) -> Path:
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"`out` must be a new or empty folder, got {quote(str(out))}")
-    target = out.resolve()
-    if target.is_relative_to(source.resolve()):
-        raise UserError(f"`out` must lie outside the model folder, got {quote(str(out))}")
-    return target
 
 
 def _files_to_copy(source: Path) -> list[str]:

@@ -311,17 +311,17 @@ def test_defaults(model_folder: Path) -> None:
         ("ea.json", '{"guidance": NaN}', "guidance"),
         ("ea.json", '{"sampler": "$(touch x)"}', "sampler"),
         ("ea.json", '{"height": "64"}', "height"),
-        ("scheduler/scheduler_config.json", '{"beta_start": NaN}', "`beta_start` must be between 0 and 1"),
+        ("scheduler/scheduler_config.json", '{"beta_start": NaN}', "`beta_start`: "),
         ("scheduler/scheduler_config.json", '{"beta_end": 1e-9}', "`beta_end`"),
         ("scheduler/scheduler_config.json", '{"num_train_timesteps": 1000000000}', "`num_train_timesteps`"),
-        ("scheduler/scheduler_config.json", '{"beta_schedule": "sigmoid"}', "`beta_schedule` must be one of"),
+        ("scheduler/scheduler_config.json", '{"beta_schedule": "sigmoid"}', "`beta_schedule`: "),
         (
             "scheduler/scheduler_config.json",
             '{"trained_betas": [0.1]}',
-            "`trained_betas` must be a list of 1000",
+            "`trained_betas`: must be a list of 1000",
         ),
         ("scheduler/scheduler_config.json", '{"prediction_type": "flow"}', "`prediction_type`"),
-        ("scheduler/scheduler_config.json", '{"clip_sample": 1}', "`clip_sample` must be true or false"),
+        ("scheduler/scheduler_config.json", '{"clip_sample": 1}', "`clip_sample`: "),
     ],
 )
 def test_defaults_out_of_range(model_folder: Path, file: str, content: str, reason: str) -> None:

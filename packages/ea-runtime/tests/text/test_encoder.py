@@ -153,9 +153,9 @@ def test_pickles_are_refused(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda part: shutil.rmtree(part), "has no text_encoder folder"),
-        (lambda part: (part / "config.json").unlink(), r"has no config\.json"),
-        (lambda part: (part / "config.json").write_text("{"), r"config\.json in .* cannot be read"),
-        (lambda part: (part / "config.json").write_text("[]"), "must be a JSON object"),
+        (lambda part: (part / "config.json").unlink(), r"config\.json. in .* is missing"),
+        (lambda part: (part / "config.json").write_text("{"), r"config\.json. in .* is no valid JSON"),
+        (lambda part: (part / "config.json").write_text("[]"), "must hold a JSON object"),
         (
             lambda part: (part / "config.json").write_text('{"model_type": "bert"}'),
             "must be a T5 .* got 'bert'",

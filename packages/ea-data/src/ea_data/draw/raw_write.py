@@ -31,8 +31,9 @@ def write_raw(
     `on_item(number)` is called after each with the number written so far. Raises ValueError for counts and sizes that
     cannot be drawn and for a folder in use; nothing half-written stays behind.
     """
-    from ea_data.draw.folder import whole_folder
     from ea_data.draw.raw import render_video, sample_video
+    from ea_runtime.errors import writing
+    from ea_runtime.files.atomic import new_folder
     from ea_runtime.video.output import write_video
 
     if num_videos < 1:
@@ -42,7 +43,12 @@ def write_raw(
         seed, 0, height, width, fps
     )  # sizes that cannot be drawn are told before a folder is made
     digits = max(4, len(str(num_videos - 1)))
-    with whole_folder(folder) as temporary, (temporary / "truth.jsonl").open("w", encoding="utf-8") as truth:
+    target = Path(folder).resolve()
+    with (
+        writing(target, "name another folder"),
+        new_folder(target, "folder") as temporary,
+        (temporary / "truth.jsonl").open("w", encoding="utf-8") as truth,
+    ):
         for number, video in enumerate(videos, start=1):
             name = f"{video.index:0{digits}d}-{video.kind}"
             write_video(temporary / f"{name}.mp4", render_video(video), first.fps)

@@ -22,9 +22,10 @@ import numpy as np
 from PIL import Image
 
 from ea_data.draw.caption import caption
-from ea_data.draw.folder import whole_folder
 from ea_data.draw.scene import sample_scene, split_combinations
 from ea_data.draw.style import STYLES, render_style, style_caption
+from ea_runtime.errors import writing
+from ea_runtime.files.atomic import new_folder
 
 PICTURE_OFFSET = 1_000_000_000  # the index of a set's first picture
 # Tagged in the file, so that no reader has to guess: SMPTE 170M (BT.601) matrix, limited range.
@@ -99,7 +100,8 @@ def write_set(folder: str | Path, config: DrawConfig, on_item: Callable[[int], N
     `on_item(number)` is called after each item with the number written so far. Whatever goes wrong, nothing
     half-written stays behind. Raises ValueError for a target that is in use or cannot be made.
     """
-    with whole_folder(folder) as temporary:
+    target = Path(folder).resolve()
+    with writing(target, "name another folder"), new_folder(target, "folder") as temporary:
         _write_items(temporary, config, on_item)
 
 

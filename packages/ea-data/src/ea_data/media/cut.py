@@ -19,6 +19,7 @@ import numpy as np
 from ea_data.media.containers import open_beneath, open_picture, open_video
 from ea_data.media.frames import open_window
 from ea_data.media.probe import BadFile, file_errors
+from ea_runtime.files.atomic import atomic_file
 
 VERSION = "1"
 #: Chroma that is kept; everything else becomes 4:2:0.
@@ -55,21 +56,15 @@ def write_clip(
     source lies beneath. crf: x264's quality, 0 to 51, lower is better.
     Raises BadFile where the source cannot be read.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
     path = Path(record["path"])
-    try:
+    with atomic_file(target) as temporary:
         if record["is_picture"]:
             size = _write_picture(path, root, temporary, record["codec"])
         elif _may_copy(record):
             size = _copy_packets(path, root, temporary)
         else:
             size = _encode(record, path, root, temporary, crf, strict)
-        written = Written(*size, temporary.stat().st_size)
-        temporary.replace(target)
-        return written
-    finally:
-        temporary.unlink(missing_ok=True)
+        return Written(*size, temporary.stat().st_size)
 
 
 def _may_copy(record: dict[str, Any]) -> bool:

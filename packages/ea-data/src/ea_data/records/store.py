@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from ea_data.records.record import from_row, schema, to_row
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import atomic_file
 
 RECORDS, DATASET, CONFIG, SOURCES = "records.parquet", "dataset.json", "config.toml", "sources.json"
 CLIPS, LEDGER = "clips", "ledger"
@@ -109,12 +110,8 @@ def _groups(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        yield temporary
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

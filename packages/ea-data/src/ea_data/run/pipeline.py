@@ -29,6 +29,7 @@ from ea_data.run.scratch import Scratch, Spool
 from ea_data.run.set_filters import apply_set_filters
 from ea_data.run.worker import Result, Task, Versions, entries_of_failure, versions_of
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import remove_partials
 
 #: command -> the passes that it may give work to; the others only read what is known
 PASSES: dict[str, tuple[str, ...]] = {
@@ -332,6 +333,7 @@ class Pipeline:
     def _write(self, records: Spool) -> None:
         """records.parquet always; dataset.json and clips/ where clips have been judged."""
         self.out.mkdir(parents=True, exist_ok=True)
+        remove_partials(self.out)
         if self.command == "split":
             store.write_records(self.out, self._finished(records, None))
         else:

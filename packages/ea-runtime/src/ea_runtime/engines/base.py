@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -193,8 +193,3 @@ def exported_weights(pipe: Any) -> dict[str, ExportedWeights]:
         if isinstance(weights, ExportedWeights):
             found[name] = weights
     return found
-
-
-def names_of(values: Sequence[str]) -> str:
-    """For lines: "CUDAExecutionProvider, CPUExecutionProvider"."""
-    return ", ".join(values)

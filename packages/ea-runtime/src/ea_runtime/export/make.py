@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from ea_runtime.export.networks import Source, export_configs, sources_of
 from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts, for_refit
 from ea_runtime.export.trace import DTYPES, FakeNetwork, Traced, initializer_names, make_fake, trace
 from ea_runtime.export.weights_file import Place, plan_places, refer, total_bytes, write_weights
-from ea_runtime.files.atomic import MANIFEST, atomic_folder
+from ea_runtime.files.atomic import MANIFEST, atomic_folder, require_new_folder
 from ea_runtime.machine.device import Timed
 from ea_runtime.models.geometry import Geometry, check_int
 from ea_runtime.models.hash import part_digest
@@ -105,12 +104,21 @@ def _export(request: Request, tell: Tell) -> Result:
         from ea_runtime.export.report import write_report
 
         write_report(partial, report)
-        described = bundle.describe(
-            request.target, str(request.model), hashes, size, str(request.dtype), int(request.opset or 0), infos,
-            {"refittable": bool(request.refittable), "capabilities": list(request.capabilities),
-             "versions": report["preflight"]["versions"]},
-        )  # fmt: skip
-        parity.write_json(partial / bundle.DESCRIPTION, described)
+        described = bundle.Description(
+            target=request.target,
+            model=str(request.model),
+            part_hashes=hashes,
+            size=size,
+            dtype=str(request.dtype),
+            opset=work.opset,
+            graphs=tuple(infos),
+            settings={
+                "refittable": bool(request.refittable),
+                "capabilities": list(request.capabilities),
+                "versions": report["preflight"]["versions"],
+            },
+        )
+        parity.write_json(partial / bundle.DESCRIPTION, described.model_dump(mode="json"))
         tell("writing", target.name)
     manifest = (target / MANIFEST).read_bytes()
     build_record.add(
@@ -270,13 +278,11 @@ class _Work:
         name = f"{graph.name}.onnx"
         with self._timed("writing"):
             ir.save(traced.model, folder / name)
+        inputs, outputs = (
+            tuple(map(_info, values)) for values in (traced.model.graph.inputs, traced.model.graph.outputs)
+        )
         return bundle.GraphInfo(
-            graph.name,
-            graph.part,
-            name,
-            weights,
-            tuple(_info(value) for value in traced.model.graph.inputs),
-            tuple(_info(value) for value in traced.model.graph.outputs),
+            name=graph.name, part=graph.part, file=name, weights=weights, inputs=inputs, outputs=outputs
         )
 
     def _compare(
@@ -327,7 +333,7 @@ class _Work:
                 refittable=bool(self.request.refittable),
             )
         self.builds[info.name] = built.to_json()
-        return replace(info, engine=f"{info.name}.engine")
+        return info.model_copy(update={"engine": f"{info.name}.engine"})
 
     def report(self, hashes: Mapping[str, str], infos: list[bundle.GraphInfo]) -> dict[str, Any]:
         """Everything that was found, for report.json and report.html."""
@@ -397,19 +403,13 @@ def _info(value: Any) -> bundle.TensorInfo:
         "INT64": "int64",
         "INT32": "int32",
     }
-    return bundle.TensorInfo(value.name, tuple(int(n) for n in value.shape), names[value.dtype.name])
+    shape = tuple(int(n) for n in value.shape)
+    return bundle.TensorInfo(name=value.name, shape=shape, dtype=names[value.dtype.name])
 
 
 def _require_free(target: Path, overwrite: bool) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UserError(f"`output` must be a new folder, got {str(target)!r}")
-    if target.exists() and any(target.iterdir()):
-        if not overwrite:
-            raise UserError(f"{str(target)!r} exists already; give another --output or --overwrite")
-        if not (target / bundle.DESCRIPTION).is_file():
-            raise UserError(f"{str(target)!r} is no bundle, so it is not replaced; give another --output")
-    if target.exists() and not any(target.iterdir()):
-        shutil.rmtree(target)
-
-
-__all__ = ["MANIFEST", "Request", "Result", "export_bundle", "settle", "size_of"]
+    is_bundle = (target / bundle.DESCRIPTION).is_file() and not target.is_symlink()
+    if is_bundle and not overwrite:
+        raise UserError(f"{str(target)!r} exists already; give another --output or --overwrite")
+    if not is_bundle:
+        require_new_folder(target, "--output")

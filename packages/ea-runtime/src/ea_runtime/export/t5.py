@@ -28,10 +28,8 @@ class Encode(nn.Module):
 
 
 def build(build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """T5EncoderModel of this config."""
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(T5Config(**config))
+    """The T5EncoderModel."""
+    return build_network()
 
 
 def graphs(part: str, network: Any, size: Size) -> list[Graph]:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ea_runtime.files.atomic import atomic_file
 from ea_runtime.machine.memory import peak_rss
 
 _MEMORY = re.compile(r"Total Activation Memory:\s*([0-9]+)")
@@ -73,10 +74,8 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     with Path(job["engine"]).open("wb") as file:
         file.write(memoryview(plan))
     if cache_file is not None:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache_file.with_suffix(".partial")
-        partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        partial.replace(cache_file)
+        with atomic_file(cache_file) as partial:
+            partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
     return {
         "version": api.version,
         "layers": layers,

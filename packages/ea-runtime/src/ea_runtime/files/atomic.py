@@ -8,11 +8,12 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.hashes import file_hash
+from ea_runtime.files.safe import quote_path
 
 MANIFEST = "manifest.json"
 
@@ -56,6 +57,69 @@ def require_space(folder: Path, needed: int) -> None:
             f"the disk of {str(folder)!r} has {free / 1e6:.0f} MB left, a checkpoint needs "
             f"{needed / 1e6:.0f} MB; free some space or choose another `out`"
         )
+
+
+def require_new_folder(folder: Path, name: str, outside: Path | None = None) -> None:
+    """Raises UserError unless `folder` is absent or empty.
+
+    name: the argument that gave it. outside: a folder that it may not be in.
+    """
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"`{name}` must be a new or empty folder, got {quote_path(folder)}; give another name"
+        )
+    if outside is not None and folder.resolve().is_relative_to(outside.resolve()):
+        raise UserError(
+            f"`{name}` must be outside the model folder, got {quote_path(folder)}; give another place"
+        )
+
+
+@contextmanager
+def new_folder(target: Path, name: str, outside: Path | None = None) -> Iterator[Path]:
+    """Yields an empty folder beside `target`; on success it becomes `target`, on any error it is removed.
+
+    Parents are made. Raises UserError as `require_new_folder`, at the start and again at the end.
+    """
+    require_new_folder(target, name, outside)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(target) as staged:
+        yield staged
+        require_new_folder(target, name)  # somebody may have filled it meanwhile
+        if target.is_dir():
+            target.rmdir()  # not every system renames onto an empty folder
+        os.replace(staged, target)
+
+
+@contextmanager
+def atomic_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yields a name beside `target` to write to; on success it is renamed to `target`, on any error it is removed.
+
+    Makes the folder. durable: the file also outlives a power failure.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_sibling(target)
+    try:
+        yield partial
+        if durable:
+            sync_path(partial)
+        os.replace(partial, target)
+        if durable:
+            sync_path(target.parent)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_atomic(target: Path, text: str) -> None:
+    """A text file in UTF-8, whole or not at all."""
+    with atomic_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what killed processes left of files in `folder`. Nobody else may be writing there meanwhile."""
+    for partial in folder.glob(f".*.{'[0-9a-f]' * 8}.part"):
+        partial.unlink(missing_ok=True)
 
 
 def _write_manifest(folder: Path) -> None:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ea_runtime.files.atomic import write_atomic
+
 
 class Remembered:
     """`cache/NAME.json` of a set: file_path -> [bytes, mtime in ns, value], values as JSON has them.
@@ -49,13 +51,11 @@ class Remembered:
         """Writes the table, whole or not at all."""
         if not self._changed:
             return
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         try:
             self.path.parent.mkdir(exist_ok=True)
             if not self.path.parent.resolve().is_relative_to(self.root):
                 return  # a link that leads out of the set
-            partial.write_text(json.dumps({"version": self.version, "files": self._rows}), encoding="utf-8")
-            os.replace(partial, self.path)
+            write_atomic(self.path, json.dumps({"version": self.version, "files": self._rows}))
         except OSError:
             return
         self._changed = False

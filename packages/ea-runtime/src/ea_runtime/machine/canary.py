@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ea_runtime.files.atomic import write_atomic
 from ea_runtime.machine.processor import limits, processor_name
 
 logger = logging.getLogger("ea")
@@ -150,11 +150,7 @@ class Canary:
             table[key] = [[index, _to_json(error)] for index, error in verdict.wrong.items()]
         self._new.clear()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"version": _VERSION, "machines": tables}, file)
-            os.replace(name, self.path)
+            write_atomic(self.path, json.dumps({"version": _VERSION, "machines": tables}))
         except OSError as error:
             logger.warning(
                 "%s cannot be written (%s): number formats are checked again next time", self.path, error

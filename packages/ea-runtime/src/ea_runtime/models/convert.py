@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ea_runtime.errors import UserError
-from ea_runtime.files.atomic import temporary_folder
+from ea_runtime.files.atomic import new_folder, temporary_folder
 from ea_runtime.files.safe import MAX_INDEX_BYTES, inside, is_file, quote, quote_path, read_json
 from ea_runtime.models.layout import PARTS, resolve_folder
 from ea_runtime.models.weights import MAX_SHARDS, STEMS, is_pickle, read_header
@@ -143,23 +143,10 @@ def _plan_shards(folder: Path, part: str, index_name: str, stem: str) -> _Job:
 
 
 def _convert_copy(folder: Path, jobs: list[_Job], out: Path) -> list[Converted]:
-    check_new_folder(out, folder)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(out) as staged:
+    with new_folder(out, "--output", outside=folder) as staged:
         copy_rest(folder, staged)
         written = _convert_jobs(folder, staged, jobs)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(staged, out)
     return [replace(item, target=out / item.target.relative_to(staged)) for item in written]
-
-
-def check_new_folder(out: Path, folder: Path) -> None:
-    """Raises UserError unless a changed copy of the model folder `folder` may be written to `out`."""
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"`--output` must be a new or empty folder, got {quote_path(out)}")
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"`--output` must lie outside the model folder, got {quote_path(out)}")
 
 
 def copy_rest(folder: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -249,6 +249,8 @@ def load_module(
 
 def build_from_config(plan: PartPlan) -> Any:
     """The part's class built from its config, whatever the config calls itself. Raises UserError."""
+    if plan.spec.name == "text":
+        return build_t5(plan.config)
     cls = plan.record.build()
     # private keys are the writing library's notes; `_class_name` is ours from here on
     config = {key: value for key, value in plan.config.items() if not key.startswith("_")}
@@ -256,11 +258,28 @@ def build_from_config(plan: PartPlan) -> Any:
     config["_class_name"] = cls.__name__
     try:
         return cls.from_config(config)
-    except UserError:
-        raise
     except Exception as error:  # whatever a constructor makes of data from outside: the config is wrong
-        reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + plain(error, 300)
-        raise UserError(f"{plan.spec.folder}/config.json does not fit {cls.__name__}: {reason}") from error
+        raise _unfit(error, plan.spec, cls.__name__) from error
+
+
+def build_t5(config: Mapping[str, Any]) -> Any:
+    """transformers' T5EncoderModel of this config. Raises UserError for a config that fits none."""
+    from transformers import T5Config, T5EncoderModel
+
+    spec = PARTS["text"]
+    if config.get("model_type") != "t5":  # transformers asks for it when the folder is loaded
+        raise UserError(f"{spec.folder}/config.json must have `model_type` 't5'; add it")
+    try:
+        return T5EncoderModel(T5Config.from_dict(dict(config)))
+    except Exception as error:
+        raise _unfit(error, spec, "T5EncoderModel") from error
+
+
+def _unfit(error: Exception, spec: PartSpec, cls: str) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + plain(error, 300)
+    return UserError(f"{spec.folder}/config.json does not fit {cls}: {reason}")
 
 
 def unknown_keys(cls: type, config: dict[str, Any]) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ea_runtime.errors import UserError
+from ea_runtime.files.safe import MAX_INDEX_BYTES, read_json
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 _INDEX = "model.safetensors.index.json"
@@ -21,14 +21,14 @@ def check_weights(part: Path, model_folder: Path) -> None:
         raise UserError(
             f"{str(model_folder)!r} has no text_encoder folder; expected config.json and *.safetensors in it"
         )
-    config = _read_json(part / "config.json", part)
+    config = read_json(model_folder, f"{part.name}/config.json")
     if config.get("model_type") != "t5":
         raise UserError(
             f"the text encoder in {str(part)!r} must be a T5 (`model_type` 't5' in config.json), "
             f"got {config.get('model_type')!r}"
         )
     if (part / _INDEX).is_file():
-        shards = _read_json(part / _INDEX, part).get("weight_map")
+        shards = read_json(model_folder, f"{part.name}/{_INDEX}", MAX_INDEX_BYTES).get("weight_map")
         names = set(shards.values()) if isinstance(shards, dict) else set()
         if not names or not all(
             isinstance(n, str) and n == Path(n).name and n.endswith(".safetensors") for n in names
@@ -51,15 +51,3 @@ def check_weights(part: Path, model_folder: Path) -> None:
         raise UserError(
             f"the text encoder in {str(part)!r} has no weights; expected model.safetensors or its shards"
         )
-
-
-def _read_json(path: Path, part: Path) -> dict:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"the text encoder in {str(part)!r} has no {path.name}; copy it again") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path.name} in {str(part)!r} cannot be read ({error}); copy it again") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path.name} in {str(part)!r} must be a JSON object; copy it again")
-    return loaded

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ea_runtime.errors import UserError
-from ea_runtime.settings import validate
+from ea_runtime.settings import put_setting, read_setting, read_toml, validate
 
 
 class GuardOptions(BaseModel):
@@ -115,14 +113,7 @@ def read_config(path: Path, settings: list[str] | None = None) -> RunConfig:
     Raises UserError, one line, for a file that is absent or no TOML, and naming the key for anything unknown,
     missing or out of range. The recipe's own tables are validated later, by `validate`.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"`config` must be a TOML file, got {str(path)!r}, which is not there") from None
-    except OSError as error:
-        raise UserError(f"`config` {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"`config` {path.name} is not valid TOML: {error}") from error
+    tables = read_toml(path, "config")
     for setting in settings or []:
         _apply(tables, setting)
     for needed in ("run", "train"):
@@ -134,22 +125,10 @@ def read_config(path: Path, settings: list[str] | None = None) -> RunConfig:
 
 
 def _apply(tables: dict[str, Any], setting: str) -> None:
-    """Puts one `table.key=value` into `tables`; a value that is no TOML is a string."""
-    key, equals, text = setting.partition("=")
-    parts = key.strip().split(".")
-    is_top = len(parts) == 1 and not isinstance(tables.get(parts[0]), dict)  # `stage` is no table's
+    """Puts one `table.key=value` into `tables`."""
+    keys, value = read_setting(setting)
+    is_top = len(keys) == 1 and not isinstance(tables.get(keys[0]), dict)  # `stage` is no table's
     known = {*TrainOptions.model_fields, *RunTable.model_fields, "run", "train"}
-    if not equals or not all(parts) or (len(parts) < 2 and (not is_top or parts[0] in known)):
+    if len(keys) < 2 and (not is_top or keys[0] in known):
         raise UserError(f"`--set` must read table.key=value, for example train.steps=100, got {setting!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        value = text
-    if isinstance(value, (datetime.date, datetime.time)):  # no option is one; a folder may be called so
-        value = text
-    table = tables
-    for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise UserError(f"`--set {setting}`: {part!r} is a value, not a table")
-    table[parts[-1]] = value
+    put_setting(tables, keys, value, setting)

@@ -247,7 +247,7 @@ def test_a_run_that_is_killed_goes_on(
     with pytest.raises(KeyboardInterrupt):
         source()
     folder = next((tmp_path / "set" / "cache").glob("latents-*"))
-    (folder / ".shard-9.safetensors.partial").write_bytes(b"torn")
+    (folder / ".shard-9.safetensors.0a1b2c3d.part").write_bytes(b"torn")
     monkeypatch.setattr(fill.Writer, "add", first)
     assert coded(small, source) == 9 - 5
     assert not list(folder.glob(".*"))

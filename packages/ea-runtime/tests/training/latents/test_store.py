@@ -125,7 +125,7 @@ def test_killed_at_any_time(tmp_path: Path) -> None:
     assert done > 0
     with Writer(tmp_path) as writer:
         writer.add((5_000_000, 0), torch.zeros(1, 100))
-    assert not list(tmp_path.glob(".*.partial"))
+    assert not list(tmp_path.glob(".*.part"))
     assert Store(tmp_path).find(keys([(5_000_000, 0)]))[0] >= 0
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-
-_MASK = (1 << 64) - 1
 
 
 def normal(generator: torch.Generator, indices: Sequence[int], shape: Sequence[int] = ()) -> Tensor:
@@ -38,8 +37,13 @@ def _generators(generator: torch.Generator, indices: Sequence[int]) -> Iterator[
 
 
 def mix(base: int, number: int) -> int:
-    """A 64-bit seed from two numbers (the finaliser of SplitMix64, Steele et al. 2014): near ones lead far apart."""
-    x = (base + (number + 1) * 0x9E3779B97F4A7C15) & _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)
+    """A 64-bit seed from two numbers: near ones lead far apart."""
+    return int(scramble(np.array((base + (number + 1) * 0x9E3779B97F4A7C15) % (1 << 64), dtype=np.uint64)))
+
+
+def scramble(x: np.ndarray) -> np.ndarray:
+    """uint64 numbers, the finaliser of SplitMix64 (Steele et al. 2014) of each. Wraps around on purpose."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

@@ -1,4 +1,8 @@
-"""Fetching batches ahead of the loop, in processes of their own or in this one: the same batches either way."""
+"""Fetches batches ahead of the loop, in worker processes or in this one: the same batches either way.
+
+torch's DataLoader is as fast, but its order is fixed when it starts: a rollback would fork new workers, which have lost
+the clips that they kept decoded, and an error in a worker arrives as a traceback.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ batch, however large the set is.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import write_atomic
 from ea_runtime.files.safe import quote
 from ea_runtime.training.data.dataset import BadSample, Bucket, TrainingSet
 from ea_runtime.training.latents.coder import CAPTIONS, PIXELS, Coder
@@ -150,9 +150,7 @@ def read_bad(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def write_bad(folder: Path, bad: dict[str, tuple[str, str]]) -> None:
-    partial = folder / f".{BAD}.partial"
-    partial.write_text(json.dumps(bad, indent=1), encoding="utf-8")
-    os.replace(partial, folder / BAD)
+    write_atomic(folder / BAD, json.dumps(bad, indent=1))
 
 
 def _batches(

@@ -20,6 +20,7 @@ from ea_runtime.files.safe import is_file
 from ea_runtime.models.hash import folders_hash
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.training.data.dataset import TrainingSet
+from ea_runtime.training.data.draws import scramble
 from ea_runtime.training.latents.store import KEY
 
 #: Raised whenever the same inputs would be coded into something else.
@@ -63,8 +64,8 @@ class Contents:
         shape = f"{frames}:{height}:{width}:{stride if frames > 1 else 1}"
         salt = _halves(hashlib.sha256(shape.encode()).digest())
         spread = np.asarray(starts, dtype=np.uint64)
-        mixed["high"] ^= _scramble(spread + np.uint64(salt[0] >> 1))
-        mixed["low"] ^= _scramble(spread + np.uint64(salt[1] >> 1))
+        mixed["high"] ^= scramble(spread + np.uint64(salt[0] >> 1))
+        mixed["low"] ^= scramble(spread + np.uint64(salt[1] >> 1))
         return mixed
 
 
@@ -114,11 +115,3 @@ def _digest(path: Path, root: Path, remembered: Remembered) -> bytes:
 
 def _halves(digest: bytes) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
-
-
-def _scramble(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele et al. 2014): near numbers lead far apart. Wraps around on purpose."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))

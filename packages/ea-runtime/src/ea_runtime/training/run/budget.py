@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ea_runtime.errors import UserError, writing
+from ea_runtime.files.atomic import write_atomic
 
 
 class ErrorBudget:
@@ -88,10 +88,7 @@ class ErrorBudget:
         if not self.bad:
             self.path.unlink(missing_ok=True)
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(_line(*pair) for pair in self.bad.items()), encoding="utf-8")
-        os.replace(partial, self.path)
+        write_atomic(self.path, "".join(_line(*pair) for pair in self.bad.items()))
 
 
 def _line(path: str, reason: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import write_atomic
 from ea_runtime.training.run.checkpoints import checkpoints, newest_complete
 
 #: What may change when a run goes on: where and how often it saves and shows, and how it uses the machine.
@@ -91,9 +92,7 @@ class RunFolder:
                 break  # a torn last line of a killed run
         if keep_as:
             (self.out / keep_as).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
-        partial = self.log_path.with_name(f".{self.log_path.name}.partial")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(partial, self.log_path)
+        write_atomic(self.log_path, "".join(f"{line}\n" for line in kept))
 
     def _same_config(self) -> None:
         """Raises UserError naming the keys that differ from the run's own config."""

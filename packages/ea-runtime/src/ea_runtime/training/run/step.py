@@ -24,7 +24,7 @@ from ea_runtime.training.run.guard import Guard
 from ea_runtime.training.run.not_finite import find_first
 from ea_runtime.training.update.average import WeightAverage
 from ea_runtime.training.update.optimizers import TurnOptimizer, all_turns_train, only_turn_trains, rate
-from ea_runtime.training.update.parallel import Alone
+from ea_runtime.training.update.parallel import Strategy
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class Stepper:
         self,
         recipe: Recipe,
         options: TrainOptions,
-        parallel: Alone,
+        parallel: Strategy,
         turns: Sequence[TurnOptimizer],
         averages: dict[str, WeightAverage],
         order: PhaseOrder,

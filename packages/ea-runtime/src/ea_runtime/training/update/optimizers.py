@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.training.options import TrainOptions
@@ -178,8 +178,3 @@ def all_turns_train(turns: list[TurnOptimizer]) -> None:
     for turn in turns:
         for parameter in turn.parameters:
             parameter.requires_grad_(True)
-
-
-def num_trainable(modules: dict[str, nn.Module]) -> int:
-    """Parameters that are trained."""
-    return sum(p.numel() for module in modules.values() for p in module.parameters() if p.requires_grad)

@@ -19,8 +19,8 @@ from ea_runtime.training.update.optimizers import TurnOptimizer
 from ea_runtime.training.update.sharded import ShardedModules, whole_weights
 
 
-class Alone:
-    """One process: nothing is exchanged. Also what the others below share."""
+class Strategy:
+    """How a step's gradients are shared. This one, the base of the others, is for one process: nothing is exchanged."""
 
     #: Whether the modules hold shards, so that using and saving them takes every process.
     is_sharded = False
@@ -55,7 +55,7 @@ class Alone:
         return whole_weights(self.modules.values() if self.is_sharded else ())
 
 
-class _Shared(Alone):
+class _Shared(Strategy):
     """Several processes: they start from the first one's weights and keep its buffers."""
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
@@ -169,10 +169,10 @@ def _accelerator(device: torch.device) -> Any:
         return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[kwargs])
 
 
-def choose_parallel(kind: str, modules: dict[str, nn.Module], num_turns: int) -> Alone:
+def choose_parallel(kind: str, modules: dict[str, nn.Module], num_turns: int) -> Strategy:
     """kind: `train.parallel`. Raises UserError where it cannot be: FSDP of a recipe with several turns."""
     if world()[1] == 1:
-        return Alone(modules)
+        return Strategy(modules)
     if kind == "ddp":
         return Ddp(modules)
     if num_turns > 1:
