@@ -36,17 +36,8 @@ def sets(changes: Iterable[str]) -> list[str]:
 def train(config: Path, out: Path, seed: int, skips: bool, words: Sequence[str]) -> None:
     """One run, with `words` as further options of `ea train`."""
     changes = (f"run.out={out}", f"train.seed={seed}", f"model.enable_uvit={str(skips).lower()}")
-    command = [
-        sys.executable,
-        "-m",
-        "ea_runtime.cli.main",
-        "train",
-        "dit",
-        str(config),
-        *sets(changes),
-        *words,
-    ]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "ea_runtime.cli.main", "train", "dit", str(config)]
+    subprocess.run([*command, *sets(changes), *words], check=True)
 
 
 def judge(parts: Path, transformer: Path, num_prompts: int) -> dict[str, str]:

@@ -16,12 +16,11 @@ from torch import Tensor
 from ea_dit import Transformer3DModel
 from ea_dit.weights.from_2d import map_config
 
-PICTURE: dict[str, Any] = {
-    "num_attention_heads": 4, "attention_head_dim": 24, "in_channels": 4, "out_channels": 8, "num_layers": 4,
-    "cross_attention_dim": 96, "attention_bias": True, "sample_size": 16, "patch_size": 2,
-    "activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000, "norm_type": "ada_norm_single",
-    "norm_elementwise_affine": False, "norm_eps": 1e-6, "caption_channels": 20,
-}  # fmt: skip
+PICTURE: dict[str, Any] = {"num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 4}
+PICTURE |= {"in_channels": 4, "out_channels": 8, "sample_size": 16, "patch_size": 2}
+PICTURE |= {"cross_attention_dim": 96, "caption_channels": 20, "attention_bias": True}
+PICTURE |= {"norm_type": "ada_norm_single", "norm_elementwise_affine": False, "norm_eps": 1e-6}
+PICTURE |= {"activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000}
 SMALL_MOTION = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 8}
 #: Largest difference of the outputs, as a part of the output's norm. Not zero: the same sums in another order.
 TOLERANCE = 1e-6
