@@ -38,7 +38,7 @@ def canonical(name: str) -> str:
 
 
 def names(requirements: Iterable[str]) -> set[str]:
-    return {canonical(re.match(r"[\w.-]+", one)[0]) for one in requirements}  # pyright: ignore[reportOptionalSubscript]
+    return {canonical(re.match(r"[\w.-]+", one)[0]) for one in requirements}
 
 
 def imports(node: ast.AST) -> Iterator[str]:

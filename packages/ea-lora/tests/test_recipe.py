@@ -1,4 +1,4 @@
-"""`ea train lora` on the bundled model: resumes to the bit, leaves the base alone, and its file does something."""
+"""`ea train lora` on the bundled model: resumes bit-exact, leaves the base alone, and its file does something."""
 
 from __future__ import annotations
 

@@ -288,7 +288,7 @@ def describe_memory(recipe: Any) -> dict[str, Any]:
         f"{room / 1e9:.1f} GB stay free" if room >= 0 else f"{-room / 1e9:.1f} GB are missing"
     )
     if not memory.low_vram and base.source.options.cache == "off":
-        told["besides"] = "the VAE and the text encoder; memory.low_vram sends them away"
+        told["besides"] = "the VAE and the text encoder; memory.low_vram removes them"
     return {
         "device, one sample a step": told,
         "memory": {"activations of one sample": parts["activations"]},

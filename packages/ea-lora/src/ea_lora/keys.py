@@ -25,7 +25,7 @@ PARTS: tuple[Part, ...] = ("denoiser", "text")
 #: how a file names its tensors, see layouts.py
 Layout = Literal["kohya", "diffusers", "peft", "comfyui"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-#: the files of peft's folder, and where its text encoder's adapter lies in it
+#: the files of peft's folder, and the folder in it for its text encoder's adapter
 WEIGHTS_NAME, CONFIG_NAME, TEXT_FOLDER = "adapter_model.safetensors", "adapter_config.json", "text_encoder"
 
 #: what V2 puts before a module's path; its denoiser's own name is empty, hence two underscores

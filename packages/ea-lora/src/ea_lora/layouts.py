@@ -6,7 +6,7 @@
     peft       a folder: adapter_model.safetensors with base_model.model.blocks.0.to_q.lora_A.weight, .lora_B.weight,
                and adapter_config.json with alpha
 
-A text encoder's layers stand under `lora_te_`, `text_encoders.t5xxl.transformer.`, `text_encoder.`, and for peft
+A text encoder's layers are under `lora_te_`, `text_encoders.t5xxl.transformer.`, `text_encoder.`, and for peft
 in a separate folder `text_encoder`, since one of its adapters is for one network.
 
 In kohya's names `.` and `_` look the same, so writing any other layout from them takes the model's own names

@@ -38,12 +38,18 @@ class Matching:
     ignored: tuple[Layer, ...]
     left_out: tuple[Layer, ...]
 
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the layers in the file, under "matched", "ignored" and "left_out"."""
+        matched = tuple(match.layer for match in self.matches)
+        found = {"matched": matched, "ignored": self.ignored, "left_out": self.left_out}
+        return {kind: tuple(layer.name for layer in layers) for kind, layers in found.items()}
+
     def summary(self) -> str:
         """One line: counts, and the first ignored names."""
         counts = f"{len(self.matches)} layers matched, {len(self.ignored)} ignored"
         line = f"LoRA {quote(str(self.file.path), MAX_PATH)}: {counts}"
         if self.left_out:
-            line += f", {len(self.left_out)} left out on request"
+            line += f", {len(self.left_out)} excluded"
         if self.ignored:
             shown = ", ".join(quote(layer.name)[1:-1] for layer in self.ignored[:3])
             line += f" (the model has no {shown}{', ...' if len(self.ignored) > 3 else ''})"

@@ -81,7 +81,11 @@ def merge_lora(
             shutil.copyfile(inside(source, name), partial / name)
         for change in changes:
             change.apply(partial)
-        record = {"base": source.name, "loras": [_describe(file, weight) for file, weight in files]}
+        merged = [
+            {"file": file.path.name, "sha256": content_hash(file.path), "weight": weight}
+            for file, weight in files
+        ]
+        record = {"base": source.name, "loras": merged}
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return Merged(target, len(changes), matchings)
 
@@ -173,15 +177,7 @@ def _source_folder(model: Any) -> Path:
 
 def _files_to_copy(source: Path) -> list[str]:
     """Regular files, without pickles and hidden ones (a clone's history)."""
-    names = []
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        if any(piece.startswith(".") for piece in relative.parts) or is_pickle(path.name) or path.is_dir():
-            continue
-        if is_file(inside(source, relative.as_posix())):
-            names.append(relative.as_posix())
-    return names
-
-
-def _describe(file: LoraFile, weight: float) -> dict[str, Any]:
-    return {"file": file.path.name, "sha256": content_hash(file.path), "weight": weight}
+    paths = [path.relative_to(source) for path in sorted(source.rglob("*")) if not path.is_dir()]
+    shown = [path for path in paths if not any(piece.startswith(".") for piece in path.parts)]
+    names = [path.as_posix() for path in shown if not is_pickle(path.name)]
+    return [name for name in names if is_file(inside(source, name))]

@@ -20,7 +20,7 @@ from ea_lora.beside import LayerFactory, carry, drop
 from ea_lora.card import base_note
 from ea_lora.io import as_file
 from ea_lora.keys import PARTS
-from ea_lora.layer import MAX_PATH, Layer, LoraFile
+from ea_lora.layer import MAX_PATH, LoraFile
 from ea_lora.loaded import DeltaHook, LoadedLora, Shared
 from ea_lora.matching import Match, Matching, match_lora, networks_of
 from ea_runtime.engines.base import exported_weights
@@ -132,18 +132,8 @@ def _prepare(match: Match) -> tuple[Tensor, Tensor]:
 
 
 def _share(matching: Matching, weight: float, notes: tuple[str, ...]) -> Shared:
-    def names(layers: Sequence[Layer]) -> tuple[str, ...]:
-        return tuple(layer.name for layer in layers)
-
-    return Shared(
-        path=str(matching.file.path),
-        weight=weight,
-        matched=names([match.layer for match in matching.matches]),
-        ignored=names(matching.ignored),
-        left_out=names(matching.left_out),
-        summary=matching.summary(),
-        notes=notes,
-    )
+    path, summary = str(matching.file.path), matching.summary()
+    return Shared(path=path, weight=weight, summary=summary, notes=notes, **matching.names())
 
 
 def _attach(

@@ -116,7 +116,7 @@ class LoraRecipe(RecipeDefaults):
     def describe(self) -> dict[str, Any]:
         from ea_lora.estimate import describe_memory
 
-        told = {
+        known = {
             key: value for key, value in self.base.describe().items() if key in ("start", "largest sample")
         }
         layers = {name: f"{len(module):,} layers" for name, module in self.adapters.items()}
@@ -124,7 +124,7 @@ class LoraRecipe(RecipeDefaults):
         total = sum(p.numel() for p in base_parameters(self.network))
         return {
             "base": f"{self.options.base.model} through recipe {self.options.base.recipe!r}",
-            **told,
+            **known,
             "adapters": layers,
             "trained": f"{trained:,} beside {total:,} frozen",
             **describe_memory(self),

@@ -62,7 +62,7 @@ class LoraReport:
 
     ignored, left_out: names of layers. probe: relative change of the outputs at `weight`: the denoiser's for a
     "picture" and a "video" of seeded noise, the text encoder's for a "text" of seeded tokens; networks of an
-    unknown kind, or without layers in the file, are left out. notes: lines for the user, for example that it was
+    unknown kind, or without layers in the file, are skipped. notes: lines for the user, for example that it was
     made for other weights.
     """
 
@@ -110,14 +110,14 @@ def verify_lora(
         networks = networks_of(model)
     matching = match_lora(file, networks, parts, exclude)
     layers = tuple(_report(match) for match in matching.matches)
-    base = base_note(file.metadata, name)
+    base, names = base_note(file.metadata, name), matching.names()
     return LoraReport(
         path=str(file.path),
         summary=matching.summary(),
         layers=layers,
         blocks=tuple(_blocks(layers)),
-        ignored=tuple(layer.name for layer in matching.ignored),
-        left_out=tuple(layer.name for layer in matching.left_out),
+        ignored=names["ignored"],
+        left_out=names["left_out"],
         weight=weight,
         probe=_probe(networks, matching, weight, exclude) if probe else {},
         notes=(*file.notes, *([base] if base else [])),

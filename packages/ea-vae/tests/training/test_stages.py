@@ -1,4 +1,4 @@
-"""Each stage of the recipe `vae` trains, through the loop, and goes on after a cut to the same bits."""
+"""Each stage of the recipe `vae` trains, through the loop, and resumes bit-exact after a cut."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ def train(
     recipe: VaeRecipe, out: Path, steps: int, resume: bool = False, **changes: Any
 ) -> list[dict[str, Any]]:
     """Through the loop; the lines of the log."""
-    settings = {
-        "steps": steps, "batch_size": 3, "lr": 2e-3, "muon_lr": 1e-2, "warmup": 3, "ema": 0.9, "save_every": 3,
-        "seed": 3, "keep": 9, **changes,
-    }  # fmt: skip
+    settings = {"lr": 2e-3, "muon_lr": 1e-2, "warmup": 3, "ema": 0.9, "save_every": 3, "seed": 3, "keep": 9}
+    settings |= {"steps": steps, "batch_size": 3, **changes}
     options = TrainOptions(**settings)
     config = {"train": options.model_dump(mode="json"), **recipe.options.model_dump(mode="json")}
     Trainer(recipe, options, out, config).run(resume=resume)
@@ -101,7 +99,7 @@ def test_the_loop_keeps_a_frozen_encoder_to_the_bit(make: Make, tmp_path: Path) 
 
 
 def test_the_adversarial_turn_begins_exactly_at_its_step(make: Make, tmp_path: Path) -> None:
-    """Steps 0, 1 and 2 leave the discriminators to the bit and compute nothing; step 3 moves them."""
+    """Steps 0, 1 and 2 leave the discriminators bit-exact and compute nothing; step 3 moves them."""
     recipe = make(data=CLIPS, loss=GAN)
     assert recipe.discriminator is not None
     start = {name: tensor.clone() for name, tensor in recipe.discriminator.state_dict().items()}

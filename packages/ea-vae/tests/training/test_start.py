@@ -1,4 +1,4 @@
-"""What is done to weights before and after training: fresh ones, inflated ones, whitened latents."""
+"""Changes to weights before and after training: fresh ones, inflated ones, whitened latents."""
 
 from __future__ import annotations
 

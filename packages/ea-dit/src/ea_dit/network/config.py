@@ -55,11 +55,16 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_positive(name: str, value: Any) -> None:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    _require(
-        is_int and value > 0, f"`{name}` must be a positive integer, got {value!r}; set it in config.json"
-    )
+def _require_counts(config: Any, where: str = "") -> None:
+    """Raises ValueError unless every integer of a dataclass is positive; those of type `int | None` may be None."""
+    for name, kind in ((one.name, one.type) for one in fields(config)):
+        value = getattr(config, name)
+        if kind == "int" or (kind == "int | None" and value is not None):
+            is_int = isinstance(value, int) and not isinstance(value, bool)
+            _require(
+                is_int and value > 0,
+                f"`{where}{name}` must be a positive integer, got {value!r}; set it in config.json",
+            )
 
 
 def _take(
@@ -126,14 +131,7 @@ class MotionConfig:
 
     def __post_init__(self) -> None:
         where = "motion_module_kwargs."
-        for name in (
-            "num_attention_heads",
-            "num_transformer_block",
-            "temporal_position_encoding_max_len",
-            "temporal_attention_dim_div",
-            "block_size",
-        ):
-            _require_positive(where + name, getattr(self, name))
+        _require_counts(self, where)
         bad = [kind for kind in self.attention_block_types if kind != "Temporal_Self"]
         _require(
             not bad, f"`{where}attention_block_types` may only hold 'Temporal_Self', got {bad[:1]}; remove it"
@@ -178,18 +176,7 @@ class TransformerConfig:
         return cls(**kwargs, motion_module_kwargs=motion)
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_attention_heads",
-            "attention_head_dim",
-            "in_channels",
-            "num_layers",
-            "sample_size",
-            "patch_size",
-        ):
-            _require_positive(name, getattr(self, name))
-        for name in ("out_channels", "cross_attention_dim", "caption_channels"):
-            if getattr(self, name) is not None:
-                _require_positive(name, getattr(self, name))
+        _require_counts(self)
         _require(0.0 <= self.dropout < 1.0, f"`dropout` must be in [0, 1), got {self.dropout}; use 0.0")
         _require(
             self.activation_fn in ACTIVATIONS,

@@ -232,8 +232,8 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             text = check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, batch)
             if self.caption_projection is not None:
                 text = self.caption_projection(text)  # (B, S, D)
-            mask = encoder_attention_mask
-            texts, bias = [text] * self.cfg.num_layers, None if mask is None else mask_bias(mask, text.dtype)
+            texts, mask = [text] * self.cfg.num_layers, encoder_attention_mask
+            bias = None if mask is None else mask_bias(mask, text.dtype)
             timestep = batch_timestep(timestep, batch, hidden_states.device)  # (B,)
             # (B, 6, D) and (B, D)
             modulation, embedded = self.adaln_single(timestep, resolution, aspect_ratio, hidden_states.dtype)

@@ -2,7 +2,7 @@
 
 A motion file holds the tensors of the motion modules under the names that they have in a whole checkpoint:
 `transformer_blocks.3.attn_temporal.temporal_transformer.proj_in.weight`. EasyAnimate V1's separate motion file has
-the same names, so it needs no table of its own.
+the same names, so it needs no separate table.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class MotionReport:
                 (self.kept, "position tables stay the model's"),
                 (self.missing, "missing"),
                 (self.mismatched, "of another shape"),
-                (self.unused, "left out, no motion modules"),
+                (self.unused, "ignored, no motion modules"),
             )
             if found
         ]

@@ -46,8 +46,8 @@ def decode_pieces(
 ) -> list[Piece]:
     """Passes that decode `num_latents` latent frames, in order; `chunked=False`: MagViT takes them as one.
 
-    first_alone: slice mode: latent frame 0 stands for one frame. None: it does where `num_latents` is odd, as
-        EasyAnimate takes it.
+    first_alone: slice mode: latent frame 0 stands for one frame. None: it does if `num_latents` is odd, as
+        in EasyAnimate.
     """
     size = config.mini_batch_decoder
     if not config.slice_compression_vae:
@@ -80,7 +80,7 @@ def resolve_first_alone(num_latents: int, num_frames: int | None, config: VaeCon
     """True if latent frame 0 stands alone in a video of `num_frames` frames; None leaves it to the parity.
 
     Raises:
-        ValueError: `num_latents` latent frames cannot stand for `num_frames` frames.
+        ValueError: `num_latents` latent frames do not fit `num_frames` frames.
     """
     if num_frames is None:
         return None

@@ -17,17 +17,6 @@ logger = logging.getLogger(__name__)
 ACTIVATIONS = ("silu", "swish", "relu", "gelu", "mish")
 MID_BLOCK_TYPES = ("MidBlock3D",)
 MID_ATTENTION_TYPES = ("3d", "spatial", "temporal", "spatial_temporal")
-_COUNTS = (
-    "in_channels",
-    "out_channels",
-    "layers_per_block",
-    "latent_channels",
-    "norm_num_groups",
-    "num_attention_heads",
-    "mid_block_num_attention_heads",
-    "mini_batch_encoder",
-    "mini_batch_decoder",
-)
 
 
 @dataclass(frozen=True)
@@ -92,7 +81,7 @@ class VaeConfig:
     force_upcast: bool = True  # likewise
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        for name in (field.name for field in fields(self) if field.type == "int"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r}")
@@ -184,7 +173,7 @@ class VaeConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VaeConfig:
-        """Read a `config.json` mapping; unknown keys are reported with a warning and left out."""
+        """Read a `config.json` mapping; unknown keys are reported with a warning and ignored."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(key for key in values if key not in known and not key.startswith("_"))
         if unknown:

@@ -8,7 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 Generators = torch.Generator | list[torch.Generator] | None
-"""Where noise comes from: one generator for the batch, a list with one for each video, or torch's own."""
+"""Source of noise: one generator for the batch, a list with one for each video, or torch's own."""
 
 
 class Posterior(DiagonalGaussianDistribution):
@@ -19,7 +19,7 @@ class Posterior(DiagonalGaussianDistribution):
     """
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
-        """KL divergence from `other` (a standard normal where left out), in nats, summed per video: (B,)."""
+        """KL divergence from `other` (default: a standard normal), in nats, summed per video: (B,)."""
         mean, logvar = (0.0, torch.zeros_like(self.logvar)) if other is None else (other.mean, other.logvar)
         each = (self.mean - mean).square() / logvar.exp() + self.var / logvar.exp() - 1 + logvar - self.logvar
         return 0.5 * each.flatten(1).sum(dim=1)

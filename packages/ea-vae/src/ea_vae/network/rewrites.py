@@ -74,7 +74,7 @@ def convolve_summed(
     if frames > 1 and stride[0] == 1:
         early = torch.stack([both, last], dim=2)  # Cout Cin 2 k k
         parts.append(_convolution(x[:, :, :2], early, bias, stride, (0, padding, padding)))
-    if frames > 2:  # with stride 2 the second output already lies on frames 0, 1, 2
+    if frames > 2:  # with stride 2 the second output already covers frames 0, 1, 2
         parts.append(_convolution(x, weight, bias, stride, (0, padding, padding)))
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 

@@ -59,7 +59,7 @@ class VideoCoder:
             frames: (B, 3, T, H, W) in -1..1, on any device; T is 9k, 9k + 1 or 9k + 5 (slice mode: 4k or
                 4k + 1, of which 8k and 8k + 1 decode to as many frames, the others if they are given `num_frames`).
             generator: for the posterior's noise: one for the batch, or a list with one for each video.
-            sample: draw from the posterior (True) or take its mean (False). Left out: draw if there is a
+            sample: draw from the posterior (True) or take its mean (False). Default: draw if there is a
                 generator.
 
         Returns:
@@ -91,17 +91,17 @@ class VideoCoder:
         Args:
             latents: (B, 4, t, h, w), the VAE's own scale.
             smooth: soften the seams between chunks as EasyAnimate V2 does. All frames but the first 4 and the
-                last 5 (slice mode: 4) are averaged with what they become when coded once more, in chunks that
+                last 5 (slice mode: 4) are averaged with their second coding, in chunks that
                 begin 4 frames later. Costs an encoding and another decoding.
             generator: for that second coding's noise: one for the batch, or a list with one for each video.
-            num_frames: slice mode: the number of frames that were encoded, which tells whether frame 0 was
-                coded alone. Left out: it was if t is odd, as EasyAnimate takes it.
+            num_frames: slice mode: the number of frames that were encoded, which decides whether frame 0 was
+                coded alone. Default: it was if t is odd, as in EasyAnimate.
 
         Returns:
             Frames (B, 3, T, 8 h, 8 w), clamped to -1..1.
 
         Raises:
-            ValueError: `latents` has another rank or channel count, or cannot stand for `num_frames`.
+            ValueError: `latents` has another rank or channel count, or do not fit `num_frames`.
         """
         return torch.cat(list(self.iter_decode(latents, smooth, generator, num_frames)), dim=2)
 
@@ -154,9 +154,9 @@ class VideoCoder:
 
     @torch.no_grad()
     def _smooth(self, plain: Iterator[Tensor], total: int, generator: Generators) -> Iterator[Tensor]:
-        """The `total` frames of `plain`, the inner ones averaged with what they become when coded once more.
+        """The `total` frames of `plain`, the inner ones averaged with their second coding.
 
-        The second coding's chunks begin 4 frames later, so that their middles lie on the first coding's seams.
+        The second coding's chunks begin 4 frames later, so that their middles are at the first coding's seams.
         The first 4 frames and the last 5 (slice mode: 4) stay as they are.
         """
         config = self.settings

@@ -121,7 +121,7 @@ class VaeOptions(BaseModel):
             )
         if init.folder is not None and self.model:
             raise UserError(
-                "[model] and `init.folder` exclude each other: the folder's config.json says what the VAE is; "
+                "[model] and `init.folder` exclude each other: the folder's config.json describes the VAE; "
                 "leave one out"
             )
         if init.inflate and self.stage != "magvit":

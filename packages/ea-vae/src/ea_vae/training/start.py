@@ -68,7 +68,7 @@ def whiten(vae: AutoencoderKLMagvit, latents: Tensor) -> tuple[Tensor, Tensor]:
 
 def as_slices(vae: AutoencoderKLMagvit) -> AutoencoderKLMagvit:
     """The same weights in slice mode: slices of two latent frames, zeros around them in time."""
-    # not the private ones: diffusers puts the names of defaults there and drops what they name
+    # without the private keys: diffusers lists the names of defaults there and drops those
     settings = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     settings |= {
         "slice_compression_vae": True,
