@@ -103,7 +103,7 @@ def test_shards_with_an_index(model_folder: Path) -> None:
         for file in (model_folder / "text_encoder").glob("*.safetensors*"):
             file.unlink()
         index.write_text(json.dumps({"weight_map": {"a": bad}}))
-        with pytest.raises(UserError, match="must name weight files that lie beside it"):
+        with pytest.raises(UserError, match="must name weight files next to it"):
             convert_folder(model_folder)
 
 

@@ -17,7 +17,7 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 class OnnxEngine(ExportedEngine):
-    """device: "cpu"; "cuda" (or "cuda:N"), which is then required; None takes CUDA where it works."""
+    """device: "cpu"; "cuda" (or "cuda:N"), which is then required; None takes CUDA if it works."""
 
     target = "onnx"
 
@@ -39,7 +39,7 @@ class OnnxEngine(ExportedEngine):
         return session.run
 
     def describe(self) -> str:
-        """The providers of a real session: one is opened where none is yet."""
+        """The providers of a real session; one is opened if there is none yet."""
         if not self.seen:
             smallest = min(self.bundle.graphs, key=lambda g: (self.bundle.folder / g.weights).stat().st_size)
             self.open_graph(smallest, {})
@@ -47,7 +47,7 @@ class OnnxEngine(ExportedEngine):
 
 
 def _providers(device: Any) -> list[str]:
-    """What to ask for. Raises UserError for a device that ONNX Runtime has none for."""
+    """The providers to ask for. Raises UserError for a device that ONNX Runtime has none for."""
     import torch
 
     from ea_runtime.machine.device import choose_device

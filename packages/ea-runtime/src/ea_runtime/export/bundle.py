@@ -1,14 +1,14 @@
 """Bundles: folders that `ea export` writes, and the one way to open them.
 
-    ea-bundle.json      what it is: target, model, size, dtype, graphs with inputs and outputs, versions
+    ea-bundle.json      description: target, model, size, dtype, graphs with inputs and outputs, versions
     GRAPH.onnx          one static graph; its weights are offsets into the part's file
     PART.weights        weights of a part, shared by its graphs
     GRAPH.engine        for TensorRT: the built engine
     report.html, report.json    preflight and parity
     manifest.json       sha256 of every file
 
-A graph is nearly code and an engine is code: a bundle is opened only if this user's build record knows the sha256 of
-its manifest (build_record.py), every file has its hash, and no graph names data outside. All of that comes before
+A graph is nearly code and an engine is code: a bundle is opened only if this user's build record has the sha256 of
+its manifest (build_record.py), every file has its hash, and no graph names data outside. All of that is checked before
 any of it reaches a runtime.
 """
 
@@ -90,10 +90,10 @@ class Bundle(Description, frozen=True):
 
 
 def open_bundle(folder: str | os.PathLike[str], target: str | None = None) -> Bundle:
-    """Check a bundle and read what it says.
+    """Checks a bundle and reads its description.
 
-    target: what it must have been made for. Raises UserError, one line: no bundle, not of this user's build record, a
-    file that changed or is missing, a graph that names data outside, another target.
+    target: what it must have been made for. Raises UserError, one line: no bundle, not in this user's build record, a
+    file that has changed or is missing, a graph that names data outside, another target.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -111,7 +111,7 @@ def open_bundle(folder: str | os.PathLike[str], target: str | None = None) -> Bu
 
 
 def inspect_bundle(folder: str | os.PathLike[str]) -> Bundle:
-    """As `open_bundle` without the build record: for looking at what comes from elsewhere. Nothing is run."""
+    """As `open_bundle` without the build record: to look at a bundle from elsewhere. Nothing is run."""
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {quote_path(path)}")
@@ -150,7 +150,7 @@ def check_files(folder: Path, manifest: bytes) -> set[str]:
 
 
 def check_graph(folder: Path, graph: GraphInfo) -> None:
-    """Every tensor that a graph keeps outside of itself lies in its part's file. Raises UserError."""
+    """Raises UserError unless every tensor that a graph keeps outside of itself is in its part's file."""
     import onnx
 
     raw = _read(folder, graph.file, MAX_GRAPH)
@@ -192,7 +192,7 @@ def check_graph(folder: Path, graph: GraphInfo) -> None:
 
 
 def weight_names(folder: Path, graph: GraphInfo) -> set[str]:
-    """The initializers of a graph of an opened bundle. A weight that a size does not need (see parity) is in none."""
+    """The initializers of a graph of an opened bundle. A weight that its size does not need (see parity) is in none."""
     import onnx
 
     model = onnx.load_model_from_string(_read(folder, graph.file, MAX_GRAPH))
@@ -228,7 +228,7 @@ def _tensors(model: Any) -> Any:
 
 
 def _open(folder: Path, name: str) -> Any:
-    """A regular file right in `folder`; a link is refused before it is followed."""
+    """A regular file directly in `folder`; a link is refused before it is followed."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         handle = os.open(folder / name, flags)

@@ -1,6 +1,6 @@
 """`ea export`, step by step: check, trace, look at the shapes, write, build, compare, record.
 
-Nothing is at the bundle's place until all of it is there (files.atomic.atomic_folder).
+The bundle appears whole or not at all (files.atomic.atomic_folder).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.export import build_record, bundle, parity, preflight
-from ea_runtime.export.networks import Source, export_configs, sources_of
+from ea_runtime.export.networks import ExportSource, export_configs, sources_of
 from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts, for_refit
 from ea_runtime.export.trace import DTYPES, FakeNetwork, Traced, initializer_names, make_fake, trace
 from ea_runtime.export.weights_file import Place, plan_places, refer, total_bytes, write_weights
@@ -27,7 +27,7 @@ from ea_runtime.models.geometry import Geometry, check_int
 from ea_runtime.models.hash import part_digest
 from ea_runtime.models.layout import read_defaults, resolve_folder
 
-#: tells what is being done: (step, graph or part)
+#: reports progress: (step, graph or part)
 Tell = Callable[[str, str], None]
 #: opsets that the exporter and the runtimes know
 OPSETS = (20, 21, 22, 23)
@@ -37,10 +37,10 @@ _MAX_ROW_ELEMENTS = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to export. None stands for the model's own size, all parts, the target's usual opset and dtype.
+    """An export. None stands for the model's own size, all parts, the target's usual opset and dtype.
 
-    parity: "auto" compares what a CPU can do, a small twin of the rest; "off" compares nothing. capabilities: for
-    trt-rtx, such as ("sm89",). memory_limit: bytes of workspace. refittable: for trt and trt-rtx; None: where a GPU is.
+    parity: "auto" compares what a CPU can compute; "off" compares nothing. capabilities: for trt-rtx, such as
+    ("sm89",). memory_limit: bytes of workspace. refittable: for trt and trt-rtx; None: if there is a GPU.
     """
 
     model: str
@@ -61,23 +61,23 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What was made."""
+class ExportResult:
+    """The bundle that was made, its report, and the seconds of each step."""
 
     folder: Path
     report: Mapping[str, Any]
     seconds: Mapping[str, float]
 
 
-def export_bundle(request: Request, tell: Tell | None = None) -> Result:
-    """Export a model folder. Raises UserError in one line, with nothing written, for all that cannot be done."""
+def export_bundle(request: Request, tell: Tell | None = None) -> ExportResult:
+    """Exports a model folder. Raises UserError, one line, with nothing written, for everything that cannot be done."""
     try:
         return _export(request, tell or (lambda step, what: None))
     except OSError as error:  # a disk that fills up, a folder that may not be written
         raise UserError(f"bundle {request.output!r} cannot be written: {error.strerror or error}") from error
 
 
-def _export(request: Request, tell: Tell) -> Result:
+def _export(request: Request, tell: Tell) -> ExportResult:
     request = settle(request)
     folder = resolve_folder(request.model)
     target = Path(request.output)
@@ -130,7 +130,7 @@ def _export(request: Request, tell: Tell) -> Result:
         size=size.words(),
         dtype=request.dtype,
     )
-    return Result(target, report, work.seconds)
+    return ExportResult(target, report, work.seconds)
 
 
 def settle(request: Request) -> Request:
@@ -159,7 +159,7 @@ def settle(request: Request) -> Request:
 
 
 def require_packages(target: str) -> None:
-    """Raises MissingPackageError, with the command that installs it, where an extra is missing."""
+    """Raises MissingPackageError, with the command that installs it, if an extra is missing."""
     from importlib.util import find_spec
 
     for name in ("onnx", "onnxscript", "onnxruntime"):
@@ -174,7 +174,7 @@ def require_packages(target: str) -> None:
 
 
 def size_of(request: Request, folder: Path) -> Size:
-    """The size to export for: what was asked for, else the model's own. Raises UserError for one that does not fit."""
+    """The size to export for: the request's, else the model's own. Raises UserError for one that does not fit."""
     _, defaults = read_defaults(folder)
     configs = export_configs(folder)
     geometry = Geometry.from_configs(configs["vae"], configs["denoiser"])
@@ -220,8 +220,8 @@ class _Work:
         self.builds: dict[str, Any] = {}
         self.fakes: dict[nn.Module, FakeNetwork] = {}
 
-    def part(self, part: str, source: Source, folder: Path) -> list[bundle.GraphInfo]:
-        """Trace, check, write and compare one part."""
+    def part(self, part: str, source: ExportSource, folder: Path) -> list[bundle.GraphInfo]:
+        """Traces, checks, writes and compares one part."""
         if source.network not in self.fakes:  # the VAE's two parts share one
             self.fakes[source.network] = make_fake(source.network, self.dtype)
             if self.request.refittable:
@@ -241,8 +241,7 @@ class _Work:
         self.used[part] = parity.check_weights_used(traced, fake.network, modules)
         if self.used[part].dropped:
             raise UserError(
-                f"part {part}: {self.used[part].dropped[0]} is in no graph, and the weight beside it is; this is a"
-                " fault of the exporter"
+                f"part {part}: {self.used[part].dropped[0]} is in no graph, but its weight is: a fault of the exporter"
             )
         self.tell("weights", part)
         with self._timed("weights"):
@@ -286,7 +285,7 @@ class _Work:
         )
 
     def _compare(
-        self, part: str, source: Source, fake: FakeNetwork, traced: list[Traced], folder: Path
+        self, part: str, source: ExportSource, fake: FakeNetwork, traced: list[Traced], folder: Path
     ) -> None:
         if self.dtype == torch.bfloat16:
             for one in traced:
@@ -312,7 +311,7 @@ class _Work:
                 self.parity.append(compared)
 
     def canaries(self, folder: Path) -> None:
-        """Small networks, exported in the same way."""
+        """Exports small networks in the same way and compares them."""
         if self.request.parity == "off" or self.dtype == torch.bfloat16:
             return
         self.tell("canaries", "")
@@ -336,7 +335,7 @@ class _Work:
         return info.model_copy(update={"engine": f"{info.name}.engine"})
 
     def report(self, hashes: Mapping[str, str], infos: list[bundle.GraphInfo]) -> dict[str, Any]:
-        """Everything that was found, for report.json and report.html."""
+        """All findings, for report.json and report.html."""
         return {
             "target": self.request.target,
             "model": str(self.request.model),
@@ -372,13 +371,13 @@ def _named_tensors(fake: FakeNetwork) -> list[tuple[str, Any]]:
 
 
 def _module_names(graph: Graph, fake: FakeNetwork) -> set[str]:
-    """Prefixes, in the network, of what the graph's module holds."""
+    """Names, in the network, of the parameters of the graph's module."""
     ids = {id(parameter) for parameter in graph.module.parameters()}
     return {name for name, parameter in fake.network.named_parameters() if id(parameter) in ids}
 
 
 def _skeleton(model: Any) -> Any:
-    """The graph as a protobuf without the values of its weights: inputs stand in for them."""
+    """The graph as a protobuf without the values of its weights, which become inputs."""
     import onnx_ir as ir
 
     kept = dict(model.graph.initializers)

@@ -1,6 +1,6 @@
-"""Builds one engine in a process of its own: `python -m ea_runtime.export.tensorrt_worker JOB.json`.
+"""Builds one engine in a separate process: `python -m ea_runtime.export.tensorrt_worker JOB.json`.
 
-A builder can crash on a graph, and it keeps its memory: neither must reach the program that asked. Writes the engine
+A builder can crash on a graph, and it keeps its memory: neither may affect the calling program. Writes the engine
 and prints one JSON object as the last line. Imports no torch.
 """
 
@@ -21,7 +21,7 @@ _WEIGHTS = re.compile(r"Total Weights Memory:\s*([0-9]+)")
 
 
 def make_logger(module: Any) -> Any:
-    """A logger that keeps what matters of the builder's log."""
+    """A logger that keeps the builder's errors, warnings and figures."""
 
     class Log(module.ILogger):
         def __init__(self) -> None:
@@ -43,7 +43,7 @@ def make_logger(module: Any) -> Any:
 
 
 def build(job: dict[str, Any]) -> dict[str, Any]:
-    """Parse, build, write. Returns what was found; `error` where it failed."""
+    """Parses, builds, writes. Returns the figures, or `error` if it failed."""
     from ea_runtime.export.tensorrt_api import load_api
 
     start = time.perf_counter()
@@ -60,7 +60,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     api.set_capabilities(config, job["capabilities"])
     if job["memory_limit"]:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, job["memory_limit"])
-    config.max_aux_streams = 0  # kernels side by side would each need their memory at once
+    config.max_aux_streams = 0  # parallel kernels would need their memory at the same time
     if job["refittable"]:
         config.set_flag(module.BuilderFlag.REFIT)
     cache_file = Path(job["timing_cache"]) if job["timing_cache"] else None
@@ -89,4 +89,4 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(build(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))  # noqa: T201 - the answer
+    sys.stdout.write(json.dumps(build(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))) + "\n")

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside, hashed, synced, renamed."""
+"""Files and folders that appear whole or not at all: written next to their place, synced, renamed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target`; on success it is hashed, synced and renamed to `target`.
+    """Yields an empty folder next to `target`; on success it is hashed, synced and renamed to `target`.
 
     On any error it is removed and `target` stays as it was. An existing `target` is replaced.
     """
@@ -49,7 +49,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raises UserError where the disk of `folder` has fewer than `needed` bytes left."""
+    """Raises UserError if the disk of `folder` has fewer than `needed` bytes left."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -76,7 +76,7 @@ def require_new_folder(folder: Path, name: str, outside: Path | None = None) -> 
 
 @contextmanager
 def new_folder(target: Path, name: str, outside: Path | None = None) -> Iterator[Path]:
-    """Yields an empty folder beside `target`; on success it becomes `target`, on any error it is removed.
+    """Yields an empty folder next to `target`; on success it becomes `target`, on any error it is removed.
 
     Parents are made. Raises UserError as `require_new_folder`, at the start and again at the end.
     """
@@ -92,9 +92,9 @@ def new_folder(target: Path, name: str, outside: Path | None = None) -> Iterator
 
 @contextmanager
 def atomic_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yields a name beside `target` to write to; on success it is renamed to `target`, on any error it is removed.
+    """Yields a name next to `target` to write to; on success it is renamed to `target`, on any error it is removed.
 
-    Makes the folder. durable: the file also outlives a power failure.
+    Makes the folder. durable: the file also survives a power failure.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary_sibling(target)
@@ -132,7 +132,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Makes a file, or the renames in a folder, outlive a power failure; Windows opens no folders to sync."""
+    """Makes a file, or the renames in a folder, survive a power failure; Windows opens no folders to sync."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -143,13 +143,13 @@ def sync_path(path: Path) -> None:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A name that nothing has, beside `path` and so on the same file system."""
+    """An unused name next to `path`, so on the same file system."""
     return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
 
 
 @contextmanager
 def temporary_folder(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, for whole files to be renamed from; removed afterwards."""
+    """An empty folder next to `out`, to rename whole files from; removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     folder.chmod(0o755)
     try:

@@ -1,4 +1,4 @@
-"""A small table beside a data set: what was found out about each file, while its size and time stay the same."""
+"""A small table next to a data set: facts about each file, valid as long as its size and time stay the same."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ea_runtime.files.atomic import write_atomic
 class Remembered:
     """`cache/NAME.json` of a set: file_path -> [bytes, mtime in ns, value], values as JSON has them.
 
-    It only ever spares work: a damaged table is an empty one, and where the folder cannot be written nothing is
-    kept. version: of what the values mean; a table of another version is an empty one.
+    It only saves work: a damaged table counts as empty, and nothing is kept if the folder cannot be written.
+    version: of the values' meaning; a table of another version counts as empty.
     """
 
     def __init__(self, root: Path, name: str, version: int) -> None:
@@ -31,7 +31,7 @@ class Remembered:
             self._rows = {}
 
     def get(self, name: str) -> Any | None:
-        """The value of a file (a path beneath the root), or None where it is unknown or the file has changed."""
+        """The value of a file (a path beneath the root), or None if it is unknown or the file has changed."""
         row = self._rows.get(name)
         if not isinstance(row, list) or len(row) != 3:
             return None

@@ -1,4 +1,4 @@
-"""What is in a model folder and whether it would load, from headers alone: no tensor is read."""
+"""Reports on model folders: their contents, and if they would load; from headers alone, no tensor is read."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class FolderReport:
 
 
 def check_folder(model: str | os.PathLike[str]) -> FolderReport:
-    """Check every part of a model folder against the class that would load it.
+    """Checks every part of a model folder against the class that would load it.
 
-    Raises UserError where there is no such folder or it holds no part at all; all else is in the report.
+    Raises UserError if there is no such folder or it has no part at all; everything else is in the report.
     """
     folder = resolve_folder(model)
     if not any(os.path.lexists(folder / spec.folder) for spec in PARTS.values()):
@@ -124,7 +124,7 @@ def _compare(report: PartReport, plan: PartPlan) -> None:
     from ea_runtime.models import meta
 
     if plan.spec.name == "text" and report.class_name != "T5EncoderModel":
-        return  # another package's encoder builds itself from the folder; its shapes cannot be known here
+        return  # another package's encoder builds itself from the folder: its shapes are unknown here
     model = meta.build_shapes(lambda: build_from_config(plan))
     report.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if plan.spec.name != "text":
@@ -140,7 +140,7 @@ def _compare(report: PartReport, plan: PartPlan) -> None:
 
 
 def _memory(reports: list[PartReport], configs: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Bytes by dtype: weights of each part as they would be held, activations as estimates."""
+    """Bytes by dtype: exact for the weights of each part, estimates for activations."""
     vae, denoiser = configs["vae"], configs["denoiser"]
     side = memory.native_size(denoiser, Geometry.from_configs(vae).spatial_ratio)
     num_frames = int(defaults.get("num_frames", 144))

@@ -1,4 +1,4 @@
-"""Where things lie in a model folder, and the settings that it carries. Imports no torch.
+"""The layout of a model folder, and its settings. Imports no torch.
 
     model_index.json              optional; its class names are not used: each part's config.json decides
     vae/ transformer/             config.json + diffusion_pytorch_model.safetensors
@@ -27,7 +27,7 @@ from ea_runtime.samplers.schedule import schedule_of_model
 from ea_runtime.settings import validate
 
 BUNDLED = ("tiny",)
-#: environment variable: a folder whose subfolders are models by name
+#: environment variable: a folder whose subfolders are models
 MODELS_DIR = "EA_MODELS_DIR"
 
 
@@ -114,8 +114,8 @@ class NoiseSchedule(BaseModel):
 def resolve_folder(name: str | os.PathLike[str]) -> Path:
     """The folder of a model: a bundled name ("tiny"), a name beneath EA_MODELS_DIR, or a path.
 
-    Bundled names win over a folder of that name here (write `./tiny` for the latter). Raises UserError where
-    there is no such model.
+    Bundled names win over a folder of that name here (write `./tiny` for the latter). Raises UserError for a model
+    that does not exist.
     """
     text = os.fspath(name)
     if text in BUNDLED:
@@ -152,7 +152,7 @@ def resolve_folder(name: str | os.PathLike[str]) -> Path:
 
 
 def bundled_folder(name: str) -> Path:
-    """The folder of a bundled model inside the installed package. Raises UserError where it is absent."""
+    """The folder of a bundled model inside the installed package. Raises UserError if it is missing."""
     folder = Path(str(resources.files("ea_runtime").joinpath(name)))
     if not folder.is_dir():
         raise UserError(
@@ -189,7 +189,7 @@ def _models_in(directory: Path | None) -> list[Path]:
 
 
 def class_name(config: dict[str, Any], spec: PartSpec) -> str:
-    """The class that a part's config.json names. Raises UserError where it names none.
+    """The class that a part's config.json names. Raises UserError if it names none.
 
     Networks of diffusers carry `_class_name`, those of transformers `architectures` or at least `model_type`.
     """
@@ -211,8 +211,8 @@ def read_defaults(model: str | os.PathLike[str]) -> tuple[dict[str, Any], Genera
     """The noise schedule and the generation defaults of a model. Raises UserError for values out of range.
 
     Returns:
-        the noise schedule that the model was trained with (samplers.schedule says which keys): how a sampler
-            places and solves its steps is left out, since the sampler is the user's choice.
+        the noise schedule that the model was trained with (samplers.schedule lists the keys). How a sampler places
+            and solves its steps is left out: the sampler is the user's choice.
         generation defaults.
     """
     folder = resolve_folder(model)

@@ -1,8 +1,7 @@
-"""How much memory a model needs: exact for weights, an estimate for activations. Imports no torch.
+"""Estimates of the memory of a model's activations, from its configs alone. Imports no torch.
 
-The estimates count the widest moment of one denoising step and of one decoded chunk. They are upper bounds
-for a plain eager run and calibrated on one measured figure each; allocators, libraries and the system come
-on top.
+They count the widest moment of one denoising step and of one decoded chunk: upper bounds for a plain eager run,
+each calibrated on one measured figure; allocators, libraries and the system come on top.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def check_weights(part: Path, model_folder: Path) -> None:
     """Raises UserError, one line, unless `part` holds a T5 config and safetensors.
 
     Pickled weights are refused here: reading one runs what its author wrote. An index may only name files
-    that lie beside it.
+    next to it.
     """
     if not part.is_dir():
         raise UserError(

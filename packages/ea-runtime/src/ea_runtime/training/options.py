@@ -1,4 +1,4 @@
-"""The options of a run, read from TOML: [run], [train], and the recipe's own tables."""
+"""The options of a run, from TOML: [run], [train], and the recipe's own tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ea_runtime.settings import put_setting, read_setting, read_toml, validate
 
 
 class GuardOptions(BaseModel):
-    """[train.guard]: what counts as a spike. The defaults find 0.05 -> 0.2 -> 1.0 within ten steps."""
+    """[train.guard]: the limits of a spike. The defaults find 0.05 -> 0.2 -> 1.0 within ten steps."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -43,11 +43,11 @@ class TrainOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(gt=0, description="optimiser steps in all")
-    batch_size: int = Field(gt=0, description="samples a step")
-    accumulate: int = Field(1, gt=0, description="micro batches a step; batch_size is split into that many")
+    batch_size: int = Field(gt=0, description="samples per step")
+    accumulate: int = Field(1, gt=0, description="micro batches per step; batch_size is split into that many")
     optimizer: Literal["adamw", "adam", "adamw8bit"] = Field(
         "adamw",
-        description="of what Muon does not get; adam couples weight decay; adamw8bit needs bitsandbytes",
+        description="for all that Muon does not train; adam couples weight decay; adamw8bit needs bitsandbytes",
     )
     lr: float = Field(gt=0, description="Adam's peak learning rate")
     muon_lr: float = Field(0.0, ge=0, description="peak rate of the groups that a recipe gives to Muon")
@@ -64,34 +64,32 @@ class TrainOptions(BaseModel):
     seed: int = Field(0, ge=0)
     dtype: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         "fp32",
-        description="type to compute in; weights and optimiser stay fp32; fp16 scales the loss; auto is bf16 where "
-        "the device has bf16 arithmetic, else fp32, and stays what it was when a run goes on",
+        description="type to compute in; weights and optimiser stay fp32; fp16 scales the loss; auto is bf16 if "
+        "the device has bf16 arithmetic, else fp32, and does not change when a run resumes",
     )
-    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     device: str = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads of a process; 0 leaves it to torch")
+    threads: int = Field(0, ge=0, description="CPU threads per process; 0: torch's default")
     processes: int = Field(
-        1,
-        gt=0,
-        description="processes on this machine that share each batch; torchrun's count comes before it",
+        1, gt=0, description="processes on this machine that share each batch; torchrun's count overrides it"
     )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="how they share: ddp copies the weights, fsdp shards weights and optimiser"
     )
-    workers: int = Field(0, ge=0, description="processes that read data ahead, for each process; 0: none")
+    workers: int = Field(0, ge=0, description="processes per process that read data ahead; 0: none")
     bad_share: float = Field(
-        0.01, ge=0, le=1, description="part of the samples that may be unusable; more ends it"
+        0.01, ge=0, le=1, description="share of the samples that may be unusable; more ends the run"
     )
     guard: GuardOptions = GuardOptions()
     save_every: int = Field(500, gt=0)
-    keep: int = Field(2, gt=0, description="checkpoints that stay")
+    keep: int = Field(2, gt=0, description="checkpoints to keep")
     sample_every: int = Field(0, ge=0, description="steps between sample sheets; 0: none")
-    log_every: int = Field(1, gt=0, description="steps between what is shown; log.jsonl has every step")
+    log_every: int = Field(1, gt=0, description="steps between lines shown; log.jsonl has every step")
     tensorboard: bool = False
 
 
 class RunTable(BaseModel):
-    """Which recipe and where the run's folder is."""
+    """The recipe and the run's folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -100,7 +98,7 @@ class RunTable(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """A whole config file. `recipe_options` holds the tables that the recipe itself validates."""
+    """A whole config file. `recipe_options`: the tables that the recipe validates."""
 
     run: RunTable
     train: TrainOptions
@@ -110,7 +108,7 @@ class RunConfig(BaseModel):
 def read_config(path: Path, settings: list[str] | None = None) -> RunConfig:
     """Reads and validates a TOML file; `settings` are `table.key=value` overrides.
 
-    Raises UserError, one line, for a file that is absent or no TOML, and naming the key for anything unknown,
+    Raises UserError, one line, for a file that is missing or no TOML, and, naming the key, for anything unknown,
     missing or out of range. The recipe's own tables are validated later, by `validate`.
     """
     tables = read_toml(path, "config")

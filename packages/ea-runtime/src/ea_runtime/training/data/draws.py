@@ -1,8 +1,7 @@
 """Random numbers that belong to a sample, not to its place in a batch.
 
-Whether a batch is computed whole, in parts one after the other, or shared by several processes, each sample then
-sees the same noise. What is drawn from the generator itself is the same in every part and process: a decision for
-the whole batch.
+So each sample sees the same noise if a batch is computed whole, in parts, or by several processes. A number drawn from
+the generator itself is the same in every part and process: a decision for the whole batch.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 def normal(generator: torch.Generator, indices: Sequence[int], shape: Sequence[int] = ()) -> Tensor:
     """Standard normal numbers (B, *shape), float32 on the CPU, row b a function of the generator and indices[b].
 
-    The generator moves on by one number, however many are drawn: two calls in a row differ.
+    The generator advances by one number, however many are drawn: two calls in a row differ.
     """
     rows = [torch.randn(tuple(shape), generator=one) for one in _generators(generator, indices)]
     return torch.stack(rows) if rows else torch.empty(0, *shape)

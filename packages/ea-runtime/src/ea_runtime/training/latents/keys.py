@@ -1,8 +1,8 @@
-"""What latents and text features in a cache are known by: the contents that they were made from.
+"""Keys of the latents and text features in a cache: hashes of the contents that they were made from.
 
-A window's key is the hash of its file's contents, mixed with what was cut out of it; a caption's is its own hash.
-The folder that they lie in is named by the hash of the weights and configs that made them. So a changed file,
-caption or model finds nothing, and what did not change is found whatever it is called.
+A window's key is the hash of its file's contents, mixed with the window's position and shape; a caption's is its own
+hash. Their folder is named by the hash of the weights and configs that made them. So a changed file, caption or model
+finds nothing, and unchanged contents are found under any file name.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ea_runtime.training.data.dataset import TrainingSet
 from ea_runtime.training.data.draws import scramble
 from ea_runtime.training.latents.store import KEY
 
-#: Raised whenever the same inputs would be coded into something else.
+#: Raised whenever the same inputs would be encoded differently.
 VERSION = 3
 
 
 class Contents:
-    """The contents of a set's files. hashes: (N,) of type KEY, one a sample; `bad`: sample -> (path, reason)."""
+    """The contents of a set's files. hashes: (N,) of type KEY, one per sample; `bad`: sample -> (path, reason)."""
 
     def __init__(self, data: TrainingSet, root: Path) -> None:
         self.hashes = np.zeros(len(data), dtype=KEY)
         self.bad: dict[int, tuple[str, str]] = {}
         remembered = Remembered(root, "contents", version=1)
-        seen: dict[Path, int] = {}  # a video that is repeated is looked at once
+        seen: dict[Path, int] = {}  # a repeated video is read once
         for index in range(len(data)):
             path = data.item(index).path
             first = seen.setdefault(path, index)
@@ -76,12 +76,12 @@ def text_keys(captions: Iterable[str]) -> np.ndarray:
 
 
 def latents_folder(cache: Path, parts: str, coding: str) -> Path:
-    """Where latents of this VAE lie. Raises UserError for a model folder without one."""
+    """The folder of this VAE's latents. Raises UserError for a model folder without one."""
     return cache / f"latents-{_folder_key(parts, coding, 'vae')}"
 
 
 def text_folder(cache: Path, parts: str, coding: str) -> Path:
-    """Where features of this text encoder lie. Raises UserError for a model folder without one."""
+    """The folder of this text encoder's features. Raises UserError for a model folder without one."""
     return cache / f"text-{_folder_key(parts, coding, 'text_encoder', 'tokenizer')}"
 
 
@@ -100,7 +100,7 @@ def _folder_key(parts: str, coding: str, *folders: str) -> str:
 
 
 def _digest(path: Path, root: Path, remembered: Remembered) -> bytes:
-    """sha256 of a file, read again only where its size or time changed."""
+    """sha256 of a file, read again only if its size or time changed."""
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     known = remembered.get(name)
     if isinstance(known, str) and len(known) == 64:

@@ -7,7 +7,6 @@ torch.optim.Muon takes 2-D parameters only; here a convolution kernel counts as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,11 +49,8 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        defaults = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum,
-            "kind": "adamw",
-        }  # fmt: skip
-        super().__init__(groups, defaults)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(groups, {**defaults, "momentum": momentum, "kind": "adamw"})
         self.dtype = dtype
         for group in self.param_groups:
             if group["kind"] not in ("adamw", "adam", "muon"):
@@ -65,7 +61,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 raise ValueError("Muon takes parameters of two or more dimensions only")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Any = None) -> Any:
         """One update of every parameter that has a gradient."""
         assert closure is None, "closures are not used by the loop"
         for group in self.param_groups:
