@@ -7,12 +7,13 @@ import inspect
 import subprocess
 import sys
 import typing
+from fractions import Fraction
 
 import pytest
 
 from ea_runtime import hookspecs, records
 from ea_runtime.hookspecs import KINDS
-from ea_runtime.records import Record, SamplerRecord, VaeRecord
+from ea_runtime.records import Record, SamplerRecord, ScorerRecord, VaeRecord
 
 SPECS = {name: value for name, value in vars(hookspecs).items() if hasattr(value, "ea_spec")}
 
@@ -51,12 +52,30 @@ def test_good_names(name: str) -> None:
 
 
 def test_the_other_fields_are_checked() -> None:
-    with pytest.raises(ValueError, match="`build` of SamplerRecord 'x' must be callable, got 3"):
-        SamplerRecord("x", "one line", 3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"`build` of SamplerRecord 'x' must be .*, got 3"):
+        SamplerRecord("x", "one line", 3)
+    with pytest.raises(ValueError, match=r"`build` of SamplerRecord 'x' must be .*'module:name', got 'a b'"):
+        SamplerRecord("x", "one line", "a b")
     with pytest.raises(ValueError, match="`summary` of SamplerRecord 'x' must be one line"):
         SamplerRecord("x", "two\nlines", print)
     with pytest.raises(ValueError, match="`class_names` of VaeRecord 'x' must be a tuple"):
         VaeRecord("x", "one line", print, class_names="Vae")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_name_stands_for_what_is_called_or_returned() -> None:
+    called = ScorerRecord(
+        "x", "one line", "fractions:Fraction", "ea_runtime.models.layout:GenerationDefaults"
+    )
+    assert called.build(3, 4) == Fraction(3, 4)
+    options = called.options_model()
+    assert options is not None
+    assert options.__name__ == "GenerationDefaults"
+    given = VaeRecord("x", "one line", "fractions:Fraction.from_float", export="fractions")
+    assert given.build() == Fraction.from_float
+    assert given.export() is sys.modules["fractions"]
+    assert given == VaeRecord("x", "one line", "fractions:Fraction.from_float", export="fractions")
+    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        SamplerRecord("x", "one line", "nowhere:build").build()
 
 
 def test_specs_and_records_import_nothing_heavy() -> None:

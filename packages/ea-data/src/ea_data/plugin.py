@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any
-
 from ea_runtime.hookspecs import hookimpl
 from ea_runtime.records import (
     CaptionerRecord,
@@ -18,28 +14,12 @@ from ea_runtime.records import (
 )
 
 
-def _commands() -> Any:
-    from ea_data.commands import app
-
-    return app
-
-
-def _text_recipe() -> Any:
-    from ea_data.training.text_recipe import TextRecipe
-
-    return TextRecipe
-
-
-def _easyanimate_set() -> Any:
-    from ea_data.training.dataset import EasyAnimateSet
-
-    return EasyAnimateSet
-
-
 @hookimpl
 def ea_commands() -> list[CommandRecord]:
     return [
-        CommandRecord("data", "Draw training sets and check what a model made of their prompts.", _commands)
+        CommandRecord(
+            "data", "Draw training sets and check what a model made of their prompts.", "ea_data.commands:app"
+        )
     ]
 
 
@@ -47,7 +27,9 @@ def ea_commands() -> list[CommandRecord]:
 def ea_recipes() -> list[RecipeRecord]:
     return [
         RecipeRecord(
-            "text", "A small T5 encoder and its tokenizer, from the captions of drawn scenes", _text_recipe
+            "text",
+            "A small T5 encoder and its tokenizer, from the captions of drawn scenes",
+            "ea_data.training.text_recipe:TextRecipe",
         )
     ]
 
@@ -55,17 +37,12 @@ def ea_recipes() -> list[RecipeRecord]:
 @hookimpl
 def ea_datasets() -> list[DatasetRecord]:
     return [
-        DatasetRecord("easyanimate", "EasyAnimate's JSON or CSV of pictures and videos", _easyanimate_set)
+        DatasetRecord(
+            "easyanimate",
+            "EasyAnimate's JSON or CSV of pictures and videos",
+            "ea_data.training.dataset:EasyAnimateSet",
+        )
     ]
-
-
-def _named(module: str, name: str) -> Callable[[], Any]:
-    """What `ea_data.MODULE` calls `name`, imported when it is asked for: its options model imports pydantic."""
-    return lambda: getattr(import_module(f"ea_data.{module}"), name)
-
-
-def _builder(module: str, name: str = "build") -> Callable[[Any], Any]:
-    return lambda options: getattr(import_module(f"ea_data.{module}"), name)(options)
 
 
 @hookimpl
@@ -74,11 +51,11 @@ def ea_splitters() -> list[SplitterRecord]:
         SplitterRecord(
             "scenedetect",
             "Cuts at scene changes, found in several passes; 3 to 10 seconds",
-            _builder("split.scenes"),
-            _named("split.scenes", "SceneOptions"),
+            "ea_data.split.scenes:build",
+            "ea_data.split.scenes:SceneOptions",
         ),
         SplitterRecord(
-            "whole", "Each file is one clip", _builder("split.whole"), _named("split.whole", "WholeOptions")
+            "whole", "Each file is one clip", "ea_data.split.whole:build", "ea_data.split.whole:WholeOptions"
         ),
     ]
 
@@ -120,7 +97,7 @@ def ea_scorers() -> list[ScorerRecord]:
         ("duplicates", "Perceptual hash, for the filter `duplicate`", "duplicates", "build", "HashOptions"),
     ]
     return [
-        ScorerRecord(name, summary, _builder(f"score.{module}", build), _named(f"score.{module}", options))
+        ScorerRecord(name, summary, f"ea_data.score.{module}:{build}", f"ea_data.score.{module}:{options}")
         for name, summary, module, build, options in rows
     ]
 
@@ -156,7 +133,7 @@ def ea_filters() -> list[FilterRecord]:
         ("duplicate", "Keeps the largest of clips that look alike", "duplicate", "build", "DuplicateOptions"),
     ]
     return [
-        FilterRecord(name, summary, _builder(f"filter.{module}", build), _named(f"filter.{module}", options))
+        FilterRecord(name, summary, f"ea_data.filter.{module}:{build}", f"ea_data.filter.{module}:{options}")
         for name, summary, module, build, options in rows
     ]
 
@@ -178,7 +155,7 @@ def ea_captioners() -> list[CaptionerRecord]:
     ]
     return [
         CaptionerRecord(
-            name, summary, _builder(f"caption.{module}", build), _named(f"caption.{module}", options)
+            name, summary, f"ea_data.caption.{module}:{build}", f"ea_data.caption.{module}:{options}"
         )
         for name, summary, module, build, options in rows
     ]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 from ea_runtime.hookspecs import hookimpl
-from ea_runtime.records import CommandRecord, EngineRecord, SamplerRecord, StepCacheRecord, TextEncoderRecord
+from ea_runtime.records import (
+    CommandRecord,
+    EngineRecord,
+    Named,
+    SamplerRecord,
+    StepCacheRecord,
+    TextEncoderRecord,
+)
 
 
 @hookimpl
@@ -17,21 +24,13 @@ def ea_samplers() -> list[SamplerRecord]:
 
 @hookimpl
 def ea_step_caches() -> list[StepCacheRecord]:
-    from ea_runtime.generation.step_cache import TEACACHE
-
-    return [TEACACHE]
-
-
-def _t5(folder: str, **settings: Any) -> Any:
-    from ea_runtime.text.encoder import TextEncoder
-
-    return TextEncoder.from_pretrained(folder, **settings)
-
-
-def _t5_export() -> Any:
-    from ea_runtime.export import t5
-
-    return t5
+    return [
+        StepCacheRecord(
+            "teacache",
+            "skips passes whose input moved less than a threshold (0.1: mild)",
+            "ea_runtime.generation.step_cache:tea_cache",
+        )
+    ]
 
 
 @hookimpl
@@ -39,114 +38,44 @@ def ea_text_encoders() -> list[TextEncoderRecord]:
     return [
         TextEncoderRecord(
             "t5",
-            "T5 encoder of transformers, 120 tokens, captions cleaned as V2 does",
-            _t5,
+            "T5's encoder, 120 tokens, captions cleaned as V2 does",
+            "ea_runtime.text.encoder:TextEncoder.from_pretrained",
             class_names=("T5EncoderModel",),
-            export=_t5_export,
+            export="ea_runtime.export.t5",
         )
     ]
 
 
-def _generate() -> Any:
-    from ea_runtime.cli.generate.command import app
-
-    return app
-
-
-def _plugins() -> Any:
-    from ea_runtime.cli.plugins import app
-
-    return app
-
-
-def _models() -> Any:
-    from ea_runtime.cli.models import app
-
-    return app
-
-
-def _train() -> Any:
-    from ea_runtime.cli.train import app
-
-    return app
-
-
-def _bench() -> Any:
-    from ea_runtime.cli.bench import app
-
-    return app
-
-
-def _doctor() -> Any:
-    from ea_runtime.cli.doctor import app
-
-    return app
-
-
-def _torch_engine(model: Any, **settings: Any) -> Any:
-    from ea_runtime.engines.torch_engine import TorchEngine
-
-    return TorchEngine(model, **settings)
-
-
-def _onnx_engine(model: Any, **settings: Any) -> Any:
-    from ea_runtime.engines.onnx_engine import OnnxEngine
-
-    return OnnxEngine(model, **settings)
-
-
-def _trt_engine(model: Any, **settings: Any) -> Any:
-    from ea_runtime.engines.tensorrt_engine import TensorRtEngine
-
-    return TensorRtEngine(model, target="trt", **settings)
-
-
-def _trt_rtx_engine(model: Any, **settings: Any) -> Any:
-    from ea_runtime.engines.tensorrt_engine import TensorRtEngine
-
-    return TensorRtEngine(model, target="trt-rtx", **settings)
-
-
 @hookimpl
 def ea_engines() -> list[EngineRecord]:
-    return [
-        EngineRecord("torch", "PyTorch: the model folder as it is", _torch_engine),
-        EngineRecord(
-            "onnx",
-            "ONNX Runtime on a CPU or an NVIDIA GPU (`ea export --onnx`)",
-            _onnx_engine,
-            needs_bundle=True,
-        ),
-        EngineRecord("trt", "TensorRT engines (`ea export --trt`)", _trt_engine, needs_bundle=True),
-        EngineRecord(
-            "trt-rtx", "TensorRT-RTX engines (`ea export --trt-rtx`)", _trt_rtx_engine, needs_bundle=True
-        ),
+    tensorrt = Named("ea_runtime.engines.tensorrt_engine:TensorRtEngine", is_called=True)
+    onnx = "ea_runtime.engines.onnx_engine:OnnxEngine"
+    rows = [
+        ("onnx", "ONNX Runtime on a CPU or an NVIDIA GPU (`ea export --onnx`)", onnx),
+        ("trt", "TensorRT engines (`ea export --trt`)", partial(tensorrt, target="trt")),
+        ("trt-rtx", "TensorRT-RTX engines (`ea export --trt-rtx`)", partial(tensorrt, target="trt-rtx")),
     ]
-
-
-def _export() -> Any:
-    from ea_runtime.cli.export import app
-
-    return app
-
-
-def _bundles() -> Any:
-    from ea_runtime.cli.bundles import app
-
-    return app
+    return [
+        EngineRecord(
+            "torch", "PyTorch, from the model folder", "ea_runtime.engines.torch_engine:TorchEngine"
+        ),
+        *(EngineRecord(name, summary, build, needs_bundle=True) for name, summary, build in rows),
+    ]
 
 
 @hookimpl
 def ea_commands() -> list[CommandRecord]:
+    rows = [
+        ("bench", "Turn benchmark results into a table and a plot."),
+        ("bundles", "List, check and accept exported bundles."),
+        ("doctor", "Check this machine: torch, number formats, devices, codecs, memory."),
+        ("export", "Export a model to ONNX or TensorRT, with a parity report."),
+        ("generate", "Make a video or a picture from a prompt."),
+        ("models", "List, check and convert model folders."),
+        ("plugins", "List installed plugins and what they bring."),
+        ("train", "Train a part of a model from a config file."),
+    ]
+    homes = {"generate": "generate.command"}
     return [
-        CommandRecord("bench", "Turn benchmark results into a table and a plot.", _bench),
-        CommandRecord("bundles", "List, check and accept exported bundles.", _bundles),
-        CommandRecord(
-            "doctor", "Check this machine: torch, number formats, devices, codecs, memory.", _doctor
-        ),
-        CommandRecord("export", "Export a model to ONNX or TensorRT, with a parity report.", _export),
-        CommandRecord("generate", "Make a video or a picture from a prompt.", _generate),
-        CommandRecord("models", "List, check and convert model folders.", _models),
-        CommandRecord("plugins", "List installed plugins and what they bring.", _plugins),
-        CommandRecord("train", "Train a part of a model from a config file.", _train),
+        CommandRecord(name, summary, f"ea_runtime.cli.{homes.get(name, name)}:app") for name, summary in rows
     ]

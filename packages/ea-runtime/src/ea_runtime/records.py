@@ -1,7 +1,7 @@
 """What plugins hand to the host: frozen records whose `build` imports the heavy code only when called.
 
-A record is cheap to make. Its `build` is a function that does its imports inside, so that listing every
-plugin of an installation loads no torch.
+A record is cheap to make, and listing every plugin of an installation loads no torch: `build` is a function that does
+its imports inside, or names what it wants as an entry point does, "module:name", imported when it is called.
 """
 
 from __future__ import annotations
@@ -9,10 +9,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What "module:name", or "module", stands for. A call returns it, or with `is_called` calls it."""
+
+    reference: str
+    is_called: bool = False
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        module, _, name = self.reference.partition(":")
+        found: Any = import_module(module)
+        for part in name.split(".") if name else ():
+            found = getattr(found, part)
+        return found(*args, **settings) if self.is_called else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,21 +37,36 @@ class Record:
 
     name: what users type; lower case letters, digits, `-`, `_` and `+`, first a letter or digit.
     summary: one line for lists and help.
-    build: makes the part; each subclass says from what and what comes back. Imports inside.
-    options: the pydantic model of the part's settings, where it has any, or a function that returns it (so that
-    listing plugins imports no pydantic).
+    build: makes the part; each subclass says from what and what comes back. A function, or the "module:name" of what
+    `build()` returns, or of the function where `build` takes arguments; read back, it can be called.
+    options: the pydantic model of the part's settings, if it has any; or a function that returns it, or its
+    "module:name", so that listing plugins imports no pydantic.
     """
 
     name: str
     summary: str
-    build: Callable[..., Any]
-    options: type[BaseModel] | Callable[[], type[BaseModel]] | None = None
+    build: Any
+    options: type[BaseModel] | Callable[[], type[BaseModel]] | str | None = None
+
+    #: `build` takes arguments
+    is_called: ClassVar[bool] = True
 
     def options_model(self) -> type[BaseModel] | None:
         """The pydantic model of the settings, or None."""
-        return self.options if self.options is None or isinstance(self.options, type) else self.options()
+        options = Named(self.options) if isinstance(self.options, str) else self.options
+        return options if options is None or isinstance(options, type) else options()
 
     def __post_init__(self) -> None:
+        for attribute in ("build", "export", "motion"):
+            reference = getattr(self, attribute, None)
+            if isinstance(reference, str):
+                if not re.fullmatch(r"[\w.]+(:[\w.]+)?", reference):
+                    raise ValueError(
+                        f"`{attribute}` of {type(self).__name__} {self.name!r} must be a function or "
+                        f"'module:name', got {reference!r}"
+                    )
+                named = Named(reference, attribute == "build" and self.is_called)
+                object.__setattr__(self, attribute, named)
         allowed = isinstance(self.name, str) and re.fullmatch(r"[a-z0-9][a-z0-9_+-]*", self.name)
         if not allowed:
             raise ValueError(
@@ -44,7 +75,7 @@ class Record:
             )
         if not callable(self.build):
             raise ValueError(
-                f"`build` of {type(self).__name__} {self.name!r} must be callable, got {self.build!r}"
+                f"`build` of {type(self).__name__} {self.name!r} must be callable or 'module:name', got {self.build!r}"
             )
         if not isinstance(self.summary, str) or not self.summary or "\n" in self.summary:
             raise ValueError(
@@ -74,8 +105,9 @@ class VaeRecord(Record):
     `export()` returns an `ea_runtime.export.parts.Exporter`: how the network is exported and run as graphs.
     """
 
+    is_called: ClassVar[bool] = False
     class_names: tuple[str, ...] = field(default=(), kw_only=True)
-    export: Callable[[], Any] | None = field(default=None, kw_only=True)
+    export: Any = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +119,10 @@ class DenoiserRecord(Record):
     `export()` as of a VaeRecord.
     """
 
+    is_called: ClassVar[bool] = False
     class_names: tuple[str, ...] = field(default=(), kw_only=True)
-    motion: Callable[[], Any] | None = field(default=None, kw_only=True)
-    export: Callable[[], Any] | None = field(default=None, kw_only=True)
+    motion: Any = field(default=None, kw_only=True)
+    export: Any = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +134,21 @@ class TextEncoderRecord(Record):
     """
 
     class_names: tuple[str, ...] = field(default=(), kw_only=True)
-    export: Callable[[], Any] | None = field(default=None, kw_only=True)
+    export: Any = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeRecord(Record):
     """`build()` returns a class that follows `ea_runtime.training.recipe.Recipe`."""
 
+    is_called: ClassVar[bool] = False
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetRecord(Record):
     """`build()` returns a class that follows `ea_runtime.training.data.dataset.TrainingSet`."""
+
+    is_called: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +165,8 @@ class AdapterRecord(Record):
 
     What it returns has `summary` (one line: what matched), `weight` (may be set between runs) and `unload()`.
     """
+
+    is_called: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,3 +202,5 @@ class EngineRecord(Record):
 @dataclass(frozen=True, slots=True)
 class CommandRecord(Record):
     """`build()` returns a typer.Typer: one command becomes `ea NAME`, several become `ea NAME ...`."""
+
+    is_called: ClassVar[bool] = False

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .attention import Attention, FeedForward
 from .config import TransformerConfig
+from .meta import unless_meta
 from .motion import MotionModule
 from .text_groups import TextGroups
 
@@ -37,7 +38,9 @@ class TransformerBlock(nn.Module):
         )
         self.norm2 = nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
         self.ff = FeedForward(width, config.activation_fn, dropout)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        self.scale_shift_table = nn.Parameter(
+            unless_meta(lambda: torch.randn(6, width) / width**0.5, 6, width)
+        )
         self.use_motion = True
 
     def forward(

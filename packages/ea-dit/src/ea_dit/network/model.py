@@ -39,6 +39,7 @@ from .blocks import TransformerBlock, modulated
 from .config import TransformerConfig
 from .embeddings import AdaLayerNormSingle, PatchEmbed, TextProjection
 from .inputs import batch_timestep, check_latents, check_rows, check_text, size_conditions
+from .meta import unless_meta
 from .parallel import FrameSplit, VideoSplit, shares
 from .prepared import Prepared, prepare
 
@@ -118,7 +119,9 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             for parameter in self.long_connect_fc.parameters():
                 nn.init.zeros_(parameter)
         self.norm_out = nn.LayerNorm(cfg.width, eps=1e-6, elementwise_affine=False)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, cfg.width) / cfg.width**0.5)
+        self.scale_shift_table = nn.Parameter(
+            unless_meta(lambda: torch.randn(2, cfg.width) / cfg.width**0.5, 2, cfg.width)
+        )
         self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.output_channels)
         self.gradient_checkpointing = False
         self.frame_split: FrameSplit | None = None

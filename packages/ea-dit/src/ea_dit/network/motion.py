@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, FeedForward
 from .config import MOTION_NORM_GROUPS, TransformerConfig
+from .meta import unless_meta
 from .parallel import VideoSplit
 
 
@@ -29,10 +30,14 @@ class TemporalPosition(nn.Module):
 
     def __init__(self, width: int, max_len: int) -> None:
         super().__init__()
-        frames = torch.arange(max_len)[:, None]
-        frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-        angles = frames * frequencies  # (max_len, D/2)
-        self.register_buffer("pe", torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None])
+
+        def table() -> Tensor:
+            frames = torch.arange(max_len)[:, None]
+            frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+            angles = frames * frequencies  # (max_len, D/2)
+            return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
+
+        self.register_buffer("pe", unless_meta(table, 1, max_len, width))
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         """(N, T * n * n, D) -> the same, each token with its frame's position added."""

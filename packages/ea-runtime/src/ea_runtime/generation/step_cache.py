@@ -1,4 +1,4 @@
-"""Step caches: passing over network passes that would change little. Approximate, asked for by name, and said.
+"""Step caches: network passes that would change little are skipped. Approximate, on request, and reported.
 
 A denoiser that can do it calls `cache(signal, x, blocks)` in place of `blocks(x)`: what the cache gives may be the
 blocks' output or a guess at it. signal (B, L, D) tells how far the input has moved since the last pass.
@@ -10,11 +10,11 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.plugins.host import get_host
-from ea_runtime.records import StepCacheRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,13 +63,9 @@ def _spread(x: Tensor, like: Tensor) -> Tensor:
     return x.repeat(like.shape[0] // x.shape[0], 1, 1)
 
 
-def _check_tea(threshold: float) -> Callable[[int], TeaCache]:
-    return lambda num_passes: TeaCache(threshold, num_passes)
-
-
-TEACACHE = StepCacheRecord(
-    "teacache", "passes over passes whose input moved less than a threshold (0.1: mild)", _check_tea
-)
+def tea_cache(threshold: float) -> Callable[[int], TeaCache]:
+    """The maker of caches of one threshold, given the number of network passes of a run."""
+    return partial(TeaCache, threshold)
 
 
 @dataclass

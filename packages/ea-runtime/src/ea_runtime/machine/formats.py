@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import flop_registry
 
 from ea_runtime.errors import UserError
 from ea_runtime.machine.canary import (
@@ -232,6 +231,8 @@ class _Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _count(self, trial: Trial, func: Any, args: Any, kwargs: Any, out: Any, wrong: int) -> None:
+        from torch.utils.flop_counter import flop_registry  # here, because it imports Triton
+
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             flops = formula(*args, **kwargs, out_val=out)

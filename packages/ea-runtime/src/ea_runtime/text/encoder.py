@@ -1,6 +1,6 @@
 """From prompts to what the denoiser attends to: cleaning, tokens, T5.
 
-Importing this module loads neither torch nor transformers; a TextEncoder loads them when it is made.
+Importing this module loads neither torch nor transformers; making a TextEncoder does.
 
 Shape legend: B prompts, L tokens, D the encoder's width.
 """
@@ -21,7 +21,7 @@ from ea_runtime.text.weights import check_weights
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase, T5EncoderModel
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "MAX_LENGTH",
@@ -30,7 +30,6 @@ __all__ = [
     "TextEncoder",
     "check_prompt",
     "clean_caption",
-    "t5",
     "train_tokenizer",
 ]
 
@@ -70,12 +69,12 @@ def _shorten(text: str, limit: int = 300) -> str:
 class TextEncoder:
     """A T5 encoder and its tokenizer: prompts in, padded token embeddings out.
 
-    model: transformers' T5EncoderModel. tokenizer: a T5 tokenizer (`<pad>` 0, `</s>` 1, `<unk>` 2).
+    model: a T5Encoder (text/t5.py) or transformers' T5EncoderModel. tokenizer: a T5 tokenizer (`<pad>` 0, `</s>` 1,
+    `<unk>` 2).
     """
 
-    def __init__(self, model: T5EncoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        # Any: transformers' own annotations of `to` and of what from_pretrained returns do not type-check.
-        self.model: Any = model.eval()
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model.eval()
         self.tokenizer = tokenizer
 
     @classmethod
@@ -88,9 +87,8 @@ class TextEncoder:
         incomplete weights, a config that is not T5's, and a missing or damaged tokenizer.
         """
         part = Path(folder) / "text_encoder"
-        check_weights(part, Path(folder))
-        tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-        return cls(_load_model(part, dtype).to(device), tokenizer)
+        model = _load_model(part, Path(folder), dtype)
+        return cls(model.to(device), load_tokenizer(Path(folder) / "tokenizer"))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `folder`/text_encoder (config.json, model.safetensors) and `folder`/tokenizer."""
@@ -166,31 +164,19 @@ class TextEncoder:
             ).last_hidden_state
 
 
-def t5(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-) -> TextEncoder:
-    """The host's builder of this encoder: see TextEncoder.from_pretrained."""
-    return TextEncoder.from_pretrained(folder, device=device, dtype=dtype)
-
-
-def _load_model(part: Path, dtype: torch.dtype | None) -> Any:
+def _load_model(part: Path, model_folder: Path, dtype: torch.dtype | None) -> Any:
+    config, files = check_weights(part, model_folder)
     import torch
-    from transformers import T5EncoderModel
+    from transformers.models.t5.configuration_t5 import T5Config
 
-    load: Any = T5EncoderModel.from_pretrained
-    settings: dict[str, Any] = {
-        "dtype": dtype or torch.float32,
-        "use_safetensors": True,
-        "local_files_only": True,
-    }
+    from ea_runtime.text.t5 import load_t5
+
     try:
-        with _quiet():
-            model, info = load(str(part), output_loading_info=True, **settings)
+        model, missing = load_t5(T5Config(**config), files, dtype or torch.float32)
     except Exception as error:  # transformers and safetensors raise a dozen kinds on damaged files
         raise UserError(
             f"the text encoder in {str(part)!r} cannot be loaded ({error}); copy it again"
         ) from error
-    missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
             f"text encoder {str(part)!r} lacks {len(missing)} tensors, as {missing[0]!r}; copy it again"
@@ -200,7 +186,7 @@ def _load_model(part: Path, dtype: torch.dtype | None) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps transformers' progress bars and load reports off the terminal; our errors say what matters."""
+    """Keeps transformers' progress bars off the terminal."""
     from transformers.utils import logging
 
     was_on, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -341,6 +341,19 @@ def test_everything_is_checked_before_torch_is_imported(model, here):
     assert names(here) == []
 
 
+def test_what_is_slow_to_import_is_not_imported(model, here):
+    code = (
+        "import sys; from ea_runtime.cli.main import run; "
+        f"assert run(['generate', 'x', '--model', {str(model)!r}, '--steps=1', '-o', 'x.mp4']) == 0; "
+        "slow = {'peft', 'sympy', 'torch._dynamo', 'torch.distributed.tensor', 'triton', "
+        "'diffusers.models.autoencoders', 'diffusers.models.unets', 'transformers.modeling_utils'}; "
+        "sys.exit(' '.join(slow & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"{model}: 18 frames")
+
+
 def test_a_plan_takes_the_models_own_settings(model, here):
     plan = make_plan(Wishes(prompt="a red circle", model=str(model), size="64x48"))
     settings = plan.jobs[0].settings

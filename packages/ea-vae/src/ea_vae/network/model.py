@@ -9,15 +9,17 @@ take videos of any number of frames (see streaming.py, and chunking.py for the n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
 from . import choice, chunking
@@ -28,6 +30,13 @@ from .posterior import Posterior
 from .spread import Job, Spread
 from .streaming import VideoCoder
 from .tiling import TileSize, decoder_tile, encoder_tile, run_tiled
+
+
+@dataclass
+class DecoderOutput(BaseOutput):
+    """What `decode` returns. sample: (B, 3, T, H, W)."""
+
+    sample: Tensor
 
 
 class AutoencoderKLMagvit(ModelMixin, ConfigMixin, VideoCoder):
@@ -170,7 +179,10 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin, VideoCoder):
         return self._maybe_tiled(network, z, tile)
 
     def _maybe_tiled(self, network: Callable[[Tensor], Tensor], x: Tensor, tile: TileSize) -> Tensor:
-        x = x.to(self.device, self.dtype)  # here, where an offloading hook has put the weights in place
+        # Here, where an offloading hook has put the weights in place. Until hooks are imported there is none, and
+        # asking diffusers for the device would import them, and peft.
+        like = self if "diffusers.hooks" in sys.modules else next(self.parameters())
+        x = x.to(like.device, like.dtype)
         # Differs from EasyAnimate: it tiles only frames that exceed the tile in height and in width, so that
         # one long side alone could exhaust memory.
         if self.use_tiling and max(x.shape[3:]) > tile.size:

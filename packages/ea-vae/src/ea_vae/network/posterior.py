@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -11,15 +10,33 @@ Generators = torch.Generator | list[torch.Generator] | None
 """Source of noise: one generator for the batch, a list with one for each video, or torch's own."""
 
 
-class Posterior(DiagonalGaussianDistribution):
+class Posterior:
     """Diagonal Gaussian over latents (B, C, t, h, w), from moments (B, 2 C, t, h, w): mean, log-variance.
 
-    `.parameters`, `.mean`, `.logvar` (held within -30..20), `.std`, `.var`, `.mode()`, `.sample(generator)`
-    are diffusers'; its `kl` sums three axes, one too few for video.
+    The names are those of diffusers' DiagonalGaussianDistribution, without importing its module, which loads every
+    autoencoder that diffusers has; `logvar` is held within -30..20. Its `kl` sums three axes, one too few for video.
     """
 
-    def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
-        """KL divergence from `other` (default: a standard normal), in nats, summed per video: (B,)."""
+    def __init__(self, parameters: Tensor) -> None:
+        self.parameters = parameters
+        self.mean, logvar = parameters.chunk(2, dim=1)
+        self.logvar = logvar.clamp(-30.0, 20.0)
+        self.std = torch.exp(0.5 * self.logvar)
+        self.var = torch.exp(self.logvar)
+
+    def mode(self) -> Tensor:
+        """The likeliest latents: the mean."""
+        return self.mean
+
+    def sample(self, generator: Generators = None) -> Tensor:
+        """Latents (B, C, t, h, w) with noise from `generator`."""
+        noise = randn_tensor(
+            tuple(self.mean.shape), generator=generator, device=self.mean.device, dtype=self.mean.dtype
+        )
+        return self.mean + self.std * noise
+
+    def kl(self, other: Posterior | None = None) -> Tensor:
+        """KL divergence from `other` (a standard normal by default), in nats, summed per video: (B,)."""
         mean, logvar = (0.0, torch.zeros_like(self.logvar)) if other is None else (other.mean, other.logvar)
         each = (self.mean - mean).square() / logvar.exp() + self.var / logvar.exp() - 1 + logvar - self.logvar
         return 0.5 * each.flatten(1).sum(dim=1)

@@ -22,7 +22,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-_UNITS = {"text": "text", "denoising": "step", "decoding": "frame"}
+_UNITS = {"imports": "import", "text": "text", "denoising": "step", "decoding": "frame"}
 
 
 class SecondsPerStep(ProgressColumn):

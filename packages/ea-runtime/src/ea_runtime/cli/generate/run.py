@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +27,22 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     """Makes the plan's videos, one after the other. start: when the command began, by time.perf_counter."""
     from rich.markup import escape
 
+    from ea_runtime.cli.generate.progress import GenerationProgress
     from ea_runtime.generation.spread import rank, share_out
     from ea_runtime.machine.allocator import tune_allocator
 
+    _announce(plan, 0, console)
     tune_allocator()
     shared: dict[str, float] = {}
-    with console.status("loading torch"), _timed("imports", shared):
-        from ea_runtime.generation.pipeline import VideoPipeline
+    with GenerationProgress(console) as progress, _timed("imports", shared):
+        imports = _imports(plan)
+        for done, load in enumerate(imports):
+            progress.on_step("imports", done, len(imports))
+            load()
+        progress.on_step("imports", len(imports), len(imports))
+    from ea_runtime.generation.pipeline import VideoPipeline
+    from ea_runtime.machine.device import dtype_name
 
-        _import_parts(plan)
     with console.status(escape(f"loading {plan.model}")), _timed("loading", shared):
         pipe = VideoPipeline.from_pretrained(
             plan.model, device=device, dtype=plan.dtype, engine=plan.engine, bundle=plan.bundle
@@ -47,11 +56,11 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         del shared["adapters"]
     if plan.compile:
         pipe.compile(plan.cuda_graphs)
-    for number, job in enumerate(plan.jobs, 1):
-        if len(plan.jobs) > 1:
-            console.print(f"{number}/{len(plan.jobs)} {job.settings['prompt']}", markup=False, style="bold")
-        console.print(_summary(plan, pipe, job), markup=False, soft_wrap=True)
-        timings = dict(shared) if number == 1 else {}
+    console.print(f"on {_where(pipe)}, {dtype_name(pipe.dtype)}", markup=False, soft_wrap=True)
+    for number, job in enumerate(plan.jobs):
+        if number:
+            _announce(plan, number, console)
+        timings = {} if number else dict(shared)
         if rank() > 0:
             _assist(pipe, job)
             continue
@@ -64,18 +73,33 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         typer.echo(job.output.path)
 
 
-def _import_parts(plan: Plan) -> None:
-    """Imports what the parts and the sampler need, so that this is not counted as loading or denoising."""
-    from transformers import T5EncoderModel  # noqa: F401
-
+def _imports(plan: Plan) -> list[Callable[[], Any]]:
+    """The steps that import what the run needs, so that none is counted as loading or denoising."""
     from ea_runtime.plugins.host import get_host
 
     host = get_host()
-    host.get("samplers", plan.jobs[0].settings["sampler"]).build()
-    for kind, name in plan.classes.items():
-        record = host.find_class(kind, name)
-        if record is not None:  # otherwise loading says what is missing
-            record.build()
+    records = [host.get("samplers", plan.jobs[0].settings["sampler"])]
+    records += [host.find_class(kind, name) for kind, name in plan.classes.items()]
+    return [
+        lambda: import_module("torch"),
+        _import_diffusers,
+        lambda: import_module("ea_runtime.generation.pipeline"),
+        lambda: import_module("ea_runtime.text.t5"),
+        lambda: import_module("transformers").PreTrainedTokenizerFast,
+        *(record.build for record in records if record is not None),  # loading reports one that is missing
+    ]
+
+
+def _import_diffusers() -> None:
+    """diffusers without torch._dynamo, which takes as long as torch; diffusers has a fallback for its one use."""
+    blocked = "torch._dynamo" not in sys.modules
+    if blocked:
+        sys.modules["torch._dynamo"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        import_module("diffusers.utils.torch_utils")
+    finally:
+        if blocked:
+            del sys.modules["torch._dynamo"]
 
 
 def _assist(pipe: VideoPipeline, job: Job) -> None:
@@ -181,17 +205,20 @@ def _put_on(plan: Plan, pipe: VideoPipeline, console: Console) -> list[dict[str,
     return describe_adapters(plan.adapters, handles)
 
 
-def _summary(plan: Plan, pipe: VideoPipeline, job: Job) -> str:
-    from ea_runtime.machine.device import dtype_name
-
+def _announce(plan: Plan, number: int, console: Console) -> None:
+    """What comes next, in a line that needs no torch; of several prompts also which."""
+    job = plan.jobs[number]
     s = job.settings
+    if len(plan.jobs) > 1:
+        console.print(f"{number + 1}/{len(plan.jobs)} {s['prompt']}", markup=False, style="bold")
     what = "a picture" if s["num_frames"] == 1 else f"{s['num_frames']} frames at {plan.fps:g} fps"
     steps = f"{s['num_inference_steps']} step{'s' * (s['num_inference_steps'] > 1)}"
     kind = " as a contact sheet" if job.output.kind == "png" and s["num_frames"] > 1 else ""
-    return (
-        f"{plan.model} on {_where(pipe)}, {dtype_name(pipe.dtype)}: {what}{kind}, "
-        f"{s['width']}x{s['height']}, {steps} {s['sampler']}, guidance {s['guidance_scale']:g}, "
-        f"seed {s['seed']}"
+    console.print(
+        f"{plan.model}: {what}{kind}, {s['width']}x{s['height']}, {steps} {s['sampler']}, "
+        f"guidance {s['guidance_scale']:g}, seed {s['seed']}",
+        markup=False,
+        soft_wrap=True,
     )
 
 
