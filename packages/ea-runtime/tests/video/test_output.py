@@ -302,3 +302,28 @@ def test_a_list_of_other_files_is_not_followed(tmp_path, text):
     place.write_text(text.format(secret), encoding="utf-8")
     with pytest.raises(UserError, match="cannot be read"):
         list(read_frames(place))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (112, 112)])
+def test_a_video_has_the_same_bytes_whatever_the_heap(height: int, width: int, tmp_path: Path) -> None:
+    """Three processes, whose fresh memory holds other bytes and whose libraries use other numbers of threads."""
+    program = f"""
+import sys
+import numpy as np
+from fractions import Fraction
+from pathlib import Path
+from ea_runtime.video.writers import Mp4Writer
+rng = np.random.default_rng(0)
+ball = np.kron(rng.integers(0, 255, ({height // 8}, {width // 8}, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+writer = Mp4Writer(Path(sys.argv[1]), Fraction(12), 18)
+for shift in range(18):
+    writer.add(np.roll(ball, 3 * shift, axis=1))
+writer.finish()
+"""
+    contents = set()
+    for heap, threads in (("0", "1"), ("85", "2"), ("170", "1")):
+        path = tmp_path / f"{heap}.mp4"
+        environment = {**os.environ, "MALLOC_PERTURB_": heap, "OMP_NUM_THREADS": threads}
+        subprocess.run([sys.executable, "-c", program, str(path)], check=True, env=environment)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1

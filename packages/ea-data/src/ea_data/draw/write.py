@@ -26,6 +26,7 @@ from ea_data.draw.scene import sample_scene, split_combinations
 from ea_data.draw.style import STYLES, render_style, style_caption
 from ea_runtime.errors import writing
 from ea_runtime.files.atomic import new_folder
+from ea_runtime.video.x264 import x264_options
 
 PICTURE_OFFSET = 1_000_000_000  # the index of a set's first picture
 # Tagged in the file, so that no reader has to guess: SMPTE 170M (BT.601) matrix, limited range.
@@ -83,7 +84,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"
-        stream.options = {"crf": "4", "preset": "veryfast"}
+        stream.options = x264_options(4, "veryfast")
         context = stream.codec_context
         context.thread_count = 1
         context.colorspace, context.color_range = _COLORSPACE, _COLOR_RANGE

@@ -20,6 +20,7 @@ from ea_data.media.containers import open_beneath, open_picture, open_video
 from ea_data.media.frames import open_window
 from ea_data.media.probe import BadFile, file_errors
 from ea_runtime.files.atomic import atomic_file
+from ea_runtime.video.x264 import x264_options
 
 VERSION = "1"
 #: Chroma formats that are kept; all others become 4:2:0.
@@ -148,8 +149,7 @@ def _set_up(stream: Any, frame: Any, crf: int) -> None:
     stream.width, stream.height = frame.width, frame.height
     name = frame.format.name
     stream.pix_fmt = name if name in _KEPT_FORMATS else "yuv420p"
-    # mbtree reads memory that x264 did not write (its AVX-512 code), so equal frames would not give equal bytes
-    stream.options = {"crf": str(crf), "preset": "veryfast", "flags": "+bitexact", "x264-params": "mbtree=0"}
+    stream.options = x264_options(crf, "veryfast")
     codec = stream.codec_context
     codec.thread_count = 1  # x264's result depends on the number of threads; clips run side by side anyway
     if name == stream.pix_fmt or name.startswith("yuv"):

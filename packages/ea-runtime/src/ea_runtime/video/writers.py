@@ -14,11 +14,9 @@ from typing import IO, Any
 import numpy as np
 
 from ea_runtime.video.sheets import SHEET_FRAMES, frame_grid
+from ea_runtime.video.x264 import THREADS, x264_options
 
 logger = logging.getLogger("ea")
-
-# x264's result depends on the number of threads, so it does not follow the machine.
-_X264_THREADS = 4
 
 
 class FrameWriter(ABC):
@@ -81,9 +79,9 @@ class Mp4Writer(FrameWriter):
         self.container = av.open(str(self.path), "w", format="mp4", container_options=options)
         self.stream = self.container.add_stream("libx264", rate=self.fps)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
-        self.stream.options = {"crf": str(self.crf), "flags": "+bitexact"}
+        self.stream.options = x264_options(self.crf)
         codec = self.stream.codec_context
-        codec.thread_count = _X264_THREADS
+        codec.thread_count = THREADS
         bt709, limited = 1, 1  # players guess from the size otherwise
         codec.colorspace = codec.color_primaries = codec.color_trc = bt709
         codec.color_range = limited
