@@ -7,6 +7,9 @@ or per step; each returns records (ea_runtime.records), whose `build` is called 
 docs/hooks.md shows a running example of each.
 """
 
+# pyright: reportReturnType=false
+# (a spec has no body: only its name and its docstring count)
+
 from __future__ import annotations
 
 import pluggy
@@ -35,77 +38,77 @@ hookimpl = pluggy.HookimplMarker("ea")
 
 
 @hookspec
-def ea_samplers() -> list[SamplerRecord]:  # pyright: ignore[reportReturnType]
+def ea_samplers() -> list[SamplerRecord]:
     """Samplers: what `--sampler` and `pipe(sampler=)` accept."""
 
 
 @hookspec
-def ea_step_caches() -> list[StepCacheRecord]:  # pyright: ignore[reportReturnType]
+def ea_step_caches() -> list[StepCacheRecord]:
     """Step caches, approximate: what `--step-cache` and `pipe(step_cache=)` accept."""
 
 
 @hookspec
-def ea_vaes() -> list[VaeRecord]:  # pyright: ignore[reportReturnType]
+def ea_vaes() -> list[VaeRecord]:
     """Video VAEs, found by the `_class_name` in a model folder's vae/config.json."""
 
 
 @hookspec
-def ea_denoisers() -> list[DenoiserRecord]:  # pyright: ignore[reportReturnType]
+def ea_denoisers() -> list[DenoiserRecord]:
     """Denoisers, found by the `_class_name` in a model folder's transformer/config.json."""
 
 
 @hookspec
-def ea_text_encoders() -> list[TextEncoderRecord]:  # pyright: ignore[reportReturnType]
+def ea_text_encoders() -> list[TextEncoderRecord]:
     """Text encoders, found by the architecture in a model folder's text_encoder/config.json."""
 
 
 @hookspec
-def ea_recipes() -> list[RecipeRecord]:  # pyright: ignore[reportReturnType]
+def ea_recipes() -> list[RecipeRecord]:
     """Training recipes: what `ea train NAME CONFIG` accepts."""
 
 
 @hookspec
-def ea_datasets() -> list[DatasetRecord]:  # pyright: ignore[reportReturnType]
+def ea_datasets() -> list[DatasetRecord]:
     """Training sets: what `data.format` of a training config accepts."""
 
 
 @hookspec
-def ea_perceptual_losses() -> list[PerceptualRecord]:  # pyright: ignore[reportReturnType]
+def ea_perceptual_losses() -> list[PerceptualRecord]:
     """Perceptual distances for training a VAE: what `loss.perceptual_name` accepts."""
 
 
 @hookspec
-def ea_adapters() -> list[AdapterRecord]:  # pyright: ignore[reportReturnType]
+def ea_adapters() -> list[AdapterRecord]:
     """Adapters that change a loaded pipeline, such as LoRA: what `ea generate --lora` uses."""
 
 
 @hookspec
-def ea_splitters() -> list[SplitterRecord]:  # pyright: ignore[reportReturnType]
+def ea_splitters() -> list[SplitterRecord]:
     """Splitters: how raw video is cut into clips."""
 
 
 @hookspec
-def ea_scorers() -> list[ScorerRecord]:  # pyright: ignore[reportReturnType]
+def ea_scorers() -> list[ScorerRecord]:
     """Scorers: numbers about a clip, for filters to compare."""
 
 
 @hookspec
-def ea_filters() -> list[FilterRecord]:  # pyright: ignore[reportReturnType]
+def ea_filters() -> list[FilterRecord]:
     """Filters: verdicts over a clip's scores."""
 
 
 @hookspec
-def ea_captioners() -> list[CaptionerRecord]:  # pyright: ignore[reportReturnType]
+def ea_captioners() -> list[CaptionerRecord]:
     """Captioners: words for a clip."""
 
 
 @hookspec
-def ea_engines() -> list[EngineRecord]:  # pyright: ignore[reportReturnType]
+def ea_engines() -> list[EngineRecord]:
     """Engines: what runs the networks."""
 
 
 @hookspec
-def ea_commands() -> list[CommandRecord]:  # pyright: ignore[reportReturnType]
+def ea_commands() -> list[CommandRecord]:
     """Commands of the `ea` program."""
 
 

@@ -58,8 +58,8 @@ def export(
 
     from rich.console import Console
 
+    from ea_runtime.cli.generate.notes import notes_on
     from ea_runtime.cli.generate.plan import parse_size
-    from ea_runtime.cli.generate.progress import notes_on
     from ea_runtime.errors import UserError
 
     targets = [name for name, wanted in (("onnx", onnx), ("trt", trt), ("trt-rtx", trt_rtx)) if wanted]

@@ -89,12 +89,12 @@ def generate(
     start = time.perf_counter()
     from rich.console import Console
 
+    from ea_runtime.cli.generate.notes import notes_on
     from ea_runtime.cli.generate.plan import Wishes, make_plan
-    from ea_runtime.cli.generate.progress import notes_on
     from ea_runtime.generation.spread import joined, rank
 
     # of several processes the first speaks
-    console = Console(stderr=True, highlight=False, quiet=rank() > 0)
+    console = Console(stderr=True, highlight=False, emoji=False, quiet=rank() > 0)
     wishes = Wishes(
         prompt=prompt,
         prompts_file=prompts,

@@ -1,10 +1,7 @@
-"""What a person sees while a video is made: a bar for each phase, and notes that do not tear it."""
+"""Progress of a generation: a bar for each phase."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -63,25 +60,3 @@ class GenerationProgress:
             unit = _UNITS.get(phase, "step")
             self._tasks[phase] = self._progress.add_task(phase, total=total, unit=unit)
         self._progress.update(self._tasks[phase], completed=done, total=total)
-
-
-class _ToConsole(logging.Handler):
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = " ".join(record.getMessage().split())
-        self._console.print(f"note: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def notes_on(console: Console) -> Iterator[None]:
-    """Inside, warnings of all loggers are shown as "note: ..." on the console, above a running bar."""
-    root = logging.getLogger()
-    before = root.handlers[:]
-    root.handlers[:] = [_ToConsole(console)]
-    try:
-        yield
-    finally:
-        root.handlers[:] = before

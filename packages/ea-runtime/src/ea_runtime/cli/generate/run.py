@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     """Makes the plan's videos, one after the other. start: when the command began, by time.perf_counter."""
+    _announce(plan, 0, console)  # before any import that takes time
+
     from rich.markup import escape
 
     from ea_runtime.cli.generate.progress import GenerationProgress
     from ea_runtime.generation.spread import rank, share_out
     from ea_runtime.machine.allocator import tune_allocator
 
-    _announce(plan, 0, console)
     tune_allocator()
     shared: dict[str, float] = {}
     with GenerationProgress(console) as progress, _timed("imports", shared):
