@@ -32,7 +32,7 @@ def list_bundles(as_json: Annotated[bool, typer.Option("--json", help="Print JSO
 
 @app.command()
 def check(folder: _Folder) -> None:
-    """Says what a bundle holds and whether it loads: exit code 2, in one line, where it does not."""
+    """Reports a bundle's contents and if it loads: exit code 2, in one line, if it does not."""
     from ea_runtime.export.bundle import open_bundle
 
     bundle = open_bundle(folder)

@@ -50,7 +50,7 @@ def check(
     folder: Annotated[str, typer.Argument(help="A model folder, or the name of an installed model.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every tensor name.")] = False,
 ) -> None:
-    """Says what is in a model folder and whether it loads: exit code 0 yes, 1 no, 2 no such folder.
+    """Reports what is in a model folder and if it loads: exit code 0 yes, 1 no, 2 no such folder.
 
     Only headers are read, so this is quick for weights of any size.
     """
@@ -70,7 +70,9 @@ def convert(
     folder: Annotated[Path, typer.Argument(help="A model folder with pickled weights, or one such file.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A new folder for the result; without it, beside the originals."),
+        typer.Option(
+            "--output", "-o", help="A new folder for the result; without it, next to the originals."
+        ),
     ] = None,
 ) -> None:
     """Turns pickled weights (.bin, .pt, .pth, .ckpt) into safetensors. The originals stay.
@@ -118,7 +120,7 @@ def insert_motion(
 
 
 def _motion_tools(model: str) -> Any:
-    """What the package of the model's denoiser offers for motion modules. Raises UserError where nothing."""
+    """The tools for motion modules of the denoiser's package. Raises UserError if it has none."""
     from ea_runtime.errors import UserError
     from ea_runtime.models.loading import denoiser_of, find_record
     from ea_runtime.plugins.host import get_host

@@ -1,4 +1,4 @@
-"""One writer for each kind of file; each takes frames one by one and holds no more than it must.
+"""One writer for each kind of file; each takes frames one by one and keeps as few as it can.
 
 Frames are (H, W, 3) uint8. A writer writes to the path that it is given and leaves tidying up to output.py.
 """
