@@ -1,14 +1,15 @@
-"""What holds for the tests of every package."""
+"""Settings and fixtures for the tests of every package."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # before torch is imported: processes side by side that each take every core hinder one another
+    # before torch is imported: parallel processes that each take every core slow one another down
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
@@ -17,7 +18,7 @@ from ea_runtime.plugins import host as plugins
 
 @pytest.fixture(scope="session", autouse=True)
 def _a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is remembered about the machine: nothing at the start, and nothing in the user's own folder."""
+    """An empty cache of facts about the machine, apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -25,7 +26,16 @@ def _a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture(autouse=True)
 def _the_same_host_afterwards() -> Iterator[None]:
-    """A test that runs a command, or makes a host with plugins of its own, leaves none of it to the next one."""
+    """Restores the host after a test that runs a command or makes a host with other plugins."""
     before = plugins._host
     yield
     plugins._host = before
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of golden tensors, `shared/reference` next to the checkout; the test is skipped if it is missing."""
+    folder = Path(__file__).resolve().parent.parent / "shared" / "reference"
+    if not folder.is_dir():
+        pytest.skip(f"golden tensors are not on this machine: {folder} is missing")
+    return folder

@@ -26,7 +26,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on besides the code."""
+    """Everything that a figure depends on besides the code."""
     import os
 
     import torch
@@ -134,7 +134,7 @@ def _same_threads() -> Any:
 
 @pytest.fixture
 def needs_gpu() -> None:
-    """Skips where there is no CUDA device."""
+    """Skips without a CUDA device."""
     import torch
 
     if not torch.cuda.is_available():

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 NUM_VIDEOS = 11
-#: a longer run has a file of results of its own
+#: a longer run has a separate file of results
 FULL = "_full" if os.environ.get("EA_FULL") else ""
 SIZES = (100, 1000, 10_000, *((1_000_000,) if os.environ.get("EA_FULL") else ()))
 #: height and width of the videos whose stages are measured
@@ -223,12 +223,11 @@ def stages(raw: Path, target: Path) -> dict[str, Any]:
         for span in timed("split", lambda path=path, info=info: parts.split.component(path, info)):
             clips += 1
             clip_seconds += span.end - span.start
-            record = {
-                "clip_id": f"{path.stem} {span.start}", "path": str(path), "start": span.start, "end": span.end,
-                "fps": float(info.fps), "fps_exact": str(info.fps), "width": info.width, "height": info.height,
-                "codec": info.codec, "rotation": 0, "is_picture": False, "is_variable_rate": False,
-                "is_whole": False,
-            }  # fmt: skip
+            name = f"{path.stem} {span.start}"
+            record = {"clip_id": name, "path": str(path), "start": span.start, "end": span.end, "rotation": 0}
+            record |= {"width": info.width, "height": info.height, "codec": info.codec}
+            record |= {"fps": float(info.fps), "fps_exact": str(info.fps), "is_variable_rate": False}
+            record |= {"is_picture": False, "is_whole": False}
             needs = [part.component.needs for part in parts.scores if part.component.needs.mode != "none"]
             where = (path, raw, span.start, span.end, float(info.fps), needs)
             frames = timed("decode", lambda where=where: read_frames(*where))

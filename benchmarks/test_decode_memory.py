@@ -1,6 +1,6 @@
 """Is the memory of decoding flat in the length of the video?
 
-Each length is decoded by `iter_decode` in a process of its own, with one thread, as many at once as there are cores;
+Each length is decoded by `iter_decode` in a separate process, with one thread, as many at once as there are cores;
 what counts is that process's peak resident set, with the frames handed on as they come.
 """
 

@@ -62,7 +62,9 @@ def rows_of(engine: str, folder: Path, device: str, monkeypatch: pytest.MonkeyPa
 
     where = pipe.engine.describe()
     return [
-        compare(f"{where}: tiny, {WHAT[0]}", lambda: eager_step(x, torch.tensor(500.0, device=device)), step, 9),
+        compare(
+            f"{where}: tiny, {WHAT[0]}", lambda: eager_step(x, torch.tensor(500.0, device=device)), step, 9
+        ),
         compare(
             f"{where}: tiny, {WHAT[1]}",
             lambda: vae.decode_video(plain.vae, z, smooth=False),
@@ -70,7 +72,7 @@ def rows_of(engine: str, folder: Path, device: str, monkeypatch: pytest.MonkeyPa
             3,
         ),
         compare(f"{where}: tiny, {WHAT[2]}", eager_video, video, 3),
-    ]  # fmt: skip
+    ]
 
 
 def test_onnx_runtime(benchmark: Any, report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

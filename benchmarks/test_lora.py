@@ -1,4 +1,4 @@
-"""What an active LoRA costs: a denoising step without, with one and merged, and switching one.
+"""The cost of an active LoRA: a denoising step without, with one and merged, and switching one.
 
 The widths are the published model's (1,152, rank 128) with fewer blocks and a short clip, so that it fits a CPU; the
 ratio depends on width, rank and tokens, hardly on the number of blocks.

@@ -1,4 +1,4 @@
-"""How long until something happens: `ea --help` against the bare interpreter, and the first video."""
+"""Start-up times: `ea --help` against the bare interpreter, and the first video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a training step waits for its data: batches of 64 clips of 18 frames, 64x64, as `tiny` is trained on."""
+"""The wait of a training step for its data: batches of 64 clips of 18 frames, 64x64, as `tiny` is trained on."""
 
 from __future__ import annotations
 

@@ -105,11 +105,13 @@ def our_loop(folder: Path, cache: str, waits: list[float]) -> Callable[[], None]
 
 
 def options(folder: Path, cache: str) -> DitOptions:
-    return DitOptions.model_validate({
-        "stage": "finetune",
-        "init": {"folder": str(resolve_folder("tiny") / "transformer")},
-        "data": {"path": str(folder / "set"), "parts": "tiny", "num_frames": 18, "cache": cache},
-    })  # fmt: skip
+    return DitOptions.model_validate(
+        {
+            "stage": "finetune",
+            "init": {"folder": str(resolve_folder("tiny") / "transformer")},
+            "data": {"path": str(folder / "set"), "parts": "tiny", "num_frames": 18, "cache": cache},
+        }
+    )
 
 
 def the_losses_are_the_same() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,10 @@ def seen(source: EncodedSource, indices: list[int], seed: int, num_frames: int |
     return [latents, *source.text(batch, [False] * (len(indices) - 1) + [True], "cpu")]
 
 
-@pytest.mark.parametrize(("indices", "num_frames", "latent_frames"), [
-    ([0, 1, 2], None, 6), ([2, 0], 9, 3), ([1, 2], 1, 1), ([3, 4], None, 1),
-])  # fmt: skip
+CROPS = [([0, 1, 2], None, 6), ([2, 0], 9, 3), ([1, 2], 1, 1), ([3, 4], None, 1)]
+
+
+@pytest.mark.parametrize(("indices", "num_frames", "latent_frames"), CROPS)
 def test_the_cache_changes_nothing(
     indices: list[int], num_frames: int | None, latent_frames: int, sources: dict[str, EncodedSource]
 ) -> None:
@@ -64,10 +66,11 @@ def test_the_losses_are_those_of_training_without_it(options: EncodedOptions, tm
     for cache in ("use", "off"):
         table = {"stage": "motion", "data": {**data, "cache": cache}, "init": {"folder": str(TRANSFORMER)}}
         recipe = DitRecipe(DitOptions.model_validate(table), Context(0, "cpu", tmp_path, lambda line: None))
-        losses.append([
-            recipe.loss(recipe.fetch(indices, seed, 0), torch.Generator().manual_seed(seed), 0, "model").total.item()
-            for seed in range(12) for indices in ([0, 1], [3, 4])
-        ])  # fmt: skip
+        totals = []
+        for seed, indices in itertools.product(range(12), ([0, 1], [3, 4])):
+            batch, generator = recipe.fetch(indices, seed, 0), torch.Generator().manual_seed(seed)
+            totals.append(recipe.loss(batch, generator, 0, "model").total.item())
+        losses.append(totals)
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert len(set(losses[0])) == len(losses[0])
 
@@ -84,7 +87,7 @@ def test_a_window_that_is_not_made_of_chunks_would_be_found_out(sources: dict[st
 def test_the_position_of_a_run_does_not_matter(
     sources: dict[str, EncodedSource], options: EncodedOptions, tmp_path: Path
 ) -> None:
-    """A source that is opened anew, as a resumed run does, gives the same batches to the bit."""
+    """A source that is opened again, as in a resumed run, gives the same batches, bit-exact."""
     context = Context(0, "cpu", tmp_path, lambda line: None)
     again = EncodedSource(options.model_copy(update={"cache": "use"}), context, single_frames=True)
     for one, other in zip(

@@ -22,6 +22,8 @@ NEEDED_BY_OTHERS = {
     "protobuf": "transformers reads spiece.model with it",
     "tensorrt": "imported by name, ea_runtime/export/tensorrt_api.py",
     "tensorrt-rtx": "imported by name, ea_runtime/export/tensorrt_api.py",
+    "ray": "imported by name, ea_data/run/ray_engine.py",
+    "torchvision": "imported by name, ea_data/score/raft.py",
     "sentencepiece": "transformers reads spiece.model with it",
 }
 _DISTRIBUTIONS = packages_distributions()
@@ -36,7 +38,7 @@ def canonical(name: str) -> str:
 
 
 def names(requirements: Iterable[str]) -> set[str]:
-    return {canonical(re.match(r"[\w.-]+", one)[0]) for one in requirements}  # pyright: ignore[reportOptionalSubscript]
+    return {canonical(re.match(r"[\w.-]+", one)[0]) for one in requirements}
 
 
 def imports(node: ast.AST) -> Iterator[str]:

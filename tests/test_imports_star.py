@@ -106,7 +106,7 @@ def test_no_two_modules_import_one_another(package: str) -> None:
 def test_a_circle_through_a_packages_init_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no circle among siblings, so no contract tells of it."""
+    """It is no circle among siblings, so no contract reports it."""
     package = tmp_path / "ea_twin"
     package.mkdir()
     (package / "__init__.py").write_text("from ea_twin.inner import name\n")

@@ -19,9 +19,9 @@ from ea_runtime import VideoPipeline
 from ea_runtime.cli.main import run
 from ea_runtime.errors import UserError
 from ea_runtime.machine.formats import PartFormats
-from ea_runtime.plugins import set_host
+from ea_runtime.plugins.host import set_host
 from ea_runtime.testing.formats import PARTS, broken_convolution
-from ea_runtime.training import precision
+from ea_runtime.training.update import precision
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "vae-pictures.toml"
 Train = Callable[..., list[str]]

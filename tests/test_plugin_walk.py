@@ -1,4 +1,4 @@
-"""docs/plugins.md: its walk to a filter of one's own works as it stands there, package and single file."""
+"""docs/plugins.md: its walk to a separate filter works as written, as a package and as a single file."""
 
 from __future__ import annotations
 

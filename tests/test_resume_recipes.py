@@ -1,7 +1,7 @@
 """N + M steps are N steps, a kill, and M steps, for every recipe: weights, averages, optimisers, losses, order.
 
-One run of each recipe saves after every step. A kill after step k is what lies there then: checkpoints up to k, the
-config, and a log that is ahead of them and torn. From that the run goes on, and must leave what the first run left, to
+One run of each recipe saves after every step. A kill after step k leaves this: checkpoints up to k, the
+config, and a log that is ahead of them and torn. From that the run resumes, and must leave what the first run left, to
 the bit. EA_FULL=1 cuts at ten points with 0 and with 2 workers, and kills five saves of each recipe; without it, one
 point without workers, another with two, and one killed save.
 """
@@ -38,30 +38,36 @@ PARTS = Path(ea_runtime.__file__).parent / "tiny"  # its VAE and text encoder co
 CLOCK = ("seconds", "wait", "memory")
 Tables = dict[str, Any]
 
-TRAIN: Tables = {
-    "steps": STEPS, "batch_size": 3, "lr": 2e-3, "muon_lr": 5e-3, "warmup": 3, "ema": 0.9, "weight_decay": 0.01,
-    "save_every": 1, "keep": 99, "seed": 3, "threads": 1,
-}  # fmt: skip
-VAE_MODEL: Tables = {
-    "ch": 4, "ch_mult": [1, 1, 1, 2], "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 1,
+TRAIN: Tables = {"steps": STEPS, "batch_size": 3, "save_every": 1, "keep": 99, "seed": 3, "threads": 1}
+TRAIN |= {"lr": 2e-3, "muon_lr": 5e-3, "warmup": 3, "ema": 0.9, "weight_decay": 0.01}
+VAE_MODEL: Tables = {"ch": 4, "ch_mult": [1, 1, 1, 2], "layers_per_block": 1, "norm_num_groups": 1}
+VAE_MODEL |= {
+    "latent_channels": 4,
     "down_block_types": ["SpatialDownBlock3D", *["SpatialTemporalDownBlock3D"] * 3],
     "up_block_types": ["SpatialUpBlock3D", *["SpatialTemporalUpBlock3D"] * 3],
-    "mid_block_attention_type": "3d", "mini_batch_encoder": 9, "mini_batch_decoder": 3,
-}  # fmt: skip
+}
+VAE_MODEL |= {"mid_block_attention_type": "3d", "mini_batch_encoder": 9, "mini_batch_decoder": 3}
 CRITIC: Tables = {"channels": 8, "num_layers": 2, "clip_channels": [8, 8]}
 VAE: Tables = {
     "data": {"path": "set", "size": 32, "num_frames": 9, "limit": 8},
-    "loss": {"perceptual": 0.0, "adversarial": 0.5, "adversarial_start": 5}, "discriminator": CRITIC,
+    "loss": {"perceptual": 0.0, "adversarial": 0.5, "adversarial_start": 5},
+    "discriminator": CRITIC,
     "train": {"accumulate": 2},
-}  # fmt: skip
+}
 DIT_MODEL: Tables = {
-    "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 4, "cross_attention_dim": 32,
-    "caption_channels": 64, "sample_size": 8,
+    "num_attention_heads": 4,
+    "attention_head_dim": 8,
+    "num_layers": 4,
+    "cross_attention_dim": 32,
+    "caption_channels": 64,
+    "sample_size": 8,
     "motion_module_kwargs": {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16},
-}  # fmt: skip
+}
 DIT: Tables = {"data": {"path": "set", "parts": str(PARTS), "num_frames": 18, "limit": 12}}
 
-#: name -> the recipe and its tables. `start` (beside them): the run whose `final/` it starts from.
+#: name -> the recipe and its tables. `start` (next to them): the run whose `final/` it starts from.
+NETWORK: Tables = {"rank": 4, "alpha": 4.0, "dropout": 0.1, "text": True}
+LORA_DATA: Tables = {"path": "set", "num_frames": 9, "limit": 9}
 RUNS: dict[str, tuple[str, Tables]] = {
     # each of its saves reads thousands of captions
     "text": ("text", {"data": {"num_samples": 60}, "train": {"save_every": 6}}),
@@ -71,9 +77,8 @@ RUNS: dict[str, tuple[str, Tables]] = {
     "dit-align": ("dit", {**DIT, "stage": "align", "model": DIT_MODEL}),
     "dit-motion": ("dit", {**DIT, "stage": "motion", "start": "dit-align", "train": {"dtype": "bf16"}}),
     "dit-finetune": ("dit", {**DIT, "stage": "finetune", "start": "dit-motion", "train": {"accumulate": 2}}),
-    "lora": ("lora", {"base": {"model": "tiny"}, "network": {"rank": 4, "alpha": 4.0, "dropout": 0.1, "text": True},
-                      "data": {"path": "set", "num_frames": 9, "limit": 9}}),
-}  # fmt: skip
+    "lora": ("lora", {"base": {"model": "tiny"}, "network": NETWORK, "data": LORA_DATA}),
+}
 
 
 class Place:
@@ -111,7 +116,7 @@ class Place:
         return ["train", recipe, str(config), *flags]
 
     def killed_after(self, name: str, step: int, out: Path) -> None:
-        """What a process leaves that is killed between two saves, with its log ahead of them and torn."""
+        """The files of a process killed between two saves, with its log ahead of them and torn."""
         first = self.first_run(name)
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
@@ -180,14 +185,15 @@ def what_is_left(out: Path, since: int) -> dict[str, Any]:
 
 
 def differing(place: Place, name: str, out: Path, since: int) -> list[str]:
-    """What a run left past `since` otherwise than the first one did, and whether it asked for other samples."""
+    """Differences past `since` between a run and the first one, other samples among them."""
     one, other = what_is_left(place.first_run(name), since), what_is_left(out, since)
     assert one.keys() == other.keys()
     assert len(one) > 10
     found = [
-        key for key, value in one.items()
+        key
+        for key, value in one.items()
         if not (torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key])
-    ]  # fmt: skip
+    ]
     order, resumed = place.orders[name], place.orders[out.name]
     assert resumed
     if any(order[step] != indices for step, indices in resumed.items()):
@@ -225,7 +231,7 @@ main(sys.argv[2:])
 
 @pytest.mark.parametrize("name", RUNS if FULL else ["dit-motion"])
 def test_killed_while_saving(name: str, place: Place) -> None:
-    """SIGKILL at a file operation of the save at step 6: the run goes on from the save before, and nothing differs."""
+    """SIGKILL at a file operation of the save at step 6: the run resumes from the save before, and nothing differs."""
     place.first_run(name)
     for operation in (1, 3, 5, 8, 11) if FULL else (5,):
         out = place.folder / f"killed-{name}-{operation}"

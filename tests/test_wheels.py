@@ -98,7 +98,7 @@ class Environment:
 
 
 def closure(requirements: list[str]) -> set[str]:
-    """What these requirements need, and what that needs, of other people's distributions."""
+    """Other people's distributions that these requirements need, directly or not."""
     found: set[str] = set()
     waiting = [Requirement(text) for text in requirements]
     while waiting:

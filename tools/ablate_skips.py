@@ -1,10 +1,10 @@
-"""What the U-ViT skips do: the first denoiser stage with and without them, same seeds, same samples and noise.
+"""The effect of the U-ViT skips: the first denoiser stage with and without them, same seeds, same samples and noise.
 
     python tools/ablate_skips.py --out runs/ablation
 
-Trains `configs/tiny/dit-align.toml` twice a seed (a run that is there already is taken as it is), then compares the
-losses of the last steps and what 100 held-out prompts show as pictures. Draws in training depend on (seed, step,
-sample) alone, so both runs of a seed meet the same pictures, timesteps and noise: losses are compared in pairs.
+Trains `configs/tiny/dit-align.toml` twice per seed (an existing run is used), then compares the losses
+of the last steps and the pictures of 100 held-out prompts. Draws in training depend on (seed, step,
+sample) alone, so both runs of a seed see the same pictures, timesteps and noise: losses are compared in pairs.
 Writes benchmarks/results/skip_ablation.json and docs/images/skip-ablation.png.
 """
 
@@ -14,7 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,16 @@ NAMES = {True: "with skips", False: "without"}
 LAST = 100
 
 
+def sets(changes: Iterable[str]) -> list[str]:
+    """`--set` before each change."""
+    return [word for change in changes for word in ("--set", change)]
+
+
 def train(config: Path, out: Path, seed: int, skips: bool, words: Sequence[str]) -> None:
     """One run, with `words` as further options of `ea train`."""
-    command = [
-        sys.executable, "-m", "ea_runtime.cli.main", "train", "dit", str(config),
-        "--set", f"run.out={out}", "--set", f"train.seed={seed}", "--set", f"model.enable_uvit={str(skips).lower()}",
-        *words,
-    ]  # fmt: skip
-    subprocess.run(command, check=True)
+    changes = (f"run.out={out}", f"train.seed={seed}", f"model.enable_uvit={str(skips).lower()}")
+    command = [sys.executable, "-m", "ea_runtime.cli.main", "train", "dit", str(config)]
+    subprocess.run([*command, *sets(changes), *words], check=True)
 
 
 def judge(parts: Path, transformer: Path, num_prompts: int) -> dict[str, str]:
@@ -55,9 +57,8 @@ def judge(parts: Path, transformer: Path, num_prompts: int) -> dict[str, str]:
     )
     items = []
     for number, prompt in enumerate(sample_prompts(num_prompts, seed=0)):
-        made = pipe(
-            prompt, num_frames=1, height=64, width=64, num_inference_steps=20, guidance_scale=2.0, seed=43 + number
-        )  # fmt: skip
+        size: dict[str, Any] = {"num_frames": 1, "height": 64, "width": 64}
+        made = pipe(prompt, **size, num_inference_steps=20, guidance_scale=2.0, seed=43 + number)
         assert made.frames is not None
         items.append(check_clip(prompt, made.frames[0], f"{number}"))
     # a picture shows no motion
@@ -69,14 +70,14 @@ def judge(parts: Path, transformer: Path, num_prompts: int) -> dict[str, str]:
 
 
 def plot(losses: dict[int, dict[bool, np.ndarray]], path: Path) -> None:
-    """Running means of the losses, a panel a seed."""
+    """Running means of the losses, one panel per seed."""
     figure = Figure(figsize=(3.4 * len(losses), 2.8), layout="constrained")
     axes = figure.subplots(1, len(losses), squeeze=False, sharey=True)[0]
     for (seed, pair), ax in zip(losses.items(), axes, strict=True):
         for skips, colour in ((True, "#2f5fa8"), (False, "#d2691e")):
             mean = running_mean(pair[skips])
-            ax.plot(np.arange(len(mean)) + len(pair[skips]) - len(mean), mean, color=colour, linewidth=1.1,
-                    label=NAMES[skips])  # fmt: skip
+            steps = np.arange(len(mean)) + len(pair[skips]) - len(mean)
+            ax.plot(steps, mean, color=colour, linewidth=1.1, label=NAMES[skips])
         ax.set_yscale("log")
         ax.set_title(f"seed {seed}", fontsize=9)
         ax.set_xlabel("step", fontsize=8)
@@ -100,10 +101,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=ROOT / "benchmarks" / "results" / "skip_ablation.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "skip-ablation.png")
     arguments = parser.parse_args()
-    words = [
-        "--set", f"train.steps={arguments.steps}", "--set", f"train.batch_size={arguments.batch_size}",
-        "--set", "train.sample_every=0", "--set", f"data.parts={arguments.parts}",
-    ]  # fmt: skip
+    changes = [f"train.steps={arguments.steps}", f"train.batch_size={arguments.batch_size}"]
+    words = sets([*changes, "train.sample_every=0", f"data.parts={arguments.parts}"])
     losses: dict[int, dict[bool, np.ndarray]] = {}
     rows: dict[str, Any] = {}
     for seed in arguments.seeds:

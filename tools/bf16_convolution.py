@@ -3,8 +3,8 @@
     python tools/bf16_convolution.py
 
 On an Intel CPU with AMX, torch 2.13.0, the third column is nan for some shapes; elsewhere all are about 0.002. A
-lowered ONEDNN_MAX_CPU_ISA (AVX512_CORE_BF16, AVX2) tells which instruction set has the fault. `ea doctor` tries these
-shapes among others, and docs/number-formats.md tells what training does about it. Exits with 1 if a shape is wrong.
+lowered ONEDNN_MAX_CPU_ISA (AVX512_CORE_BF16, AVX2) shows which instruction set has the fault. `ea doctor` tries these
+shapes among others, and docs/number-formats.md has the remedy in training. Exits with 1 if a shape is wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def errors(channels: int, filters: int, frames: int, size: int) -> list[float]:
 
 
 def main() -> int:
-    """Prints a line a shape; 1 if one is wrong."""
+    """Prints one line per shape; returns 1 if one is wrong."""
     named = {"cpu_name", "amx_bf16", "avx512_bf16"}
     found = getattr(torch.cpu, "get_capabilities", dict)()
     print("torch", torch.__version__, {name: value for name, value in found.items() if name in named})

@@ -1,4 +1,4 @@
-"""Puts trained parts together as a model folder in half precision: how the bundled model `tiny` is made.
+"""Puts trained parts together as a model folder in half precision, as for the bundled model `tiny`.
 
     uv run python tools/bundle_tiny.py --vae runs/vae-clips-more/final --text runs/text/final \
         --transformer runs/dit/final --out packages/ea-runtime/src/ea_runtime/tiny
@@ -16,16 +16,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-#: What suits the model: read by `ea generate` as its defaults.
-GENERATION = {
-    "height": 64, "width": 64, "num_frames": 18, "fps": 12, "steps": 20, "guidance": 2.0, "sampler": "dpm++",
-    "seed": 43,
-}  # fmt: skip
+#: The model's own settings: `ea generate` reads them as its defaults.
+GENERATION = {"height": 64, "width": 64, "num_frames": 18, "fps": 12}
+GENERATION |= {"steps": 20, "guidance": 2.0, "sampler": "dpm++", "seed": 43}
 SCHEDULER = {
-    "_class_name": "DPMSolverMultistepScheduler", "beta_start": 0.0001, "beta_end": 0.02,
-    "beta_schedule": "linear", "num_train_timesteps": 1000, "steps_offset": 1,
+    "_class_name": "DPMSolverMultistepScheduler",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
     "clip_sample": False,  # for ddim: these latents reach beyond -1..1
-}  # fmt: skip
+}
 INDEX = {
     "_class_name": "EasyAnimatePipeline",
     "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
@@ -37,7 +39,7 @@ INDEX = {
 
 
 def copy_part(source: Path, target: Path) -> None:
-    """Copies config files as they are and weights as float16."""
+    """Copies config files unchanged and weights as float16."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for path in sorted(source.iterdir()):

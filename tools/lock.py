@@ -6,7 +6,7 @@
 
 The committed form pins every version and drops what belongs to one index: `sdist` and `wheels` entries, the
 registry's address, and the `[package.metadata]` tables of workspace members. uv notices the missing tables,
-resolves again with every pinned version as it stands, and goes on.
+resolves again with every pinned version unchanged, and continues.
 
 Standard library only: git runs this before anything is installed.
 """
@@ -48,7 +48,7 @@ def clean(text: str) -> str:
 
 
 def resolved() -> str:
-    """The committed form of what uv makes of the workspace's pyproject files and the present pins."""
+    """The committed form of uv's resolution of the workspace's pyproject files and the present pins."""
     uv = shutil.which("uv")
     if uv is None:
         sys.exit("lock.py: uv is not installed; install it with `pip install uv`")

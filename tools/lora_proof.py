@@ -1,4 +1,4 @@
-"""What a style LoRA does to videos: one pipeline, the same prompts and seeds at weights 0, 0.5 and 1.
+"""The effect of a style LoRA on videos: one pipeline, the same prompts and seeds at weights 0, 0.5 and 1.
 
     ea data draw data/inkline --style outline --seed 7
     ea train lora configs/tiny/lora-inkline.toml

@@ -24,7 +24,7 @@ SCALE = 0.18215
 
 
 class Diffusion:
-    """Linear betas over 1,000 steps; a model that predicts noise and where its variance lies."""
+    """Linear betas over 1,000 steps; a model that predicts noise and its variance."""
 
     def __init__(self) -> None:
         self.betas = np.linspace(1e-4, 0.02, 1000, dtype=np.float64)

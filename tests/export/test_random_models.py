@@ -56,7 +56,7 @@ def test_opset_20_too(random_models: ModuleType, tmp_path: Path) -> None:
 
 @full
 def test_a_slice_vae(random_models: ModuleType, tmp_path: Path) -> None:
-    """Pieces that see their neighbours are graphs of their own; smoothing adds those of the second pass."""
+    """Pieces that see their neighbours are separate graphs; smoothing adds those of the second pass."""
     config = random_models.SMALL_VAE | {
         "slice_compression_vae": True,
         "mini_batch_encoder": 8,

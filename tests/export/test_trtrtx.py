@@ -33,7 +33,7 @@ def check(report: Any) -> None:
     assert report["builds"].keys() == set(report["graphs"])
     for name, built in report["builds"].items():
         assert built["engine_bytes"] > 1000
-        assert built["activation_bytes"] is not None, "the log tells the activation memory"
+        assert built["activation_bytes"] is not None, "the log has the activation memory"
         assert built["activation_bytes"] < CEILING[name] * 1e9
         largest = report["preflight"]["largest_tensors"][name]
         assert 0 < largest["elements"] < MAX_ELEMENTS
@@ -60,10 +60,9 @@ def build(random_models: ModuleType, folder: Path, part: str, dtype: str, num_la
     vae = random_models.FULL_VAE if part.startswith("vae") else None
     dit = None if vae else {"num_layers": num_layers}
     model = random_models.write_model(folder / "model", vae, dit)
-    request = Request(
-        str(model), str(folder / "bundle"), target="trt-rtx", parts=(part,), num_frames=144, height=768, width=768,
-        dtype=dtype, parity="off",
-    )  # fmt: skip
+    size = {"num_frames": 144, "height": 768, "width": 768}
+    out = str(folder / "bundle")
+    request = Request(str(model), out, target="trt-rtx", parts=(part,), dtype=dtype, parity="off", **size)
     return export_bundle(request).report
 
 

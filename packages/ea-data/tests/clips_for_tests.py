@@ -49,7 +49,9 @@ def write_picture(path: Path, height: int = 32, width: int = 48, number: int = 0
 
 
 def write_list(folder: Path, *rows: dict[str, Any]) -> Path:
-    full = [{"text": f"sample {i}", "type": "video" if row["file_path"].endswith(".mp4") else "image", **row}
-            for i, row in enumerate(rows)]  # fmt: skip
+    full = [
+        {"text": f"sample {i}", "type": "video" if row["file_path"].endswith(".mp4") else "image", **row}
+        for i, row in enumerate(rows)
+    ]
     (folder / "dataset.json").write_text(json.dumps(full))
     return folder

@@ -78,9 +78,12 @@ def test_paper_names_everything_that_it_lacks() -> None:
     told = [line for component in build("paper") for line in missing(component)]
     starts = {tuple(re.findall(r"^([\w-]+): (?:`(\w+)`)?", line)[0]) for line in told}
     assert {
-        ("raft", "weights"), ("clip-aesthetic", "clip"), ("clip-aesthetic", "head"), ("openai", "url"),
+        ("raft", "weights"),
+        ("clip-aesthetic", "clip"),
+        ("clip-aesthetic", "head"),
+        ("openai", "url"),
         ("openai", "model"),
-    } <= starts  # fmt: skip
+    } <= starts
 
 
 def test_listing_and_making_load_nothing_heavy() -> None:

@@ -1,9 +1,8 @@
-"""Fixtures: tiny models, seeded inputs, and the folder of golden tensors where there is one."""
+"""Fixtures: tiny models and seeded inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,18 +25,6 @@ TINY: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session")
-def reference() -> Path:
-    """The folder of golden tensors: `shared/reference` beside the checkout."""
-    for folder in Path(__file__).resolve().parents:
-        if (folder / "packages").is_dir():
-            found = folder.parent / "shared" / "reference"
-            if not found.is_dir():
-                pytest.skip(f"golden tensors are not on this machine: {found} is absent")
-            return found
-    pytest.skip("golden tensors are found from a checkout only, and no parent folder holds packages/")
 
 
 @pytest.fixture

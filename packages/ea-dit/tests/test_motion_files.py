@@ -162,20 +162,27 @@ def _drop(path: Path, keep: Callable[[str], bool]) -> None:
     save_file({n: t for n, t in load_file(path).items() if keep(n)}, path, metadata=metadata)
 
 
+ONE_ATTENTION = {**MOTION, "attention_block_types": ["Temporal_Self"]}
+NORM = "blocks.1.attn_temporal.temporal_transformer.norm"
+
+
 @pytest.mark.parametrize(
     ("spoil", "config", "expected"),
     [
-        (None, {"num_layers": 6}, "has motion modules of 4 blocks, the model has 6; take those of a model of 6 blocks"),
+        (None, {"num_layers": 6}, "has motion modules of 4 blocks, the model has 6; take those of a model"),
         (None, {"attention_head_dim": 16}, "stay the model's, 104 of another shape; first"),
-        (None, {"motion_module_kwargs": {**MOTION, "attention_block_types": ["Temporal_Self"]}}, "no place for, first"),
-        (lambda p: _drop(p, lambda n: "blocks.1.attn_temporal.temporal_transformer.norm" not in n), {},
-         "is not whole: 110 tensors of 4 blocks matched, 2 missing; first missing is 'transformer_blocks.1."),
+        (None, {"motion_module_kwargs": ONE_ATTENTION}, "no place for, first"),
+        (
+            lambda p: _drop(p, lambda n: NORM not in n),
+            {},
+            "is not whole: 110 tensors of 4 blocks matched, 2 missing",
+        ),
         (lambda p: _drop(p, lambda n: False), {}, "holds no motion modules, first tensor is 'none'"),
         (lambda p: p.write_bytes(p.read_bytes()[:-9]), {}, "is damaged"),
         (lambda p: p.unlink(), {}, "must be a safetensors file"),
         (lambda p: save_file(load_file(p), p, metadata={"ea.motion": "[]"}), {}, "its settings are damaged"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_writes_nothing(
     spoil: Any, config: dict[str, Any], expected: str, save: Save, tmp_path: Path
 ) -> None:
@@ -219,15 +226,15 @@ def test_nothing_is_replaced(save: Save, tmp_path: Path) -> None:
         extract_motion(trained, tmp_path / "motion.pt")
     with pytest.raises(ValueError, match="must be a new or empty folder"):
         insert_motion(path, trained, trained)
-    with pytest.raises(ValueError, match="must lie outside the model folder"):
+    with pytest.raises(ValueError, match="must be outside the model folder"):
         insert_motion(path, trained, trained / "new")
 
 
-def test_tensors_beside_the_motion_modules_are_told() -> None:
+def test_other_tensors_than_motion_modules_are_reported() -> None:
     place = {"transformer_blocks.0.attn_temporal.x": (2,)}
     report = match_motion({**place, "temporal_extra": (1,)}, place, "file")
     assert report.unused == ("temporal_extra",)
-    assert report.line == "1 tensors of 1 blocks matched, 1 left out, no motion modules"
+    assert report.line == "1 tensors of 1 blocks matched, 1 ignored, no motion modules"
     with pytest.raises(ValueError, match="the model has no motion modules"):
         match_motion(place, {"a": (1,)}, "file")
 

@@ -1,4 +1,4 @@
-"""Small networks, LoRA files written without this package's writer, and the folder of golden tensors."""
+"""Small networks, LoRA files written without this package's writer."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def lora_tensors(
 
 
 def make_pipe(dtype: torch.dtype = torch.float32, *, text: bool = True) -> SimpleNamespace:
-    """What `load_lora` needs of a pipeline, with seeded weights."""
+    """A pipeline for `load_lora`, with seeded weights."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         denoiser, encoder = SmallDenoiser().to(dtype).eval(), SmallText().to(dtype).eval()
@@ -144,18 +144,6 @@ def write_lora_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def reference() -> Path:
-    """The folder of golden tensors: `shared/reference` beside the checkout."""
-    for folder in Path(__file__).resolve().parents:
-        if (folder / "packages").is_dir():
-            found = folder.parent / "shared" / "reference"
-            if not found.is_dir():
-                pytest.skip(f"golden tensors are not on this machine: {found} is absent")
-            return found
-    pytest.skip("golden tensors are found from a checkout only, and no parent folder holds packages/")
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,7 @@ def test_the_plot_is_a_picture(
     assert "`--plot` must end in .png" in error
     code, out, error = ea("verify", path, "--model", model_folder, "--plot", tmp_path / "no" / "plot.png")
     assert (code, out, error.count("\n")) == (2, "", 1)
-    assert "`--plot` must lie in a folder that is there" in error
+    assert "`--plot` must be in an existing folder" in error
 
 
 def test_convert(ea: Any, write_lora_file: Write, small: Any, model_folder: Path, tmp_path: Path) -> None:

@@ -118,9 +118,13 @@ def test_what_peft_writes_is_read(small: Any, model: Any, tmp_path: Path) -> Non
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=3, lora_alpha=5, use_rslora=True, target_modules=["to_q", "proj_out"], alpha_pattern={"proj_out": 7},
+        r=3,
+        lora_alpha=5,
+        use_rslora=True,
+        target_modules=["to_q", "proj_out"],
+        alpha_pattern={"proj_out": 7},
         init_lora_weights=False,
-    )  # fmt: skip
+    )
     theirs: Any = get_peft_model(model(), config)
     theirs.save_pretrained(tmp_path / "peft")
     ours = model()
@@ -206,13 +210,13 @@ def test_wrong_configs_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_without_any_alpha_the_rank_is_taken_and_told(small: Any, tmp_path: Path) -> None:
+def test_without_any_alpha_the_rank_is_used_and_reported(small: Any, tmp_path: Path) -> None:
     path = tmp_path / "bare.safetensors"
-    save_file({"transformer.proj_out.lora_A.weight": torch.ones(2, 8),
-               "transformer.proj_out.lora_B.weight": torch.ones(4, 2)}, path)  # fmt: skip
+    name, matrices = "transformer.proj_out.lora_{}.weight", {"A": torch.ones(2, 8), "B": torch.ones(4, 2)}
+    save_file({name.format(half): matrix for half, matrix in matrices.items()}, path)
     file = read_lora(path)
     assert file.layers[0].scale == 1.0
-    assert file.notes[0].endswith("tells no alpha for 1 layers: their rank is taken")
+    assert file.notes[0].endswith("has no alpha for 1 layers; their rank is used")
     lora = load_lora(small.make_pipe(), file)
     assert lora.notes == file.notes
 
@@ -235,7 +239,9 @@ def test_mistakes(write_lora_file: Write, small: Any, model_folder: Path, tmp_pa
             model=model_folder,
         )
     assert not (tmp_path / "a.safetensors").exists()
-    halves = {key.replace("lora_down", "lora_A").replace("lora_up", "lora_B"): value
-              for key, value in small.model_tensors().items()}  # fmt: skip
+    halves = {
+        key.replace("lora_down", "lora_A").replace("lora_up", "lora_B"): value
+        for key, value in small.model_tensors().items()
+    }
     with pytest.raises(UserError, match="mixes peft's names"):
         read_lora(write_lora_file(halves, "halves.safetensors"))

@@ -13,8 +13,8 @@ from ea_lora.estimate import count_kept, predict
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.plugins.host import get_host
 
-SIZES = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 4, "sample_size": 8, "caption_channels": 24,
-         "cross_attention_dim": 64, "motion_module_type": "Vanilla", "enable_uvit": True}  # fmt: skip
+SIZES = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 4, "cross_attention_dim": 64}
+SIZES |= {"sample_size": 8, "caption_channels": 24, "motion_module_type": "Vanilla", "enable_uvit": True}
 SHAPE = (6, 16, 16)
 
 

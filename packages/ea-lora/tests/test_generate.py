@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ea_lora import Card, find_targets, write_lora
+from ea_lora.folder import load_networks
 from ea_lora.layer import Layer
-from ea_lora.networks import load_networks
 from ea_runtime.cli.main import run
 from ea_runtime.errors import MissingPackageError
 from ea_runtime.models.layout import resolve_folder

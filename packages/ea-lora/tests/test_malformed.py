@@ -260,7 +260,7 @@ def spoil(seed: int, tensors: Tensors) -> tuple[str, bytes]:
 
 
 def fault(load: Callable[[Any, Path], Any], pipe: Any, path: Path, hashed: str, small: Any) -> str | None:
-    """What is wrong with how `load` met a malformed file, or None where it refused it as it must."""
+    """The fault in how `load` treated a malformed file, or None if it refused it as it must."""
     try:
         load(pipe, path)
     except UserError as error:
@@ -273,7 +273,7 @@ def fault(load: Callable[[Any, Path], Any], pipe: Any, path: Path, hashed: str, 
 
 
 def careless_load(pipe: Any, path: Path) -> None:
-    """What loaders of this field do: write into the weights as they read. Broken on purpose."""
+    """A loader like others of this field: it writes into the weights as it reads. Broken on purpose."""
     try:
         tensors = load_file(path)
         networks = (("lora_unet__", pipe.denoiser), ("lora_te_", pipe.text.model))
@@ -334,7 +334,7 @@ def test_the_good_file_is_accepted(small: SimpleNamespace, tmp_path: Path) -> No
 
 
 def test_random_bytes_changed_never_crash_it(small: SimpleNamespace, tmp_path: Path) -> None:
-    """One changed byte may leave a file good (a digit of a number): then it loads, and unloads to the bit."""
+    """One changed byte may leave a file good (a digit of a number): then it loads, and unloads bit-exact."""
     pipe = small.make_pipe()
     hashed = small.pipe_hash(pipe)
     data = save(small.lora_tensors())

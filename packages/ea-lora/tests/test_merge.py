@@ -145,7 +145,7 @@ def test_refusals_write_nothing(
     before = sorted(path.name for path in tmp_path.iterdir())
     for out, text in (
         ("full", "must be a new or empty folder"),
-        ("model/out", "must lie outside the model folder"),
+        ("model/out", "must be outside the model folder"),
     ):
         with pytest.raises(UserError, match=text):
             merge_lora(model_folder, good, tmp_path / out)
@@ -153,7 +153,7 @@ def test_refusals_write_nothing(
         merge_lora(model_folder, [], tmp_path / "out")
     with pytest.raises(UserError, match="from -100 to 100"):
         merge_lora(model_folder, (good, 1000), tmp_path / "out")
-    with pytest.raises(UserError, match="text encoder, and there is none here"):
+    with pytest.raises(UserError, match="2 layers for a text encoder"):
         merge_lora(model_folder, write_lora_file(name="style.safetensors"), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

@@ -240,9 +240,7 @@ def test_errors(write_lora_file: Write, small: Any) -> None:
     path = write_lora_file()
     pipe = small.make_pipe(text=False)
     hashed = small.pipe_hash(pipe)
-    with pytest.raises(
-        UserError, match=r"2 layers for a text encoder, and there is none here; load the model with"
-    ):
+    with pytest.raises(UserError, match=r"2 layers for a text encoder"):
         load_lora(pipe, path)
     with pytest.raises(
         UserError, match="`parts` may hold denoiser, text, got 'denoisr'; did you mean 'denoiser'"
@@ -250,7 +248,7 @@ def test_errors(write_lora_file: Write, small: Any) -> None:
         load_lora(pipe, path, parts=("denoisr",))
     for weight in (float("nan"), float("inf"), 101, "1", True, None):
         with pytest.raises(UserError, match="`weight` of a LoRA must be a number from -100 to 100"):
-            load_lora(pipe, path, weight)  # pyright: ignore[reportArgumentType]
+            load_lora(pipe, path, weight)
     with pytest.raises(UserError, match="`pipe` must be a VideoPipeline or a torch module, got 'str'"):
         load_lora("tiny", path)
     assert small.pipe_hash(pipe) == hashed
@@ -280,9 +278,7 @@ def test_what_float16_cannot_hold_is_refused(write_lora_file: Write, small: Any)
     tensors["lora_unet__proj_out.lora_up.weight"] *= 1e-6
     pipe = small.make_pipe(torch.float16)
     hashed = small.pipe_hash(pipe)
-    with pytest.raises(
-        UserError, match="'lora_unet__proj_out': down does not fit into float16; load the model in"
-    ):
+    with pytest.raises(UserError, match="'lora_unet__proj_out': down overflows float16; load the model in"):
         load_lora(pipe, write_lora_file(tensors))
     assert small.pipe_hash(pipe) == hashed
     load_lora(small.make_pipe(torch.bfloat16), write_lora_file(tensors))

@@ -1,4 +1,4 @@
-"""What the tests of ea-vae share: small VAEs of each mode, a drawn set, recipes on it, and the golden data."""
+"""Fixtures of ea-vae's tests: small VAEs of each mode, a drawn set, recipes on it, and the golden data."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class SquarePlugin:
 
 @pytest.fixture
 def said() -> list[str]:
-    """What recipes have said."""
+    """The lines that recipes reported."""
     return []
 
 
@@ -162,7 +162,7 @@ def adam() -> Callable[..., list[SimpleNamespace]]:
 def build(**settings: object) -> AutoencoderKLMagvit:
     """A seeded VAE whose every parameter is random, norms and biases too, so that no branch is dead."""
     torch.manual_seed(0)
-    vae = AutoencoderKLMagvit(**{**SMALL, **settings})  # pyright: ignore[reportArgumentType]
+    vae = AutoencoderKLMagvit(**{**SMALL, **settings})
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -185,18 +185,6 @@ def magvit() -> AutoencoderKLMagvit:
 def sliced() -> AutoencoderKLMagvit:
     """A small VAE in slice mode, 8 frames <-> 2 latent frames."""
     return build(**SLICE)
-
-
-@pytest.fixture(scope="session")
-def reference() -> Path:
-    """The folder of golden data; the test is skipped where it is absent."""
-    for parent in Path(__file__).resolve().parents:
-        if (parent / "packages").is_dir():
-            folder = parent.parent / "shared" / "reference"
-            if folder.is_dir():
-                return folder
-            pytest.skip(f"golden data is absent: no folder {folder.name} beside the project")
-    pytest.skip("golden data is absent: the tests do not lie in the project's tree")
 
 
 @pytest.fixture

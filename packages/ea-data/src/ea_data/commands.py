@@ -8,6 +8,8 @@ from ea_data.draw.commands import app as draw_app
 from ea_data.report.commands import app as report_app
 from ea_data.run.commands import app as run_app
 
-app = typer.Typer(no_args_is_help=True, help="Make and prepare training data.")
+app = typer.Typer(
+    no_args_is_help=True, help="Prepare raw video for training: scan, split, score, filter, caption."
+)
 for part in (run_app, report_app, draw_app):
-    app.add_typer(part)  # unnamed: their commands stand beside each other
+    app.add_typer(part)  # unnamed: their commands are at one level

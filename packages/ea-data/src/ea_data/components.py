@@ -13,7 +13,7 @@ def make(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> Any
     """The component `name` of a kind ("splitters", "scorers", "filters", "captioners"), with its settings.
 
     settings: its options as in a profile, without `name`. Nothing heavy is loaded before the component is called.
-    Raises UserError, one line, for an unknown name, an unknown key and a value that does not fit.
+    Raises UserError, one line, for an unknown name, an unknown key or an invalid value.
     """
     record = get_host().get(kind, name)
     model = record.options_model()
@@ -27,5 +27,5 @@ def make(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> Any
 
 
 def missing(component: Any) -> list[str]:
-    """One line for each path or package that the component lacks; none for one that does not say."""
+    """One line for each path or package that the component lacks; none for one without a method `missing`."""
     return list(component.missing()) if hasattr(component, "missing") else []

@@ -1,20 +1,23 @@
-"""What the options of splitters, scorers, filters and captioners share: unknown keys are refused, none changes."""
+"""Base of the options of splitters, scorers, filters and captioners: frozen, and unknown keys are refused."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Options(BaseModel):
-    """Settings of one component, as they stand in a profile beside its name."""
+    """Settings of one component, given next to its name in a profile."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class NoOptions(Options):
-    """Nothing to set."""
+    """No settings."""
 
 
 def missing_packages(component: str, modules: dict[str, str]) -> list[str]:
@@ -24,3 +27,12 @@ def missing_packages(component: str, modules: dict[str, str]) -> list[str]:
         for name, install in modules.items()
         if find_spec(name) is None
     ]
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """package -> version, of those that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,16 +1,17 @@
-"""Profiles: which components run with which settings, from TOML.
+"""Profiles: the components to run and their settings, from TOML.
 
     [source]   pictures, strict_decode, max_pixels           [clips]    crf
     [split]    name = "scenedetect", and its options         [caption]  name = "folder", and its options
     [[score]]  name = "dis", and its options                 [[filter]] name = "motion", and its options
 
-A profile is one of the names in `profiles/` or a file of one's own. `--set score.dis.fps=8` changes an option of the
-component of that name, `--set split.name=whole` exchanges one for another, with that one's own defaults.
+A profile is one of the names in `profiles/` or your own file. `--set score.dis.fps=8` changes an option of that
+component, `--set split.name=whole` replaces a component by another with its defaults.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -25,15 +26,15 @@ from ea_data.records.ledger import fingerprint
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import plain
 from ea_runtime.plugins.host import get_host
-from ea_runtime.settings import validate
+from ea_runtime.settings import put_setting, read_setting, read_toml, validate
 
 NAMES = ("offline", "paper", "reference-v2")
 KINDS = {"split": "splitters", "score": "scorers", "filter": "filters", "caption": "captioners"}
 
 
 class SourceOptions(Options):
-    """pictures: whether pictures are taken beside videos. strict_decode: damage that a decoder could conceal is an
-    error. max_pixels: larger frames are refused."""
+    """pictures: take pictures too. strict_decode: damage that a decoder could conceal is an error. max_pixels: larger
+    frames are refused."""
 
     pictures: bool = False
     strict_decode: bool = False
@@ -84,23 +85,23 @@ class Part:
 
 
 class Parts:
-    """The components of a profile, made and in the order that they run in. Nothing heavy is loaded.
+    """The components of a profile, built, in the order in which they run. Nothing heavy is loaded.
 
-    Raises UserError for unknown names and settings, and for a filter whose score nobody computes.
+    Raises UserError for unknown names and settings, and for a filter whose score no scorer computes.
     """
 
     def __init__(self, profile: Profile) -> None:
         self.split = _part("split", profile.split)
         scorers = [_part("score", named) for named in profile.score]
-        # the cheap ones first: a clip that they drop costs no more
+        # cheap ones first: a clip dropped by them costs no more
         self.scores = sorted(scorers, key=lambda part: float(part.component.cost))
         self.filters = [_part("filter", named) for named in profile.filter]
         self.caption = _part("caption", profile.caption) if profile.caption else None
+        self.every = [self.split, *self.scores, *self.filters, *([self.caption] if self.caption else [])]
         for kind, parts in (("score", self.scores), ("filter", self.filters)):
-            names = [part.name for part in parts]
-            for name in names:
-                if names.count(name) > 1:
-                    raise UserError(f"the profile names the {kind} {name!r} twice; a name may stand once")
+            for name, count in Counter(part.name for part in parts).items():
+                if count > 1:
+                    raise UserError(f"the profile names the {kind} {name!r} {count} times; name it once")
         computed = [part.name for part in self.scores]
         for part in self.filters:
             for score in part.component.scores:
@@ -112,8 +113,7 @@ class Parts:
 
     def check(self, name: str) -> None:
         """Raises UserError, one line, that names every path and package that the components lack."""
-        parts = [self.split, *self.scores, *self.filters, *([self.caption] if self.caption else [])]
-        lines = [line for part in parts for line in missing(part.component)]
+        lines = [line for part in self.every for line in missing(part.component)]
         if lines:
             raise UserError(
                 f"profile {name!r} cannot run, {len(lines)} missing: {'; '.join(lines)}"
@@ -129,20 +129,20 @@ def load(
 ) -> dict[str, Any]:
     """The tables of a profile with `--set`s and `--filter`s applied, for `parse`.
 
-    name: "offline", "paper", "reference-v2" or a TOML file. tables: use these instead of reading `name`.
-    Raises UserError for what cannot be read and for settings that lead nowhere.
+    name: "offline", "paper", "reference-v2" or a TOML file. tables: used instead of reading `name`.
+    Raises UserError for an unreadable file and for settings of unknown places.
     """
     found = dict(tables) if tables is not None else _read(name)
     for wanted in filters:
         _add_filter(found, wanted)
-    # exchanges first: what is set for the new component must not reach the one before it
+    # replacements first: settings of the new component must not reach the old one
     for setting in sorted(settings, key=lambda setting: not _is_exchange(setting)):
         _apply(found, setting)
     return found
 
 
 def parse(tables: Mapping[str, Any], name: str) -> Profile:
-    """Raises UserError, one line with the nearest name, for an unknown key or a value that does not fit."""
+    """Raises UserError, one line with the nearest name, for an unknown key or an invalid value."""
     return validate(Profile, dict(tables), f"profile {plain(name)}")
 
 
@@ -153,36 +153,29 @@ def _read(name: str) -> dict[str, Any]:
     path = Path(name)
     if not path.is_file():
         raise UserError(
-            f"`--profile` must be {', '.join(NAMES)} or a TOML file, got {name!r}, which is not there"
+            f"`--profile` must be {', '.join(NAMES)} or a TOML file, got {name!r}, which does not exist"
             f"{nearest(name, NAMES)}"
         )
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"`--profile` {name!r} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"`--profile` {path.name} is no valid TOML: {error}") from error
+    return read_toml(path, "--profile")
 
 
 def _part(kind: str, named: Named) -> Part:
     component = make(KINDS[kind], named.name, named.settings)
     options = getattr(component, "options", None)
-    told = options.model_dump(mode="json") if isinstance(options, BaseModel) else named.settings
-    return Part(named.name, component, fingerprint(kind, named.name, component.version, told))
+    settings = options.model_dump(mode="json") if isinstance(options, BaseModel) else named.settings
+    return Part(named.name, component, fingerprint(kind, named.name, component.version, settings))
 
 
 def _add_filter(tables: dict[str, Any], name: str) -> None:
-    """One more filter with its own defaults, and the scorers it reads where nobody computes them yet."""
+    """Adds a filter with its defaults, and the scorers it reads if they are missing."""
     listed = tables.setdefault("filter", [])
     if any(table.get("name") == name for table in listed):
         return
     component = make("filters", name, {})
     listed.append({"name": name})
     computed = {table.get("name") for table in tables.setdefault("score", [])}
-    known = get_host().records("scorers")
-    for score in component.scores:
-        if score not in computed and score in known:
-            tables["score"].append({"name": score})
+    lacking = [score for score in component.scores if score not in computed]
+    tables["score"] += [{"name": score} for score in lacking if score in get_host().records("scorers")]
 
 
 def _is_exchange(setting: str) -> bool:
@@ -191,17 +184,17 @@ def _is_exchange(setting: str) -> bool:
 
 def _apply(tables: dict[str, Any], setting: str) -> None:
     """Puts one `split.key=value` or `score.name.key=value` into the tables."""
-    key, equals, text = setting.partition("=")
-    table, *path = key.strip().split(".")
-    if not equals or not path or not all(path):
+    keys, value = read_setting(setting)
+    if len(keys) < 2:
         raise UserError(
             f"`--set` must read table.key=value or score.NAME.key=value, such as filter.motion.min=0.01, "
             f"got {setting!r}"
         )
+    table, *path = keys
     known = list(Profile.model_fields)
     if table not in known:
         hint = nearest(table, known) or f"; there are: {', '.join(known)}"
-        raise UserError(f"`--set {setting}`: there is no table {table!r}{hint}")
+        raise UserError(f"`--set {setting}`: unknown table {table!r}{hint}")
     place: Any = tables.setdefault(table, [] if table in ("score", "filter") else {})
     if isinstance(place, list):
         names = [one.get("name", "") for one in place]
@@ -211,18 +204,6 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
                 f"{', '.join(names) or 'none'}{nearest(path[0], names)}"
             )
         place, path = place[names.index(path[0])], path[1:]
-    for part in path[:-1]:
-        place = place.setdefault(part, {})
-    value = _value(text)
     if path == ["name"] and place.get("name") != value:
-        place.clear()  # the options were those of the component that it takes the place of
-    place[path[-1]] = value
-
-
-def _value(text: str) -> Any:
-    """As TOML reads it; what is no TOML number, list or switch is a string."""
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return text
-    return value if isinstance(value, bool | int | float | str | list) else text
+        place.clear()  # the options were those of the component that it replaces
+    put_setting(place, path, value, setting)

@@ -1,4 +1,4 @@
-"""What splitters, scorers, filters and captioners are, as the pipeline calls them and plugin authors write them."""
+"""Splitters, scorers, filters and captioners, as the pipeline calls them and plugin authors write them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a probe found. width, height: upright, after the file's rotation. fps: mean rate, as a fraction.
+    """The findings of a probe. width, height: upright, after the file's rotation. fps: mean rate, as a fraction.
 
-    seconds: of the picture stream. num_frames: counted or told by the container; 0 where unknown.
+    seconds: of the picture stream. num_frames: counted, or as the container says; 0: unknown.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A clip within its source: seconds, first frame included, last one not."""
+    """A clip within its source, in seconds: from `start`, up to but not including `end`."""
 
     start: float
     end: float
@@ -40,10 +40,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class FrameRequest:
-    """Which frames a scorer needs. The union over all scorers is decoded once.
+    """The frames that a scorer needs. The union over all scorers is decoded once.
 
-    mode "fps": `value` frames a second; "stride": every int(fps / value)-th frame, counted from the first (at most
-    num_frames - 1 apart, so that there is a second one); "even": `value` frames spread evenly, at (i + offset) / n of
+    mode "fps": `value` frames per second; "stride": every int(fps / value)-th frame, counted from the first (at most
+    num_frames - 1 apart, so there is a second one); "even": `value` frames spread evenly, at (i + offset) / n of
     the clip; "middle": the middle one, num_frames // 2; "none": no frame (the record is enough).
     max_side: longer sides are scaled down to it; 0: native size. colour: "rgb" or "gray".
     """
@@ -57,7 +57,7 @@ class FrameRequest:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The frames a scorer asked for: uint8 (N, H, W, 3) or (N, H, W); seconds: their times within the clip."""
+    """The frames of a request: uint8 (N, H, W, 3) or (N, H, W). seconds: their times within the clip."""
 
     pixels: np.ndarray
     seconds: np.ndarray
@@ -65,7 +65,7 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One number about a clip. values: one a frame or pair, where there are any. detail: for the report (boxes)."""
+    """One number about a clip. values: one for each frame or pair, if any. detail: for the report (boxes)."""
 
     value: float
     values: tuple[float, ...] = ()
@@ -74,10 +74,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A filter's verdict. threshold: what the score was compared with, in words ('>= 0.3'); reason: one line.
+    """A filter's verdict. threshold: the limits in words ('>= 0.3'). reason: one line.
 
-    score, value, minimum, maximum: the same as numbers, for the report: the score's name, what came, and the limits
-    it was held against (None: no such limit). A filter over no single score leaves them out.
+    score, value, minimum, maximum: the same as numbers, for the report: the score's name, its value, and the limits
+    (None: no such limit). A filter without a single score leaves them out.
     """
 
     is_kept: bool
@@ -98,9 +98,9 @@ class Splitter(Protocol):
 
 
 class Scorer(Protocol):
-    """Scores one clip. `needs`: the frames it wants; `version` changes whenever its answers may; `cost`: rough
-    milliseconds a clip, so that cheap scorers run first. One with an attribute `videos_only = True` is not asked of
-    pictures, nor is a filter that reads its score."""
+    """Scores one clip. `needs`: its frames; `version` changes whenever its answers may; `cost`: rough milliseconds per
+    clip, so that cheap scorers run first. One with an attribute `videos_only = True` does not score pictures, and
+    filters that read its score do not judge them."""
 
     version: str
     needs: FrameRequest
@@ -120,8 +120,8 @@ class Filter(Protocol):
 
 
 class SetFilter(Protocol):
-    """A verdict that needs the other clips too, such as "a duplicate": it runs after every `Filter`, over the records
-    that are still kept, sorted by `order`; so it depends on the set alone, never on which worker was faster."""
+    """A verdict that needs the other clips too, such as "a duplicate". It runs after every `Filter`, over the records
+    that are still kept, sorted by `order`, so it depends on the set alone, never on which worker was faster."""
 
     version: str
     scores: tuple[str, ...]
@@ -131,13 +131,13 @@ class SetFilter(Protocol):
         ...
 
     def judge(self, records: Iterable[dict[str, Any]]) -> Iterator[Decision]:
-        """One decision a record, in the order that they come; `records` is read once, one at a time."""
+        """One decision for each record, in order; `records` is read once, one at a time."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """text: the caption. model: who wrote it. prompt_hash: sha256 of the prompt, empty where there was none."""
+    """text: the caption. model: its author. prompt_hash: sha256 of the prompt, empty without one."""
 
     text: str
     model: str
@@ -145,7 +145,7 @@ class Caption:
 
 
 class Captioner(Protocol):
-    """Describes one clip. `needs`: the frames it wants."""
+    """Describes one clip. `needs`: its frames."""
 
     version: str
     needs: FrameRequest

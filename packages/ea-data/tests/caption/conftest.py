@@ -1,4 +1,4 @@
-"""A real HTTP server in a process of its own, which can fail, limit, hang and drip."""
+"""A real HTTP server in a separate process, which can fail, limit, hang and drip."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,8 +36,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
     words = ["<pad>", "</s>", "<unk>", "<image>", *(f"w{number}" for number in range(60))]
-    core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    core: Any = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
@@ -148,7 +149,7 @@ def test_what_is_missing_is_said_before_anything_runs(name: str, told: str, tmp_
     with pytest.raises(UserError):
         captioner(FRAMES, {})
     (line,) = TransformersCaptioner(TransformersOptions(model=str(tmp_path))).missing()
-    assert "holds no config.json" in line
+    assert "config.json; give a model folder" in line
 
 
 def test_frames_as_a_video_go_to_the_processor_as_one() -> None:

@@ -53,16 +53,20 @@ def test_the_readmes_prompt_is_a_caption_of_the_set():
     ("text", "asked"),
     [
         ("a red circle moves right", {"colour": "red", "shape": "circle", "motion": "right"}),
-        ("A Green Triangle falls on a navy blue backdrop",
-         {"colour": "green", "shape": "triangle", "motion": "down", "background": "navy"}),
+        (
+            "A Green Triangle falls on a navy blue backdrop",
+            {"colour": "green", "shape": "triangle", "motion": "down", "background": "navy"},
+        ),
         ("the group's big ball doesn't move", {"size": "large", "shape": "circle", "motion": "still"}),
-        ("a small red circle gets larger",
-         {"size": "small", "colour": "red", "shape": "circle", "motion": "grow"}),
+        (
+            "a small red circle gets larger",
+            {"size": "small", "colour": "red", "shape": "circle", "motion": "grow"},
+        ),
         ("blue square moves from right to left", {"colour": "blue", "shape": "square", "motion": "left"}),
         ("a pink circle on a white background", {"shape": "circle"}),
         ("", {}),
     ],
-)  # fmt: skip
+)
 def test_prompts_in_other_words(text, asked):
     assert parse_prompt(text) == asked
 

@@ -67,11 +67,11 @@ def test_flat_colours_survive_the_codec(tmp_path):
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty") as error:
+    with pytest.raises(ValueError, match="`folder` must be a new or empty folder") as error:
         write_set(tmp_path / "set", DrawConfig(1))
     assert "\n" not in str(error.value)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="`folder` must be a new or empty folder"):
         write_set(tmp_path / "file", DrawConfig(1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "set"]
     assert (tmp_path / "set" / "mine.txt").read_text() == "mine"

@@ -112,9 +112,10 @@ def test_the_index_finds_what_looking_at_all_finds(num_words: int, most: int) ->
     near = 0
     for number in range(400):
         if kept and rng.uniform() < 0.6:  # a few bits from one that is there
-            words = np.packbits(np.unpackbits(kept[rng.integers(len(kept))].view(np.uint8))
-                                ^ (rng.permutation(64 * num_words) < rng.integers(0, 15 * num_words))
-                                ).view(np.uint64)  # fmt: skip
+            words = np.packbits(
+                np.unpackbits(kept[rng.integers(len(kept))].view(np.uint8))
+                ^ (rng.permutation(64 * num_words) < rng.integers(0, 15 * num_words))
+            ).view(np.uint64)
         else:
             words = rng.integers(0, 2**63, num_words).astype(np.uint64)
         distances = [int(np.bitwise_count(words ^ other).sum()) for other in kept]

@@ -56,9 +56,15 @@ def test_reasons_say_what_was_compared_with_what() -> None:
 
 @pytest.mark.parametrize(
     "scores",
-    [{}, {"dis": None}, {"dis": {"value": None}}, {"dis": {"value": float("nan")}}, {"dis": {"value": "0.1"}},
-     {"dis": {"value": True}}],
-)  # fmt: skip
+    [
+        {},
+        {"dis": None},
+        {"dis": {"value": None}},
+        {"dis": {"value": float("nan")}},
+        {"dis": {"value": "0.1"}},
+        {"dis": {"value": True}},
+    ],
+)
 def test_a_missing_score_is_an_error(scores: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="dis"):
         make("filters", "motion")({"clip_id": "c1", "scores": scores})

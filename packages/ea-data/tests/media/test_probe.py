@@ -91,7 +91,7 @@ def test_phone_video_is_upright(tmp_path: Path, draw_video: DrawFile, rotation: 
     lying = read_frames(plain, tmp_path, 0, 1, 24, [ALL])[ALL].pixels
     found = read_frames(path, tmp_path, 0, 1, 24, [ALL])[ALL].pixels
     assert np.array_equal(found, np.rot90(lying, -rotation // 90, axes=(1, 2)))
-    # the written clip is upright by itself
+    # the written clip needs no rotation
     out = tmp_path / "out.mp4"
     written = write_clip(_record(path, info, 0.0, 0.5), tmp_path, out)
     assert (written.width, written.height, written.num_frames) == (info.width, info.height, 12)
@@ -267,7 +267,7 @@ def test_strict_decoding_finds_what_would_be_concealed(tmp_path: Path, draw_vide
             except BadFile:
                 verdicts.append("refused")
         found.append(tuple(verdicts))
-    # without it, damage passes for pictures; with it, it is told more often, though not always
+    # without it, damage passes for pictures; with it, it is reported more often, though not always
     assert ("silently other", "refused") in found
     assert ("refused", "silently other") not in found
 

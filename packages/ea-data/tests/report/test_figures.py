@@ -22,17 +22,29 @@ def row(number: int, motion: float, status: str | None = None, error: str | None
     """A clip of 3 s that the filter `motion` keeps between 2 and 6."""
     is_kept = 2 <= motion <= 6
     decision = {
-        "filter": "motion", "verdict": "kept" if is_kept else "dropped",
+        "filter": "motion",
+        "verdict": "kept" if is_kept else "dropped",
         "reason": "" if is_kept else "too still or wild",
-        "threshold": "2 to 6", "score": "dis", "value": motion, "minimum": 2.0, "maximum": 6.0,
-    }  # fmt: skip
+        "threshold": "2 to 6",
+        "score": "dis",
+        "value": motion,
+        "minimum": 2.0,
+        "maximum": 6.0,
+    }
     return {
-        "clip_id": f"{number:04x}", "source": f"a<b>/{number}.mp4", "start": 1.0, "end": 4.0, "fps": 12.0,
-        "status": status or ("ok" if is_kept else "dropped"), "error": error,
+        "clip_id": f"{number:04x}",
+        "source": f"a<b>/{number}.mp4",
+        "start": 1.0,
+        "end": 4.0,
+        "fps": 12.0,
+        "status": status or ("ok" if is_kept else "dropped"),
+        "error": error,
         "scores": {} if error else {"dis": {"value": motion, "values": [], "detail": {}, "version": "1"}},
         "decisions": [] if error else [decision],
-        "caption": {"text": "a caption", "model": "folder", "prompt_hash": ""} if is_kept and not error else None,
-    }  # fmt: skip
+        "caption": {"text": "a caption", "model": "folder", "prompt_hash": ""}
+        if is_kept and not error
+        else None,
+    }
 
 
 @pytest.fixture
@@ -47,8 +59,10 @@ def test_counts_hours_and_funnel(rows: list[dict[str, Any]]) -> None:
     figures = gather(iter(rows))
     assert figures.by_status == {"dropped": 59, "error": 2, "ok": 41}
     assert [(s.name, s.num_clips) for s in figures.funnel()] == [
-        ("found", 102), ("no error", 100), ("motion", 41)
-    ]  # fmt: skip
+        ("found", 102),
+        ("no error", 100),
+        ("motion", 41),
+    ]
     assert figures.funnel()[-1].hours == pytest.approx(41 * 3 / 3600)
     assert figures.num_captions == 41
 

@@ -119,5 +119,5 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, plugin_file: Path, draw_video:
     _, told = run.communicate(timeout=30)
     assert run.returncode == 130
     line = told.strip().splitlines()[-1]
-    assert "the same command goes on from there" in line
+    assert "the same command resumes" in line
     assert "Traceback" not in told

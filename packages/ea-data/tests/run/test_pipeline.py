@@ -247,7 +247,7 @@ def test_a_folder_without_video(tmp_path: Path, run_set: Callable[..., Any]):
         run_set(raw, tmp_path / "set")
     (raw / "notes.txt").write_text("x")
     (raw / "film.mp4.part").write_text("x")
-    with pytest.raises(UserError, match="no video or picture by its name 1, not downloaded whole 1"):
+    with pytest.raises(UserError, match="no video or picture by its name 1, not fully downloaded 1"):
         run_set(raw, tmp_path / "set")
 
 
@@ -273,8 +273,10 @@ def test_pictures_on_request(raw: Path, tmp_path: Path, run_set: Callable[..., A
     outcome = run_set(raw, tmp_path / "set", tables)
     rows = {row["source"]: row for row in iter_rows(tmp_path / "set")}
     assert {name: row["status"] for name, row in rows.items() if row["is_picture"]} == {
-        "p.png": "ok", "smaller.webp": "dropped", "dark.bmp": "dropped"
-    }  # fmt: skip
+        "p.png": "ok",
+        "smaller.webp": "dropped",
+        "dark.bmp": "dropped",
+    }
     assert outcome.dropped["technical"] >= 1
     assert rows["smaller.webp"]["decisions"][-1]["reason"].startswith(
         f"looks like {rows['p.png']['clip_id']}"

@@ -22,7 +22,7 @@ needs_ray = pytest.mark.skipif(
 
 @pytest.fixture
 def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster of this machine alone, with time to come up beside other work."""
+    """A cluster of this machine alone, with time to start next to other work."""
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")
     monkeypatch.setenv(
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,13 +60,14 @@ def test_the_same_frames_give_the_same_score() -> None:
 def test_farneback_is_opencv_s_call_with_v2_s_parameters() -> None:
     import cv2
 
+    farneback: Any = cv2.calcOpticalFlowFarneback
     frames = pan(0.04, every=12)
     expected = []
     for before, after in zip(frames.pixels[:-1], frames.pixels[1:], strict=True):
-        flow = cv2.calcOpticalFlowFarneback(  # pyright: ignore[reportCallIssue]
+        flow = farneback(
             before,
             after,
-            None,  # pyright: ignore[reportArgumentType]
+            None,
             pyr_scale=0.5,
             levels=3,
             winsize=15,

@@ -95,12 +95,11 @@ def test_without_torchvision_it_says_so(tmp_path: Path) -> None:
 
 
 def test_torchvision_s_network_with_random_weights_refuses(tmp_path: Path) -> None:
-    pytest.importorskip("torchvision", reason="torchvision is not installed")
-    from torchvision.models.optical_flow import raft_small  # pyright: ignore[reportMissingImports]
+    flow = pytest.importorskip("torchvision.models.optical_flow", reason="torchvision is not installed")
 
     torch.manual_seed(0)
     path = tmp_path / "raft.pth"
-    torch.save(raft_small(weights=None).state_dict(), path)
+    torch.save(flow.raft_small(weights=None).state_dict(), path)
     scorer = RaftScorer(RaftOptions(weights=str(path), model="small", updates=2))
     assert scorer.missing() == []
     with pytest.raises(UserError, match="do not measure motion"):

@@ -66,9 +66,12 @@ def test_windows() -> None:
 
 
 @given(
-    st.integers(1, 400), st.sampled_from([1, 9, 18, 36, 144]), st.integers(1, 4),
-    st.floats(0.05, 1.0), st.sampled_from([1, 9, 18]),
-)  # fmt: skip
+    st.integers(1, 400),
+    st.sampled_from([1, 9, 18, 36, 144]),
+    st.integers(1, 4),
+    st.floats(0.05, 1.0),
+    st.sampled_from([1, 9, 18]),
+)
 @settings(max_examples=300, deadline=None)
 def test_what_fits_is_as_long_as_it_can_be(
     count: int, most: int, stride: int, middle: float, multiple: int
@@ -85,12 +88,17 @@ def test_what_fits_is_as_long_as_it_can_be(
 
 
 rows = st.lists(
-    st.fixed_dictionaries({
-        "type": st.sampled_from(["image", "video"]), "width": st.integers(1, 3000), "height": st.integers(1, 3000),
-        "num_frames": st.integers(1, 300),
-    }),
-    min_size=1, max_size=60,
-)  # fmt: skip
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(["image", "video"]),
+            "width": st.integers(1, 3000),
+            "height": st.integers(1, 3000),
+            "num_frames": st.integers(1, 300),
+        }
+    ),
+    min_size=1,
+    max_size=60,
+)
 
 
 @given(rows, st.integers(1, 9), st.integers(1, 3), st.sampled_from([0, 64, 512]), st.integers(0, 1 << 40))

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -247,8 +248,10 @@ def test_what_kills_or_stops_its_decoder_costs_its_own_sample(
             assert batch.indices == [0, 2, 5]
             assert [(i, path) for i, path, _ in batch.bad] == [(i, names[i]) for i in (1, 3, 4)]
             assert [reason for _, _, reason in batch.bad] == [
-                "its process died of SIGSEGV", "it took longer than 1 s", "its process left with exit code 3",
-            ]  # fmt: skip
+                "its process died of SIGSEGV",
+                "it took longer than 1 s",
+                "its process left with exit code 3",
+            ]
         assert data._child.quarantined == 3
     finally:
         data.close()
@@ -296,14 +299,18 @@ def _watch(event: str, args: Any) -> None:
         _watched[-1].append(str(args[0]))
 
 
+@cache
+def _watch_opens() -> None:
+    """Once: an audit hook stays as long as the process."""
+    sys.addaudithook(
+        lambda event, args: _watched[-1].append(str(args[0])) if event == "open" and _watched else None
+    )
+
+
 @pytest.fixture
 def opened() -> Iterator[list[str]]:
     """The paths that this process opens meanwhile."""
-    if not getattr(sys, "_ea_data_hook", False):
-        sys.addaudithook(
-            lambda event, args: _watched[-1].append(str(args[0])) if event == "open" and _watched else None
-        )
-        sys._ea_data_hook = True  # pyright: ignore[reportAttributeAccessIssue]
+    _watch_opens()
     _watched.append([])
     yield _watched[-1]
     _watched.pop()

@@ -37,7 +37,7 @@ def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert entries.num_frames == [0, 40]
     assert [item.text for item in entries[0:2]] == ["a circle", ""]
     assert entries.take([1])[0] == entries[1]
-    # the list by its name, and a root of its own
+    # the list by its name, and a separate root
     (tmp_path / "elsewhere").mkdir()
     assert (
         read_list(tmp_path / "dataset.json", tmp_path / "elsewhere")[0].path == tmp_path / "elsewhere/0.png"
@@ -58,11 +58,22 @@ def test_csv(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["../secret.png", "/etc/hostname", "a/../../secret.png", "link.png", "folder/secret.png", ".", "", "a\0b", "loop",
-     "http://host/a.mp4", "file:///etc/hostname"],
-)  # fmt: skip
+    [
+        "../secret.png",
+        "/etc/hostname",
+        "a/../../secret.png",
+        "link.png",
+        "folder/secret.png",
+        ".",
+        "",
+        "a\0b",
+        "loop",
+        "http://host/a.mp4",
+        "file:///etc/hostname",
+    ],
+)
 def test_paths_that_leave_the_set_are_refused(path: str, tmp_path: Path) -> None:
-    """Also through links. The entry's number is told."""
+    """Also through links. The error names the entry."""
     folder = tmp_path / "set"
     folder.mkdir()
     (tmp_path / "secret.png").write_bytes(b"secret")

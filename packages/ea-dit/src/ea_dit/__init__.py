@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .network.config import MotionConfig, TransformerConfig
     from .network.init import initialize_weights
-    from .network.model import TextContext, Transformer3DModel
+    from .network.model import Transformer3DModel
     from .training.loss import add_noise, training_loss
     from .weights.convert import load_checkpoint
 
 __all__ = [
     "Transformer3DModel",
-    "TextContext",
     "TransformerConfig",
     "MotionConfig",
     "training_loss",
@@ -24,19 +23,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Transformer3DModel": "network.model",
-    "TextContext": "network.model",
-    "TransformerConfig": "network.config",
-    "MotionConfig": "network.config",
-    "training_loss": "training.loss",
-    "add_noise": "training.loss",
-    "initialize_weights": "network.init",
-    "load_checkpoint": "weights.convert",
+    "network.config": ("MotionConfig", "TransformerConfig"),
+    "network.init": ("initialize_weights",),
+    "network.model": ("Transformer3DModel",),
+    "training.loss": ("add_noise", "training_loss"),
+    "weights.convert": ("load_checkpoint",),
 }
 
 
 def __getattr__(name: str) -> object:
     # Lazy, so that the host can import ea_dit.plugin (for `ea --help`, say) without torch.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""The denoiser's graph for export: one step, and how it stands in for the model.
+"""The denoiser's graph for export, one step of it, and a denoiser that runs such a graph.
 
 The graph takes the text encoder's states and their mask, and projects them to keys and values itself: 120 tokens
-beside some 100,000, so nothing is saved by doing that outside, and one graph holds every weight that a LoRA may touch.
+next to some 100,000, so nothing is saved by doing that outside, and one graph holds every weight that a LoRA may touch.
 Only the noise comes out; the learned variance is for training.
 """
 
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ea_dit.network.inputs import batch_timestep, check_latents, check_text, size_conditions
-from ea_dit.training.memory import TEXT_TOKENS
 from ea_runtime.errors import UserError
 from ea_runtime.export.parts import Graph, Input, Run, Size
 
 parts = ("dit",)
+TEXT_TOKENS = 120  # of V2's prompts
 
 
 class DenoisingStep(nn.Module):
@@ -33,15 +33,12 @@ class DenoisingStep(nn.Module):
         self, latents: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor, *sizes: Tensor
     ) -> Tensor:
         conditions = {"resolution": sizes[0], "aspect_ratio": sizes[1]} if sizes else None
-        out = self.model(
-            latents, timestep, encoder_hidden_states=text, encoder_attention_mask=text_mask,
-            added_cond_kwargs=conditions, return_dict=False,
-        )[0]  # fmt: skip
+        out = self.model(latents, timestep, text, text_mask, conditions, return_dict=False)[0]
         return out[:, : latents.shape[1]]
 
 
 def build(build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """The model's class knows how."""
+    """The network without weights, as its class builds it."""
     return build_network()
 
 
@@ -67,19 +64,16 @@ def graphs(part: str, network: Any, size: Size) -> list[Graph]:
         mask = torch.zeros(rows, TEXT_TOKENS)
         for row in range(rows):
             mask[row, : 5 + 7 * row] = 1
+        sides = torch.tensor([[float(size.height), float(size.width)]] * rows)
         drawn = {
             "latents": torch.randn(shape, generator=generator),
             "timestep": torch.full((rows,), 501.0),
             "text": torch.randn(inputs["text"].shape, generator=generator),
             "text_mask": mask,
+            "resolution": sides,
+            "aspect_ratio": sides[:, :1] / sides[:, 1:],
         }
-        if cfg.has_size_conditions:
-            sides = [float(size.height), float(size.width)]
-            drawn |= {
-                "resolution": torch.tensor([sides] * rows),
-                "aspect_ratio": torch.tensor([[sides[0] / sides[1]]] * rows),
-            }
-        return drawn
+        return {name: drawn[name] for name in inputs}
 
     return [Graph("dit", part, DenoisingStep(network), inputs, ("noise",), blocks, draw)]
 
@@ -92,7 +86,7 @@ def attach(network: nn.Module, runs: Mapping[str, Run]) -> ExportedTransformer:
 class ExportedTransformer:
     """Called as `Transformer3DModel` is; `.sample` holds the noise alone.
 
-    network: the model without weights, which tells what a LoRA can go on.
+    network: the model without weights, in which a LoRA finds its modules.
     """
 
     def __init__(self, network: Any, run: Run) -> None:
@@ -112,8 +106,7 @@ class ExportedTransformer:
         """See `Transformer3DModel.forward`. Rows beyond the graph's go through it in turn."""
         check_latents(self.cfg, hidden_states)
         rows = hidden_states.shape[0]
-        check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, rows)
-        assert encoder_hidden_states is not None
+        text = check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, rows)
         shapes = self.run.graphs["dit"]
         if tuple(hidden_states.shape[2:]) != shapes["latents"][2:]:
             raise UserError(
@@ -124,7 +117,7 @@ class ExportedTransformer:
         inputs = {
             "latents": hidden_states,
             "timestep": batch_timestep(timestep, rows, hidden_states.device).float(),
-            **_padded(encoder_hidden_states, encoder_attention_mask, shapes["text"][1]),
+            **_padded(text, encoder_attention_mask, shapes["text"][1]),
         }
         if resolution is not None and aspect_ratio is not None:
             inputs |= {
@@ -136,11 +129,9 @@ class ExportedTransformer:
         for start in range(0, rows, group):
             part = {name: tensor[start : start + group] for name, tensor in inputs.items()}
             count = part["latents"].shape[0]
-            if count < group:  # the graph's rows are fixed: the last one again, and dropped
-                part = {
-                    name: torch.cat([t, t[-1:].expand(group - count, *t.shape[1:])])
-                    for name, t in part.items()
-                }
+            if count < group:  # the graph's rows are fixed: the last one is repeated, and dropped
+                rest = [-1] * (group - count)
+                part = {name: torch.cat([tensor, tensor[rest]]) for name, tensor in part.items()}
             noise.append(self.run("dit", part)["noise"][:count])
         return SimpleNamespace(sample=torch.cat(noise).to(hidden_states))
 

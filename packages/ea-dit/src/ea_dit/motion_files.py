@@ -1,4 +1,4 @@
-"""Motion modules as files: out of a model folder, into another, and onto a network that is to be trained.
+"""Motion modules as files: from a model folder, into another, and into a network before training.
 
 Everything is read through the host's safe readers, and appears whole or not at all.
 """
@@ -20,9 +20,9 @@ from ea_dit.network.model import Transformer3DModel
 from ea_dit.weights.convert import strip_wrappers
 from ea_dit.weights.transplant import MotionReport, match_motion, motion_names, require_fit
 from ea_runtime.errors import UserError, writing
-from ea_runtime.files.atomic import sync_path, temporary_folder
+from ea_runtime.files.atomic import atomic_file, new_folder, sync_path
 from ea_runtime.files.safe import is_file, quote_path
-from ea_runtime.models.convert import check_new_folder, copy_rest
+from ea_runtime.models.convert import copy_rest
 from ea_runtime.models.loading import denoiser_of
 from ea_runtime.models.weights import PartWeights, find_weights, iter_tensors, read_header
 
@@ -37,7 +37,7 @@ def extract_motion(model: str | os.PathLike[str], output: Path) -> list[str]:
     """Write the motion modules of a model folder (or of its transformer folder) as one safetensors file.
 
     The tensors keep their names and their bits; the metadata says how the modules are built.
-    Returns what to tell: one line each. Raises UserError, one line; an existing file is never replaced.
+    Returns lines for the user. Raises UserError, one line; an existing file is never replaced.
     """
     found = denoiser_of(model)
     weights = find_weights(found.root, found.spec.folder)
@@ -48,15 +48,8 @@ def extract_motion(model: str | os.PathLike[str], output: Path) -> list[str]:
     tensors = dict(iter_tensors(weights, set(names)))
     # one key only: safetensors writes several in any order, and equal modules should be equal files
     metadata = {SETTINGS_KEY: json.dumps(motion_settings(found.config), sort_keys=True)}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        with writing(output, _MAKE_ROOM):
-            save_file(tensors, partial, metadata=metadata)
-            sync_path(partial)
-            os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(output, _MAKE_ROOM), atomic_file(output, durable=True) as partial:
+        save_file(tensors, partial, metadata=metadata)
     size = sum(tensor.nbytes for tensor in tensors.values())
     return [f"{len(names)} tensors of the motion modules, {size / 1e6:.1f} MB -> {output}"]
 
@@ -64,8 +57,8 @@ def extract_motion(model: str | os.PathLike[str], output: Path) -> list[str]:
 def insert_motion(motion: Path, model: str | os.PathLike[str], output: Path) -> list[str]:
     """Write a copy of `model` (a model folder or its transformer folder) with the motion modules of a file.
 
-    The modules' settings come with them, where the file tells them. Tensors take the dtype of what they replace.
-    Returns what to tell. Raises UserError or ValueError, one line, before anything is written where they do not fit.
+    The modules' settings come with them if the file has them. Tensors take the dtype of those they replace.
+    Returns lines for the user. Raises UserError or ValueError, one line, before anything is written if they do not fit.
     """
     found = denoiser_of(model)
     weights = find_weights(found.root, found.spec.folder)
@@ -76,19 +69,14 @@ def insert_motion(motion: Path, model: str | os.PathLike[str], output: Path) -> 
     require_fit(report, where)
     config, changed = adopt_settings(found.config, settings)
     folder = found.root / found.spec.folder if found.is_bare else found.root
-    check_new_folder(output, folder)
     lines = [f"{where}: {report.line}"]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with writing(output, _MAKE_ROOM), temporary_folder(output) as staged:
+    with writing(output, _MAKE_ROOM), new_folder(output, "--output", outside=folder) as staged:
         copy_rest(folder, staged)
         part = staged if found.is_bare else staged / found.spec.folder
         cast = _rewrite(weights, part, _load(source, report.matched))
         if changed:
             (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             lines.append(f"settings that came with the motion modules: {', '.join(changed)}")
-        if output.is_dir():
-            output.rmdir()
-        os.replace(staged, output)
     if cast:
         lines.append(f"{cast} tensors were converted to the dtype of those they replace")
     return [*lines, f"-> {output}"]
@@ -121,7 +109,7 @@ def load_motion(model: Transformer3DModel, path: Path, *, dry_run: bool = False)
 def read_motion(path: Path) -> tuple[dict[str, tuple[str, Any]], dict[str, Any]]:
     """A motion file's header: published name -> (name in the file, entry), and its settings ({}: it has none).
 
-    Wrappers' prefixes ("module.") are taken off. Raises UserError, one line.
+    Wrappers' prefixes ("module.") are removed. Raises UserError, one line.
     """
     if not is_file(path):
         raise UserError(
@@ -129,8 +117,7 @@ def read_motion(path: Path) -> tuple[dict[str, tuple[str, Any]], dict[str, Any]]
             "`ea models extract-motion`"
         )
     weights = read_header(path)
-    names = strip_wrappers({name: name for name in weights.tensors})  # pyright: ignore[reportArgumentType]
-    return {new: (str(old), weights.tensors[str(old)]) for new, old in names.items()}, _settings(
+    return strip_wrappers({name: (name, entry) for name, entry in weights.tensors.items()}), _settings(
         weights, path
     )
 
@@ -149,15 +136,14 @@ def _settings(weights: PartWeights, path: Path) -> dict[str, Any]:
 
 
 def _load(source: Mapping[str, tuple[str, Any]], wanted: tuple[str, ...]) -> dict[str, Tensor]:
-    entries = {source[name][0]: source[name][1] for name in wanted}
-    files = tuple({entry.file for entry in entries.values()})
+    entries = dict(source[name] for name in wanted)
     back = {source[name][0]: name for name in wanted}
-    weights = PartWeights(files, entries, {})
+    weights = PartWeights(tuple({entry.file for entry in entries.values()}), entries)
     return {back[name]: tensor for name, tensor in iter_tensors(weights, set(entries))}
 
 
 def _rewrite(weights: PartWeights, part: Path, motion: dict[str, Tensor]) -> int:
-    """Writes each weight file of `part` that holds one of `motion` anew; how many tensors changed their dtype."""
+    """Rewrites each weight file of `part` that holds one of `motion`; returns how many tensors changed dtype."""
     cast = 0
     for file in weights.files:
         header = read_header(file)
@@ -182,7 +168,7 @@ def _require_new_file(output: Path) -> None:
 
 
 def motion_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says about its motion modules, with every default filled in; plain JSON values."""
+    """A config.json's settings of its motion modules, with every default filled in; plain JSON values."""
     cfg = TransformerConfig.from_mapping(config)
     kwargs = asdict(cfg.motion_module_kwargs)
     kwargs["attention_block_types"] = list(kwargs["attention_block_types"])
@@ -195,7 +181,7 @@ def adopt_settings(
     """`config` with a motion file's settings, and the keys that changed. The number of positions stays the model's.
 
     Heads and grids do not show in shapes: with another's settings the same tensors are another function.
-    Raises ValueError, one line, where the settings are none, or where one side has no positions in time.
+    Raises ValueError, one line, for invalid settings, or if only one side has positions in time.
     """
     have = motion_settings(config)
     wanted = motion_settings({**config, **settings})
@@ -210,9 +196,5 @@ def adopt_settings(
     changed += ["motion_module_type"] * (have["motion_module_type"] != wanted["motion_module_type"])
     if not changed:
         return dict(config), []
-    kwargs = {**dict(config.get("motion_module_kwargs") or {}), **theirs}
-    return {
-        **config,
-        "motion_module_type": wanted["motion_module_type"],
-        "motion_module_kwargs": kwargs,
-    }, changed
+    wanted["motion_module_kwargs"] = {**(config.get("motion_module_kwargs") or {}), **theirs}
+    return {**config, **wanted}, changed

@@ -150,15 +150,6 @@ def test_mask_may_be_bool_or_a_bias(make_model, make_inputs) -> None:
         torch.testing.assert_close(model(**inputs, encoder_attention_mask=bias).sample, sample)
 
 
-def test_text_context_gives_the_same_result(make_model, make_inputs) -> None:
-    model, inputs = make_model(), make_inputs()
-    text, mask = inputs.pop("encoder_hidden_states"), inputs.pop("encoder_attention_mask")
-    with torch.no_grad():
-        expected = model(**inputs, encoder_hidden_states=text, encoder_attention_mask=mask).sample
-        context = model.text_context(text, mask)
-        assert torch.equal(model(**inputs, text_context=context).sample, expected)
-
-
 def test_one_timestep_for_all(make_model, make_inputs) -> None:
     model, inputs = make_model(), make_inputs()
     with torch.no_grad():
@@ -277,14 +268,6 @@ class TestErrors:
             make_model()(**{**make_inputs(), name: value})
         assert f"`{name}`" in str(error.value)
         assert "\n" not in str(error.value)
-
-    def test_context_of_another_batch(self, make_model, make_inputs) -> None:
-        model, inputs = make_model(), make_inputs()
-        context = model.text_context(inputs["encoder_hidden_states"][:1])
-        with pytest.raises(
-            ValueError, match="`text_context` must hold 4 blocks of batch 2, got 4 of batch 1"
-        ):
-            model(inputs["hidden_states"], timestep=5, text_context=context)
 
     def test_grid_needs_whole_blocks(self, make_model, make_inputs) -> None:
         with pytest.raises(ValueError, match="multiples of 4, got 4x6; use 4x4"):

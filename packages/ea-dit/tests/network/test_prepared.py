@@ -1,4 +1,4 @@
-"""What is prepared once equals what is given at each step, in float64."""
+"""Prompts prepared once give the same as text at each step, in float64."""
 
 from __future__ import annotations
 

@@ -16,12 +16,11 @@ from torch import Tensor
 from ea_dit import Transformer3DModel
 from ea_dit.weights.from_2d import map_config
 
-PICTURE: dict[str, Any] = {
-    "num_attention_heads": 4, "attention_head_dim": 24, "in_channels": 4, "out_channels": 8, "num_layers": 4,
-    "cross_attention_dim": 96, "attention_bias": True, "sample_size": 16, "patch_size": 2,
-    "activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000, "norm_type": "ada_norm_single",
-    "norm_elementwise_affine": False, "norm_eps": 1e-6, "caption_channels": 20,
-}  # fmt: skip
+PICTURE: dict[str, Any] = {"num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 4}
+PICTURE |= {"in_channels": 4, "out_channels": 8, "sample_size": 16, "patch_size": 2}
+PICTURE |= {"cross_attention_dim": 96, "caption_channels": 20, "attention_bias": True}
+PICTURE |= {"norm_type": "ada_norm_single", "norm_elementwise_affine": False, "norm_eps": 1e-6}
+PICTURE |= {"activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000}
 SMALL_MOTION = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 8}
 #: Largest difference of the outputs, as a part of the output's norm. Not zero: the same sums in another order.
 TOLERANCE = 1e-6
@@ -62,11 +61,14 @@ def outputs(
     with torch.no_grad():
         one_by_one = [
             picture(
-                latents[:, :, t], encoder_hidden_states=text, timestep=timestep, encoder_attention_mask=mask,
+                latents[:, :, t],
+                encoder_hidden_states=text,
+                timestep=timestep,
+                encoder_attention_mask=mask,
                 added_cond_kwargs=sizes,
             ).sample
             for t in range(frames)
-        ]  # fmt: skip
+        ]
         together = video(latents, timestep, text, mask, sizes).sample
     return torch.stack(one_by_one, dim=2), together
 
@@ -179,6 +181,10 @@ def test_what_found_no_place_is_told(save: Save, caplog: pytest.LogCaptureFixtur
     assert "1 without a place, unused: y_embedding" in caplog.text
 
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+OUTSIDE = '{"weight_map": {"a": "../b"}}'
+
+
 def _config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -191,19 +197,21 @@ def _config(folder: Path, **changes: Any) -> None:
         (lambda f: (f / "config.json").write_text("[1]"), {}, "must hold a JSON object, got list"),
         (lambda f: (f / "config.json").write_text("{"), {}, "is no valid JSON"),
         (lambda f: _config(f, _class_name="UNet2DModel"), {}, "must be one of Transformer2DModel, Pix"),
-        (lambda f: _config(f, interpolation_scale=2), {}, "`interpolation_scale` must be 1 for sample_size 16"),
+        (
+            lambda f: _config(f, interpolation_scale=2),
+            {},
+            "`interpolation_scale` must be 1 for sample_size 16",
+        ),
         (lambda f: _config(f, use_additional_conditions=True), {}, "`use_additional_conditions` goes with"),
-        (lambda f: _config(f, sample_size=None), {}, "must be a positive integer, the picture model has None"),
+        (lambda f: _config(f, sample_size=None), {}, "must be a positive integer, the picture"),
         (lambda f: _config(f, norm_type="ada_norm_zero"), {}, "`norm_type` must be 'ada_norm_single'"),
         (lambda f: None, {"enable_uvits": True}, "Transformer3DModel has no key `enable_uvits`"),
-        (lambda f: save_file({"x": torch.zeros(1)}, f / "diffusion_pytorch_model.safetensors"), {},
-         "no tensor of the picture model fits, first is 'x'"),
-        (lambda f: (f / "diffusion_pytorch_model.safetensors").write_bytes(b"no"), {}, "cannot be read"),
-        (lambda f: (f / "diffusion_pytorch_model.safetensors").rename(f / "x.bin"), {}, "run `ea models convert`"),
-        (lambda f: (f / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": {"a": "../b"}}'),
-         {}, "must name safetensors files beside it, got ['../b']"),
+        (lambda f: save_file({"x": torch.zeros(1)}, f / WEIGHTS), {}, "no tensor of the picture model fits"),
+        (lambda f: (f / WEIGHTS).write_bytes(b"no"), {}, "cannot be read"),
+        (lambda f: (f / WEIGHTS).rename(f / "x.bin"), {}, "run `ea models convert`"),
+        (lambda f: (f / f"{WEIGHTS}.index.json").write_text(OUTSIDE), {}, "must name safetensors files"),
     ],
-)  # fmt: skip
+)
 def test_errors_are_one_line(spoil: Any, overrides: dict[str, Any], expected: str, save: Save) -> None:
     _, folder = save()
     spoil(folder)

@@ -1,4 +1,4 @@
-"""ea-lora: LoRA files applied to a model without touching its weights, taken off to the bit, or merged."""
+"""ea-lora: LoRA files put on a model without touching its weights, removed bit-exact, or merged."""
 
 from __future__ import annotations
 
@@ -37,27 +37,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "load_lora": "network",
-    "loaded_loras": "network",
-    "unload_lora": "network",
-    "LoadedLora": "loaded",
-    "merge_lora": "merge",
-    "convert_lora": "convert",
-    "Card": "card",
-    "verify_lora": "verify",
-    "LoraReport": "verify",
-    "lora_info": "verify",
-    "read_lora": "io",
-    "write_lora": "io",
-    "Layer": "layer",
-    "LoraFile": "layer",
-    "match_lora": "matching",
-    "find_targets": "keys",
+    "card": ("Card",),
+    "convert": ("convert_lora",),
+    "io": ("read_lora", "write_lora"),
+    "keys": ("find_targets",),
+    "layer": ("Layer", "LoraFile"),
+    "loaded": ("LoadedLora",),
+    "matching": ("match_lora",),
+    "merge": ("merge_lora",),
+    "network": ("load_lora", "loaded_loras", "unload_lora"),
+    "verify": ("LoraReport", "lora_info", "verify_lora"),
 }
 
 
 def __getattr__(name: str) -> object:
     # Lazy, so that the host can import ea_lora.plugin (for `ea --help`, say) without torch.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,13 @@
 """The network that training adapts: peft's LoRA layers put into a denoiser (and a text encoder on request).
 
-peft's `inject_adapter_in_model` replaces each target by its own layer, whose base is the frozen module. That is what
-a training run wants: gradients, dropout and initialisation are peft's (down uniform as in kaiming's, up zero, so an
+peft's `inject_adapter_in_model` replaces each target by its own layer, whose base is the frozen module. That suits
+training: gradients, dropout and initialisation are peft's (down uniform as in kaiming's, up zero, so an
 untrained LoRA changes nothing). For use on a pipeline see beside.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ MOTION_PATTERN = "*attn_temporal*"
 
 
 class Adapters(nn.ModuleDict):
-    """The trained matrices of one network, by its modules' paths with `_` for `.`: what checkpoints and averages hold.
+    """The trained matrices of one network, by its modules' paths with `_` for `.`, as in checkpoints and averages.
 
     Each entry shares its parameters with peft's layers in the network: down (R, I) and up (O, R).
     """
@@ -45,17 +46,14 @@ class Adapters(nn.ModuleDict):
 
     def to_layers(self, dtype: torch.dtype = torch.float32) -> list[Layer]:
         """The matrices as they are now, on the CPU, for `write_lora`."""
-
-        def taken(module: Any) -> Tensor:
-            return module.weight.detach().to("cpu", dtype, copy=True)
-
-        return [
-            Layer(
-                name, self.part, self.paths[name], taken(pair["down"]), taken(pair["up"]),  # pyright: ignore[reportIndexIssue]
-                torch.tensor(self.alphas[name], dtype=dtype),
+        layers = []
+        for name, path in self.paths.items():
+            matrices = (self.get_parameter(f"{name}.{role}.weight") for role in ("down", "up"))
+            down, up = (matrix.detach().to("cpu", dtype, copy=True) for matrix in matrices)
+            layers.append(
+                Layer(name, self.part, path, down, up, torch.tensor(self.alphas[name], dtype=dtype))
             )
-            for name, pair in self.items()
-        ]  # fmt: skip
+        return layers
 
 
 def adapt(
@@ -72,7 +70,7 @@ def adapt(
 
     include, exclude: shell patterns over module paths. The matrices are float32 whatever the network is, on its
     device. Any torch module will do: names and kinds of its layers decide.
-    Raises UserError where no module is left, and for a rank above 0 that peft cannot make.
+    Raises UserError if no module is left, and for a rank above 0 that peft cannot make.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -85,17 +83,14 @@ def adapt(
         )
     _check_names(targets)
     network.requires_grad_(False)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # V2 and kohya know fractions too
-        lora_dropout=dropout,
-        target_modules=_exactly(targets),
-    )
+    # peft's type of alpha is int; V2 and kohya have fractions too
+    sizes: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
+    config = LoraConfig(**sizes, target_modules=_exactly(targets))
     inject_adapter_in_model(config, network, ADAPTER)
-    layers = {path: network.get_submodule(path) for path in targets}
+    layers: dict[str, Any] = {path: network.get_submodule(path) for path in targets}
     for layer in layers.values():
         for matrix in (layer.lora_A, layer.lora_B):  # peft takes the base's dtype, which may be 16 bits
-            matrix.float().requires_grad_(True)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            matrix.float().requires_grad_(True)
     return Adapters(part, layers)
 
 
@@ -105,15 +100,13 @@ def base_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 
 def base_tensors(network: nn.Module) -> list[Tensor]:
-    """All that an adapted network keeps in its base's type: frozen parameters, and tables of numbers (of the published
-    model's motion modules 0.26 billion)."""
+    """All tensors that an adapted network keeps in its base's type: frozen parameters, and tables of numbers (in the
+    published model's motion modules 0.26 billion)."""
     return [*base_parameters(network), *(b for b in network.buffers() if b.is_floating_point())]
 
 
 def _exactly(paths: Iterable[str]) -> str:
-    """A pattern of peft's for these paths alone: of a list it would take every module that ends in one of them."""
-    import re
-
+    """A pattern of peft's for these paths alone: from a list it would take every module that ends in one of them."""
     return f"({'|'.join(re.escape(path) for path in paths)})"
 
 

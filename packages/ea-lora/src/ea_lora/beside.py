@@ -1,10 +1,10 @@
-"""peft's LoRA layers held beside a network's modules: the maths is peft's, the network stays what it was.
+"""peft's LoRA layers carried next to a network's modules: the maths is peft's, the network does not change.
 
-`peft.inject_adapter_in_model` puts each of its layers in a Linear's place. That is right for training
-(adapters.py) and wrong for a pipeline in use: the state dict then says `to_q.base_layer.weight`, so saving,
-hashing, exporting or looking a module up while a LoRA is on meets another model. So peft injects into a
+`peft.inject_adapter_in_model` replaces each Linear by one of its layers. That is right for training
+(adapters.py) and wrong for a pipeline in use: the state dict then has `to_q.base_layer.weight`, so saving,
+hashing, exporting or finding a module while a LoRA is on sees another model. So peft injects into a
 stand-in tree of weightless Linears of the same sizes, and each layer that comes out, whose base is replaced
-by one that hands on the module's own output, is carried by its real module and run from a forward hook:
+by one that passes the module's own output through, is carried by its real module and run from a forward hook:
 
     output = module(x)                                  the model's own
     output = layer(x, output=output)                    peft's forward: output + scaling * B(A(x))
@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ea_lora.keys import CONVOLUTIONS
+
 if TYPE_CHECKING:
     from ea_lora.matching import Match
 
@@ -33,7 +35,7 @@ CHILD = "ea_loras"
 
 
 class Beside(nn.Module):
-    """What a module carries along: peft's layers by slot. Moves with the module, shows nothing."""
+    """peft's layers that a module carries, by slot. Moves with the module, hidden from its tree."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class Beside(nn.Module):
 
 
 class _Handed(nn.Module):
-    """In the place of a base layer: hands on what the real one gave."""
+    """Replaces a base layer: passes the real one's output through."""
 
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
         return output
@@ -86,7 +88,7 @@ class LayerFactory:
 
 
 def _shallow(module: nn.Module) -> Any:
-    """A module with dicts of its own that hold the same things: copying 600 layers deeply takes seconds."""
+    """A copy of a module with separate dicts of the same contents: copying 600 layers deeply takes seconds."""
     twin = copy.copy(module)
     twin.__dict__["_modules"] = dict(module._modules)
     twin.__dict__["_parameters"] = dict(module._parameters)
@@ -94,7 +96,7 @@ def _shallow(module: nn.Module) -> Any:
 
 
 def carry(module: nn.Module, layer: nn.Module) -> int:
-    """Hang a layer beside a module; the slot it has there."""
+    """Let a module carry a layer; returns its slot."""
     beside = module._modules.get(CHILD)
     if not isinstance(beside, Beside):
         beside = Beside()
@@ -111,7 +113,7 @@ def carried(module: nn.Module, slot: int) -> Any:
 
 
 def drop(module: nn.Module, slot: int) -> None:
-    """Take a layer off; with the last one nothing is left on the module."""
+    """Remove a layer; after the last one nothing is left on the module."""
     beside = module._modules.get(CHILD)
     if isinstance(beside, Beside):
         beside.slots.pop(slot, None)
@@ -120,9 +122,7 @@ def drop(module: nn.Module, slot: int) -> None:
 
 
 def _geometry(module: nn.Module) -> tuple[Any, ...]:
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return (module.stride, module.padding)
-    return ()
+    return (module.stride, module.padding) if isinstance(module, CONVOLUTIONS) else ()
 
 
 def _template(module: nn.Module, rank: int) -> nn.Module:
@@ -145,8 +145,8 @@ def _template(module: nn.Module, rank: int) -> nn.Module:
 def _stand_in(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Linear):
         return nn.Linear(module.in_features, module.out_features, bias=False)
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    kind: Any = next(k for k in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, k))
+    assert isinstance(module, CONVOLUTIONS)
+    kind: Any = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
     return kind(
         module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, bias=False
     )

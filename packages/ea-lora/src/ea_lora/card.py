@@ -1,16 +1,21 @@
-"""What a LoRA file says of itself in its header: rank, trigger words, base model, how it was trained.
+"""The metadata in a LoRA file's header: rank, trigger words, base model, training.
 
-Under the names that other tools read: `ss_*` of sd-scripts and A1111, `modelspec.*` (the SAI model specification),
-and `ea_*` for what neither has. `sshs_*` hashes are computed when a file is written (io.py).
+It uses the names that other tools read: `ss_*` of sd-scripts and A1111, `modelspec.*` (the SAI model specification),
+and `ea_*` for the rest. `sshs_*` hashes are computed when a file is written (io.py).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ea_runtime.errors import UserError
+from ea_runtime.files.safe import quote
+from ea_runtime.models.hash import part_hash
 
 #: sha256 over the denoiser's files of the model that a LoRA was trained on (ea_runtime.models.hash.part_hash)
 BASE_HASH = "ea_base_hash"
@@ -26,9 +31,9 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A file's own account.
+    """A file's own metadata.
 
-    rank, alpha: of most layers. trigger_words: what a prompt must hold to call the style. base_model: its name;
+    rank, alpha: of most layers. trigger_words: words in a prompt that call the style. base_model: its name;
     base_hash: see BASE_HASH. training: a summary, such as steps, lr, num_samples, loss; numbers and text.
     """
 
@@ -59,7 +64,7 @@ class Card:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Card:
-        """From a header; whoever wrote it, what cannot be read is left out."""
+        """From a header; unreadable entries are ignored."""
         try:
             training = json.loads(metadata.get(_TRAINING, "{}"))
         except (ValueError, RecursionError):
@@ -78,16 +83,10 @@ class Card:
 
 
 def base_note(metadata: Mapping[str, str], model: Any) -> str | None:
-    """A line for the user where a file was trained on other weights than `model`'s (a folder or name).
+    """A line for the user if a file was trained on other weights than `model`'s (a folder or name).
 
-    None where they are the same, or where the file or the model does not tell.
+    None if they are the same, or if the file or the model has no hash.
     """
-    import os
-
-    from ea_runtime.errors import UserError
-    from ea_runtime.files.safe import quote
-    from ea_runtime.models.hash import part_hash
-
     wanted = metadata.get(BASE_HASH)
     if wanted is None or not isinstance(model, (str, os.PathLike)):
         return None

@@ -1,4 +1,4 @@
-"""What the tensors of a file must be, before a layer is made of them; needs no model."""
+"""Checks of a file's tensors before a layer is made of them; needs no model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def group_tensors(tensors: Mapping[str, Tensor], label: str) -> dict[str, dict[R
         is_flat or any(".lora_down." in key for key in tensors)
     ):
         raise UserError(
-            f"{label} mixes peft's names (lora_A) with kohya's (lora_unet_, lora_down); it was renamed by halves"
+            f"{label} mixes peft's names (lora_A) with kohya's (lora_unet_, lora_down); only half of it was renamed"
         )
     grouped: dict[str, dict[Role, Tensor]] = {}
     strangers: list[str] = []
@@ -50,7 +50,7 @@ def group_tensors(tensors: Mapping[str, Tensor], label: str) -> dict[str, dict[R
 
 
 def make_layer(name: str, roles: Mapping[Role, Tensor], label: str) -> Layer:
-    """A layer of its tensors. Raises UserError for halves, other types, NaN, shapes that are none, rank 0, alpha."""
+    """A layer of its tensors. Raises UserError for half a layer, other types, NaN, other shapes, rank 0, alpha."""
     where = f"{label}: layer {quote(name)}"
     for role in ("down", "up"):
         if role not in roles:
@@ -92,11 +92,11 @@ def make_layer(name: str, roles: Mapping[Role, Tensor], label: str) -> Layer:
 
 
 def check_bound(layer: Layer, where: str) -> None:
-    """Raises UserError for a layer that no training gives: with it a weight would leave float16's range."""
+    """Raises UserError for a layer that no training gives: a weight could leave float16's range."""
     if _bound(layer) > _LARGEST_CHANGE:
         raise UserError(f"{where} would change weights by up to {_bound(layer):.3g}; the file is damaged")
 
 
 def _bound(layer: Layer) -> float:
-    """No number of the layer's delta is larger."""
+    """An upper bound of the numbers in the layer's delta."""
     return layer.scale * layer.rank * float(layer.down.abs().max()) * float(layer.up.abs().max())

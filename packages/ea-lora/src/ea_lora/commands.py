@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ea_lora.verify import LoraReport
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look into LoRA files, prove what they do to a model, merge them."
+    no_args_is_help=True, help="Inspect LoRA files, measure their effect on a model, convert and merge them."
 )
 
 _BAR_WIDTH = 18
@@ -30,7 +30,7 @@ _Exclude = Annotated[
 
 @app.command()
 def info(file: _File, as_json: _Json = False) -> None:
-    """Shows what a LoRA file holds: layers, rank, alpha, metadata. Needs no model."""
+    """Show the contents of a LoRA file: layers, rank, alpha, metadata. Needs no model."""
     from ea_lora.verify import lora_info
     from ea_runtime.files.safe import quote
 
@@ -39,32 +39,25 @@ def info(file: _File, as_json: _Json = False) -> None:
         typer.echo(json.dumps(found, indent=2))
         return
     layers = ", ".join(f"{count} for the {part}" for part, count in found["layers"].items())
+    base = f"{quote(found['base_model'] or 'unnamed')[1:-1]} {quote(found['base_hash'] or '')[1:13]}"
+    training = ", ".join(f"{key} {value}" for key, value in found["training"].items())
+    hashes = {None: "", True: "as recorded", False: "not the one recorded: the tensors were changed since"}
     rows = {
         "file": f"{quote(found['path'], 200)[1:-1]}, {found['bytes']:,} bytes, {found['layout']} layout",
         "layers": layers,
         "rank": ", ".join(map(str, found["ranks"])),
         "alpha": ", ".join(f"{alpha:g}" for alpha in found["alphas"]),
         "numbers": f"{found['parameters']:,} of {', '.join(found['dtypes'])}",
+        "trigger": quote(", ".join(found["trigger_words"]), 200)[1:-1],
+        "base": base if found["base_model"] or found["base_hash"] else "",
+        "training": quote(training, 300)[1:-1],
+        "note": "; ".join(found["notes"]),
+        "warning": "" if found["is_trained"] else "every up matrix is 0: this LoRA changes nothing",
+        "hash": hashes[found["hash_matches"]],
     }
-    if found["trigger_words"]:
-        rows["trigger"] = quote(", ".join(found["trigger_words"]), 200)[1:-1]
-    if found["base_model"] or found["base_hash"]:
-        rows["base"] = (
-            f"{quote(found['base_model'] or 'unnamed')[1:-1]} {quote(found['base_hash'] or '')[1:13]}"
-        )
-    if found["training"]:
-        told = ", ".join(f"{key} {value}" for key, value in found["training"].items())
-        rows["training"] = quote(told, 300)[1:-1]
-    if found["notes"]:
-        rows["note"] = "; ".join(found["notes"])
-    if not found["is_trained"]:
-        rows["warning"] = "every up matrix is 0: this LoRA changes nothing"
-    if found["hash_matches"] is not None:
-        rows["hash"] = (
-            "as recorded" if found["hash_matches"] else "not the one recorded: the tensors were changed since"
-        )
     for label, text in rows.items():
-        typer.echo(f"{label:<9}{text}")
+        if text:
+            typer.echo(f"{label:<9}{text}")
     for key, value in found["metadata"].items():
         typer.echo(f"  {quote(key)[1:-1]}: {quote(value, 200)[1:-1]}")
 
@@ -82,9 +75,9 @@ def verify(
     keys: Annotated[bool, typer.Option("--keys", help="List every matched module, not blocks.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Says what a LoRA matches in a model and how much it changes, block by block; exit code 1 where nothing changes.
+    """Report the layers that a LoRA matches in a model and their change, by block; exit code 1 if nothing changes.
 
-    The model stays as it is.
+    The model is not changed.
     """
     from ea_lora.verify import verify_lora
 
@@ -109,14 +102,14 @@ def verify(
 def merge(
     files: Annotated[
         list[str],
-        typer.Argument(help="LoRA files, each with its weight behind a colon: style.safetensors:0.8."),
+        typer.Argument(help="LoRA files, each with its weight after a colon: style.safetensors:0.8."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new model folder.")],
     model: _Model = "tiny",
     no_text: _NoText = False,
     exclude: _Exclude = None,
 ) -> None:
-    """Writes a new model folder with LoRAs worked into its weights (0.55 where no weight is given)."""
+    """Write a new model folder with LoRAs merged into its weights (at 0.55 without a weight)."""
     from ea_lora.merge import merge_lora
     from ea_runtime.generation.adapters import parse_spec
 
@@ -134,10 +127,11 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The new file (.safetensors); for --to peft a folder.")],
     to: Annotated[str, typer.Option(help="kohya (V2, A1111), diffusers, peft or comfyui.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Whose modules' names say where kohya's names have dots.")
+        str,
+        typer.Option("--model", "-m", help="A model whose module names tell where kohya's names have dots."),
     ] = "tiny",
 ) -> None:
-    """Writes a LoRA in another layout. Tensors, alpha and metadata are kept: there and back loses nothing."""
+    """Write a LoRA in another layout. Tensors, alpha and metadata are kept: there and back loses nothing."""
     from ea_lora.convert import convert_lora
 
     done = convert_lora(source, target, to, model=model)
@@ -151,21 +145,19 @@ def memory(
     num_frames: Annotated[list[int] | None, typer.Option(help="Frames; 1 is a picture; repeatable.")] = None,
     rank: Annotated[int, typer.Option(help="Rank of the LoRA.")] = 128,
     dtype: Annotated[str, typer.Option(help="Type to compute in: bf16, fp16 or fp32.")] = "bf16",
-    offload: Annotated[int, typer.Option(help="Frozen blocks that wait on the CPU.")] = 0,
+    offload: Annotated[int, typer.Option(help="Frozen blocks kept on the CPU.")] = 0,
     checkpointing: Annotated[bool, typer.Option("--checkpointing/--no-checkpointing")] = True,
     motion: Annotated[bool, typer.Option("--motion/--no-motion", help="Adapt the motion modules.")] = True,
 ) -> None:
-    """Predicts what training a LoRA takes on the device, part by part, for one sample a step; reads configs only."""
+    """Predict the device memory of training a LoRA, part by part, for one sample a step; reads configs only."""
     from rich.console import Console
 
     from ea_lora.estimate import memory_table
     from ea_runtime.models.layout import resolve_folder
 
-    table = memory_table(
-        resolve_folder(model), size or [512, 768], num_frames or [1], rank=rank, dtype=dtype, offload=offload,
-        checkpointing=checkpointing, motion=motion,
-    )  # fmt: skip
-    Console().print(table)
+    settings = {"rank": rank, "offload": offload, "checkpointing": checkpointing, "motion": motion}
+    folder, sizes = resolve_folder(model), size or [512, 768]
+    Console().print(memory_table(folder, sizes, num_frames or [1], dtype=dtype, **settings))
 
 
 def _parts(no_text: bool) -> tuple[str, ...]:
@@ -185,11 +177,10 @@ def _show(report: LoraReport, keys: bool) -> None:
     for why, names in unused.items():
         for name in names:
             console.print(f"{why}: {quote(name, 300)[1:-1]}", markup=False, soft_wrap=True)
-    rows: list[tuple[str, str, str, float, float]] = [
-        (one.part, one.path, f"{one.rank}", one.norm, one.relative) for one in report.layers
-    ] if keys else [
-        (one.part, one.block, f"{one.num_layers}", one.norm, one.relative) for one in report.blocks
-    ]  # fmt: skip
+    if keys:
+        rows = [(one.part, one.path, f"{one.rank}", one.norm, one.relative) for one in report.layers]
+    else:
+        rows = [(one.part, one.block, f"{one.num_layers}", one.norm, one.relative) for one in report.blocks]
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("module", "rank") if keys else ("block", "layers"):
         table.add_column(column, justify="right" if column in ("rank", "layers") else "left", no_wrap=True)

@@ -1,4 +1,4 @@
-"""A LoRA from one layout to another, with nothing lost on the way there and back."""
+"""A LoRA from one layout to another; there and back loses nothing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ea_lora.io import read_lora, write_lora
+from ea_lora.folder import load_networks
+from ea_lora.io import as_file, write_lora
 from ea_lora.keys import Layout, Part, find_targets
 from ea_lora.layer import LoraFile
 from ea_lora.layouts import check_layout, dotted_paths
-from ea_lora.networks import load_networks
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import quote
 from ea_runtime.models.layout import resolve_folder
@@ -19,7 +19,7 @@ from ea_runtime.models.layout import resolve_folder
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was written: the file (or peft's folder), the layouts, and how many layers."""
+    """The written file (or peft's folder), the layouts, and the number of layers."""
 
     path: Path
     source: Layout
@@ -36,15 +36,15 @@ def convert_lora(
 ) -> Converted:
     """Write the LoRA `src` in another layout as `dst`: "kohya", "diffusers", "peft" (a folder) or "comfyui".
 
-    The matrices go over byte by byte; rank, alpha and metadata are kept, so that the way back gives the same
-    tensors. model: kohya's names have no dots; those of this model's modules say where dots belong. Its size does
+    The matrices are copied byte by byte; rank, alpha and metadata are kept, so that the way back gives the same
+    tensors. model: kohya's names have no dots; the names of this model's modules have them. Its size does
     not matter (numbers are free), its architecture does.
 
-    Raises UserError, with nothing written: all that `read_lora` refuses, an unknown layout, `dst` exists, a name
-    that the model does not know.
+    Raises UserError, with nothing written: all that `read_lora` refuses, an unknown layout, an existing `dst`, a name
+    that the model lacks.
     """
     target = check_layout(to)
-    file = src if isinstance(src, LoraFile) else read_lora(src)
+    file = as_file(src)
     out = Path(dst)
     if os.path.lexists(out) and (target != "peft" or not out.is_dir() or any(out.iterdir())):
         raise UserError(f"`dst` {quote(str(out))} exists already; give another name")

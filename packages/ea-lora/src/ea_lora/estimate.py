@@ -1,9 +1,9 @@
-"""What training a LoRA takes on the device, part by part, predicted from shapes alone.
+"""The device memory of training a LoRA, part by part, predicted from shapes alone.
 
-Nothing is computed: the adapted denoiser is run on torch's meta device, and whatever autograd keeps for the backward
-pass is added up, each storage once, block by block. With gradient checkpointing a block keeps only what enters it, and
-one block at a time is there in full. Attention is counted as fused kernels keep it (queries, keys, values, output and
-one number a row and head); never the scores. The test of this file compares these counts with measured allocations.
+Nothing is computed: the adapted denoiser is run on torch's meta device, and all that autograd keeps for the backward
+pass is added up, each storage once, block by block. With gradient checkpointing a block keeps only its input, and
+one block at a time is kept in full. Attention is counted as fused kernels keep it (queries, keys, values, output and
+one number per row and head), never with scores. The test of this file compares these counts with measured allocations.
 
 Shape legend: C latent channels, t latent frames, h w latents; a frame of 512 x 512 pixels has 32 x 32 = 1,024 tokens,
 of 768 x 768 2,304.
@@ -37,8 +37,8 @@ BLOCKS_ON_DEVICE = 2
 
 @dataclass(slots=True)
 class Kept:
-    """Bytes that autograd keeps of one forward pass. blocks: of each block, its input not counted; inputs: of what
-    enters each block; outside: everything else; largest: the largest single tensor."""
+    """Bytes that autograd keeps of one forward pass. blocks: of each block, its input not counted; inputs: of each
+    block's input; outside: everything else; largest: the largest single tensor."""
 
     blocks: list[int] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Kept:
 
 
 def count_kept(network: nn.Module, call: Callable[[], Any]) -> Kept:
-    """Runs `call` (a forward pass of `network`, weights on any device) and counts what it keeps."""
+    """Runs `call` (a forward pass of `network`, weights on any device) and counts what autograd keeps."""
     blocks = find_blocks(network)
     known = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
     alive: dict[int, Tensor] = {}  # a storage that is freed could give its number to another
@@ -116,7 +116,7 @@ def predict(
 
     network: an adapted denoiser on the meta device, of `config.in_channels` and `config.caption_channels`. shape:
     latents (t, h, w) of a sample. offload: frozen blocks on the CPU. The VAE and the text encoder are not counted:
-    `low_vram` sends them away, and their own peak comes before training starts.
+    `low_vram` sends them away, and their peak comes before training starts.
     """
     frozen = _frozen_bytes(network, dtype)
     blocks = find_blocks(network)
@@ -149,7 +149,7 @@ def _kept(network: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype, b
     channels, width = (getattr(config, name, None) for name in ("in_channels", "caption_channels"))
     if not isinstance(channels, int) or not isinstance(width, int):
         raise UserError(
-            f"memory cannot be predicted for a {type(network).__name__}: its config tells no channels"
+            f"memory cannot be predicted for a {type(network).__name__}: its config has no channels"
         )
     where = {"device": "meta", "dtype": dtype}
     text = torch.empty(batch, TEXT_TOKENS, width, **where)
@@ -176,7 +176,8 @@ class _Fused(torch.autograd.Function):
     """Attention as a fused kernel keeps it."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        query, key, value = inputs
         output = torch.empty_like(query[..., :1].expand(*query.shape[:-1], value.shape[-1]))
         rows = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, output, rows)
@@ -201,7 +202,7 @@ def _fused_attention() -> Iterator[None]:
 def adapted_shapes(folder: Path, *, rank: int = RANK, motion: bool = True) -> tuple[nn.Module, Adapters]:
     """The denoiser of a model folder on the meta device, adapted; its config.json is enough.
 
-    Raises UserError, and MissingPackageError where no installed package brings its class.
+    Raises UserError, and MissingPackageError if no installed package has its class.
     """
     from ea_runtime.models.layout import PARTS as FOLDERS
     from ea_runtime.models.layout import class_name
@@ -243,17 +244,14 @@ def memory_table(
     check_int("offload", offload, 0, len(find_blocks(network)))
     vae = read_json(folder, "vae/config.json") if is_file(inside(folder, "vae/config.json")) else None
     geometry = Geometry.from_configs(vae, getattr(network, "config", None))
+    settings: dict[str, Any] = {"dtype": DTYPES[dtype], "offload": offload, "checkpointing": checkpointing}
     columns: dict[str, dict[str, int]] = {}
     for size in sizes:
         for count in frames:
-            _, _, *shape = geometry.latent_shape(
-                1, geometry.check_num_frames(count), *geometry.check_size(size, size)
-            )
+            edges = geometry.check_size(size, size)
+            _, _, t, h, w = geometry.latent_shape(1, geometry.check_num_frames(count), *edges)
             what = "picture" if count == 1 else f"{count} frames"
-            columns[f"{size}, {what}"] = predict(
-                network, {"lora": adapters}, (shape[0], shape[1], shape[2]), dtype=DTYPES[dtype],
-                offload=offload, checkpointing=checkpointing,
-            )  # fmt: skip
+            columns[f"{size}, {what}"] = predict(network, {"lora": adapters}, (t, h, w), **settings)
     table = Table(box=None, pad_edge=False)
     table.add_column("GB", no_wrap=True)
     for name in columns:
@@ -268,8 +266,8 @@ def memory_table(
 
 
 def describe_memory(recipe: Any) -> dict[str, Any]:
-    """For `--dry-run`: the parts of a run's largest sample as text, how the sum stands to a 24 GB card, and under
-    "memory" the activations in bytes, for the loop's own table. Nothing where the recipe has weights."""
+    """For `--dry-run`: the parts of a run's largest sample as text, what a 24 GB card has left, and under "memory" the
+    activations in bytes, for the loop's own table. Empty if the recipe has weights."""
     from ea_runtime.training.update.precision import DTYPES
 
     base, context, memory = recipe.base, recipe.context, recipe.options.memory
@@ -279,11 +277,9 @@ def describe_memory(recipe: Any) -> dict[str, Any]:
     largest: Any = max(buckets, key=lambda b: base.source.num_latents(b.num_frames) * b.height * b.width)
     ratio = base.source.spatial_ratio
     shape = (base.source.num_latents(largest.num_frames), largest.height // ratio, largest.width // ratio)
+    settings = {"checkpointing": context.gradient_checkpointing, "offload": memory.offload_blocks}
     try:
-        parts = predict(
-            recipe.network, recipe.adapters, shape, dtype=DTYPES[context.dtype],
-            checkpointing=context.gradient_checkpointing, offload=memory.offload_blocks,
-        )  # fmt: skip
+        parts = predict(recipe.network, recipe.adapters, shape, dtype=DTYPES[context.dtype], **settings)
     except UserError as error:
         return {"not predicted": str(error)}
     told = {name: f"{size / 1e9:.3f} GB" for name, size in parts.items()}
@@ -292,7 +288,7 @@ def describe_memory(recipe: Any) -> dict[str, Any]:
         f"{room / 1e9:.1f} GB stay free" if room >= 0 else f"{-room / 1e9:.1f} GB are missing"
     )
     if not memory.low_vram and base.source.options.cache == "off":
-        told["besides"] = "the VAE and the text encoder; memory.low_vram sends them away"
+        told["besides"] = "the VAE and the text encoder; memory.low_vram removes them"
     return {
         "device, one sample a step": told,
         "memory": {"activations of one sample": parts["activations"]},

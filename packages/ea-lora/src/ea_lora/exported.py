@@ -1,6 +1,6 @@
-"""LoRA on a network that an engine runs from a bundle: added to its weights, and taken off, at the next run.
+"""LoRA on a network that an engine runs from a bundle: added to its weights, and removed, at the next run.
 
-A graph has no modules to hang layers beside. The host sums `W + strength * scale * up @ down` in float32 from the
+A graph has no modules to carry layers. The host sums `W + strength * scale * up @ down` in float32 from the
 model folder's own weights, casts once, and opens the graph with that (ONNX Runtime) or refits the engine (TensorRT);
 so A, then B, then A again gives the first A's bits.
 """
@@ -14,23 +14,18 @@ from ea_lora.loaded import LoadedLora, Shared
 from ea_lora.matching import Matching
 from ea_runtime.engines.weights import Added, Delta, ExportedWeights
 from ea_runtime.errors import UserError
-from ea_runtime.generation.adapters import check_weight
 
 
 @dataclass(eq=False)
 class ExportedLora(LoadedLora):
-    """A LoRA that is on a pipeline of another engine than torch; used as `LoadedLora` is."""
+    """A LoRA on a pipeline of another engine than torch; used like `LoadedLora`.
+
+    A change of `weight` takes effect, and time, at the next run.
+    """
 
     _parts: list[tuple[ExportedWeights, Added]] = field(default_factory=list, repr=False)
 
-    @property
-    def weight(self) -> float:
-        """Strength: 0 is off to the bit, 1 as trained. A change takes effect, and time, at the next run."""
-        return self._shared.weight
-
-    @weight.setter
-    def weight(self, value: float) -> None:
-        self._shared.weight = check_weight(value)
+    def _set_strength(self) -> None:
         for weights, added in self._parts:
             weights.set_strength(added, self._shared.weight)
 
@@ -46,7 +41,7 @@ class ExportedLora(LoadedLora):
 
 
 def put_on_exported(held: Mapping[str, ExportedWeights], matching: Matching, shared: Shared) -> ExportedLora:
-    """Add every matched layer to its weight. Raises UserError, with nothing added, where an engine takes no changes."""
+    """Add every matched layer to its weight. Raises UserError, with nothing added, if an engine takes no changes."""
     for part, weights in held.items():
         if weights.refusal and any(match.layer.part == part for match in matching.matches):
             raise UserError(weights.refusal)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ea_lora.checks import check_bound, group_tensors, make_layer
 from ea_lora.keys import CONFIG_NAME, PARTS, TEXT_FOLDER, WEIGHTS_NAME, Layout, Part
 from ea_lora.layer import FLOATS, MAX_PATH, Layer, LoraFile, weight_files
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import atomic_file
 from ea_runtime.files.safe import is_file, quote, read_json
 from ea_runtime.models.weights import PartWeights, is_pickle, iter_tensors, read_header
 
@@ -45,6 +45,11 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     return LoraFile(file, layers, metadata, found[0].layout, notes)
 
 
+def as_file(lora: str | os.PathLike[str] | LoraFile) -> LoraFile:
+    """A LoRA that was read already, or the one at a path."""
+    return lora if isinstance(lora, LoraFile) else read_lora(lora)
+
+
 def _read_one(file: Path, given: str | os.PathLike[str]) -> LoraFile:
     label = f"LoRA file {quote(str(file if Path(given).is_dir() else given), MAX_PATH)}"
     weights = _read_header(file, label)
@@ -64,12 +69,12 @@ def _read_one(file: Path, given: str | os.PathLike[str]) -> LoraFile:
             layer = replace(layer, alpha=_alpha_tensor(found, layer, weights.metadata))
             check_bound(layer, f"{label}: layer {quote(name)}")
         layers.append(layer)
-    notes = [f"{label} tells no alpha for {without} layers: their rank is taken"] if without else []
+    notes = [f"{label} has no alpha for {without} layers; their rank is used"] if without else []
     return LoraFile(file, tuple(layers), dict(weights.metadata), layout, tuple(notes))
 
 
 def _alphas(file: Path, metadata: Mapping[str, str], label: str) -> dict[Part, layouts.Alphas]:
-    """Where a file in peft's way keeps alpha: its header, or the config beside it."""
+    """The alphas of a file in peft's layout: from its header, or from the config next to it."""
     found = layouts.diffusers_configs(metadata, label)
     config = file.with_name(CONFIG_NAME)
     if found or file.name != WEIGHTS_NAME or not is_file(config):
@@ -79,7 +84,7 @@ def _alphas(file: Path, metadata: Mapping[str, str], label: str) -> dict[Part, l
 
 
 def _alpha_tensor(value: float | None, layer: Layer, metadata: Mapping[str, str]) -> Tensor | None:
-    """alpha as a tensor of the dtype that it had before a conversion."""
+    """Alpha as a tensor of its dtype before a conversion."""
     record = layouts.read_alpha_record(metadata)
     kind = record.get("others", {}).get(f"{layer.part}:{layer.path}", record.get("dtype", "float32"))
     if value is None or kind == "none":
@@ -94,11 +99,11 @@ def write_lora(
     metadata: Mapping[str, str] | None = None,
     layout: Layout = "kohya",
 ) -> None:
-    """Write layers, as V2 names them or in another layout, with the hashes that other tools look for.
+    """Write layers, in V2's names or another layout, with the hashes that other tools check.
 
     path: a file, written whole or not at all; for "peft" a folder. metadata: text by key; keys of training
     begin with `ss_`, as kohya's. `sshs_*` are computed.
-    Raises UserError where two layers have one name or the file cannot be written.
+    Raises UserError if two layers have one name or the file cannot be written.
     """
     layers = list(layers)
     if not layers:
@@ -159,17 +164,8 @@ def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with atomic_file(path, durable=True) as partial:
+            partial.write_bytes(data)
     except OSError as error:
         raise UserError(
             f"LoRA file {quote(str(path))} cannot be written: {error.strerror or error}"

@@ -1,11 +1,10 @@
-"""Names: which tensors of a file make a LoRA layer, and which module of a model a layer is for.
+"""Names: the tensors of a file that make a LoRA layer, and the module of a model that a layer is for.
 
 EasyAnimate V2 writes kohya's names: a module's path with `_` for `.`, behind a prefix for the network:
 
     lora_unet__transformer_blocks_0_attn1_to_q.lora_down.weight    (rank, in)
     lora_unet__transformer_blocks_0_attn1_to_q.lora_up.weight      (out, rank)
-    lora_unet__transformer_blocks_0_attn1_to_q.alpha               one number; the layer's scale is alpha /
-    rank
+    lora_unet__transformer_blocks_0_attn1_to_q.alpha               one number; the scale is alpha / rank
 
 Names with dots and peft's halves (`lora_A`, `lora_B`) are read too: layouts.py has the other layouts.
 """
@@ -26,7 +25,7 @@ PARTS: tuple[Part, ...] = ("denoiser", "text")
 #: how a file names its tensors, see layouts.py
 Layout = Literal["kohya", "diffusers", "peft", "comfyui"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-#: the files of peft's folder, and where its text encoder's adapter lies in it
+#: the files of peft's folder, and the folder in it for its text encoder's adapter
 WEIGHTS_NAME, CONFIG_NAME, TEXT_FOLDER = "adapter_model.safetensors", "adapter_config.json", "text_encoder"
 
 #: what V2 puts before a module's path; its denoiser's own name is empty, hence two underscores
@@ -63,11 +62,11 @@ _RELATIVES = {
     "lora_B.bias": "LoRA with a bias",
 }
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def split_key(key: str) -> tuple[str, Role] | None:
-    """A tensor's name -> (its layer's name, what it is of it); None where it belongs to no LoRA layer."""
+    """A tensor's name -> (its layer's name, its role); None if it belongs to no LoRA layer."""
     for ending, role in _ROLES.items():
         if key.endswith(ending) and len(key) > len(ending):
             return key.removesuffix(ending), role
@@ -75,7 +74,7 @@ def split_key(key: str) -> tuple[str, Role] | None:
 
 
 def relative_of_lora(key: str) -> str | None:
-    """The method that a tensor's name tells of, where that is a relative of LoRA, or None."""
+    """The relative of LoRA that a tensor's name shows, or None."""
     return next((method for piece, method in _RELATIVES.items() if piece in key), None)
 
 
@@ -98,14 +97,14 @@ def flatten(path: str) -> str:
 
 
 def is_target(module: nn.Module) -> bool:
-    """Whether LoRA can go on this module: a Linear, or a convolution whose kernel is 1 in every direction."""
+    """True if LoRA can adapt this module: a Linear, or a convolution whose kernel is 1 in every direction."""
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return (
             False  # torch's own multi-head attention reads its weight and never calls it: hooks would be dead
         )
     if isinstance(module, nn.Linear):
         return True
-    if not isinstance(module, _CONVOLUTIONS) or set(module.kernel_size) != {1}:
+    if not isinstance(module, CONVOLUTIONS) or set(module.kernel_size) != {1}:
         return False
     return module.groups == 1 and module.padding_mode == "zeros"
 
@@ -113,11 +112,10 @@ def is_target(module: nn.Module) -> bool:
 def find_targets(
     module: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
 ) -> dict[str, nn.Module]:
-    """The modules of a network that LoRA can go on, by path.
+    """The modules of a network that LoRA can adapt, by path.
 
     include, exclude: shell patterns over paths, such as "*attn_temporal*" (V2's motion modules) or
-    "*.to_[qkv]";
-        a module counts where any of `include` and none of `exclude` fits.
+    "*.to_[qkv]"; a module is taken if any of `include` and none of `exclude` fits.
     """
     return {
         path: child
@@ -127,5 +125,5 @@ def find_targets(
 
 
 def fits(path: str, patterns: Sequence[str]) -> bool:
-    """Whether any of the shell patterns fits the path; case counts."""
+    """True if any of the shell patterns fits the path; case counts."""
     return any(fnmatchcase(path, pattern) for pattern in patterns)

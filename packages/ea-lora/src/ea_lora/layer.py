@@ -1,4 +1,4 @@
-"""What a LoRA is made of: layers, and the file that they lie in.
+"""A LoRA: its layers, and the file that holds them.
 
 Shape legend: R rank, I inputs and O outputs of the layer.
 """
@@ -25,7 +25,7 @@ MAX_PATH = 300
 class Layer:
     """One layer of a LoRA; the change of the module's weight is `scale * up @ down`.
 
-    name: as the file has it. part, path: which network and module; a path may have `_` where the module has `.`.
+    name: as in the file. part, path: its network and module; a path may have `_` where the module has `.`.
     down: (R, I). up: (O, R). Both may end in dimensions of 1 (convolutions). alpha: one number, or None: R.
     """
 
@@ -65,10 +65,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraFile:
-    """A LoRA as it lies on disk, checked.
+    """A LoRA from disk, checked.
 
-    path: the file, or peft's folder. layers: in the order of their names. metadata: text by key. layout: how its
-    tensors are named. notes: lines for the user.
+    path: the file, or peft's folder. layers: in the order of their names. metadata: text by key. layout: the scheme
+    of its tensors' names. notes: lines for the user.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class LoraFile:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The safetensors files that it lies in."""
+        """Its safetensors files."""
         return weight_files(self.path)
 
     def of_part(self, part: Part) -> list[Layer]:
@@ -87,7 +87,7 @@ class LoraFile:
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
-    """A file itself; of peft's folder the adapter's weights, and its text encoder's where there are any."""
+    """A file itself; of peft's folder the adapter's weights, and its text encoder's if there are any."""
     if not path.is_dir():
         return (path,)
     names = (WEIGHTS_NAME, f"{TEXT_FOLDER}/{WEIGHTS_NAME}")
@@ -95,6 +95,6 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def count_parts(layers: Iterable[Layer]) -> dict[Part, int]:
-    """Layers per network, of those that have any."""
+    """Layers per network, without networks that have none."""
     parts = [layer.part for layer in layers]
     return {part: parts.count(part) for part in PARTS if part in parts}

@@ -1,4 +1,4 @@
-"""The ways in which LoRA files name their tensors, and where each keeps alpha.
+"""The layouts of LoRA files: the names of their tensors, and the place of alpha.
 
     kohya      lora_unet__blocks_0_to_q.lora_down.weight, .lora_up.weight, .alpha     (EasyAnimate V2, A1111)
     comfyui    diffusion_model.blocks.0.to_q.lora_down.weight, .lora_up.weight, .alpha
@@ -6,8 +6,8 @@
     peft       a folder: adapter_model.safetensors with base_model.model.blocks.0.to_q.lora_A.weight, .lora_B.weight,
                and adapter_config.json with alpha
 
-A text encoder's layers stand under `lora_te_`, `text_encoders.t5xxl.transformer.`, `text_encoder.`, and for peft
-in a folder `text_encoder` of their own, since one of its adapters is for one network.
+A text encoder's layers are under `lora_te_`, `text_encoders.t5xxl.transformer.`, `text_encoder.`, and for peft
+in a separate folder `text_encoder`, since one of its adapters is for one network.
 
 In kohya's names `.` and `_` look the same, so writing any other layout from them takes the model's own names
 (`dotted_paths`). Sources: peft's and diffusers' saved files, ComfyUI's key map; the formats, not their code.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: diffusers' key in a file's header for the configs of its adapters
 DIFFUSERS_KEY = "lora_adapter_metadata"
-#: what the other layouts do not hold about alpha: the dtype of its tensor, or "none" for layers without one
+#: for layouts without an alpha tensor: the dtype of its tensor, or "none" for layers without one
 ALPHA_KEY = "ea_alpha"
 
 _DIFFUSERS: dict[Part, str] = {"denoiser": "transformer", "text": "text_encoder"}
@@ -41,7 +41,7 @@ _PREFIXES: dict[Layout, dict[Part, str]] = {
     "diffusers": {part: f"{name}." for part, name in _DIFFUSERS.items()},
     "peft": {"denoiser": "base_model.model.", "text": "base_model.model."},
 }
-#: what a path may hold to be written without a pattern's special meaning
+#: characters of a path without special meaning in a pattern
 _PLAIN = re.compile(r"\^?(?:[A-Za-z0-9_-]|\\?\.)+")
 
 
@@ -55,7 +55,7 @@ def check_layout(value: Any) -> Layout:
 
 
 def layout_of(names: Iterable[str]) -> Layout:
-    """The layout that tensors are named in; diffusers' for peft's, too, where the network's name comes first."""
+    """The layout that tensors are named in; diffusers' also for peft's if the network's name comes first."""
     names = list(names)
     is_ab = any(".lora_A." in name for name in names)
     if any(name.startswith("base_model.model.") for name in names):
@@ -66,7 +66,7 @@ def layout_of(names: Iterable[str]) -> Layout:
 
 
 def tensor_names(layout: Layout, part: Part, path: str) -> tuple[str, str, str | None]:
-    """Names of a layer's down, up and alpha; the last is None where the layout keeps alpha elsewhere."""
+    """Names of a layer's down, up and alpha; the last is None if the layout keeps alpha elsewhere."""
     name = _PREFIXES[layout][part] + (flatten(path) if layout == "kohya" else path)
     if layout in ("kohya", "comfyui"):
         return f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"
@@ -74,7 +74,7 @@ def tensor_names(layout: Layout, part: Part, path: str) -> tuple[str, str, str |
 
 
 def adapter_config(layers: Iterable[Layer]) -> dict[str, Any]:
-    """What peft's LoraConfig must say to rebuild these layers of one network: rank, alpha, exact paths."""
+    """peft's LoraConfig for these layers of one network: rank, alpha, exact paths."""
     layers = list(layers)
     ranks = [layer.rank for layer in layers]
     alphas = [layer.rank * layer.scale for layer in layers]
@@ -95,7 +95,7 @@ def adapter_config(layers: Iterable[Layer]) -> dict[str, Any]:
 
 
 def diffusers_metadata(layers: Iterable[Layer]) -> str:
-    """What diffusers keeps in the header: each network's config, every key behind the network's name."""
+    """diffusers' entry in the header: each network's config, every key after the network's name."""
     layers = list(layers)
     packed: dict[str, Any] = {}
     for part in PARTS:
@@ -117,7 +117,7 @@ def alpha_record(layers: Iterable[Layer]) -> str:
 
 
 def read_alpha_record(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The record again; empty where there is none or it is not one of ours."""
+    """The record, parsed; empty if there is none or it is not one of ours."""
     try:
         found = json.loads(metadata.get(ALPHA_KEY, "{}"))
     except (ValueError, RecursionError):
@@ -127,9 +127,9 @@ def read_alpha_record(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 class Alphas:
-    """Where alpha comes from when it is no tensor of the file: a config of peft's, checked.
+    """Alphas of files that have no tensor for it: from a config of peft's, checked.
 
-    Raises UserError for a config that describes something else than plain LoRA or holds no number.
+    Raises UserError for a config of anything but plain LoRA, or without a number.
     """
 
     def __init__(self, config: Mapping[str, Any], label: str) -> None:
@@ -157,7 +157,7 @@ class Alphas:
         self.patterns = {str(key): self._alpha(value) for key, value in patterns.items()}
 
     def of(self, path: str, rank: int) -> float | None:
-        """A layer's alpha as kohya counts it (the scale is alpha / rank); None: the config says none."""
+        """A layer's alpha as kohya counts it (the scale is alpha / rank); None if the config has none."""
         found = next((a for key, a in self.patterns.items() if _fits(key, path)), self.default)
         return None if found is None else found * math.sqrt(rank) if self.is_rs else found
 
@@ -171,7 +171,7 @@ class Alphas:
 
 
 def diffusers_configs(metadata: Mapping[str, str], label: str) -> dict[Part, Alphas]:
-    """The alphas that a file's own header tells, by network. Raises UserError for a damaged record."""
+    """The alphas in a file's own header, by network. Raises UserError for a damaged record."""
     if DIFFUSERS_KEY not in metadata:
         return {}
     try:
@@ -190,8 +190,8 @@ def diffusers_configs(metadata: Mapping[str, str], label: str) -> dict[Part, Alp
 def dotted_paths(layers: Iterable[Layer], names: Mapping[Part, Iterable[str]]) -> dict[str, str]:
     """Layer names -> paths with dots, as modules are called. names: module paths of a model, by network.
 
-    A number stands for any number, so a model of 6 blocks tells the names of one of 28.
-    Raises UserError for a layer that no name fits.
+    A number stands for any number, so a model of 6 blocks gives the names of one of 28.
+    Raises UserError for a layer without a fitting name.
     """
     templates = {part: _templates(paths) for part, paths in names.items()}
     found: dict[str, str] = {}

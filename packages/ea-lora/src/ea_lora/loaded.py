@@ -1,4 +1,4 @@
-"""A LoRA that is on a model: its strength, what of it matched, and how it comes off again."""
+"""A LoRA that is on a model: its strength, its matched layers, and its removal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ea_runtime.generation.adapters import check_weight
 
 @dataclass(eq=False)
 class Shared:
-    """What the hooks of one LoRA share. Points at no module, or a dropped model would stay in memory."""
+    """State that the hooks of one LoRA share. It points at no module, or a dropped model would stay in memory."""
 
     path: str
     weight: float
@@ -25,7 +25,7 @@ class Shared:
 
 
 class DeltaHook:
-    """The forward hook of one module. Knows its layer by number only, so a copy of the model finds its own."""
+    """The forward hook of one module. It knows its layer by number only, so a copy of the model finds its own."""
 
     def __init__(self, shared: Shared, slot: int) -> None:
         self.shared = shared
@@ -35,7 +35,7 @@ class DeltaHook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
         if self.shared.weight == 0.0:
-            return None  # the module's own output, to the bit
+            return None  # the module's own output, bit-exact
         return carried(module, self.slot)(args[0] if args else kwargs["input"], output=output)
 
 
@@ -76,12 +76,15 @@ class LoadedLora:
 
     @property
     def weight(self) -> float:
-        """Strength: 0 is off to the bit, 1 as trained."""
+        """Strength: 0 is off, bit-exact; 1 as trained."""
         return self._shared.weight
 
     @weight.setter
     def weight(self, value: float) -> None:
         self._shared.weight = check_weight(value)
+        self._set_strength()
+
+    def _set_strength(self) -> None:
         for module, key in self._hooked:
             hook = module._forward_hooks.get(key)
             if isinstance(hook, DeltaHook):
@@ -92,7 +95,7 @@ class LoadedLora:
         return bool(self._hooked)
 
     def unload(self) -> None:
-        """Take it off; the model is as it was, to the bit. Calling it again does nothing."""
+        """Take it off; the model is as before, bit-exact. Calling it again does nothing."""
         while self._hooked:
             module, key = self._hooked.pop()
             hook = module._forward_hooks.pop(key, None)

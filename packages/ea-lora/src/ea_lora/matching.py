@@ -1,4 +1,4 @@
-"""Which module of a model each layer of a LoRA file goes on; all is checked here, nothing is changed."""
+"""The module of a model for each layer of a LoRA file; everything is checked here, nothing is changed."""
 
 from __future__ import annotations
 
@@ -31,19 +31,25 @@ class Match:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matching:
-    """How a file fits a model. ignored: layers without a module there. left_out: those not asked for."""
+    """The fit of a file to a model. ignored: layers without a module in it. left_out: layers that were excluded."""
 
     file: LoraFile
     matches: tuple[Match, ...]
     ignored: tuple[Layer, ...]
     left_out: tuple[Layer, ...]
 
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the layers in the file, under "matched", "ignored" and "left_out"."""
+        matched = tuple(match.layer for match in self.matches)
+        found = {"matched": matched, "ignored": self.ignored, "left_out": self.left_out}
+        return {kind: tuple(layer.name for layer in layers) for kind, layers in found.items()}
+
     def summary(self) -> str:
         """One line: counts, and the first ignored names."""
         counts = f"{len(self.matches)} layers matched, {len(self.ignored)} ignored"
         line = f"LoRA {quote(str(self.file.path), MAX_PATH)}: {counts}"
         if self.left_out:
-            line += f", {len(self.left_out)} left out on request"
+            line += f", {len(self.left_out)} excluded"
         if self.ignored:
             shown = ", ".join(quote(layer.name)[1:-1] for layer in self.ignored[:3])
             line += f" (the model has no {shown}{', ...' if len(self.ignored) > 3 else ''})"
@@ -51,12 +57,12 @@ class Matching:
 
 
 def networks_of(pipe: Any) -> dict[Part, nn.Module | None]:
-    """The networks of a pipeline that LoRA can go on; a bare module counts as a denoiser.
+    """The networks of a pipeline that LoRA can adapt; a bare module is taken as a denoiser.
 
     Raises UserError for anything else.
     """
     held = exported_weights(pipe)
-    if held:  # another engine runs them; their modules, without weights, tell what fits
+    if held:  # another engine runs them; their modules, without weights, give names and shapes
         return {part: held[part].network if part in held else None for part in PARTS}
     if hasattr(pipe, "denoiser"):
         denoiser, text = pipe.denoiser, getattr(pipe, "text", None)
@@ -80,7 +86,7 @@ def match_lora(
 
     parts: networks to adapt. exclude: shell patterns over module paths to leave alone ("*attn_temporal*").
 
-    Raises UserError: layers for a text encoder where there is none, no layer that fits, a layer of another
+    Raises UserError: layers for a missing text encoder, no layer that fits, a layer of another
     shape, two layers for one module.
     """
     for part in parts:
@@ -122,7 +128,7 @@ def _require_networks(
     for_text = file.of_part("text")
     if for_text and "text" in parts and networks.get("text") is None:
         raise UserError(
-            f"{label} has {len(for_text)} layers for a text encoder, and there is none here; load the model "
+            f"{label} has {len(for_text)} layers for a text encoder, which this model lacks; load the model "
             "with its text encoder, or give parts=('denoiser',) (--no-text) to leave them out"
         )
 

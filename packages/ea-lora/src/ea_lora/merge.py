@@ -1,7 +1,7 @@
-"""A model folder with LoRAs worked into its weights, for tools that know no LoRA.
+"""A model folder with LoRAs merged into its weights, for tools without LoRA.
 
-The folder is copied and only the changed tensors are written anew, in place: all other bytes stay, and the
-memory needed is one tensor. `W + sum of weight * scale * up @ down` is computed in float32 and cast once.
+The folder is copied and only the changed tensors are rewritten, in place: all other bytes stay, and one
+tensor at a time is in memory. `W + sum of weight * scale * up @ down` is computed in float32 and cast once.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ea_lora.io import read_lora
+from ea_lora.folder import load_networks
+from ea_lora.io import as_file
 from ea_lora.keys import PARTS, Part
 from ea_lora.layer import Layer, LoraFile
 from ea_lora.matching import Matching, match_lora
-from ea_lora.networks import load_networks
 from ea_runtime.errors import UserError
-from ea_runtime.files.atomic import MANIFEST, atomic_folder, require_space
+from ea_runtime.files.atomic import MANIFEST, atomic_folder, require_new_folder, require_space
 from ea_runtime.files.hashes import content_hash
 from ea_runtime.files.safe import inside, is_file, quote
 from ea_runtime.generation.adapters import DEFAULT_WEIGHT, check_weight
@@ -31,14 +31,14 @@ from ea_runtime.models.layout import PARTS as FOLDERS
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.models.weights import DTYPES, TensorEntry, find_weights, is_pickle
 
-#: written into the new folder: what was merged into which base, for people
+#: written into the new folder, for people: the base and the LoRAs merged into it
 RECORD = "merged_loras.json"
 LoraSpec = str | os.PathLike[str] | LoraFile | tuple[str | os.PathLike[str] | LoraFile, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What was written: the folder, how many tensors changed, and how each file fitted."""
+    """The written folder, the number of changed tensors, and the fit of each file."""
 
     folder: Path
     num_changed: int
@@ -56,8 +56,8 @@ def merge_lora(
     """Write a new model folder with LoRAs merged; the model and its folder stay as they are.
 
     Args:
-        model: a model folder or name, or a pipeline that was loaded from one (its folder is what is merged, in the
-            precision that lies there).
+        model: a model folder or name, or a pipeline that was loaded from one (its folder is merged, in the precision of
+            its files).
         loras: a path, (path, weight), or a list of these; without a weight 0.55.
         out: a folder that does not exist yet, or is empty.
         parts, exclude: as in `load_lora`.
@@ -66,11 +66,9 @@ def merge_lora(
         result that is not finite in the folder's dtype.
     """
     source = _source_folder(model)
-    target = _target_folder(source, Path(out))
-    files = [
-        (read_lora(path) if not isinstance(path, LoraFile) else path, weight)
-        for path, weight in _specs(loras)
-    ]
+    target = Path(out).resolve()
+    require_new_folder(target, "out", outside=source)
+    files = [(as_file(path), weight) for path, weight in _specs(loras)]
     wanted = [part for part in PARTS if part in parts and any(file.of_part(part) for file, _ in files)]
     networks = load_networks(source, wanted)
     matchings = tuple(match_lora(file, networks, parts, exclude) for file, _ in files)
@@ -83,7 +81,11 @@ def merge_lora(
             shutil.copyfile(inside(source, name), partial / name)
         for change in changes:
             change.apply(partial)
-        record = {"base": source.name, "loras": [_describe(file, weight) for file, weight in files]}
+        merged = [
+            {"file": file.path.name, "sha256": content_hash(file.path), "weight": weight}
+            for file, weight in files
+        ]
+        record = {"base": source.name, "loras": merged}
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return Merged(target, len(changes), matchings)
 
@@ -150,10 +152,11 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _specs(loras: LoraSpec | Sequence[LoraSpec]) -> list[tuple[str | os.PathLike[str] | LoraFile, float]]:
+def _specs(loras: Any) -> list[tuple[str | os.PathLike[str] | LoraFile, float]]:
     is_pair = isinstance(loras, tuple) and len(loras) == 2 and isinstance(loras[1], (int, float))
-    one = isinstance(loras, (str, os.PathLike, LoraFile)) or is_pair
-    items: Sequence[Any] = [loras] if one else list(loras)  # pyright: ignore[reportArgumentType]
+    items: list[Any] = [loras]
+    if not is_pair and not isinstance(loras, (str, os.PathLike, LoraFile)):
+        items = list(loras)
     if not items:
         raise UserError("`loras` must name at least one LoRA file, got none")
     pairs = [item if isinstance(item, tuple) else (item, DEFAULT_WEIGHT) for item in items]
@@ -172,26 +175,9 @@ def _source_folder(model: Any) -> Path:
     return resolve_folder(name)
 
 
-def _target_folder(source: Path, out: Path) -> Path:
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"`out` must be a new or empty folder, got {quote(str(out))}")
-    target = out.resolve()
-    if target.is_relative_to(source.resolve()):
-        raise UserError(f"`out` must lie outside the model folder, got {quote(str(out))}")
-    return target
-
-
 def _files_to_copy(source: Path) -> list[str]:
     """Regular files, without pickles and hidden ones (a clone's history)."""
-    names = []
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        if any(piece.startswith(".") for piece in relative.parts) or is_pickle(path.name) or path.is_dir():
-            continue
-        if is_file(inside(source, relative.as_posix())):
-            names.append(relative.as_posix())
-    return names
-
-
-def _describe(file: LoraFile, weight: float) -> dict[str, Any]:
-    return {"file": file.path.name, "sha256": content_hash(file.path), "weight": weight}
+    paths = [path.relative_to(source) for path in sorted(source.rglob("*")) if not path.is_dir()]
+    shown = [path for path in paths if not any(piece.startswith(".") for piece in path.parts)]
+    names = [path.as_posix() for path in shown if not is_pickle(path.name)]
+    return [name for name in names if is_file(inside(source, name))]

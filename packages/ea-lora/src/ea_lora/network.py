@@ -1,9 +1,9 @@
-"""LoRA on a loaded model: weights are never written, so taking it off leaves every bit as it was.
+"""LoRA on a loaded model: weights are never written, so the model without it is bit-exact again.
 
 Each adapted module gets a forward hook that runs peft's own LoRA layer on the module's output. The layers are
-carried beside the modules (beside.py says how, and why they are not put in their place): names, types, state
-dict and hash of the model are the same with a LoRA on as without, several LoRAs lie side by side, and taking one
-off deletes what was added.
+carried next to the modules (see beside.py, also for why they do not replace them): names, types, state
+dict and hash of the model are the same with a LoRA on as without, several LoRAs can be on at once, and removing
+one deletes its layers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ea_lora.beside import LayerFactory, carry, drop
 from ea_lora.card import base_note
-from ea_lora.io import read_lora
+from ea_lora.io import as_file
 from ea_lora.keys import PARTS
-from ea_lora.layer import MAX_PATH, Layer, LoraFile
+from ea_lora.layer import MAX_PATH, LoraFile
 from ea_lora.loaded import DeltaHook, LoadedLora, Shared
 from ea_lora.matching import Match, Matching, match_lora, networks_of
 from ea_runtime.engines.base import exported_weights
@@ -42,22 +42,22 @@ def load_lora(
     """Put a LoRA on a model without changing its weights. Several may be on at once; their effects add.
 
     Args:
-        pipe: a VideoPipeline, or any torch module, which counts as a denoiser.
-        path: a .safetensors file in V2's layout, or what `read_lora` gave.
+        pipe: a VideoPipeline, or any torch module, taken as a denoiser.
+        path: a .safetensors file in V2's layout, or the result of `read_lora`.
         weight: strength, -100..100; 0 is off, 1 as trained, 0.55 V2's default.
         parts: of "denoiser" and "text".
         exclude: shell patterns over module paths to leave alone, "*attn_temporal*" for the motion modules.
 
-    Returns a handle; its `weight` can be set between runs at no cost.
+    Returns a handle; its `weight` can be changed between runs at no cost.
 
-    Raises UserError, with the model as it was: see `read_lora` and `match_lora`, and for a compiled model.
+    Raises UserError, with the model unchanged: see `read_lora` and `match_lora`, and for a compiled model.
     """
     weight = check_weight(weight)
     networks = networks_of(pipe)
     for part, network in networks.items():
         if network is not None:
             _require_hooks_work(part, network)
-    file = path if isinstance(path, LoraFile) else read_lora(path)
+    file = as_file(path)
     matching = match_lora(file, networks, parts, exclude)
     held = exported_weights(pipe)
     if held:  # another engine than torch runs the networks
@@ -83,7 +83,7 @@ def _notes(pipe: Any, matching: Matching) -> tuple[str, ...]:
 
 
 def unload_lora(pipe: Any, lora: LoadedLora | None = None) -> None:
-    """Take one LoRA off, or all of them with None; weights and outputs are then as before, to the bit.
+    """Take one LoRA off, or all of them with None; weights and outputs are then as before, bit-exact.
 
     Raises UserError for a LoRA that is on another model.
     """
@@ -98,7 +98,7 @@ def unload_lora(pipe: Any, lora: LoadedLora | None = None) -> None:
 
 
 def loaded_loras(pipe: Any) -> list[LoadedLora]:
-    """What is on a model, in the order of loading. The modules themselves tell; those of copies do too."""
+    """The LoRAs on a model, in the order of loading, found on its modules; so a copy of a model has them too."""
     found: dict[int, LoadedLora] = {}
     for module, key, hook in _hooks(pipe):
         lora = found.setdefault(id(hook.shared), LoadedLora(hook.shared, []))
@@ -109,7 +109,7 @@ def loaded_loras(pipe: Any) -> list[LoadedLora]:
 
 
 def _prepare(match: Match) -> tuple[Tensor, Tensor]:
-    """down and up as the module needs them: its device, dtype and number of dimensions."""
+    """down and up with the module's device, dtype and number of dimensions."""
     weight = match.weight
     if weight.is_meta:
         raise UserError(
@@ -125,25 +125,15 @@ def _prepare(match: Match) -> tuple[Tensor, Tensor]:
     for name, tensor in (("down", down), ("up", up)):
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(
-                f"LoRA layer {quote(match.layer.name)}: {name} does not fit into {str(weight.dtype)[6:]}; "
+                f"LoRA layer {quote(match.layer.name)}: {name} overflows {str(weight.dtype)[6:]}; "
                 "load the model in bfloat16 or float32"
             )
     return down, up
 
 
 def _share(matching: Matching, weight: float, notes: tuple[str, ...]) -> Shared:
-    def names(layers: Sequence[Layer]) -> tuple[str, ...]:
-        return tuple(layer.name for layer in layers)
-
-    return Shared(
-        path=str(matching.file.path),
-        weight=weight,
-        matched=names([match.layer for match in matching.matches]),
-        ignored=names(matching.ignored),
-        left_out=names(matching.left_out),
-        summary=matching.summary(),
-        notes=notes,
-    )
+    path, summary = str(matching.file.path), matching.summary()
+    return Shared(path=path, weight=weight, summary=summary, notes=notes, **matching.names())
 
 
 def _attach(
@@ -176,7 +166,7 @@ def _hooks(pipe: Any) -> Iterator[tuple[nn.Module, int, DeltaHook]]:
 
 
 def _require_hooks_work(part: str, network: nn.Module) -> None:
-    """A compiled module keeps running what it was compiled from: a LoRA put on it later would do nothing."""
+    """Refuses compiled modules: they keep running without hooks, so a LoRA would do nothing."""
     for module in network.modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise UserError(

@@ -1,6 +1,6 @@
 """Frozen blocks that wait on the CPU: each comes to the device when it is computed, and again in the backward pass.
 
-Works with gradient checkpointing, which computes a block a second time when its gradients are wanted: between the
+Works with gradient checkpointing, which computes a block a second time for its gradients: between the
 two, nothing of a block but its input is on the device. The adapters' own matrices stay there, as the optimiser does.
 """
 
@@ -30,7 +30,7 @@ def offload_blocks(
     device: str | torch.device,
     around: Callable[[], AbstractContextManager[Any]],
 ) -> int:
-    """Send what is frozen of the last `count` blocks to the CPU and compute every block with checkpointing.
+    """Send the frozen tensors of the last `count` blocks to the CPU and compute every block with checkpointing.
 
     around: a context that a block's computation needs, both times. Returns how many bytes left the device.
     Raises UserError for a network without blocks or whose checkpointing cannot be set.
@@ -51,11 +51,11 @@ def offload_blocks(
         for tensor in _frozen(block):
             moved += tensor.nbytes
             tensor.data = tensor.data.cpu()
-            if torch.cuda.is_available():  # pinned memory goes over beside the computation
+            if torch.cuda.is_available():  # pinned memory is copied during the computation
                 tensor.data = tensor.data.pin_memory()
     place = torch.device(device)
 
-    def run(block: nn.Module, *args: Any) -> Tensor:
+    def run(block: nn.Module, *args: Any) -> Any:
         # taken now: training in 16 bits puts copies in the parameters' place, which are gone in the backward pass
         tensors = {**dict(block.named_parameters()), **dict(block.named_buffers())}
 
@@ -64,7 +64,7 @@ def offload_blocks(
             with around():
                 return functional_call(block, there, inner)
 
-        return checkpoint(compute, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return checkpoint(compute, *args, use_reentrant=False)
 
     enable(run)
     return moved

@@ -9,21 +9,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from ea_lora.adapters import ALPHA, MAX_RANK, RANK
 
 
-class BaseTable(BaseModel):
-    """What is adapted. `recipe`: the training recipe of the denoiser, found through the host; `settings`: more tables
-    of that recipe's config, such as {stage = "finetune"}."""
+class Table(BaseModel):
+    """A table of a config: no unknown keys, no changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseTable(Table):
+    """The network to adapt. `recipe`: the denoiser's training recipe, found through the host; `settings`: other tables
+    of its config, such as {stage = "finetune"}."""
 
     model: str = Field(default="tiny", description="model folder, or the name of an installed model")
     recipe: str = Field(default="dit", description="recipe that trains this model's denoiser")
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class NetworkTable(BaseModel):
-    """Which layers get adapters, and how large. The defaults are V2's."""
+class NetworkTable(Table):
+    """The layers that get adapters, and their size. The defaults are V2's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     rank: int = Field(default=RANK, gt=0, le=MAX_RANK)
     alpha: float = Field(default=ALPHA, gt=0, description="the change is alpha / rank times up x down")
@@ -32,13 +36,11 @@ class NetworkTable(BaseModel):
     exclude: tuple[str, ...] = ()
     motion: bool = Field(default=True, description="adapt the motion modules too, as V2 does")
     text: bool = Field(default=False, description="adapt the text encoder too")
-    text_rate: float = Field(default=0.1, gt=0, description="its rate, as a part of the denoiser's")
+    text_rate: float = Field(default=0.1, gt=0, description="its learning rate, as a share of the denoiser's")
 
 
-class CardTable(BaseModel):
-    """What the file says of itself. `trigger_words`: what a prompt must hold to call the style."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class CardTable(Table):
+    """The file's metadata. `trigger_words`: words in a prompt that call the style."""
 
     name: str = Field(
         default="lora", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="also the file's name"
@@ -47,23 +49,19 @@ class CardTable(BaseModel):
     save_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
-class MemoryTable(BaseModel):
-    """`low_vram`: the VAE and the text encoder code the set once and leave the device. `offload_blocks`: so many of
-    the denoiser's frozen blocks wait on the CPU and come over one at a time (needs train.gradient_checkpointing)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class MemoryTable(Table):
+    """`low_vram`: the VAE and the text encoder code the set once and leave the device. `offload_blocks`: this many of
+    the denoiser's frozen blocks stay on the CPU and are copied one at a time (needs train.gradient_checkpointing)."""
 
     low_vram: bool = False
     offload_blocks: int = Field(default=0, ge=0)
 
 
-class LoraOptions(BaseModel):
-    """A whole `lora` config but for [run] and [train].
+class LoraOptions(Table):
+    """A whole `lora` config except [run] and [train].
 
-    data, loss, samples, phases: as the base's recipe has them; of [data] `parts` may be left out, it is the base.
+    data, loss, samples, phases: as in the base's recipe; [data] needs no `parts`: it is the base.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: BaseTable = BaseTable()
     network: NetworkTable = NetworkTable()
@@ -75,8 +73,8 @@ class LoraOptions(BaseModel):
     phases: list[dict[str, Any]] = Field(default_factory=list)
 
     def for_base(self, folder: str, multiple: int) -> dict[str, Any]:
-        """The config that the base's own recipe gets. folder: the base's model folder; multiple: pixels that its sizes
-        are multiples of."""
+        """The config for the base's own recipe. folder: the base's model folder; multiple: its sizes are multiples of
+        this many pixels."""
         cached = {"cache": "make"} if self.memory.low_vram else {}
         tables: dict[str, Any] = {
             "stage": "finetune",

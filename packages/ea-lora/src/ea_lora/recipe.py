@@ -3,7 +3,7 @@
 The base's recipe (`dit` for V2's) is found through the host. It opens the set, draws timesteps and noise and computes
 the loss; here its network is frozen and given peft's layers, and only those are trained, averaged and saved. A recipe
 can be a base when it has `model` (the network), takes `data.parts` and `init.folder`, and its `fetch` and `loss` do
-not care which parameters train.
+not depend on which parameters train.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ea_lora.options import LoraOptions
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import read_json
 from ea_runtime.models.geometry import Geometry
+from ea_runtime.models.hash import part_hash
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.plugins.host import get_host
 from ea_runtime.settings import validate
@@ -34,7 +35,7 @@ class LoraRecipe(RecipeDefaults):
     """Trains LoRA matrices; see `ea_runtime.training.recipe.Recipe`.
 
     base: the denoiser's own recipe. network: its frozen denoiser, with the adapters in place.
-    Raises UserError, one line: no such model or recipe, whatever the base's recipe refuses, no layer to adapt.
+    Raises UserError, one line: no such model or recipe, all that the base's recipe refuses, no layer to adapt.
     """
 
     options_model = LoraOptions
@@ -42,7 +43,8 @@ class LoraRecipe(RecipeDefaults):
     def __init__(self, options: LoraOptions, context: Context) -> None:
         self.options, self.context = options, context
         self.folder = resolve_folder(options.base.model)
-        self.base = self._make_base()
+        recipe_class, for_base = _base_of(options)
+        self.base = recipe_class(for_base, context)
         self.network: nn.Module = self.base.model
         table = options.network
         exclude = (*table.exclude, *(() if table.motion else (MOTION_PATTERN,)))
@@ -52,19 +54,15 @@ class LoraRecipe(RecipeDefaults):
                 torch.manual_seed(context.seed)
             self.adapters = {"lora": adapt(self.network, include=table.include, exclude=exclude, **sizes)}
             if table.text:
-                from ea_lora.text import TrainedText
+                from ea_lora.trained_text import TrainedText
 
                 self.text = TrainedText(self.base, sizes, options.memory.low_vram)
                 self.adapters["lora_text"] = self.text.adapters
-        # 16-bit training computes on copies in 16 bits: a frozen base may as well lie there once, in that type
+        # 16-bit training computes on copies in 16 bits: a frozen base is kept once, in that type
         for tensor in base_tensors(self.network):
             tensor.data = tensor.data.to(DTYPES[context.dtype])
         self._steps = 0
         self._save_memory()
-
-    def _make_base(self) -> Any:
-        recipe_class, options = _base_of(self.options)
-        return recipe_class(options, self.context)
 
     def _save_memory(self) -> None:
         memory, context = self.options.memory, self.context
@@ -73,14 +71,14 @@ class LoraRecipe(RecipeDefaults):
         if memory.offload_blocks:
             if not context.gradient_checkpointing:
                 raise UserError(
-                    "`memory.offload_blocks` needs `train.gradient_checkpointing = true`: a block comes over a second "
-                    "time when its gradients are computed"
+                    "`memory.offload_blocks` needs `train.gradient_checkpointing = true`: a block is copied a second "
+                    "time for its gradients"
                 )
             count = offload_blocks(
                 self.network, memory.offload_blocks, context.device, lambda: short_attention(context.device)
             )
             context.say(
-                f"{memory.offload_blocks} frozen blocks wait on the CPU: {count / 1e6:,.0f} MB less on the device"
+                f"{memory.offload_blocks} frozen blocks stay on the CPU: {count / 1e6:,.0f} MB less on the device"
             )
 
     @classmethod
@@ -118,7 +116,7 @@ class LoraRecipe(RecipeDefaults):
     def describe(self) -> dict[str, Any]:
         from ea_lora.estimate import describe_memory
 
-        told = {
+        known = {
             key: value for key, value in self.base.describe().items() if key in ("start", "largest sample")
         }
         layers = {name: f"{len(module):,} layers" for name, module in self.adapters.items()}
@@ -126,22 +124,20 @@ class LoraRecipe(RecipeDefaults):
         total = sum(p.numel() for p in base_parameters(self.network))
         return {
             "base": f"{self.options.base.model} through recipe {self.options.base.recipe!r}",
-            **told,
+            **known,
             "adapters": layers,
             "trained": f"{trained:,} beside {total:,} frozen",
             **describe_memory(self),
         }
 
     def save(self, folder: Path) -> None:
-        """Writes `folder`/<card.name>.safetensors, in V2's layout, with what `ea lora info` shows."""
+        """Writes `folder`/<card.name>.safetensors, in V2's layout, with the metadata that `ea lora info` shows."""
         card, dtype = self.options.card, DTYPES[self.options.card.save_dtype]
         layers = [layer for module in self.adapters.values() for layer in module.to_layers(dtype)]
         folder.mkdir(parents=True, exist_ok=True)
         write_lora(folder / f"{card.name}.safetensors", layers, self._card().to_metadata())
 
     def _card(self) -> Card:
-        from ea_runtime.models.hash import part_hash
-
         table, data = self.options.network, self.options.data
         samples = [bucket for bucket in self.phases()[0].buckets if bucket is not None]
         videos = sum(getattr(bucket, "kind", "image") == "video" for bucket in samples)

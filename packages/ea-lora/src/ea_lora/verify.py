@@ -1,4 +1,4 @@
-"""Proof that a LoRA does something: what matched, each block's change, how far the output moves."""
+"""Proof that a LoRA does something: matches, each block's change, the change of the output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ea_lora.card import Card, base_note
-from ea_lora.io import content_hashes, read_lora
+from ea_lora.folder import load_networks
+from ea_lora.io import as_file, content_hashes
 from ea_lora.keys import PARTS, Part
 from ea_lora.layer import Layer, LoraFile, count_parts
 from ea_lora.matching import Match, Matching, match_lora, networks_of
 from ea_lora.network import load_lora
-from ea_lora.networks import load_networks
 from ea_runtime.generation.denoise import size_conditions
 from ea_runtime.models.layout import resolve_folder
 
@@ -58,11 +58,11 @@ class BlockReport:
 
 @dataclass(frozen=True, slots=True)
 class LoraReport:
-    """What a LoRA would do to a model.
+    """The effect of a LoRA on a model.
 
-    ignored, left_out: names of layers. probe: how far outputs move at `weight`, relative: the denoiser's for a
-    "picture" and a "video" of seeded noise, the text encoder's for a "text" of seeded tokens; without a network
-    that the file has no layers for, or that is of an unknown kind. notes: lines for the user, such as that it was
+    ignored, left_out: names of layers. probe: relative change of the outputs at `weight`: the denoiser's for a
+    "picture" and a "video" of seeded noise, the text encoder's for a "text" of seeded tokens; networks of an
+    unknown kind, or without layers in the file, are skipped. notes: lines for the user, for example that it was
     made for other weights.
     """
 
@@ -96,42 +96,40 @@ def verify_lora(
 ) -> LoraReport:
     """Match a LoRA with a model and measure its changes. The model is as before afterwards.
 
-    model: a pipeline, a torch module, or a model folder or name, whose denoiser (and text encoder, where the
+    model: a pipeline, a torch module, or a model folder or name, whose denoiser (and text encoder, if the
     file has layers for one) is loaded. probe: run the networks on noise without and with the LoRA at `weight`.
 
     Raises UserError as `load_lora` does.
     """
-    file = path if isinstance(path, LoraFile) else read_lora(path)
-    if isinstance(model, (str, os.PathLike)):
+    file = as_file(path)
+    name = model if isinstance(model, (str, os.PathLike)) else getattr(model, "model", None)
+    if name is model:
         wanted = {"denoiser", *(part for part in parts if file.of_part("text") and part == "text")}
         networks = load_networks(resolve_folder(model), wanted, with_weights=True)
     else:
         networks = networks_of(model)
     matching = match_lora(file, networks, parts, exclude)
-    base = base_note(
-        file.metadata, model if isinstance(model, (str, os.PathLike)) else getattr(model, "model", None)
-    )
     layers = tuple(_report(match) for match in matching.matches)
-    moved = _probe(networks, matching, weight, exclude) if probe else {}
+    base, names = base_note(file.metadata, name), matching.names()
     return LoraReport(
         path=str(file.path),
         summary=matching.summary(),
         layers=layers,
         blocks=tuple(_blocks(layers)),
-        ignored=tuple(layer.name for layer in matching.ignored),
-        left_out=tuple(layer.name for layer in matching.left_out),
+        ignored=names["ignored"],
+        left_out=names["left_out"],
         weight=weight,
-        probe=moved,
+        probe=_probe(networks, matching, weight, exclude) if probe else {},
         notes=(*file.notes, *([base] if base else [])),
     )
 
 
 def lora_info(path: str | os.PathLike[str] | LoraFile) -> dict[str, Any]:
-    """What a file says of itself, checked as for loading; needs no model. Raises UserError as `read_lora` does.
+    """A file's contents and metadata, checked as for loading; needs no model. Raises UserError as `read_lora` does.
 
-    `hash_matches`: whether the tensors are those that its `sshs_model_hash` was computed of; None without one.
+    `hash_matches`: True if the tensors still have its `sshs_model_hash`; None without one.
     """
-    file = path if isinstance(path, LoraFile) else read_lora(path)
+    file = as_file(path)
     card = Card.from_metadata(file.metadata)
     return {
         "path": str(file.path),
@@ -192,14 +190,11 @@ def _blocks(layers: Sequence[LayerReport]) -> list[BlockReport]:
     groups: dict[tuple[str, str], list[LayerReport]] = {}
     for layer in layers:
         groups.setdefault((layer.part, layer.block), []).append(layer)
-
-    def report(part: str, block: str, members: list[LayerReport]) -> BlockReport:
-        norm, base = (math.sqrt(sum(value**2 for value in values)) for values in (
-            [layer.norm for layer in members], [layer.base_norm for layer in members],
-        ))  # fmt: skip
-        return BlockReport(part, block, len(members), norm, norm / base if base else math.inf)
-
-    found = [report(part, block, members) for (part, block), members in groups.items()]
+    found = []
+    for (part, block), members in groups.items():
+        norm = math.hypot(*(layer.norm for layer in members))
+        base = math.hypot(*(layer.base_norm for layer in members))
+        found.append(BlockReport(part, block, len(members), norm, norm / base if base else math.inf))
     order: dict[str, int] = {part: number for number, part in enumerate(PARTS)}
     return sorted(found, key=lambda item: (order[item.part], _natural(item.block)))
 
@@ -212,7 +207,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
 def _probe(
     networks: Mapping[Part, nn.Module | None], matching: Matching, weight: float, exclude: Sequence[str]
 ) -> dict[str, float]:
-    """Relative change of the outputs, ||with - without|| / ||without||, for what the matched networks are given."""
+    """Relative change of the outputs, ||with - without|| / ||without||, on fixed inputs of the matched networks."""
     moved: dict[str, float] = {}
     outputs = {"denoiser": _denoiser_outputs, "text": _text_outputs}
     for part in PARTS:
@@ -259,15 +254,3 @@ def _text_outputs(encoder: nn.Module) -> dict[str, Tensor]:
     ids = torch.randint(size, (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
     ids = ids.to(next(encoder.parameters()).device)
     return {"text": encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.double()}
-
-
-__all__ = [
-    "BlockReport",
-    "LayerReport",
-    "LoraReport",
-    "Part",
-    "block_of",
-    "delta_norm",
-    "lora_info",
-    "verify_lora",
-]

@@ -16,7 +16,7 @@ class UserError(ValueError):
 
 
 class MissingPackageError(UserError):
-    """A part was asked for that no installed package brings."""
+    """No installed package brings the part that was asked for."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -27,9 +27,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def writing(place: str | os.PathLike[str], hint: str) -> Iterator[None]:
-    """Within the block a disk that takes no more (full, not writable) is a UserError that names `place`.
+    """Within the block a disk that is full or not writable is a UserError that names `place`.
 
-    hint: what to do. safetensors has an exception of its own for that, which is no OSError.
+    hint: what to do. safetensors raises its own exception for that, which is no OSError.
     """
     try:
         yield

@@ -1,39 +1,43 @@
-"""Typed options from a table: pydantic's errors become one line."""
+"""Typed options from tables and files: errors of pydantic and TOML become one line."""
 
 from __future__ import annotations
 
+import datetime
+import tomllib
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from ea_runtime.errors import UserError, nearest
-from ea_runtime.files.safe import quote
+from ea_runtime.files.safe import plain, quote
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def validate(model: type[M], table: Any, where: str) -> M:
+def validate(model: type[M], table: Any, where: str, hint: str = "") -> M:
     """`model` from a table. Raises UserError, one line, naming the key, what was expected and what came.
 
-    where: the file and table, in front of the line.
+    where: the file and table, in front of the line. hint: what to do, behind it.
     """
     try:
         return model.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
         location = first["loc"]
-        key = ".".join(str(part) for part in location) or "table"
+        key = plain(".".join(str(part) for part in location)) or "table"
         if first["type"] == "extra_forbidden":
             known = _names(model, location[:-1])
             hint = nearest(str(location[-1]), known) or f"; there are: {', '.join(known)}"
             raise UserError(f"{where}: unknown key `{key}`{hint}") from None
         if first["type"] == "missing":
-            raise UserError(f"{where}: key `{key}` is missing") from None
-        raise UserError(f"{where}: `{key}`: {first['msg']}, got {quote(first['input'])}") from None
+            raise UserError(f"{where}: key `{key}` is missing{hint}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: `{key}`: {message}, got {quote(first['input'])}{hint}") from None
 
 
 def _names(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """The keys of the table at `path` within `model`'s; none where that is no model of its own."""
+    """The keys of the table at `path` within `model`'s; none if that is no model."""
     for part in path:
         field = model.model_fields.get(str(part))
         inner = field.annotation if field is not None else None
@@ -41,3 +45,39 @@ def _names(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
             return []
         model = inner
     return list(model.model_fields)
+
+
+def read_toml(path: Path, name: str) -> dict[str, Any]:
+    """The tables of a TOML file. name: the argument that gave it. Raises UserError, one line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"`{name}` must be a TOML file, got {str(path)!r}, which is not there") from None
+    except OSError as error:
+        raise UserError(f"`{name}` {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"`{name}` {path.name} is not valid TOML: {error}") from error
+
+
+def read_setting(text: str) -> tuple[list[str], Any]:
+    """Keys and value of a `--set table.key=value`: no keys if it does not read so.
+
+    A value that is no TOML is a string, and so is a date: no option is one, but a folder may be called so.
+    """
+    key, equals, raw = text.partition("=")
+    keys = key.strip().split(".")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        value = raw
+    is_date = isinstance(value, datetime.date | datetime.time)
+    return keys if equals and all(keys) else [], raw if is_date else value
+
+
+def put_setting(table: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
+    """Puts a value into a table of tables, made where missing. text: the whole `--set`, for the error."""
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise UserError(f"`--set {text}`: {key!r} is a value, not a table")
+    table[keys[-1]] = value

@@ -106,7 +106,8 @@ def test_stopped_told_and_gone_on(ea: Ea) -> None:
 
     code, said = ea("train", "toy", "toy.toml", "--set=toy.sigint=[2]")
     assert code == 2  # and nothing else is said: it is told before the recipe reads or codes a set
-    assert said == "error: `out` 'runs/toy' holds a run at step 4; go on with --resume or choose another\n"
+    assert said.startswith("error: `out` 'runs/toy' holds a run at step 4; ")
+    assert "--resume" in said
     code, said = ea("train", "toy", "toy.toml", "--set=train.lr=0.5", "--resume", "--set=toy.sigint=[2]")
     assert code == 2
     assert said == (

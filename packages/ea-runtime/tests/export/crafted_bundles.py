@@ -29,13 +29,29 @@ def graph_with(location: str = "dit.weights", offset: int = 0, length: int = 64,
 
 def description(**changes: Any) -> dict[str, Any]:
     tensor = {"shape": [16], "dtype": "float32"}
-    graph = {"name": "dit", "part": "dit", "file": "dit.onnx", "weights": "dit.weights", "engine": None,
-             "inputs": [{"name": "x", **tensor}], "outputs": [{"name": "y", **tensor}]}  # fmt: skip
+    graph = {
+        "name": "dit",
+        "part": "dit",
+        "file": "dit.onnx",
+        "weights": "dit.weights",
+        "engine": None,
+        "inputs": [{"name": "x", **tensor}],
+        "outputs": [{"name": "y", **tensor}],
+    }
     size = dict.fromkeys(
         ("num_frames", "height", "width", "latent_frames", "latent_height", "latent_width", "rows"), 1
     )
-    whole = {"ea_bundle": 1, "target": "onnx", "model": "tiny", "part_hashes": {"denoiser": "0" * 64}, "size": size,
-             "dtype": "fp32", "opset": 23, "graphs": [graph], "settings": {}}  # fmt: skip
+    whole = {
+        "ea_bundle": 1,
+        "target": "onnx",
+        "model": "tiny",
+        "part_hashes": {"denoiser": "0" * 64},
+        "size": size,
+        "dtype": "fp32",
+        "opset": 23,
+        "graphs": [graph],
+        "settings": {},
+    }
     return whole | changes
 
 
@@ -122,8 +138,18 @@ def crafted(root: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
     for name in ("dit.onnx", "dit.weights", "ea-bundle.json", "manifest.json"):
         yield f"link {name}", lambda folder, n=name: _link(folder, n, outside)
         yield f"pipe {name}", lambda folder, n=name: _pipe(folder, n)
-    spoiled = [{"ea_bundle": 2}, {"ea_bundle": None}, {"graphs": 7}, {"graphs": [{}]}, {"size": {}}, {"size": {"x": 1}},
-               {"target": "os.system"}, {"opset": "x"}, {"part_hashes": 7}, {"settings": 5}]  # fmt: skip
+    spoiled = [
+        {"ea_bundle": 2},
+        {"ea_bundle": None},
+        {"graphs": 7},
+        {"graphs": [{}]},
+        {"size": {}},
+        {"size": {"x": 1}},
+        {"target": "os.system"},
+        {"opset": "x"},
+        {"part_hashes": 7},
+        {"settings": 5},
+    ]
     for changes in spoiled:
         yield (
             f"described {changes}",

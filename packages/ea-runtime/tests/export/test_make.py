@@ -87,9 +87,9 @@ def test_rows_follow_from_the_size() -> None:
 def test_what_is_there_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="`--output` must be a new or empty folder"):
         export_bundle(Request("tiny", str(tmp_path / "mine")))
-    with pytest.raises(UserError, match="is no bundle, so it is not replaced"):
+    with pytest.raises(UserError, match="`--output` must be a new or empty folder"):
         export_bundle(Request("tiny", str(tmp_path / "mine"), overwrite=True))
     assert (tmp_path / "mine" / "letter.txt").read_text() == "x"
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from ea_runtime.errors import UserError
 from ea_runtime.files import atomic
-from ea_runtime.files.atomic import atomic_folder, require_space
+from ea_runtime.files.atomic import atomic_file, atomic_folder, new_folder, remove_partials, require_space
 from ea_runtime.training.run.checkpoints import is_complete, newest_complete, prune
 
 PROGRAM = Path(__file__).parent / "killed_saves.py"
@@ -214,3 +215,57 @@ def test_too_little_space_is_told_before_anything_is_written(
     with pytest.raises(UserError, match="has 5 MB left, a checkpoint needs 8 MB") as caught:
         require_space(tmp_path / "run", 8_000_000)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_whole_or_as_before(durable: bool, tmp_path: Path) -> None:
+    path = tmp_path / "made" / "file.txt"
+    with atomic_file(path, durable=durable) as partial:
+        partial.write_text("one")
+        assert not path.exists()
+
+    def fail() -> None:
+        with atomic_file(path, durable=durable) as partial:
+            partial.write_text("tw")
+            raise ValueError("half")
+
+    with pytest.raises(ValueError, match="half"):
+        fail()
+    assert path.read_text() == "one"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+    for name in (".file.txt.0a1b2c3d.part", ".mine.part", "film.mp4.part"):
+        (tmp_path / name).touch()
+    remove_partials(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.part", "film.mp4.part"]
+
+
+def test_a_new_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    def fill(out: Path, meanwhile: Callable[[], object], outside: Path | None = None) -> None:
+        with new_folder(out, "out", outside) as staged:
+            (staged / "file").write_text("whole")
+            meanwhile()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(KeyboardInterrupt):
+        fill(out, interrupt)
+    assert list(out.parent.iterdir()) == []
+    out.mkdir()
+    fill(out, lambda: None)
+    assert (out / "file").read_text() == "whole"
+    taken = "`out` must be a new or empty folder"
+    with pytest.raises(UserError, match=taken):
+        fill(out, lambda: None)
+    with pytest.raises(UserError, match=taken):
+        fill(tmp_path / "late", (tmp_path / "late").touch)
+    assert (tmp_path / "late").is_file()
+    with pytest.raises(UserError, match="`out` must be outside the model folder"):
+        fill(out / "in", lambda: None, outside=out)
+    (tmp_path / "link").symlink_to(tmp_path / "deep")
+    with pytest.raises(UserError, match=taken):
+        fill(tmp_path / "link", lambda: None)

@@ -42,10 +42,12 @@ def test_sound_operations_pass(dtype: torch.dtype) -> None:
     canary = Canary(CPU, None)
     x = torch.empty(6, 32, dtype=dtype)
     for one in (
-        convolution(dtype), gradients(dtype), trial(_aten.mm.default, x, torch.empty(48, 32, dtype=dtype).t()),
+        convolution(dtype),
+        gradients(dtype),
+        trial(_aten.mm.default, x, torch.empty(48, 32, dtype=dtype).t()),
         trial(_aten.native_layer_norm.default, x, [32], None, None, 1e-6),
         trial(_aten._softmax_backward_data.default, x, x, 1, dtype),
-    ):  # fmt: skip
+    ):
         assert canary.verdict(one) == Verdict(), one.key
 
 

@@ -66,7 +66,8 @@ def gradients(
             out = torch.func.functional_call(network, tensors, (x.to(torch.bfloat16),))
         (out.float() ** 2).sum().backward()
     found = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
-    return found | {"x": x.grad.clone(), "out": out.detach().float()}  # pyright: ignore[reportOptionalMemberAccess]
+    assert x.grad is not None
+    return found | {"x": x.grad.clone(), "out": out.detach().float()}
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -126,8 +127,11 @@ def test_attention_that_is_wrong_goes_to_float32(
     verdict = Canary.verdict
 
     def wrong(self: Canary, one: Any) -> Any:
-        return verdict(self, one)._replace(wrong={1: 0.5}) if one.outputs[0:2] == ("output", "query gradient") else \
-            verdict(self, one)  # fmt: skip
+        return (
+            verdict(self, one)._replace(wrong={1: 0.5})
+            if one.outputs[0:2] == ("output", "query gradient")
+            else verdict(self, one)
+        )
 
     monkeypatch.setattr(Canary, "verdict", wrong)
     said: list[str] = []

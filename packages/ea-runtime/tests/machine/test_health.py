@@ -107,11 +107,11 @@ def test_a_full_disk_and_a_missing_codec(doctor: Doctor, monkeypatch: pytest.Mon
 
 
 def test_a_part_that_fails_does_not_hide_the_others(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails() -> Any:
+    def _video() -> Any:
         raise ImportError("libav is gone")
         yield
 
-    monkeypatch.setattr(health, "_codecs", fails)
+    monkeypatch.setattr(health, "_video", _video)
     code, found = doctor()
     assert code == 1
     assert lines(found, "video") == [("broken", "ImportError: libav is gone")]

@@ -114,7 +114,5 @@ def test_estimates_follow_the_measured_figures() -> None:
     assert denoise.tokens == 2304 * 48
     # at batch 2 the GEGLU alone has 2.04 G elements
     assert denoise.bytes_by_dtype["bf16"] > 2 * 2.04e9
-    assert memory.latent_frames(PUBLISHED_VAE, 1) == 1
-    assert memory.spatial_ratio({"ch": 16, "ch_mult": [1, 2, 4, 4]}) == 8
     assert memory.vae_widths({"ch": 16, "ch_mult": [1, 2, 4, 4]}) == [16, 32, 64, 64]
     assert memory.native_size({"sample_size": 128}) == 1024

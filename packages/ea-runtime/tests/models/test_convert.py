@@ -80,7 +80,7 @@ def test_a_new_folder_gets_a_complete_copy(model_folder: Path, tmp_path: Path) -
     assert load_parts(out).vae is not None
     with pytest.raises(UserError, match="must be a new or empty folder"):
         convert_folder(model_folder, out)
-    with pytest.raises(UserError, match="must lie outside"):
+    with pytest.raises(UserError, match="must be outside"):
         convert_folder(model_folder, model_folder / "inner")
 
 
@@ -103,7 +103,7 @@ def test_shards_with_an_index(model_folder: Path) -> None:
         for file in (model_folder / "text_encoder").glob("*.safetensors*"):
             file.unlink()
         index.write_text(json.dumps({"weight_map": {"a": bad}}))
-        with pytest.raises(UserError, match="must name weight files that lie beside it"):
+        with pytest.raises(UserError, match="must name weight files next to it"):
             convert_folder(model_folder)
 
 

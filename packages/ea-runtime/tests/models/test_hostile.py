@@ -33,19 +33,42 @@ from ea_runtime.models.weights import read_header
 
 PARTS = ("vae", "transformer", "text_encoder")
 SINISTER = (
-    "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn",
-    "pickle.find_class", "socket.connect", "socket.getaddrinfo", "ctypes.dlopen", "os.remove", "os.rename",
-    "shutil.rmtree", "urllib.Request",
-)  # fmt: skip
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "pty.spawn",
+    "pickle.find_class",
+    "socket.connect",
+    "socket.getaddrinfo",
+    "ctypes.dlopen",
+    "os.remove",
+    "os.rename",
+    "shutil.rmtree",
+    "urllib.Request",
+)
 Mutation = Callable[[Path], None]
 
 
 PICKLE_NAMES = ("pytorch_model.bin", "model.pt", "last.ckpt")
 BAD_INDEX_FILES: tuple[Any, ...] = (
-    "..", "", "a/b.safetensors", "C:\\x.safetensors", "x.safetensors\0", "file:///etc/passwd",
-    "https://example.org/x.safetensors", "evil.bin", 7, None, ["kept.safetensors"], {},
-    {"x": "kept.safetensors"}, "kept.safetensors ",
-)  # fmt: skip
+    "..",
+    "",
+    "a/b.safetensors",
+    "C:\\x.safetensors",
+    "x.safetensors\0",
+    "file:///etc/passwd",
+    "https://example.org/x.safetensors",
+    "evil.bin",
+    7,
+    None,
+    ["kept.safetensors"],
+    {},
+    {"x": "kept.safetensors"},
+    "kept.safetensors ",
+)
 BAD_CONFIG: tuple[tuple[str, Any], ...] = (
     ("auto_map", {"AutoModel": "evil--code.Model", "AutoConfig": "code.Config"}),
     ("quantization_config", {"quant_method": "bitsandbytes"}),
@@ -72,8 +95,14 @@ BAD_CLASSES: tuple[Any, ...] = (
     7,
 )
 BAD_JSON = (
-    "{" * 200_000, '{"a": ' * 50_000, " " * (2 << 20), "\0", "[]", "1e999999", '{"width": 1' + "0" * 9999,
-)  # fmt: skip
+    "{" * 200_000,
+    '{"a": ' * 50_000,
+    " " * (2 << 20),
+    "\0",
+    "[]",
+    "1e999999",
+    '{"width": 1' + "0" * 9999,
+)
 
 
 class Watch:

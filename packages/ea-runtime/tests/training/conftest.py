@@ -21,9 +21,16 @@ from ea_runtime.training.run.loop import Trainer
 TOY = Path(__file__).parent / "toy_recipe.py"
 SMALL = Path(__file__).parent / "small_vae.py"
 TRAIN: dict[str, Any] = {
-    "steps": 12, "batch_size": 4, "lr": 1e-2, "muon_lr": 1e-2, "warmup": 3, "ema": 0.9, "save_every": 4,
-    "weight_decay": 0.01, "seed": 7,
-}  # fmt: skip
+    "steps": 12,
+    "batch_size": 4,
+    "lr": 1e-2,
+    "muon_lr": 1e-2,
+    "warmup": 3,
+    "ema": 0.9,
+    "save_every": 4,
+    "weight_decay": 0.01,
+    "seed": 7,
+}
 
 
 @pytest.fixture(autouse=True)

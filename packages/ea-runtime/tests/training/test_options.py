@@ -66,16 +66,26 @@ def test_set_reads_toml_and_takes_the_rest_as_text(config: Path) -> None:
     run = read_config(
         config,
         [
-            "run.out=runs/a=b", "data.deep.er=[1, 2]", "data.path=2026-01-02", "data.flag=true",
-            "data.empty=", 'data.number="7"', "train.betas=[0.5, 0.9]", "train.dtype=bf16",
+            "run.out=runs/a=b",
+            "data.deep.er=[1, 2]",
+            "data.path=2026-01-02",
+            "data.flag=true",
+            "data.empty=",
+            'data.number="7"',
+            "train.betas=[0.5, 0.9]",
+            "train.dtype=bf16",
         ],
-    )  # fmt: skip
+    )
     assert run.run.out == "runs/a=b"
     assert run.train.betas == (0.5, 0.9)
     assert run.train.dtype == "bf16"
     assert run.recipe_options["data"] == {
-        "path": "2026-01-02", "deep": {"er": [1, 2]}, "flag": True, "empty": "", "number": "7"
-    }  # fmt: skip
+        "path": "2026-01-02",
+        "deep": {"er": [1, 2]},
+        "flag": True,
+        "empty": "",
+        "number": "7",
+    }
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ class ToyNetwork(nn.Module):
         self.first = nn.Linear(6, 16)
         self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
         self.dropout = nn.Dropout(0.2)
-        self.kernel = nn.Conv2d(4, 16, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.kernel = nn.Conv2d(4, 16, 3)
+        self.kernel.weight.data = self.kernel.weight.data.contiguous(memory_format=torch.channels_last)
         self.last = nn.Linear(16, 3)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 

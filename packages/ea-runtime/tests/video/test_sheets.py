@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ea_runtime.video import sheets
+from ea_runtime.files import atomic
 from ea_runtime.video.sheets import contact_sheet, write_sheet
 
 
@@ -71,7 +71,7 @@ def test_a_sheet_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sheets.os, "replace", full)
+    monkeypatch.setattr(atomic.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         write_sheet(path, array[:8])
     assert [p.name for p in path.parent.iterdir()] == ["step-5.png"]

@@ -11,11 +11,15 @@ if TYPE_CHECKING:
 
 __all__ = ["AutoencoderKLMagvit", "VaeConfig"]
 
-_HOMES = {"AutoencoderKLMagvit": "network.model", "VaeConfig": "network.config"}
+_HOMES = {
+    "network.config": ("VaeConfig",),
+    "network.model": ("AutoencoderKLMagvit",),
+}
 
 
 def __getattr__(name: str) -> object:
     # Lazy, so that the host can import ea_vae.plugin (for `ea --help`, say) without torch.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

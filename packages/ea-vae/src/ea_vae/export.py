@@ -1,4 +1,4 @@
-"""How the video VAE falls into graphs for export, and how such graphs stand in for it.
+"""The video VAE as graphs for export, and a VAE that runs such graphs.
 
 A graph is one pass over one piece (chunking.py): in MagViT mode 3 latent frames -> 9 frames, a picture 1 -> 1; in
 slice mode also the pieces that look at their neighbours. The encoder gives moments: noise is drawn outside.
@@ -6,7 +6,7 @@ slice mode also the pieces that look at their neighbours. The encoder gives mome
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from ea_runtime.errors import UserError
 from ea_runtime.export.parts import Graph, Input, Run, Size
-from ea_vae.network import streaming
 from ea_vae.network.chunking import Piece, count_frames, count_latents, decode_pieces, encode_pieces
 from ea_vae.network.config import VaeConfig
 from ea_vae.network.conv import Mode
-from ea_vae.network.posterior import Generators
-from ea_vae.network.spread import Job, run_here
+from ea_vae.network.streaming import VideoCoder
 
 parts = ("vae-decoder", "vae-encoder")
 
@@ -51,85 +49,77 @@ class EncodePass(nn.Module):
 
 
 def build(build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """The VAE's class knows how."""
+    """The network without weights, as its class builds it."""
     return build_network()
 
 
 def for_refit(network: Any) -> None:
-    """Graphs made after this take every weight as the state dict has it: no sums of taps."""
+    """Makes later graphs take every weight as the state dict has it: no sums of taps."""
     network.set_rewrites("plain")
 
 
 def graphs(part: str, network: Any, size: Size) -> list[Graph]:
     """One graph for each kind of piece that decoding (or encoding) a video of this size meets, smoothing included."""
     decoding, encoding = pieces_of(network.settings, size.num_frames)
-    height, width = size.latent_height, size.latent_width
-    found: dict[str, Graph] = {}
     if part == "vae-decoder":
-        for piece in decoding:
-            count = piece.stop - piece.start + piece.num_before + piece.num_after
-            shape = (1, network.settings.latent_channels, count, height, width)
-            name = decoder_name(piece.mode, count, piece.num_before, piece.num_after)
-            module = DecodePass(network, piece.mode, piece.num_before, piece.num_after)
-            blocks = (
-                "decoder.mid_block",
-                *(f"decoder.up_blocks.{i}" for i in range(len(network.decoder.up_blocks))),
-            )
-            found[name] = Graph(name, part, module, {"latents": Input(shape)}, ("frames",), blocks)
-        return list(found.values())
-    for piece in encoding:
-        count = piece.stop - piece.start
-        name = encoder_name(piece.mode, count)
-        ratio = network.settings.spatial_ratio
-        shape = (1, network.settings.in_channels, count, height * ratio, width * ratio)
-        blocks = (
-            *(f"encoder.down_blocks.{i}" for i in range(len(network.encoder.down_blocks))),
-            "encoder.mid_block",
-        )
-        found[name] = Graph(
-            name,
-            part,
-            EncodePass(network, piece.mode),
-            {"frames": Input(shape)},
-            ("moments",),
-            blocks,
-            _Frames(shape),
-        )
-    return list(found.values())
+        found = [_decoder_graph(network, piece, size) for piece in decoding]
+    else:
+        found = [_encoder_graph(network, piece, size) for piece in encoding]
+    return list({graph.name: graph for graph in found}.values())
 
 
-class _Frames:
-    """Draws frames in -1..1."""
+def _decoder_graph(network: Any, piece: Piece, size: Size) -> Graph:
+    around = (piece.num_before, piece.num_after)
+    count = piece.stop - piece.start + sum(around)
+    shape = (1, network.settings.latent_channels, count, size.latent_height, size.latent_width)
+    name = decoder_name(piece.mode, count, *around)
+    module = DecodePass(network, piece.mode, *around)
+    blocks = ("decoder.mid_block", *_paths("decoder.up_blocks", network.decoder.up_blocks))
+    return Graph(name, "vae-decoder", module, {"latents": Input(shape)}, ("frames",), blocks)
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
 
-    def __call__(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"frames": torch.rand(self.shape, generator=generator) * 2 - 1}
+def _encoder_graph(network: Any, piece: Piece, size: Size) -> Graph:
+    config, count = network.settings, piece.stop - piece.start
+    height, width = (edge * config.spatial_ratio for edge in (size.latent_height, size.latent_width))
+    shape = (1, config.in_channels, count, height, width)
+    name = encoder_name(piece.mode, count)
+    module = EncodePass(network, piece.mode)
+    blocks = (*_paths("encoder.down_blocks", network.encoder.down_blocks), "encoder.mid_block")
+
+    def draw(generator: torch.Generator) -> dict[str, Tensor]:
+        return {"frames": torch.rand(shape, generator=generator) * 2 - 1}
+
+    return Graph(name, "vae-encoder", module, {"frames": Input(shape)}, ("moments",), blocks, draw)
+
+
+def _paths(name: str, modules: nn.ModuleList) -> list[str]:
+    return [f"{name}.{i}" for i in range(len(modules))]
 
 
 def pieces_of(config: VaeConfig, num_frames: int) -> tuple[list[Piece], list[Piece]]:
     """The passes that decode a video of `num_frames` frames, with and without smoothing, and those that encode it."""
     encoding = encode_pieces(num_frames, config)
-    first_alone = encoding[0].mode == "single"
-    decoding = decode_pieces(count_latents(encoding, config), config, first_alone=first_alone)
+    decoding = _decoding_of(encoding, config)
     total = count_frames(decoding, config)
     if total > config.mini_batch_encoder:
         again = encode_pieces(total - config.mini_batch_encoder, config)
-        alone = again[0].mode == "single"
-        decoding = [*decoding, *decode_pieces(count_latents(again, config), config, first_alone=alone)]
-        encoding = [*encoding, *again]
+        return decoding + _decoding_of(again, config), encoding + again
     return decoding, encoding
 
 
+def _decoding_of(encoding: list[Piece], config: VaeConfig) -> list[Piece]:
+    first_alone = encoding[0].mode == "single"
+    return decode_pieces(count_latents(encoding, config), config, first_alone=first_alone)
+
+
 def decoder_name(mode: str, num_latents: int, num_before: int, num_after: int) -> str:
-    """The graph's name: what its piece is."""
+    """A decoder graph's name, after its piece."""
     around = f"-{num_before}-{num_after}" if num_before or num_after else ""
     return f"vae-decoder-{mode}-{num_latents}{around}"
 
 
 def encoder_name(mode: str, num_frames: int) -> str:
-    """The graph's name: what its piece is."""
+    """An encoder graph's name, after its piece."""
     return f"vae-encoder-{mode}-{num_frames}"
 
 
@@ -138,7 +128,7 @@ def attach(network: nn.Module, runs: Mapping[str, Run]) -> ExportedVae:
     return ExportedVae(network, runs)
 
 
-class ExportedVae:
+class ExportedVae(VideoCoder):
     """Codes videos as `AutoencoderKLMagvit` does, each piece by a graph of the bundle."""
 
     def __init__(self, network: Any, runs: Mapping[str, Run]) -> None:
@@ -155,10 +145,6 @@ class ExportedVae:
         """See `AutoencoderKLMagvit.encode_piece`."""
         return self._run("vae-encoder", encoder_name(mode, x.shape[2]), "frames", "moments", x)
 
-    def run_jobs(self, jobs: Iterator[Job]) -> Iterator[Tensor]:
-        """See `AutoencoderKLMagvit.run_jobs`; always in this process."""
-        return run_here(jobs)
-
     def _run(self, part: str, name: str, source: str, target: str, x: Tensor) -> Tensor:
         run = self.runs.get(part)
         if run is None:
@@ -170,29 +156,3 @@ class ExportedVae:
                 " export a bundle of this size"
             )
         return torch.cat([run(name, {source: one[None]})[target] for one in x])
-
-    def encode_video(
-        self, frames: Tensor, generator: Generators = None, sample: bool | None = None
-    ) -> Tensor:
-        """See `AutoencoderKLMagvit.encode_video`."""
-        return streaming.encode_video(self, frames, generator, sample)  # pyright: ignore[reportArgumentType]
-
-    def decode_video(
-        self,
-        latents: Tensor,
-        smooth: bool = True,
-        generator: Generators = None,
-        num_frames: int | None = None,
-    ) -> Tensor:
-        """See `AutoencoderKLMagvit.decode_video`."""
-        return torch.cat(list(self.iter_decode(latents, smooth, generator, num_frames)), dim=2)
-
-    def iter_decode(
-        self,
-        latents: Tensor,
-        smooth: bool = True,
-        generator: Generators = None,
-        num_frames: int | None = None,
-    ) -> Iterator[Tensor]:
-        """See `AutoencoderKLMagvit.iter_decode`."""
-        return streaming.iter_decode(self, latents, smooth, generator, num_frames)  # pyright: ignore[reportArgumentType]

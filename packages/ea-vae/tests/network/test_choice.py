@@ -1,4 +1,4 @@
-"""Which form runs: the rule looks at shapes alone, measurements are remembered, other words are refused."""
+"""The rule looks at shapes alone, measurements are remembered, other words are refused."""
 
 from __future__ import annotations
 
@@ -61,25 +61,25 @@ def test_measuring_is_done_once_and_remembered(noise, monkeypatch):
     stored = json.loads(choice.cache_file().read_text())
     assert len(stored) == 2
     assert all(torch.__version__ in key and "float32" in key for key in stored)
-    monkeypatch.setattr(choice, "_memory", None)  # as another process
+    choice.memory.cache_clear()  # as another process
     conv(x)
     assert len(asked) == 2
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", '{"key": 3}'])
 @torch.no_grad()
-def test_a_lost_or_damaged_memory_is_made_again(noise, damage, monkeypatch):
+def test_a_lost_or_damaged_memory_is_made_again(noise, damage):
     conv, x = CausalConv3d(2, 3), noise(1, 2, 5, 4, 4)
     conv.rewrites = "measure"
     choice.cache_file().parent.mkdir(parents=True)
     choice.cache_file().write_text(damage)
-    monkeypatch.setattr(choice, "_memory", None)
+    choice.memory.cache_clear()
     assert torch.allclose(conv(x), conv._run("plain", x, "causal"), atol=1e-5)
     assert next(iter(json.loads(choice.cache_file().read_text()).values())) in ("direct", "summed")
 
 
 @torch.no_grad()
-def test_a_cache_that_cannot_be_written_is_said(noise, monkeypatch, tmp_path, caplog):
+def test_a_cache_that_cannot_be_written_is_reported(noise, monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EA_CACHE", str(tmp_path / "file"))
     conv = CausalConv3d(2, 3)
@@ -90,12 +90,8 @@ def test_a_cache_that_cannot_be_written_is_said(noise, monkeypatch, tmp_path, ca
 
 def test_the_first_of_two_processes_wins(tmp_path):
     first, second = (choice.Memory(tmp_path / "memory.json") for _ in range(2))
-    second._read()
-    first.found["shape"] = "summed"
-    first._write("shape")
-    second.found["shape"] = "direct"
-    second._write("shape")
-    assert second.found["shape"] == "summed"
+    assert first._add("shape", "summed") == "summed"
+    assert second._add("shape", "direct") == "summed"
 
 
 def test_other_words_are_refused(make_vae, noise, monkeypatch):

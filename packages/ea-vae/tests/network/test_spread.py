@@ -1,4 +1,4 @@
-"""Chunks over two gloo processes: every process gets what one alone gives, to the bit."""
+"""Chunks over two gloo processes: every process gets what one alone gives, bit-exact."""
 
 from __future__ import annotations
 

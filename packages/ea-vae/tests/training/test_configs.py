@@ -13,9 +13,13 @@ from ea_vae.network.config import VaeConfig
 from ea_vae.training.recipe_options import VaeOptions
 
 NAMES = (
-    "published/vae-magvit", "published/vae-slice", "published/vae-slice-decoder",
-    "tiny/vae-pictures", "tiny/vae-clips", "tiny/vae-clips-more",
-)  # fmt: skip
+    "published/vae-magvit",
+    "published/vae-slice",
+    "published/vae-slice-decoder",
+    "tiny/vae-pictures",
+    "tiny/vae-clips",
+    "tiny/vae-clips-more",
+)
 #: steps, batch, size, frames, l1, mse
 PUBLISHED = {
     "magvit": (350_000, 128, 128, 9, 1.0, 0.1),
@@ -63,8 +67,10 @@ def test_the_published_figures(stage: str, configs: Path) -> None:
     assert (loss.kl, loss.perceptual, loss.adversarial, loss.adversarial_start) == (1e-6, 1.0, 0.5, 50_001)
     assert (loss.reduction, loss.perceptual_name) == ("sum", "lpips")
     assert options.discriminator.model_dump() == {
-        "channels": 64, "num_layers": 3, "clip_channels": (64, 128, 256)
-    }  # fmt: skip
+        "channels": 64,
+        "num_layers": 3,
+        "clip_channels": (64, 128, 256),
+    }
 
 
 def test_the_published_stages_follow_each_other(configs: Path) -> None:

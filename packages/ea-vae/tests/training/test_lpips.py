@@ -17,8 +17,9 @@ from ea_vae.training.lpips import LPIPS
 from ea_vae.training.lpips_weights import load_lpips
 
 #: torchvision's numbering of VGG16's convolutions, and after which of them LPIPS looks
-CONVS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256),
-         17: (256, 512), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512)}  # fmt: skip
+CONVS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)}
+CONVS |= {10: (128, 256), 12: (256, 256), 14: (256, 256)}
+CONVS |= {17: (256, 512), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512)}
 LOOKS = (2, 7, 14, 21, 28)
 
 

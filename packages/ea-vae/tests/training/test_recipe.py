@@ -1,4 +1,4 @@
-"""The recipe `vae`: its tables, what it reads, its loss, its groups, and what it tells about itself."""
+"""The recipe `vae`: its tables, its data, its loss, its groups, and its description."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_sums_are_easyanimates(make: Make, one_step: Step) -> None:
         seen["output"], seen["mean"], seen["logvar"] = found = reconstruct(*args)
         return found
 
-    recipe._reconstruct = watched  # pyright: ignore[reportAttributeAccessIssue]
+    recipe._reconstruct = watched
     found = one_step(recipe, [0, 1])
     frames = recipe._frames(recipe.fetch([0, 1], 0, 0))
     difference = seen["output"] - frames
@@ -350,6 +350,10 @@ def test_the_sheet_shows_the_same_samples_every_time(make: Make) -> None:
     assert all(p.grad is None for p in recipe.vae.parameters())
 
 
+PERCEPTUAL = {"perceptual": 1, "perceptual_weights": "absent"}
+SLICE = {"slice_compression_vae": True, "mini_batch_encoder": 8, "mini_batch_decoder": 2}
+
+
 @pytest.mark.parametrize(
     ("tables", "expected"),
     [
@@ -357,25 +361,30 @@ def test_the_sheet_shows_the_same_samples_every_time(make: Make) -> None:
         ({"init": {"inflat": True}}, "vae.toml: unknown key `init.inflat`; did you mean 'inflate'?"),
         ({"loss": {"kl": -1}}, "vae.toml: `loss.kl`: Input should be greater than or equal to 0, got -1"),
         ({"loss": {"kl": math.inf}}, "vae.toml: `loss.kl`: Input should be a finite number, got inf"),
-        ({"stage": "slices"}, "vae.toml: `stage`: Input should be 'magvit', 'slice' or 'slice-decoder', got 'slices'"),
-        ({"data": {"num_frames": 18}}, "`data.num_frames`: number of frames must be one more than a multiple"),
-        ({"init": {"folder": "absent"}}, "`init.folder` must hold config.json and *.safetensors, got 'absent'"),
+        ({"stage": "slices"}, "vae.toml: `stage`: Input should be 'magvit', 'slice' or"),
+        (
+            {"data": {"num_frames": 18}},
+            "`data.num_frames`: number of frames must be one more than a multiple",
+        ),
+        ({"init": {"folder": "absent"}}, "`init.folder` must hold config.json and *.safetensors"),
         ({"model": {"chh": 4}}, "[model]: AutoencoderKLMagvit has no key `chh`; did you mean 'ch'?"),
         ({"model": {"ch": 4}}, "[model] describes no AutoencoderKLMagvit: `norm_num_groups` must"),
         ({"model": {"ch": "x"}}, "[model] describes no AutoencoderKLMagvit: "),
-        ({"stage": "slice"}, "`init.folder` must name a VAE of stage 'magvit' for `stage` 'slice', got nothing"),
-        ({"stage": "slice-decoder"}, "`init.folder` must name a VAE of stage 'slice' for `stage` 'slice-decoder'"),
+        ({"stage": "slice"}, "`init.folder` must name a VAE of stage 'magvit' for `stage` 'slice'"),
+        ({"stage": "slice-decoder"}, "`init.folder` must name a VAE of stage 'slice'"),
         ({"model": {"ch": 4}, "init": {"folder": "x"}}, "[model] and `init.folder` exclude each other"),
-        ({"stage": "slice", "init": {"folder": "x", "inflate": True}}, "`init.inflate` is for causal kernels"),
-        ({"stage": "slice-decoder", "init": {"folder": "x", "whiten": True}}, "`init.whiten` changes the encoder"),
+        (
+            {"stage": "slice", "init": {"folder": "x", "inflate": True}},
+            "`init.inflate` is for causal kernels",
+        ),
+        ({"stage": "slice-decoder", "init": {"folder": "x", "whiten": True}}, "`init.whiten` changes the"),
         ({"loss": {"l1": 0, "mse": 0}}, "`loss.l1`, `loss.mse` and `loss.perceptual` are all 0"),
-        ({"loss": {"perceptual": 1, "perceptual_name": "lpip", "perceptual_weights": "x"}}, "no perceptual"),
-        ({"loss": {"perceptual": 1, "perceptual_weights": "absent"}}, "`loss.perceptual_weights` must be a .safet"),
-        ({"loss": GAN, "discriminator": {}}, "`discriminator.num_layers` 3 needs frames of 24 pixels or more, but"),
-        ({"model": {"slice_compression_vae": True, "mini_batch_encoder": 8, "mini_batch_decoder": 2}
-         | {"ch": 4, "norm_num_groups": 1}}, "`stage` 'magvit' trains a causal VAE, got one with slices"),
+        ({"loss": PERCEPTUAL | {"perceptual_name": "lpip"}}, "no perceptual"),
+        ({"loss": PERCEPTUAL}, "`loss.perceptual_weights` must"),
+        ({"loss": GAN, "discriminator": {}}, "`discriminator.num_layers` 3 needs frames of 24"),
+        ({"model": SLICE | {"ch": 4, "norm_num_groups": 1}}, "`stage` 'magvit' trains a causal VAE, got one"),
     ],
-)  # fmt: skip
+)
 def test_wrong_tables(tables: dict[str, Any], expected: str, make: Make) -> None:
     with pytest.raises(UserError) as caught:
         make(**tables)
@@ -396,8 +405,9 @@ def test_what_is_saved_loads(make: Make, tmp_path: Path) -> None:
     recipe = make(loss=GAN)
     recipe.save(tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "config.json", "diffusion_pytorch_model.safetensors"
-    ]  # fmt: skip
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
     vae = AutoencoderKLMagvit.from_pretrained(tmp_path / "out")
     assert isinstance(vae, AutoencoderKLMagvit)
     assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), recipe.vae.parameters(), strict=True))
@@ -410,7 +420,7 @@ def test_whitening_ends_with_unit_latents(make: Make, said: list[str]) -> None:
     frames = recipe._frames(batch)
     before = recipe._mode(frames)
     recipe.finish()
-    assert said[-1].startswith("latents whitened (mean/deviation a channel before: ")
+    assert said[-1].startswith("latents whitened (mean/deviation per channel before: ")
     assert (recipe._mode(frames) - before).abs().max() < 1e-4
     with torch.no_grad():
         latents = recipe.vae.encode(frames).latent_dist.mode() * 0.18215

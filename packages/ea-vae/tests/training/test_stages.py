@@ -1,4 +1,4 @@
-"""Each stage of the recipe `vae` trains, through the loop, and goes on after a cut to the same bits."""
+"""Each stage of the recipe `vae` trains, through the loop, and resumes bit-exact after a cut."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ def train(
     recipe: VaeRecipe, out: Path, steps: int, resume: bool = False, **changes: Any
 ) -> list[dict[str, Any]]:
     """Through the loop; the lines of the log."""
-    settings = {
-        "steps": steps, "batch_size": 3, "lr": 2e-3, "muon_lr": 1e-2, "warmup": 3, "ema": 0.9, "save_every": 3,
-        "seed": 3, "keep": 9, **changes,
-    }  # fmt: skip
+    settings = {"lr": 2e-3, "muon_lr": 1e-2, "warmup": 3, "ema": 0.9, "save_every": 3, "seed": 3, "keep": 9}
+    settings |= {"steps": steps, "batch_size": 3, **changes}
     options = TrainOptions(**settings)
     config = {"train": options.model_dump(mode="json"), **recipe.options.model_dump(mode="json")}
     Trainer(recipe, options, out, config).run(resume=resume)
@@ -97,11 +95,11 @@ def test_the_loop_keeps_a_frozen_encoder_to_the_bit(make: Make, tmp_path: Path) 
     final = load_file(tmp_path / "run" / "final" / "diffusion_pytorch_model.safetensors")
     kept = {name for name in start if torch.equal(start[name], final[name])}
     assert {name for name in start if name.startswith(("encoder.", "quant_conv."))} == kept
-    assert AutoencoderKLMagvit.from_pretrained(tmp_path / "run" / "final").settings.slice_compression_vae  # pyright: ignore[reportAttributeAccessIssue]
+    assert AutoencoderKLMagvit.from_pretrained(tmp_path / "run" / "final").settings.slice_compression_vae
 
 
 def test_the_adversarial_turn_begins_exactly_at_its_step(make: Make, tmp_path: Path) -> None:
-    """Steps 0, 1 and 2 leave the discriminators to the bit and compute nothing; step 3 moves them."""
+    """Steps 0, 1 and 2 leave the discriminators bit-exact and compute nothing; step 3 moves them."""
     recipe = make(data=CLIPS, loss=GAN)
     assert recipe.discriminator is not None
     start = {name: tensor.clone() for name, tensor in recipe.discriminator.state_dict().items()}
@@ -139,7 +137,7 @@ def test_a_cut_run_goes_on_to_the_same_bits(cut: int, layout: str, make: Make, t
             raise MemoryError
         return loss(batch, generator, step, turn)
 
-    recipe.loss = dying  # pyright: ignore[reportAttributeAccessIssue]
+    recipe.loss = dying
     with pytest.raises(MemoryError):
         train(recipe, tmp_path / "cut", 7, **settings)
     again = train(make(**tables), tmp_path / "cut", 7, resume=True, **settings)
@@ -160,7 +158,7 @@ def test_whitening_through_a_run(make: Make, said: list[str], tmp_path: Path) ->
     assert not kernel[:, :, :2].any()
     assert torch.allclose(kernel[:, :, 2], start["encoder.conv_in.weight"].sum(2), atol=1e-6)
     train(recipe, tmp_path / "clips", 3)
-    assert said[-1].startswith("latents whitened (mean/deviation a channel before: ")
+    assert said[-1].startswith("latents whitened (mean/deviation per channel before: ")
     vae = AutoencoderKLMagvit.from_pretrained(tmp_path / "clips" / "final")
     assert isinstance(vae, AutoencoderKLMagvit)
     frames = recipe._frames(recipe.fetch([0, 1, 2], 3, 0))

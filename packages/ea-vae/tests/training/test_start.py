@@ -1,4 +1,4 @@
-"""What is done to weights before and after training: fresh ones, inflated ones, whitened latents."""
+"""Changes to weights before and after training: fresh ones, inflated ones, whitened latents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODEL = {"ch": 4, "ch_mult": [1, 1, 2, 2], "layers_per_block": 1, "norm_num_grou
 
 def test_fresh_weights_keep_the_signal_alive() -> None:
     torch.manual_seed(0)
-    vae = AutoencoderKLMagvit(**MODEL)  # pyright: ignore[reportArgumentType]
+    vae = AutoencoderKLMagvit(**MODEL)
     initialise(vae)
     frames = torch.randn(2, 3, 1, 32, 32).clamp(-1, 1)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_inflating_changes_nothing_on_one_frame(
 
 def test_whitening_keeps_the_round_trip(noise: Callable[..., torch.Tensor]) -> None:
     torch.manual_seed(0)
-    vae = AutoencoderKLMagvit(**MODEL).double()  # pyright: ignore[reportArgumentType]
+    vae = AutoencoderKLMagvit(**MODEL).double()
     initialise(vae)
     frames = noise(6, 3, 9, 16, 16).double()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The captioners that read: `folder` (a .txt beside the video), `draw` (what was drawn) and `none`."""
+"""Captioners that read: `folder` (a .txt next to the video), `draw` (the drawn scene) and `none`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ _MOST_BYTES = 1 << 20
 
 
 class FolderOptions(Options):
-    """missing_text: what a file without a .txt gets: an "error", or an "empty" caption. suffix: of the text files.
-
-    max_words: longer captions are cut; 0: never.
+    """missing_text: the result for a video without a .txt: an "error", or an "empty" caption. suffix: of the text
+    files. max_words: longer captions are cut; 0: never.
     """
 
     missing_text: Literal["error", "empty"] = "error"
@@ -29,29 +28,26 @@ class FolderOptions(Options):
 
 
 class _WithoutFrames:
-    """What captioners that look at no frame have in common."""
+    """Base of captioners that need no frames."""
 
     version = "1"
     needs = FrameRequest("none")
 
-    def __init__(self, options: Any) -> None:
-        self.options = options
-
-    def missing(self) -> list[str]:
-        return []
+    def __init__(self, options: FolderOptions | NoOptions) -> None:
+        self.options: Any = options
 
 
 class FolderCaptioner(_WithoutFrames):
-    """The text of `NAME.txt` beside `NAME.mp4`; every clip of a video gets the same."""
+    """The text of `NAME.txt` next to `NAME.mp4`; every clip of a video gets the same."""
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
-        """Raises UserError where the file is missing (and must not be), too large, a link out, or no UTF-8."""
+        """Raises UserError if the file is missing (and must not be), too large, a link out, or not UTF-8."""
         file = Path(record["path"]).with_suffix(self.options.suffix)
         if not file.is_file():
             if self.options.missing_text == "empty":
                 return Caption("", "folder")
             raise UserError(f"there is no caption {str(file)!r}; write one, or set missing_text = 'empty'")
-        # A link could lead to any file of the user's, and its text would go into the set.
+        # A link could lead to any of the user's files, and its text would end up in the set.
         if file.resolve().parent != file.parent.resolve():
             raise UserError(
                 f"{str(file)!r} is a link that leads out of its folder; put the text itself there"
@@ -66,19 +62,19 @@ class FolderCaptioner(_WithoutFrames):
 
 
 class DrawCaptioner(_WithoutFrames):
-    """What `ea data draw` and `ea data draw-raw` drew, from the truth.jsonl of their folder."""
+    """The captions of `ea data draw` and `ea data draw-raw`, from the truth.jsonl of their folder."""
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
-        """Of a video of several scenes: the caption of the one that the clip shows most of. Raises UserError where no
-        truth.jsonl in the video's folder or in those above knows the video."""
+        """For a video of several scenes: the caption of the scene that the clip shows most of.
+
+        Raises UserError if no truth.jsonl in the video's folder, or in the two above it, names the video.
+        """
         path = Path(record["path"])
         for folder in list(path.parents)[:3]:
             listing = folder / "truth.jsonl"
             if listing.is_file():
-                item = _read_truth(listing, listing.stat().st_mtime_ns).get(
-                    path.relative_to(folder).as_posix()
-                )
-                if item is not None:
+                truth = _read_truth(listing, listing.stat().st_mtime_ns)
+                if item := truth.get(path.relative_to(folder).as_posix()):
                     return Caption(_caption_of(item, record), "draw")
         raise UserError(f"{str(path)!r} is in no truth.jsonl; the captioner 'draw' is for drawn videos")
 
@@ -86,10 +82,8 @@ class DrawCaptioner(_WithoutFrames):
 @lru_cache(maxsize=8)
 def _read_truth(listing: Path, changed: int) -> dict[str, Any]:
     try:
-        items = [
-            json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
-        return {str(item["file_path"]): item for item in items}
+        lines = listing.read_text(encoding="utf-8").splitlines()
+        return {str(item["file_path"]): item for item in map(json.loads, filter(str.strip, lines))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(listing)!r} cannot be read as the truth of a drawn set: {error!r}") from error
 
@@ -107,19 +101,10 @@ def _caption_of(item: dict[str, Any], record: dict[str, Any]) -> str:
 
 
 class NoneCaptioner(_WithoutFrames):
-    """No words."""
+    """Empty captions."""
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
         return Caption("", "none")
 
 
-def build_folder(options: FolderOptions) -> FolderCaptioner:
-    return FolderCaptioner(options)
-
-
-def build_draw(options: NoOptions) -> DrawCaptioner:
-    return DrawCaptioner(options)
-
-
-def build_none(options: NoOptions) -> NoneCaptioner:
-    return NoneCaptioner(options)
+build_folder, build_draw, build_none = FolderCaptioner, DrawCaptioner, NoneCaptioner

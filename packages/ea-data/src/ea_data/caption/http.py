@@ -1,4 +1,7 @@
-"""A small HTTP client for one JSON end point: retries, a deadline a request, a limit at once and a budget in all."""
+"""A small HTTP client for one JSON endpoint: retries, a deadline for each request, a cap on concurrency, a budget.
+
+The openai client lacks the deadline for a whole answer, the cap on its size and the budget; with tenacity the loop
+below gets no shorter, as Retry-After decides both the wait and when to give up."""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ from ea_runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-#: Answers after which trying again may help.
+#: Statuses after which another try may help.
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _MOST_BYTES = 8 << 20  # of an answer
-_MOST_TOLD = 300  # characters of a server's answer in an error
+_MOST_SHOWN = 300  # characters of an answer that an error quotes
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """timeout: seconds that one request may take in all. retries: tries after the first. backoff: seconds before the
-    first retry, doubled each time. longest_wait: seconds that Retry-After may ask for; a longer one gives up.
-    concurrency: requests at once. max_requests, max_tokens: budget of the client's life, 0: none."""
+class RequestLimits:
+    """timeout: seconds for one request and its whole answer. retries: tries after the first. backoff: seconds before
+    the first retry, doubled each time. longest_wait: seconds that Retry-After may ask for; a longer one gives up.
+    concurrency: requests at once. max_requests, max_tokens: budget for the client's lifetime, 0: none."""
 
     timeout: float = 120.0
     retries: int = 5
@@ -41,17 +44,17 @@ class Limits:
 
 
 class BudgetError(TransientError):
-    """The budget is spent: what is left waits for another run."""
+    """The budget is spent: the remaining clips wait for another run."""
 
 
 class JsonClient:
-    """Posts JSON to one address; may be called from several threads. Close it, or use it as a context.
+    """Posts JSON to one address; may be called from several threads. Close it, or use it as a context manager.
 
-    key: sent as a bearer token; it appears in no message. wait: for tests, instead of time.sleep.
+    key: sent as a bearer token; no message shows it. wait: replaces time.sleep in tests.
     """
 
     def __init__(
-        self, url: str, limits: Limits, key: str = "", wait: Callable[[float], None] = time.sleep
+        self, url: str, limits: RequestLimits, key: str = "", wait: Callable[[float], None] = time.sleep
     ) -> None:
         self.url = url
         self.limits = limits
@@ -61,7 +64,7 @@ class JsonClient:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(limits.concurrency)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # Redirects are not followed: the frames and the key go to the server that was named, or nowhere.
+        # No redirects: the frames and the key go to the server that was named, or nowhere.
         self._client = httpx.Client(headers=headers, timeout=limits.timeout, follow_redirects=False)
 
     def __enter__(self) -> JsonClient:
@@ -74,10 +77,10 @@ class JsonClient:
         self._client.close()
 
     def post(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer, an object. `usage.total_tokens` in it counts against the budget.
+        """Returns the answer, a JSON object. Its `usage.total_tokens` counts against the budget.
 
-        Raises TransientError where the server stayed unreachable or overloaded through all retries, BudgetError (one
-        of them) where the budget is spent, and UserError where it refuses the request or answers with something else.
+        Raises TransientError if the server stays unreachable or overloaded through all retries, BudgetError (a
+        TransientError) if the budget is spent, and UserError if it refuses the request or answers anything else.
         """
         reason = ""
         with self._slots:
@@ -91,46 +94,44 @@ class JsonClient:
                 else:
                     if status == 200:
                         return self._read(text)
-                    reason = f"status {status}: {' '.join(text[:_MOST_TOLD].split())}"
+                    reason = f"status {status}: {' '.join(text[:_MOST_SHOWN].split())}"
                     if status not in RETRIED:
                         raise UserError(f"{self.url} refused the request, {reason}{_hint(status)}")
                     asked = retry_after(headers.get("retry-after"))
                 if asked is not None and asked > self.limits.longest_wait:
-                    raise TransientError(f"{self.url} asks to wait {asked:.0f} s, {reason}; try again later")
+                    raise TransientError(
+                        f"{self.url} asks for a wait of {asked:.0f} s, {reason}; try again later"
+                    )
                 if attempt < self.limits.retries:
                     seconds = asked if asked is not None else self._backoff(attempt)
-                    logger.debug("%s: %s; again in %.1f s", self.url, reason, seconds)
+                    logger.debug("%s: %s; next try in %.1f s", self.url, reason, seconds)
                     self._wait(seconds)
-            raise TransientError(
-                f"{self.url} gave no answer in {self.limits.retries + 1} tries, last {reason}"
-            )
+            tries = self.limits.retries + 1
+            raise TransientError(f"{self.url} gave no answer in {tries} tries, last {reason}")
 
     def _backoff(self, attempt: int) -> float:
-        """Doubled each time, up to half more by chance, so that those who failed together do not return together."""
+        """Doubles each time, plus up to half at random, so that requests that failed together spread out."""
         seconds = self.limits.backoff * 2**attempt * (1 + random.random() / 2)
         return min(seconds, self.limits.longest_wait)
 
     def _spend(self) -> None:
+        most_requests, most_tokens = self.limits.max_requests, self.limits.max_tokens
         with self._lock:
-            if self.limits.max_requests and self.requests >= self.limits.max_requests:
-                raise BudgetError(f"the budget of {self.limits.max_requests} requests is spent")
-            if self.limits.max_tokens and self.tokens >= self.limits.max_tokens:
-                raise BudgetError(
-                    f"the budget of {self.limits.max_tokens} tokens is spent ({self.tokens} used)"
-                )
+            if most_requests and self.requests >= most_requests:
+                raise BudgetError(f"the budget of {most_requests} requests is spent")
+            if most_tokens and self.tokens >= most_tokens:
+                raise BudgetError(f"the budget of {most_tokens} tokens is spent ({self.tokens} used)")
             self.requests += 1
 
     def _send(self, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, str]:
         deadline = time.monotonic() + self.limits.timeout
         chunks, size = [], 0
         with self._client.stream("POST", self.url, json=body) as response:
-            # httpx's timeout starts anew with each piece; a server that drips would hold us for ever
+            # httpx's timeout starts again with each chunk; a server that drips would hold us forever
             for chunk in response.iter_bytes():
                 size += len(chunk)
                 if size > _MOST_BYTES:
-                    raise UserError(
-                        f"{self.url} answers with over {_MOST_BYTES} bytes; is it the right server?"
-                    )
+                    raise UserError(f"{self.url} sends over {_MOST_BYTES} bytes; is it the right server?")
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout(f"no whole answer in {self.limits.timeout:g} s")
                 chunks.append(chunk)
@@ -142,9 +143,8 @@ class JsonClient:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise UserError(
-                f"{self.url} answers with no JSON object: {' '.join(text[:_MOST_TOLD].split())!r}"
-            )
+            shown = " ".join(text[:_MOST_SHOWN].split())
+            raise UserError(f"{self.url} does not answer with a JSON object: {shown!r}")
         usage = answer.get("usage")
         used = usage.get("total_tokens") if isinstance(usage, dict) else None
         if isinstance(used, int) and used > 0:
@@ -154,7 +154,7 @@ class JsonClient:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for: a number or a date; None where there is none that can be read."""
+    """Seconds that a Retry-After header asks for, a number or a date; None if missing or unreadable."""
     if not value:
         return None
     try:
@@ -169,7 +169,7 @@ def retry_after(value: str | None) -> float | None:
 
 def _hint(status: int) -> str:
     if status in (401, 403):
-        return "; check the key in the environment variable that `api_key_env` names"
+        return "; check the key in the environment variable named by `api_key_env`"
     if status == 404:
         return "; check `url` (it ends in /v1) and `model`"
     return ""

@@ -1,4 +1,4 @@
-"""The captioner `openai`: any server that answers /chat/completions as OpenAI's does, such as vLLM and SGLang."""
+"""The captioner `openai`: any server with OpenAI's /chat/completions, such as vLLM or SGLang."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 class OpenAiOptions(Options):
     """url: of the API, such as http://localhost:8000/v1. model: its name there. api_key_env: the environment variable
-    that holds the key; the key itself stands in no file. preset: frames, size and prompt for a family of models;
-    `frames`, `max_side` and `prompt` win over it.
+    that holds the key; the key itself is in no file. preset: frames, size and prompt for a family of models;
+    `frames`, `max_side` and `prompt` override it.
 
     max_tokens, temperature: of an answer. max_words: longer captions are cut; 0: never. quality: of the JPEGs.
     timeout, retries, backoff, longest_wait (seconds), concurrency (requests at once), max_requests and
-    max_total_tokens (budget of one run in one process, 0: none): see ea_data.caption.http.Limits.
+    max_total_tokens (budget of one run in one process, 0: none): see ea_data.caption.http.RequestLimits.
     """
 
     url: str = ""
@@ -56,7 +56,7 @@ class OpenAiOptions(Options):
         if url and (parts.scheme not in ("http", "https") or not parts.hostname):
             raise ValueError(f"`url` must be http(s)://HOST[:PORT]/v1, got {url!r}")
         if parts.username or parts.password:
-            raise ValueError("`url` must hold no user or password; name a variable in `api_key_env`")
+            raise ValueError("`url` must hold neither user nor password; name a variable in `api_key_env`")
         return url.rstrip("/")
 
 
@@ -91,7 +91,7 @@ class OpenAiCaptioner:
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
         """frames.pixels: uint8 (N, H, W, 3).
 
-        Raises UserError where the server refuses or answers with no text, TransientError where it cannot be reached.
+        Raises UserError if the server refuses or answers without text, TransientError if it cannot be reached.
         """
         answer = self.client().post(self.request(frames.pixels))
         try:
@@ -99,27 +99,21 @@ class OpenAiCaptioner:
         except (KeyError, IndexError, TypeError):
             text = None
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{self.options.url} answers with no text for clip {record.get('clip_id', '?')}")
+            raise UserError(f"{self.options.url} answers without text for clip {record.get('clip_id', '?')}")
         caption = tidy(text, self.options.max_words)
         return Caption(caption, self.options.model, prompt_hash(self.preset.prompt))
 
     def client(self) -> JsonClient:
-        """The client, made at the first call: it holds sockets and locks, which no other process may share."""
+        """The client, made at the first call: no other process may share its sockets and locks."""
         if self._client is None:
-            from ea_data.caption.http import JsonClient, Limits
+            from ea_data.caption.http import JsonClient, RequestLimits
 
             if lines := self.missing():
                 raise UserError("; ".join(lines))
             options = self.options
-            limits = Limits(
-                options.timeout,
-                options.retries,
-                options.backoff,
-                options.longest_wait,
-                options.concurrency,
-                options.max_requests,
-                options.max_total_tokens,
-            )
+            names = ("timeout", "retries", "backoff", "longest_wait", "concurrency", "max_requests")
+            given = {name: getattr(options, name) for name in names}
+            limits = RequestLimits(**given, max_tokens=options.max_total_tokens)
             key = os.environ.get(options.api_key_env, "") if options.api_key_env else ""
             self._client = JsonClient(f"{options.url}/chat/completions", limits, key)
         return self._client
@@ -148,5 +142,4 @@ def data_url(frame: np.ndarray, quality: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def build(options: OpenAiOptions) -> OpenAiCaptioner:
-    return OpenAiCaptioner(options)
+build = OpenAiCaptioner

@@ -1,7 +1,7 @@
 """The captioner `transformers`: a vision-language model that transformers knows, run here.
 
-Frames go in as several pictures of one question, which LLaVA, LLaVA-OneVision, Qwen-VL, InternVL and their like take;
-`frames_as = "video"` hands them over as a video, for processors that have one (they need torchvision).
+Frames go in as several pictures of one question, as LLaVA, LLaVA-OneVision, Qwen-VL, InternVL and similar models take
+them; `frames_as = "video"` passes them as a video, for processors that accept one (they need torchvision).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ea_runtime.errors import UserError
 
 
 class TransformersOptions(Options):
-    """model: a local folder, or the name of a model in the local cache. download: fetch it where it is not there.
+    """model: a local folder, or the name of a model in the local cache. download: fetch it if missing.
 
-    trust_remote_code: run Python that comes with the model, with all your rights; never on by itself.
+    trust_remote_code: run Python code that comes with the model, with all your rights; off unless you set it.
     """
 
     model: str = ""
@@ -51,15 +51,13 @@ class TransformersCaptioner:
         name = self.options.model
         if not name:
             return [
-                "transformers: `model` is not set; give a local folder or the name of a model in the local cache"
+                "transformers: `model` is not set; give a local folder or a model's name in the local cache"
             ]
         place = Path(name).expanduser()
-        if place.is_dir():
-            if (place / "config.json").is_file():
-                return []
-            return [f"transformers: `model`: {name!r} holds no config.json; give a model folder"]
-        if self.options.download:
+        if (place / "config.json").is_file() or (self.options.download and not place.is_dir()):
             return []
+        if place.is_dir():
+            return [f"transformers: `model`: {name!r} has no config.json; give a model folder"]
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
@@ -67,14 +65,11 @@ class TransformersCaptioner:
             is_cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
         except HFValidationError:
             is_cached = False
-        if is_cached:
-            return []
-        return [
-            f"transformers: `model`: {name!r} is no folder and not in the local cache; set download = true to fetch it"
-        ]
+        message = f"{name!r} is no folder and not in the local cache; set download = true to fetch it"
+        return [] if is_cached else [f"transformers: `model`: {message}"]
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
-        """frames.pixels: uint8 (N, H, W, 3). Raises UserError where the model cannot be loaded or says nothing."""
+        """frames.pixels: uint8 (N, H, W, 3). Raises UserError if the model cannot be loaded or answers without text."""
         import torch
         from PIL import Image
 
@@ -99,7 +94,7 @@ class TransformersCaptioner:
         answer = tokens[:, inputs["input_ids"].shape[1] :]
         text = tidy(processor.batch_decode(answer, skip_special_tokens=True)[0], self.options.max_words)
         if not text:
-            raise UserError(f"{self.options.model!r} says nothing about clip {record.get('clip_id', '?')}")
+            raise UserError(f"{self.options.model!r} has no words for clip {record.get('clip_id', '?')}")
         return Caption(text, self.options.model, prompt_hash(self.options.prompt))
 
     def _load(self) -> tuple[Any, Any]:
@@ -121,20 +116,18 @@ class TransformersCaptioner:
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 name, dtype=dtype, output_loading_info=True, **settings
             )
-            model, told = loaded
+            model, report = loaded
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"transformers: {options.model!r} cannot be loaded: {reason}") from error
-        if lost := sorted(told["missing_keys"]):
+        if lost := sorted(report["missing_keys"]):
             raise UserError(
-                f"transformers: {options.model!r} lacks weights, first {lost[0]!r}; its words would be random"
+                f"transformers: {options.model!r} lacks weights, first {lost[0]!r}; its captions would be random"
             )
         if not getattr(processor, "chat_template", None):
-            raise UserError(
-                f"transformers: {options.model!r} has no chat template; give an instruction-tuned model"
-            )
+            message = "has no chat template; give an instruction-tuned model"
+            raise UserError(f"transformers: {options.model!r} {message}")
         return processor, model.to(options.device).eval()
 
 
-def build(options: TransformersOptions) -> TransformersCaptioner:
-    return TransformersCaptioner(options)
+build = TransformersCaptioner

@@ -1,4 +1,4 @@
-"""What the captioners share: prompts, presets, and captions tidied to one line."""
+"""Shared by the captioners: prompts, presets, and captions tidied to one line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PROMPT = (
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How a family of models wants to be asked. frames: how many, spread evenly; max_side: pixels of the longer one."""
+    """The question for a family of models. frames: how many, spread evenly. max_side: pixels of the longer side."""
 
     frames: int
     max_side: int
     prompt: str
 
 
-#: what `preset` of the captioner `openai` accepts; a setting that is given wins over its preset
+#: Values of `preset` of the captioner `openai`; a setting that is given overrides its preset.
 PRESETS: dict[str, Preset] = {
     "": Preset(8, 512, PROMPT),
     # VILA-1.5 takes 8 frames at 384 pixels.
@@ -36,12 +36,12 @@ PRESETS: dict[str, Preset] = {
 
 
 def prompt_hash(prompt: str) -> str:
-    """sha256 of a prompt, in hexadecimal digits."""
+    """The sha256 of a prompt, in hexadecimal digits."""
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
 def tidy(text: str, max_words: int = 0) -> str:
-    """One line, no quotes around it; at most `max_words` words (0: any), cut after a sentence where one ends."""
+    """One line without quotes around it; at most `max_words` words (0: any), cut after a sentence if one ends."""
     text = " ".join(text.split())
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text.count(text[0]) == 2:
         text = text[1:-1].strip()

@@ -1,7 +1,7 @@
-"""The child's side of `supervisor.py`: what runs in a supervised process, and how messages are framed.
+"""The child's side of `supervisor.py`: the loop of a supervised process, and the framing of messages.
 
-Only the standard library is imported here: a child starts in the time that Python takes, plus what its target
-imports. A message is a pickle (protocol 5) whose large buffers follow it as they are:
+Imports the standard library only, so a child starts as fast as Python and its target do. A message is a pickle
+(protocol 5), followed by its large buffers:
 
     8 bytes  length of the pickle        4 bytes  number of buffers        8 bytes each  their lengths
     the pickle, then the buffers
@@ -25,38 +25,25 @@ from typing import Any
 
 #: Kinds of message from a child.
 READY, VALUE, ERROR, NOTE = "ready", "value", "error", "note"
-#: What is no fault of the input: the same task may well succeed later.
-_TRANSIENT = {
-    getattr(errno, name)
-    for name in [
-        "EIO",
-        "EAGAIN",
-        "ENFILE",
-        "EMFILE",
-        "ENOSPC",
-        "EDQUOT",
-        "EINTR",
-        "ESTALE",
-        "ETIMEDOUT",
-        "ECONNRESET",
-    ]
-}
+#: Faults of the system, not of the input: the same task may well succeed later.
+_NAMES = "EIO EAGAIN ENFILE EMFILE ENOSPC EDQUOT EINTR ESTALE ETIMEDOUT ECONNRESET"
+_TRANSIENT = {getattr(errno, name) for name in _NAMES.split()}
 _HEAD = struct.Struct("<QI")
 _results: int | None = None
 
 
 class TransientError(Exception):
-    """Raised by a target for what is no fault of its task: the same task may well succeed later."""
+    """Raised by a target for a fault that is not its task's: the same task may well succeed later."""
 
 
 def note(text: str) -> None:
-    """Called by a target: what it is about to do. Should its process end, its Failure tells. Elsewhere: nothing."""
+    """Called by a target with its next step, which the Failure names if the process ends. No-op outside a child."""
     if _results is not None:
         _send(_results, (NOTE, text))
 
 
 def pack(message: Any) -> list[memoryview]:
-    """A message as pieces to write one after the other. Arrays are not copied."""
+    """A message as pieces to write in order. Arrays are not copied."""
     buffers: list[pickle.PickleBuffer] = []
     body = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
     views = [buffer.raw() for buffer in buffers]
@@ -66,15 +53,15 @@ def pack(message: Any) -> list[memoryview]:
 
 
 class Unpacker:
-    """Takes messages from a file descriptor, however they are cut into reads."""
+    """Reads messages from a file descriptor, however they are split into reads."""
 
     def __init__(self) -> None:
         self._restart()
 
     def read(self, fd: int) -> tuple[Any] | None:
-        """The message, in a tuple, once it is whole; None where a non-blocking descriptor has no more just now.
+        """The message, in a tuple, once it is complete; None if a non-blocking descriptor has no more for now.
 
-        Raises EOFError where the other side is gone.
+        Raises EOFError if the other side is gone.
         """
         while True:
             while self._at < len(self._piece):
@@ -100,7 +87,7 @@ class Unpacker:
 
 
 def _unpack() -> Generator[int, bytearray, Any]:
-    """Yields how many bytes it wants next, is sent them, returns the message."""
+    """Yields the number of bytes it needs next, is sent them, returns the message."""
     length, count = _HEAD.unpack((yield _HEAD.size))
     sizes = struct.unpack(f"<{count}Q", (yield 8 * count))
     body = yield length
@@ -111,7 +98,7 @@ def _unpack() -> Generator[int, bytearray, Any]:
 
 
 def resolve(target: str) -> Any:
-    """The object that "module:name" means; a class is called without arguments."""
+    """The object named by "module:name"; a class is called without arguments."""
     module, _, name = target.partition(":")
     found: Any = import_module(module)
     for part in name.split("."):
@@ -120,13 +107,13 @@ def resolve(target: str) -> Any:
 
 
 def describe(error: BaseException) -> tuple[str, str, bool, str]:
-    """(class name, one line, whether it may pass by itself, traceback)."""
+    """(class name, one line, True if a retry may help, traceback)."""
     line = " ".join(str(error).split()) or type(error).__name__
     return type(error).__name__, line, is_transient(error), "".join(traceback.format_exception(error))
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error is no fault of the task: the system's, as errno tells, or a TransientError."""
+    """True if an error is not the task's fault: one of the system's, by its errno, or a TransientError."""
     if isinstance(error, OSError) and type(error).__module__ == "builtins":
         return error.errno in _TRANSIENT
     return isinstance(error, TransientError)
@@ -135,7 +122,7 @@ def is_transient(error: BaseException) -> bool:
 def main() -> None:
     """Serves tasks until the parent closes the pipe or dies."""
     tasks, results, parent = (int(word) for word in sys.argv[1:4])
-    # run as __main__, this module is not the one that targets import
+    # this module runs as __main__, which is not the one that targets import
     sys.modules["ea_data.children.child"] = sys.modules["__main__"]
     globals()["_results"] = results
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -151,9 +138,7 @@ def main() -> None:
         target = pickle.loads(blob)
         if isinstance(target, str):
             target = resolve(target)
-        prepare = getattr(target, "prepare", None)
-        if prepare is not None:
-            prepare()
+        getattr(target, "prepare", lambda: None)()
         if memory:
             _limit_memory(memory)
         _send(results, (READY, None))
@@ -198,16 +183,16 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _limit_memory(megabytes: int) -> None:
-    """A backstop to the parent's watch, for what takes memory faster than it looks.
+    """A backstop to the parent's watch, for tasks that take memory faster than it looks.
 
-    It caps private memory, which counts thread stacks and allocator arenas that were never touched: hence the
-    room above the limit on resident memory.
+    It caps private memory, which includes thread stacks and allocator arenas that were never touched: hence the
+    margin above the limit on resident memory.
     """
     _limit("RLIMIT_DATA", (2 * megabytes + 1024) << 20)
 
 
 def _limit(name: str, most: int) -> None:
-    """Lowers one of the system's limits on this process; one that is lower already stays."""
+    """Lowers one of the system's limits on this process, unless it is lower already."""
     import resource
 
     kind = getattr(resource, name)

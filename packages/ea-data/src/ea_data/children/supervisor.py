@@ -1,16 +1,16 @@
-"""Supervised child processes: whatever a task does to its process, it costs that task and no other.
+"""Supervised child processes: whatever a task does to its process costs that task and no other.
 
     with Supervisor("package.module:function", workers=2, timeout=30, memory_mb=2048) as pool:
         for result in pool.map(tasks):          # in the order of the tasks, as many results as tasks
             if isinstance(result, Failure): ...
 
 A child holds one task at a time. One that takes longer than `timeout`, or more resident memory than `memory_mb`,
-is killed; one that dies of a signal or leaves is replaced. A task that ended its process is tried once more in
-a fresh one, and given up after that (two strikes): its result is then a Failure, and the others go on. Children
-die with the parent, SIGKILL included, and nothing is forked: a child is a new Python that imports the target.
+is killed; one that dies of a signal or exits is replaced. A task that ended its process is tried once more in a
+new one and then given up (two strikes): its result is a Failure, and the other tasks continue. Children die with
+the parent, even by SIGKILL, and nothing is forked: a child is a new Python that imports the target.
 
-Differs from concurrent.futures: there one dead process fails every task in flight, and a thread's timeout
-cannot stop native code.
+In concurrent.futures one dead process fails every task in flight. pebble has no memory limit, its children outlive
+a parent that is killed, and it takes 1.5 times as long for a small task, twice as long for a frame buffer.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["Failure", "Supervisor", "TransientError", "WorkerStartError", "is_tr
 
 logger = logging.getLogger("ea")
 
-#: Seconds between two looks at the memory of a busy child.
+#: Seconds between two checks of a busy child's memory.
 _MEMORY_INTERVAL = 0.05
 _PIPE_BYTES = 1 << 20
 _STDERR_TAIL = 4000
@@ -59,10 +59,10 @@ _STDERR_TAIL = 4000
 class Failure:
     """Why a task has no value.
 
-    kind: "error" (the target raised), "crash" (its process died), "timeout" or "memory" (it was killed, twice).
+    kind: "error" (the target raised), "crash" (its process died), "timeout" or "memory" (it was killed).
     reason: one line, the same for the same fault. error: the exception's class, for kind "error".
-    during: what the target said last by `note`. is_transient: no fault of the task, worth another try later.
-    trace: for the log, not compared.
+    during: the target's last `note`. is_transient: not the task's fault, worth another try later. trace: for the
+    log, not compared.
     """
 
     kind: Literal["error", "crash", "timeout", "memory"]
@@ -78,20 +78,22 @@ class WorkerStartError(RuntimeError):
 
 
 @dataclass(slots=True)
-class _Job:
+class _Queued:
+    """A task in its turn. strikes: processes that it has ended."""
+
     number: int
     task: Any
     strikes: int = 0
 
 
 class _Child:
-    """One process, its pipes, and what it is doing."""
+    """One process, its pipes, and its current task."""
 
     def __init__(self, process: subprocess.Popen[bytes], tasks: int, results: int, errors: int) -> None:
         self.process, self.tasks, self.results, self.errors = process, tasks, results, errors
         self.unpacker = Unpacker()
         self.outgoing: deque[memoryview] = deque()
-        self.job: _Job | None = None
+        self.job: _Queued | None = None
         self.is_ready = False
         self.limit = self.deadline = float("inf")
         self.next_look = float("inf")
@@ -99,7 +101,7 @@ class _Child:
         self.note = ""
 
     def write(self) -> bool:
-        """Writes what fits. True once all is written. Raises OSError where the child is gone."""
+        """Writes as much as the pipe takes. True once all is written. Raises OSError if the child is gone."""
         while self.outgoing:
             piece = self.outgoing[0]
             try:
@@ -113,7 +115,7 @@ class _Child:
         return True
 
     def read_errors(self) -> bool:
-        """Takes what it said on stderr; the end is kept for the log. False at its end."""
+        """Reads its stderr, whose tail is kept for the log. False at the end."""
         try:
             text = os.read(self.errors, 1 << 16)
         except BlockingIOError:
@@ -122,7 +124,7 @@ class _Child:
         return bool(text)
 
     def resident_mb(self) -> float:
-        """Resident memory; 0 where the system does not tell."""
+        """Resident memory; 0 if the system does not report it."""
         import psutil
 
         try:
@@ -131,7 +133,7 @@ class _Child:
             return 0.0
 
     def end(self) -> str:
-        """Kills it if it lives, and says how it ended, in words that do not depend on when."""
+        """Kills it if it is alive. Returns the way it ended, in words that do not depend on timing."""
         if self.process.poll() is None:
             self.process.kill()
         code = self.process.wait()
@@ -149,17 +151,16 @@ class _Child:
 class Supervisor:
     """Runs `target(task)` in child processes.
 
-    target: "module:function" ("module:Class" makes an object first), or a callable that pickles; it is unpickled
-    once a child. If it has a method `prepare()`, that runs before the first task, within `start_timeout`.
-    workers: most processes at a time; they start when there is work. timeout: seconds a task, or a
-    function of the task that says so. memory_mb: most
-    resident memory of a child, everything that it imports included; 0: no limit. strikes: how many processes a
-    task may end before it is given up. env: environment variables to set in the children.
+    target: "module:function" ("module:Class" makes an object first), or a callable that pickles; each child unpickles
+    it once. Its method `prepare()`, if it has one, runs before the first task, within `start_timeout`.
+    workers: most processes at a time; they start when there is work. timeout: seconds for each task, or a function of
+    the task. memory_mb: most resident memory of a child, including everything it imports; 0: no limit. strikes: how
+    many processes a task may end before it is given up. env: environment variables to set in the children.
 
-    One thread at a time: `map`, `as_completed` and `call` of one Supervisor take turns. Close it, or use it as a
-    context manager; unread results of an abandoned iterator are thrown away with their processes.
+    `map`, `as_completed` and `call` of one Supervisor take turns between threads. Close it, or use it as a context
+    manager; unread results of an abandoned iterator are discarded with their processes.
 
-    Raises UserError on Windows, which hands no pipes to a child.
+    Raises UserError on Windows, where a child cannot inherit pipes.
     """
 
     def __init__(
@@ -189,6 +190,8 @@ class Supervisor:
         self._selector: selectors.BaseSelector | None = None
         self._lock = threading.Lock()
         self._starts_lost = 0
+        self._again: deque[_Queued] = deque()  # tasks to be tried once more
+        self._done: deque[tuple[_Queued, Any]] = deque()
         self._too_much = f"it took more than {memory_mb} MB"
         #: tasks given up because they ended their processes, for reports
         self.quarantined = 0
@@ -200,14 +203,9 @@ class Supervisor:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy in another process has the settings and starts children of its own."""
-        return {
-            **self.__dict__,
-            "_children": [],
-            "_selector": None,
-            "_lock": None,
-            "_starts_lost": 0,
-        }
+        """A copy in another process has the settings and starts its own children."""
+        fresh = {"_children": [], "_selector": None, "_lock": None, "_starts_lost": 0}
+        return self.__dict__ | fresh | {"_again": deque(), "_done": deque()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -219,27 +217,22 @@ class Supervisor:
             return next(runs)[2]
 
     def map(self, tasks: Iterable[Any], window: int = 0) -> Iterator[Any]:
-        """Values and Failures in the order of `tasks`, which is read as it goes.
+        """Values and Failures in the order of `tasks`, which is read lazily.
 
-        window: how far results may run ahead of the oldest missing one; 0: 8 a worker.
+        window: how far results may run ahead of the oldest missing one; 0: 8 for each worker.
         """
         waiting: dict[int, Any] = {}
         due = 0
         window = window or 8 * self.workers
-
-        def may_start(number: int) -> bool:
-            return number < due + window
-
-        with closing(self._run(tasks, may_start)) as runs:
+        with closing(self._run(tasks, lambda number: number < due + window)) as runs:
             for number, _, value in runs:
                 waiting[number] = value
                 while due in waiting:
-                    result = waiting.pop(due)
                     due += 1
-                    yield result
+                    yield waiting.pop(due - 1)
 
     def as_completed(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """(task, value or Failure) as they come; `tasks` is read as workers fall idle, one a worker ahead."""
+        """(task, value or Failure) as they finish; `tasks` is read lazily, one ahead for each worker."""
         with closing(self._run(tasks, lambda number: True)) as runs:
             for _, task, value in runs:
                 yield task, value
@@ -258,10 +251,9 @@ class Supervisor:
         with self._lock:
             if self._selector is None:
                 self._selector = selectors.DefaultSelector()
-            jobs = (_Job(number, task) for number, task in enumerate(tasks))
-            ahead: deque[_Job] = deque()
-            again: deque[_Job] = deque()
-            done: deque[tuple[_Job, Any]] = deque()
+            jobs = (_Queued(number, task) for number, task in enumerate(tasks))
+            ahead: deque[_Queued] = deque()
+            self._again, self._done = again, done = deque[_Queued](), deque[tuple[_Queued, Any]]()
             try:
                 while True:
                     ahead.extend(islice(jobs, self.workers - len(ahead)))
@@ -269,20 +261,20 @@ class Supervisor:
                         child = self._idle_child(len(ahead) + len(again))
                         if child is None:
                             break
-                        self._give(child, again.popleft() if again else ahead.popleft(), again)
+                        self._give(child, again.popleft() if again else ahead.popleft())
                     if not ahead and not again and all(child.job is None for child in self._children):
                         return
-                    self._wait(again, done)
+                    self._wait()
                     while done:
                         job, value = done.popleft()
                         yield job.number, job.task, value
             finally:
-                # an abandoned iterator: what is still running would answer to the next one
+                # an abandoned iterator: tasks that still run would answer the next one
                 for child in [child for child in self._children if child.job is not None]:
                     self._drop(child)
 
     def _idle_child(self, num_jobs: int) -> _Child | None:
-        """A child to give a task to. Where none is, as many are started as there are jobs and room for."""
+        """A child that can take a task. If there is none, starts as many as there are jobs and room for."""
         for child in self._children:
             if child.is_ready and child.job is None:
                 return child
@@ -291,7 +283,7 @@ class Supervisor:
             self._start()
         return None
 
-    def _give(self, child: _Child, job: _Job, again: deque[_Job]) -> None:
+    def _give(self, child: _Child, job: _Queued) -> None:
         assert self._selector is not None
         child.job, child.note = job, ""
         child.outgoing.extend(pack(job.task))
@@ -304,9 +296,9 @@ class Supervisor:
         except OSError:  # it died while idle, of no task
             child.job = None
             self._drop(child)
-            again.appendleft(job)
+            self._again.appendleft(job)
 
-    def _wait(self, again: deque[_Job], done: deque[tuple[_Job, Any]]) -> None:
+    def _wait(self) -> None:
         assert self._selector is not None
         now = time.monotonic()
         until = min((min(child.deadline, child.next_look) for child in self._children), default=now)
@@ -322,22 +314,21 @@ class Supervisor:
                     if child.write():
                         self._selector.unregister(child.tasks)
                 except OSError:
-                    self._selector.unregister(child.tasks)  # its end comes by the other pipe
+                    self._selector.unregister(child.tasks)  # the other pipe reports its end
             else:
-                self._receive(child, again, done)
-        self._watch(again, done)
+                self._receive(child)
+        self._watch()
 
-    def _receive(self, child: _Child, again: deque[_Job], done: deque[tuple[_Job, Any]]) -> None:
+    def _receive(self, child: _Child) -> None:
         try:
             message = child.unpacker.read(child.results)
         except (EOFError, OSError):
-            self._lost(child, "crash", "", again, done)
+            self._lost(child, "crash", "")
             return
         # the message itself may be broken: a class that the parent cannot import
         except Exception as error:
-            self._finish(
-                child, Failure("error", f"its result cannot be read: {error}", type(error).__name__), done
-            )
+            reason = f"its result cannot be read: {error}"
+            self._finish(child, Failure("error", reason, type(error).__name__))
             self._drop(child)
             return
         if message is None:
@@ -352,35 +343,34 @@ class Supervisor:
             self._drop(child)
             raise WorkerStartError(value[1])
         elif kind == VALUE:
-            self._finish(child, value, done)
+            self._finish(child, value)
         else:
             name, reason, is_transient, trace = value
             if name != "MemoryError":
-                self._finish(child, Failure("error", reason, name, child.note, is_transient, trace), done)
+                self._finish(child, Failure("error", reason, name, child.note, is_transient, trace))
                 return
-            # whether it met the backstop or our watch is chance, so both read alike; its heap is not reused
+            # the backstop or our watch, that is chance, so both read alike; its heap is not reused
             reason = self._too_much if self.memory_mb else reason
-            self._finish(child, Failure("memory", reason, during=child.note, trace=trace), done)
+            self._finish(child, Failure("memory", reason, during=child.note, trace=trace))
             self._drop(child)
 
-    def _finish(self, child: _Child, value: Any, done: deque[tuple[_Job, Any]]) -> None:
+    def _finish(self, child: _Child, value: Any) -> None:
         assert child.job is not None
-        done.append((child.job, value))
+        self._done.append((child.job, value))
         child.job, child.deadline, child.next_look = None, float("inf"), float("inf")
 
-    def _watch(self, again: deque[_Job], done: deque[tuple[_Job, Any]]) -> None:
+    def _watch(self) -> None:
         now = time.monotonic()
         for child in list(self._children):
             if now >= child.deadline:
-                self._lost(child, "timeout", f"it took longer than {child.limit:g} s", again, done)
+                self._lost(child, "timeout", f"it took longer than {child.limit:g} s")
             elif self.memory_mb and child.job is not None and now >= child.next_look:
                 child.next_look = now + _MEMORY_INTERVAL
                 if child.resident_mb() > self.memory_mb:
-                    self._lost(child, "memory", self._too_much, again, done)
+                    self._lost(child, "memory", self._too_much)
 
-    def _lost(
-        self, child: _Child, kind: Any, reason: str, again: deque[_Job], done: deque[tuple[_Job, Any]]
-    ) -> None:
+    def _lost(self, child: _Child, kind: Literal["crash", "timeout", "memory"], reason: str) -> None:
+        """Ends a child: its task gets a strike; without one, the start has failed."""
         job, child.job = child.job, None
         how = self._drop(child)
         tail = child.tail.decode(errors="replace").strip()
@@ -389,21 +379,18 @@ class Supervisor:
                 return
             self._starts_lost += 1
             if kind == "timeout" or self._starts_lost >= 3:
-                last = tail.splitlines()[-1] if tail else how
-                what = (
-                    f"did not start within {self.start_timeout:g} s"
-                    if kind == "timeout"
-                    else "does not start"
-                )
-                raise WorkerStartError(f"a worker process {what}: {last}")
+                what = "does not start"
+                if kind == "timeout":
+                    what = f"did not start within {self.start_timeout:g} s"
+                raise WorkerStartError(f"a worker process {what}: {tail.splitlines()[-1] if tail else how}")
             return
         job.strikes += 1
         logger.debug("task %d, strike %d: %s; %s %s", job.number, job.strikes, reason or how, how, tail)
         if job.strikes < self.strikes:
-            again.append(job)
+            self._again.append(job)
         else:
             self.quarantined += 1
-            done.append((job, Failure(kind, reason or how, during=child.note, trace=tail)))
+            self._done.append((job, Failure(kind, reason or how, during=child.note, trace=tail)))
 
     # -- processes
 
@@ -430,20 +417,12 @@ def _spawn(env: dict[str, str]) -> _Child:
     tasks, to_child = os.pipe()
     from_child, results = os.pipe()
     from_errors, errors = os.pipe()
-    words = [
-        sys.executable,
-        "-P",
-        "-m",
-        "ea_data.children.child",
-        str(tasks),
-        str(results),
-        str(os.getpid()),
-    ]
+    ends = [str(number) for number in (tasks, results, os.getpid())]
     # the module is found where it was found here, whatever the working folder is by now
     paths = os.pathsep.join(path for path in sys.path if path)
     try:
         process = subprocess.Popen(
-            words,
+            [sys.executable, "-P", "-m", "ea_data.children.child", *ends],
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,
@@ -460,7 +439,7 @@ def _spawn(env: dict[str, str]) -> _Child:
 
 
 def _widen(fd: int) -> None:
-    """A larger pipe: fewer turns for frames. Not all systems have it."""
+    """A larger pipe: fewer rounds for frames. Not every system has it."""
     if sys.platform.startswith("linux"):
         import fcntl
 
@@ -472,8 +451,8 @@ _thread: ThreadPoolExecutor | None = None
 
 
 def _spawner() -> ThreadPoolExecutor:
-    """The one thread that starts all children. The kernel takes the end of the thread that started a child for its
-    parent's, so it must be one that lives as long as the process; a caller's may not."""
+    """The one thread that starts all children. When the thread that started a child ends, the kernel takes that for
+    the parent's death, so it must live as long as the process; a caller's thread may not."""
     global _thread
     if _thread is None:
         _thread = ThreadPoolExecutor(1, "ea-spawn")

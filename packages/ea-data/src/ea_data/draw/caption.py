@@ -1,8 +1,8 @@
-"""Captions of drawn scenes in varied wording, and what a prompt asks for.
+"""Captions of drawn scenes in varied wording, and the attributes that a prompt asks for.
 
 A caption may leave out the size (then any size fits) and, on a black background only, the background: black
 is the default (`DEFAULT_BACKGROUND`). So "a red circle moves right" is a caption of this set. A picture's
-caption says nothing about motion.
+caption does not mention motion.
 """
 
 from __future__ import annotations
@@ -26,51 +26,45 @@ BACKGROUND_WORDS: dict[str, tuple[str, ...]] = {
     "gray": ("gray", "gray", "grey"),
     "navy": ("navy", "navy", "navy blue"),
 }
-# Finite form, then participle.
-MOTION_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
+_MOTION_VERBS: dict[str, tuple[str, ...]] = {
     "left": (
-        ("moves left", "moving left"),
-        ("moves to the left", "moving to the left"),
-        ("moves from right to left", "moving from right to left"),
-        ("slides left", "sliding left"),
-        ("goes to the left", "going to the left"),
+        "moves left",
+        "moves to the left",
+        "moves from right to left",
+        "slides left",
+        "goes to the left",
     ),
     "right": (
-        ("moves right", "moving right"),
-        ("moves to the right", "moving to the right"),
-        ("moves from left to right", "moving from left to right"),
-        ("slides right", "sliding right"),
-        ("goes to the right", "going to the right"),
+        "moves right",
+        "moves to the right",
+        "moves from left to right",
+        "slides right",
+        "goes to the right",
     ),
-    "up": (
-        ("moves up", "moving up"),
-        ("moves upwards", "moving upwards"),
-        ("moves to the top", "moving to the top"),
-        ("slides up", "sliding up"),
-        ("goes up", "going up"),
-    ),
-    "down": (
-        ("moves down", "moving down"),
-        ("moves downwards", "moving downwards"),
-        ("moves to the bottom", "moving to the bottom"),
-        ("slides down", "sliding down"),
-        ("goes down", "going down"),
-    ),
-    "grow": (
-        ("grows", "growing"),
-        ("gets bigger", "getting bigger"),
-        ("becomes larger", "becoming larger"),
-    ),
-    "shrink": (
-        ("shrinks", "shrinking"),
-        ("gets smaller", "getting smaller"),
-        ("becomes smaller", "becoming smaller"),
-    ),
-    "still": (
-        ("stands still", "standing still"),
-        ("does not move", "not moving"),
-        ("stays in place", "staying in place"),
-    ),
+    "up": ("moves up", "moves upwards", "moves to the top", "slides up", "goes up"),
+    "down": ("moves down", "moves downwards", "moves to the bottom", "slides down", "goes down"),
+    "grow": ("grows", "gets bigger", "becomes larger"),
+    "shrink": ("shrinks", "gets smaller", "becomes smaller"),
+    "still": ("stands still", "does not move", "stays in place"),
+}
+_PARTICIPLES = {
+    "moves": "moving",
+    "slides": "sliding",
+    "goes": "going",
+    "gets": "getting",
+    "becomes": "becoming",
+}
+_PARTICIPLES |= {"grows": "growing", "shrinks": "shrinking", "stands": "standing", "stays": "staying"}
+
+
+def _participle(does: str) -> str:
+    verb, _, rest = does.partition(" ")
+    return "not moving" if verb == "does" else f"{_PARTICIPLES[verb]} {rest}".rstrip()
+
+
+#: Motion -> (finite form, participle) of each wording.
+MOTION_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
+    motion: tuple((does, _participle(does)) for does in forms) for motion, forms in _MOTION_VERBS.items()
 }
 
 # {what}: "a small red circle"; {bare}: the same without its article; {does}: "moves right"; {doing}: "moving
@@ -115,8 +109,8 @@ PICTURE_TEMPLATES_PLAIN: tuple[str, ...] = ("{what}", "{bare}", "a picture of {w
 def caption(scene: Scene, seed: int, index: int, *, is_picture: bool = False, is_full: bool = False) -> str:
     """A caption of a scene, its wording a pure function of (seed, index).
 
-    With `is_full` it names every attribute; otherwise it may leave out the size, and the background where
-    that is the default. Raises ValueError for a negative seed or index.
+    With `is_full` it names every attribute; otherwise it may leave out the size, and the background if it is
+    the default. Raises ValueError for a negative seed or index.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"`seed` and `index` must be 0 or more, got {seed} and {index}")
@@ -146,7 +140,7 @@ def caption(scene: Scene, seed: int, index: int, *, is_picture: bool = False, is
 def sample_prompts(num_prompts: int, seed: int = 0, split: str = "heldout") -> list[str]:
     """Prompts that name every attribute, so that all of them can be checked.
 
-    They go through the split's combinations in a seeded order and repeat one only when all were used. Raises
+    They go through the split's combinations in a seeded order and repeat one only when all are used. Raises
     ValueError for num_prompts below 1 and an unknown split.
     """
     if num_prompts < 1:
@@ -191,11 +185,10 @@ _MOTION_PATTERNS = tuple((motion, re.compile(rf"\b(?:{pattern})")) for motion, p
 
 
 def parse_prompt(text: str) -> dict[str, str]:
-    """What a prompt asks for: {"colour" | "shape" | "size" | "motion" | "background": value}, unsaid ones
-    absent.
+    """The attributes that a prompt names: {"colour" | "shape" | "size" | "motion" | "background": value}.
 
     Reads this set's captions and common variants. Of two values for one attribute the first counts; words
-    that this set does not know (a pink circle, a white background) ask for nothing.
+    that this set does not know (a pink circle, a white background) are ignored.
     """
     text = " ".join(text.lower().replace("’", "'").split())
     asked: dict[str, str] = {}

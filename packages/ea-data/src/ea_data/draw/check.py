@@ -1,11 +1,11 @@
-"""Measures what a clip shows, from its pixels alone, and compares it with what its prompt asked for.
+"""Measures the contents of a clip from its pixels alone, and compares them with its prompt.
 
-How: the background is the median of the frame's rim. Every pixel's colour is projected onto the line from
-there to the shape's colour, which gives a soft mask: coverage, whatever blur softened the edge. Shape: the
-mask against templates of equal area and centre, by intersection over union. Size: the mean radius that the
-area stands for. A shape whose middle has the background's colour is an outline: it is filled up to its hull
-(hull.py) first, and then judged as any other. Motion: lines fitted to the centre's track and to the radius.
-Calibrated on truth clips, also blurred and noisy (see the tests).
+The background is the median of the frame's rim. Every pixel's colour is projected onto the line from there to the
+shape's colour, which gives a soft mask: coverage, however blurred the edge. Shape: the mask against templates of
+equal area and centre, by intersection over union. Size: the mean radius, from the area. A shape whose middle has the
+background's colour is an outline: it is filled up to its hull (hull.py) first, and then judged like any other.
+Motion: lines fitted to the centre's track and to the radius. Calibrated on true clips, also blurred and noisy (see
+the tests).
 
 Shape legend: T frames, H height, W width. Colours are RGB in 0..255.
 """
@@ -42,12 +42,11 @@ MIN_WHITE_LIGHTNESS = 65.0
 MAX_BACKGROUND_DISTANCE = 25.0
 # A shape stands out from the background by at least this many levels. Green on gray, the faintest, has 118.
 MIN_CONTRAST = 40.0
-# Below this area, a share of H x W, a frame shows no shape. The smallest drawn one has 1% (a growing small
-# triangle).
+# Below this area, a share of H x W, a frame shows no shape. The smallest drawn one has 1% (a growing triangle).
 MIN_AREA = 0.003
 # Where less than this share of the pixels around a shape's middle has its colour, it is an outline.
 MAX_OUTLINE_FILL = 0.5
-# ... if so much of the band inside its edge is covered; less is noise, or no shape at all.
+# ... if this much of the band inside its edge is covered; less is noise, or no shape at all.
 MIN_RIM_COVER = 0.6
 # Below this IoU with every template, the shape is none of them (blur 2 px and noise 20 leave 0.74).
 MIN_SHAPE_IOU = 0.5
@@ -55,7 +54,7 @@ MIN_SHAPE_IOU = 0.5
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a clip shows. `motion` is None for a single frame; any attribute may be "unknown".
+    """The measured contents of a clip. `motion` is None for a single frame; any attribute may be "unknown".
 
     travel_x, travel_y: the fitted way of the centre over the clip, in fractions of width and height (right
     and down are positive). growth: fitted change of the radius over its mean. radius: mean, in fractions of
@@ -121,7 +120,7 @@ def _rim_colour(frames: np.ndarray) -> np.ndarray:
 
 
 def _soft_mask(smooth: np.ndarray, frames: np.ndarray, background: np.ndarray) -> np.ndarray | None:
-    """Coverage of the shape, (T, H, W) in 0..1, or None where nothing stands out."""
+    """Coverage of the shape, (T, H, W) in 0..1, or None if nothing stands out."""
     distance = np.linalg.norm(smooth - background, axis=-1)  # T H W
     peak = float(np.quantile(distance, 0.985))
     if peak < MIN_CONTRAST:
@@ -136,13 +135,10 @@ def _soft_mask(smooth: np.ndarray, frames: np.ndarray, background: np.ndarray) -
 
 def _widen(mask: np.ndarray) -> np.ndarray:
     """A boolean mask (T, H, W) and its eight neighbours."""
-    rows = mask.copy()
-    rows[:, 1:] |= mask[:, :-1]
-    rows[:, :-1] |= mask[:, 1:]
-    wide = rows.copy()
-    wide[:, :, 1:] |= rows[:, :, :-1]
-    wide[:, :, :-1] |= rows[:, :, 1:]
-    return wide
+    import cv2
+
+    square = np.ones((3, 3), np.uint8)
+    return np.stack([cv2.dilate(frame.view(np.uint8), square) for frame in mask]).view(bool)
 
 
 def _main_piece(mask: np.ndarray) -> np.ndarray:
@@ -152,12 +148,10 @@ def _main_piece(mask: np.ndarray) -> np.ndarray:
     solid = mask > 0.5
     piece = np.zeros_like(solid)
     piece.reshape(len(mask), -1)[np.arange(len(mask)), peak] = True
-    piece = _widen(piece) & solid
-    while True:  # ends after as many rounds as the shape's longest way through itself
-        grown = _widen(piece) & solid
-        if np.array_equal(grown, piece):
-            return piece
-        piece = grown
+    piece, grown = _widen(piece) & solid, piece
+    while not np.array_equal(grown, piece):  # as many rounds as the shape's longest way through itself
+        piece, grown = _widen(piece) & solid, piece
+    return piece
 
 
 def _name_background(colour: np.ndarray) -> str:
@@ -205,9 +199,9 @@ def _fit_shape(mask: np.ndarray, x: np.ndarray, y: np.ndarray, area: np.ndarray)
 
 
 def _fit_line(values: np.ndarray, time: np.ndarray) -> tuple[float, float]:
-    """Least squares of values over time, both (T,): slope, and standard deviation of what it leaves.
+    """Least squares of values over time, both (T,): slope, and standard deviation of the rest.
 
-    Zeros where there are too few points for a line.
+    Zeros if there are too few points for a line.
     """
     centred = time - time.mean()
     spread = float(centred @ centred)
@@ -220,7 +214,7 @@ def _fit_line(values: np.ndarray, time: np.ndarray) -> tuple[float, float]:
 def _name_motion(fits: tuple[tuple[float, float], ...]) -> str:
     """The strongest of x, y and growth, given as (slope, rest), each in units of its threshold.
 
-    Still where none reaches its own. Unknown where the track strays from its line by more than MAX_STRAY: a
+    Still if none reaches its threshold. Unknown if the track strays from its line by more than MAX_STRAY: a
     shape that jumps about neither moves nor stands still.
     """
     units = (MIN_TRAVEL, MIN_TRAVEL, MIN_GROWTH)
@@ -235,8 +229,7 @@ def _name_motion(fits: tuple[tuple[float, float], ...]) -> str:
 
 
 def measure(frames: np.ndarray) -> Verdict:
-    """What a clip of one shape on a plain background shows. frames: uint8 RGB (T, H, W, 3), T >= 1, H and W
-    >= 16.
+    """Measures a clip of one shape on a plain background. frames: uint8 RGB (T, H, W, 3), T >= 1, H and W >= 16.
 
     A clip on which nothing stands out has an unknown colour, shape, size and motion. Raises ValueError for
     another shape or dtype.
@@ -250,10 +243,8 @@ def measure(frames: np.ndarray) -> Verdict:
     background = _rim_colour(pixels)
     smooth = _smooth(pixels)
     raw_mask = _soft_mask(smooth, pixels, background)
-    nothing = Verdict(
-        UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN if num_frames > 1 else None, _name_background(background),
-        travel_x=0.0, travel_y=0.0, growth=0.0, radius=0.0, shape_iou=0.0, present=0.0,
-    )  # fmt: skip
+    named = (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN if num_frames > 1 else None, _name_background(background))
+    nothing = Verdict(*named, travel_x=0.0, travel_y=0.0, growth=0.0, radius=0.0, shape_iou=0.0, present=0.0)
     if raw_mask is None:
         return nothing
     smooth_mask = _smooth(raw_mask)
@@ -304,7 +295,7 @@ def measure(frames: np.ndarray) -> Verdict:
 
 @dataclass(frozen=True)
 class Checked:
-    """One clip: what was asked for, what it shows, and which of what was asked it got right."""
+    """One clip: the attributes asked for, the measured ones, and which of those asked for are right."""
 
     name: str
     prompt: str
@@ -321,7 +312,7 @@ class Report:
     counts: dict[str, tuple[int, int]]
 
     def rate(self, attribute: str) -> float | None:
-        """Share right of those asked, in 0..1; None where no prompt asked for it."""
+        """Share right of those asked, in 0..1; None if no prompt asked for it."""
         right, asked = self.counts[attribute]
         return right / asked if asked else None
 
@@ -347,7 +338,7 @@ class Report:
 def check_clip(
     prompt: str, frames: np.ndarray, name: str = "", asked: Mapping[str, str] | None = None
 ) -> Checked:
-    """Judges one clip by its prompt, or by `asked` where the truth is known. Pictures need not move."""
+    """Judges one clip by its prompt, or by `asked` if the truth is known. Pictures need not move."""
     verdict = measure(frames)
     wanted = dict(parse_prompt(prompt) if asked is None else asked)
     if verdict.motion is None:

@@ -22,17 +22,22 @@ def draw(
     out: Annotated[Path, typer.Argument(help="Folder to make; it must be absent or empty.")],
     num_clips: Annotated[
         int | None,
-        typer.Option(help="How many clips; 100, in another style than filled 0.", show_default=False),
+        typer.Option(
+            help="How many clips; default 100, or 0 for a style other than filled.", show_default=False
+        ),
     ] = None,
     num_pictures: Annotated[
-        int | None, typer.Option(help="How many pictures; 0, in another style 20.", show_default=False)
+        int | None,
+        typer.Option(
+            help="How many pictures; default 0, or 20 for a style other than filled.", show_default=False
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal sets.")] = 0,
-    split: Annotated[str, typer.Option(help="Which combinations: train, heldout or all.")] = "train",
+    split: Annotated[str, typer.Option(help="Combinations: train, heldout or all.")] = "train",
     height: Annotated[int, typer.Option(help="Pixels, even.")] = 64,
     width: Annotated[int, typer.Option(help="Pixels, even.")] = 64,
-    num_frames: Annotated[int, typer.Option(help="Frames a clip.")] = 18,
-    fps: Annotated[int, typer.Option(help="Frames a second.")] = 12,
+    num_frames: Annotated[int, typer.Option(help="Frames per clip.")] = 18,
+    fps: Annotated[int, typer.Option(help="Frames per second.")] = 12,
     style: Annotated[
         str, typer.Option(help="filled, or outline (its captions end in a trigger word).")
     ] = "filled",
@@ -43,7 +48,7 @@ def draw(
 
     from ea_data.draw.write import DrawConfig, write_set
 
-    # a new look is for teaching it to a model that can draw already, which takes about twenty pictures
+    # a new look is taught to a model that can draw already, with about twenty pictures
     is_look = style != "filled" and num_clips is None
     if num_pictures is None:
         num_pictures = 20 if is_look else 0
@@ -55,9 +60,8 @@ def draw(
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("drawing", total=total)
         write_set(out, config, on_item=lambda number: progress.update(task, completed=number))
-    console.print(
-        f"drew {num_clips} clips and {num_pictures} pictures into {out}", highlight=False, soft_wrap=True
-    )
+    message = f"drew {num_clips} clips and {num_pictures} pictures into {out}"
+    console.print(message, highlight=False, soft_wrap=True)
 
 
 @app.command("check-drawn")
@@ -92,9 +96,7 @@ def check_drawn(
     report = summarise(items)
     Console().print(_table(report))
     if skipped:
-        console.print(
-            f"passed over {len(skipped)} files without a prompt, first {skipped[0]}", soft_wrap=True
-        )
+        console.print(f"skipped {len(skipped)} files without a prompt, first {skipped[0]}", soft_wrap=True)
     if sheet is not None:
         from ea_data.draw.sheet import save_sheet
 
@@ -108,10 +110,10 @@ def check_drawn(
 @app.command("prompts")
 def prompts(
     num_prompts: Annotated[int, typer.Argument(help="How many prompts.")] = 100,
-    split: Annotated[str, typer.Option(help="Whose combinations: heldout, train or all.")] = "heldout",
+    split: Annotated[str, typer.Option(help="Combinations: heldout, train or all.")] = "heldout",
     seed: Annotated[int, typer.Option(help="Equal seeds give equal prompts.")] = 0,
 ) -> None:
-    """Print prompts, one a line, that name every attribute; held-out ones by default."""
+    """Print prompts, one per line, that name every attribute; held-out ones by default."""
     from ea_data.draw.caption import sample_prompts
 
     for line in sample_prompts(num_prompts, seed, split):
@@ -128,12 +130,6 @@ def _table(report: Report):
     for column in ("rate", "right", "asked"):
         table.add_column(column, justify="right")
     for name, (right, asked) in report.counts.items():
-        rate = report.rate(name)
-        table.add_row(
-            name,
-            "-" if rate is None else f"{rate:.1%}",
-            str(right),
-            str(asked),
-            end_section=name == "background",
-        )
+        rate = f"{right / asked:.1%}" if asked else "-"
+        table.add_row(name, rate, str(right), str(asked), end_section=name == "background")
     return table

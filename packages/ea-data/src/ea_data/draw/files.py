@@ -18,8 +18,8 @@ IMAGE_SUFFIXES = (".gif", ".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
-class Source:
-    """A clip to check: a file or a folder of frames, its prompt, and the truth where it is known."""
+class DrawnClip:
+    """A clip to check: a file or a folder of frames, its prompt, and the truth if it is known."""
 
     path: Path
     prompt: str
@@ -49,34 +49,32 @@ def _read_json(path: Path) -> Any:
 def _beneath(folder: Path, name: Any, listing: Path) -> Path:
     path = folder / str(name)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{listing} names {name!r}, which lies outside its folder")
+        raise ValueError(f"{listing} names {name!r}, which is outside its folder")
     return path
 
 
-def _from_truth(listing: Path) -> list[Source]:
+def _from_truth(listing: Path) -> list[DrawnClip]:
     sources = []
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             item = json.loads(line)
             truth = {name: str(item["scene"][name]) for name in ATTRIBUTES}
-            sources.append(
-                Source(_beneath(listing.parent, item["file_path"], listing), item["caption"], truth)
-            )
+            path = _beneath(listing.parent, item["file_path"], listing)
+            sources.append(DrawnClip(path, item["caption"], truth))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"cannot read line {number} of {listing}: {error!r}") from error
     return sources
 
 
-def _from_dataset(listing: Path) -> list[Source]:
+def _from_dataset(listing: Path) -> list[DrawnClip]:
     try:
         return [
-            Source(_beneath(listing.parent, item["file_path"], listing), str(item["text"]))
+            DrawnClip(_beneath(listing.parent, item["file_path"], listing), str(item["text"]))
             for item in _read_json(listing)
         ]
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{listing} must be a list of objects with file_path and text, got {error!r}"
-        ) from error
+        message = f"{listing} must be a list of objects with file_path and text, got {error!r}"
+        raise ValueError(message) from error
 
 
 def _prompt_of(path: Path) -> str | None:
@@ -96,37 +94,29 @@ def _prompt_of(path: Path) -> str | None:
 
 def _is_clip(path: Path) -> bool:
     if path.is_dir():
-        return _prompt_of(path) is not None and any(
-            f.suffix.lower() in IMAGE_SUFFIXES for f in path.iterdir()
-        )
+        suffixes = (file.suffix.lower() for file in path.iterdir())
+        return _prompt_of(path) is not None and any(suffix in IMAGE_SUFFIXES for suffix in suffixes)
     return path.suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES
 
 
-def _in_folder(folder: Path) -> tuple[list[Source], list[Path]]:
+def _in_folder(folder: Path) -> tuple[list[DrawnClip], list[Path]]:
     if (folder / "truth.jsonl").is_file():
         return _from_truth(folder / "truth.jsonl"), []
     if (folder / "dataset.json").is_file():
         return _from_dataset(folder / "dataset.json"), []
-    found: list[Source] = []
-    skipped: list[Path] = []
-    for path in sorted(folder.iterdir()):
-        if _is_clip(path):
-            prompt = _prompt_of(path)
-            if prompt is None:
-                skipped.append(path)
-            else:
-                found.append(Source(path, prompt))
-    return found, skipped
+    prompts = {path: _prompt_of(path) for path in sorted(folder.iterdir()) if _is_clip(path)}
+    found = [DrawnClip(path, prompt) for path, prompt in prompts.items() if prompt is not None]
+    return found, [path for path, prompt in prompts.items() if prompt is None]
 
 
-def find_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
-    """The clips that `paths` name, and the media files passed over because no prompt belongs to them.
+def find_sources(paths: Iterable[Path]) -> tuple[list[DrawnClip], list[Path]]:
+    """The clips that `paths` name, and the media files skipped for lack of a prompt.
 
     A path is a drawn set, a folder of clips with sidecars (`clip.mp4` and `clip.json`; a folder of frames
-    `clip/` and `clip.json`), a truth.jsonl, a dataset.json, or one clip. Raises ValueError where nothing can
+    `clip/` and `clip.json`), a truth.jsonl, a dataset.json, or one clip. Raises ValueError if nothing can
     be checked.
     """
-    sources: list[Source] = []
+    sources: list[DrawnClip] = []
     skipped: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -136,7 +126,7 @@ def find_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
         elif path.suffix == ".json":
             sources += _from_dataset(path)
         elif (prompt := _prompt_of(path)) is not None:
-            sources.append(Source(path, prompt))
+            sources.append(DrawnClip(path, prompt))
         elif path.is_dir():
             found, passed = _in_folder(path)
             sources += found
@@ -144,7 +134,7 @@ def find_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
         else:
             skipped.append(path)
     if not sources and skipped:
-        raise ValueError(f"no prompt beside {skipped[0]}; a sidecar of the same stem must hold one")
+        raise ValueError(f"no prompt for {skipped[0]}; put one into a sidecar .json of the same stem")
     if not sources:
         raise ValueError("no clip to check; give clips with a sidecar .json next to each, or a drawn set")
     return sources, skipped

@@ -1,4 +1,4 @@
-"""The inside of outlined shapes: drawn shapes are convex, so whatever their stroke encloses is their convex hull.
+"""The inside of outlined shapes: drawn shapes are convex, so their stroke encloses their convex hull.
 
 Shape legend: T frames, H height, W width.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-#: the part of a shape around its centre, in radii, that is looked at to tell filled from outlined
+#: the part of a shape around its centre, in radii, that tells filled from outlined
 CORE = 0.45
-#: a pixel counts as inside when it is so far (pixels) within the polygon through the outermost solid pixels
+#: a pixel is inside if it is this far (pixels) within the polygon through the outermost solid pixels
 _WITHIN = 0.75
 
 
@@ -22,7 +22,7 @@ def fill_hulls(mask: np.ndarray, solid: np.ndarray) -> np.ndarray:
     for frame, pixels in enumerate(solid):
         rows, columns = np.nonzero(pixels)
         if len(rows) >= 3:
-            inside = _inside(_hull(np.stack([columns, rows], axis=1)), *pixels.shape)
+            inside = _inside(_hull(rows, columns), *pixels.shape)
             filled[frame][inside] = 1.0
     return filled
 
@@ -51,36 +51,22 @@ def rim_cover(mask: np.ndarray, solid: np.ndarray) -> float:
     for frame, pixels in enumerate(solid):
         rows, columns = np.nonzero(pixels)
         if len(rows) >= 3:
-            hull = _hull(np.stack([columns, rows], axis=1))
+            hull = _hull(rows, columns)
             band = _inside(hull, *pixels.shape, within=0.0) & ~_inside(hull, *pixels.shape, within=2.0)
             covers.append(np.clip(mask[frame][band], 0, 1).mean())
     return float(np.mean(covers)) if covers else 0.0
 
 
-def _hull(points: np.ndarray) -> np.ndarray:
-    """Corners (N, 2) of the convex hull of integer points (M, 2), counterclockwise (Andrew's monotone chain)."""
-    ordered = np.unique(points, axis=0)
-    if len(ordered) < 3:
-        return ordered
+def _hull(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Corners (N, 2), as x and y, of the convex hull of pixels, counterclockwise in x right, y up."""
+    import cv2
 
-    def chain(sequence: np.ndarray) -> list[np.ndarray]:
-        corners: list[np.ndarray] = []
-        for point in sequence:
-            while len(corners) >= 2 and _turn(corners[-2], corners[-1], point) <= 0:
-                corners.pop()
-            corners.append(point)
-        return corners[:-1]
-
-    return np.array([*chain(ordered), *chain(ordered[::-1])])
-
-
-def _turn(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> int:
-    """Above 0 where a, b, c turn left."""
-    return int((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]))
+    points = np.stack([columns, rows], axis=1).astype(np.int32)
+    return cv2.convexHull(points)[:, 0]
 
 
 def _inside(corners: np.ndarray, height: int, width: int, within: float = _WITHIN) -> np.ndarray:
-    """Pixels (H, W) that lie so far within the polygon."""
+    """Pixels (H, W) that are this far within the polygon."""
     inside = np.ones((height, width), bool)
     if len(corners) < 3:
         return np.zeros((height, width), bool)

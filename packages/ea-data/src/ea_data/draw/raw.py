@@ -1,5 +1,5 @@
 """Raw video with known truth, to try the data pipeline on: scenes with known cuts, pans of known speed, text of known
-area, blur, darkness, grain, copies, clips that stand still.
+area, blur, darkness, grain, duplicates, clips that stand still.
 
 A scene is a textured picture, larger than the frame, over which the frame moves at a constant speed. Video `index` of
 a set depends on seed, index and size only, never on how many there are. Speeds are in frame diagonals a second.
@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-#: What a video shows. Video `index` is of kind KINDS[index % len(KINDS)]; "copy" follows the "scenes" that it copies.
-KINDS: tuple[str, ...] = (
-    "scenes", "copy", "still", "text", "caption", "fast", "blur", "dark", "grain", "short", "long",
-)  # fmt: skip
+_KINDS = "scenes copy still text caption fast blur dark grain short long"
+#: Kinds of video. Video `index` has kind KINDS[index % len(KINDS)]; "copy" follows the "scenes" that it copies.
+KINDS: tuple[str, ...] = tuple(_KINDS.split())
 #: kind -> the filter that drops its clips; the other kinds are kept
 DROPPED_BY: dict[str, str] = {
     "copy": "duplicate",
@@ -33,7 +32,7 @@ DROPPED_BY: dict[str, str] = {
 }
 SLOW = (0.02, 0.06)  # diagonals a second: a calm pan
 FAST = (0.5, 0.6)
-COPY_SCALE = 2 / 3  # a copy is smaller than what it copies, so the larger one is kept
+COPY_SCALE = 2 / 3  # a copy is smaller than its original, so the larger one is kept
 BLUR_RADIUS = 6.0  # pixels of a 480-wide frame
 DARKNESS = 0.08  # factor of a dark scene's light
 GRAIN = 18.0  # standard deviation in levels of 255
@@ -46,7 +45,7 @@ WAYS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 
 @dataclass(frozen=True)
 class RawScene:
-    """One scene. speed: of the frame over the picture, in diagonals a second; way: where the picture seems to go.
+    """One scene. speed: of the frame over the picture, in diagonals per second. way: where the picture seems to go.
 
     text: letters that stand still in the frame; text_area: the box around their ink, over the frame's area.
     """
@@ -61,18 +60,16 @@ class RawScene:
     text_area: float = 0.0
 
     def caption(self) -> str:
-        """What it shows, in words."""
-        moving = (
-            "stands still" if not self.speed else f"moves {'fast ' if self.speed > 0.3 else ''}{self.way}"
-        )
+        """Its contents in words."""
+        moving = f"moves {'fast ' if self.speed > 0.3 else ''}{self.way}" if self.speed else "stands still"
         return f"a pattern of {HUES[self.hue]} shapes {moving}"
 
 
 @dataclass(frozen=True)
 class RawVideo:
-    """One file: its scenes one after the other. copy_of: the index of the video that it shows at a smaller size.
+    """One file: its scenes one after another. copy_of: the index of the video that it shows at a smaller size.
 
-    drawn: height and width that it is drawn at, before it is made smaller.
+    drawn: height and width at which it is drawn, before it is scaled down.
     """
 
     index: int
@@ -108,16 +105,11 @@ class RawVideo:
             }
             for start, scene in zip(starts, self.scenes, strict=True)
         ]
+        names = ("kind", "index", "copy_of", "width", "height", "fps", "num_frames")
         return {
             "file_path": file_path,
             "type": "video",
-            "kind": self.kind,
-            "index": self.index,
-            "copy_of": self.copy_of,
-            "width": self.width,
-            "height": self.height,
-            "fps": self.fps,
-            "num_frames": self.num_frames,
+            **{name: getattr(self, name) for name in names},
             "caption": self.scenes[0].caption(),
             "scenes": scenes,
         }
@@ -157,7 +149,7 @@ def sample_video(seed: int, index: int, height: int = 270, width: int = 480, fps
             num_frames=round(float(length) * fps),
             speed=0.0 if kind == "still" else round(float(rng.uniform(low, high)), 4),
             way=str(rng.choice(list(WAYS))),
-            hue=(first_hue + 3 * number) % len(HUES),  # neighbouring scenes differ enough to be seen as a cut
+            hue=(first_hue + 3 * number) % len(HUES),  # neighbouring scenes differ enough for a cut
             kind=kind,
             text=text,
         )
@@ -172,10 +164,8 @@ def render_video(video: RawVideo) -> Iterator[np.ndarray]:
     """Its frames, one by one: (H, W, 3) uint8."""
     for scene in video.scenes:
         for frame in render_scene(scene, *video.drawn, video.fps):
-            if video.drawn == (video.height, video.width):
-                yield frame
-            else:
-                yield np.asarray(Image.fromarray(frame).resize((video.width, video.height)))
+            is_smaller, size = video.drawn != (video.height, video.width), (video.width, video.height)
+            yield np.asarray(Image.fromarray(frame).resize(size)) if is_smaller else frame
 
 
 def render_scene(scene: RawScene, height: int, width: int, fps: int) -> Iterator[np.ndarray]:
@@ -186,7 +176,7 @@ def render_scene(scene: RawScene, height: int, width: int, fps: int) -> Iterator
     picture = draw_picture(scene, height + abs(down) * travel, width + abs(across) * travel, width)
     letters = _letters(scene, height, width)[0] if scene.text else None
     for number in range(scene.num_frames):
-        # The frame goes the other way than the picture seems to.
+        # The frame moves opposite to the apparent motion of the picture.
         offset = number * step
         x = (travel - 1 - offset if across > 0 else offset) if across else 0.0
         y = (travel - 1 - offset if down > 0 else offset) if down else 0.0
@@ -208,8 +198,8 @@ def _crop(picture: np.ndarray, y: float, x: float, height: int, width: int) -> n
 def draw_picture(scene: RawScene, height: int, width: int, frame_width: int) -> np.ndarray:
     """The picture of a scene: smooth colour clouds with shapes on them, (H, W, 3) uint8.
 
-    frame_width: what sizes are measured by; a fast scene has larger and fainter shapes, or every frame would look
-    like a new scene.
+    frame_width: the unit of sizes. A fast scene has larger and fainter shapes, or every frame would look like a new
+    scene.
     """
     rng = np.random.default_rng([*scene.seed, 1])
     is_fast = scene.kind == "fast"

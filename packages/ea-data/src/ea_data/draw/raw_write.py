@@ -1,8 +1,8 @@
 """Writes a folder of raw video with known truth, and `ea data draw-raw`.
 
 0000-scenes.mp4 0001-copy.mp4 ...   H.264, a few seconds each
-0000-scenes.txt ...                 a caption beside each, as the captioner `folder` reads
-truth.jsonl                         one line a video: cuts, speeds, text areas, and which filter should drop it
+0000-scenes.txt ...                 a caption next to each, for the captioner `folder`
+truth.jsonl                         one line per video: cuts, speeds, text areas, and which filter should drop it
 """
 
 from __future__ import annotations
@@ -29,20 +29,25 @@ def write_raw(
     """Draws videos 0 .. num_videos - 1 of the set of `seed` into `folder`, which must be absent or empty.
 
     `on_item(number)` is called after each with the number written so far. Raises ValueError for counts and sizes that
-    cannot be drawn and for a folder in use; nothing half-written stays behind.
+    cannot be drawn and for a folder in use; no partial files stay behind.
     """
-    from ea_data.draw.folder import whole_folder
     from ea_data.draw.raw import render_video, sample_video
+    from ea_runtime.errors import writing
+    from ea_runtime.files.atomic import new_folder
     from ea_runtime.video.output import write_video
 
     if num_videos < 1:
         raise ValueError(f"`num_videos` must be 1 or more, got {num_videos}")
     videos = (sample_video(seed, index, height, width, fps) for index in range(num_videos))
-    first = sample_video(
-        seed, 0, height, width, fps
-    )  # sizes that cannot be drawn are told before a folder is made
+    # reports sizes that cannot be drawn before a folder is made
+    first = sample_video(seed, 0, height, width, fps)
     digits = max(4, len(str(num_videos - 1)))
-    with whole_folder(folder) as temporary, (temporary / "truth.jsonl").open("w", encoding="utf-8") as truth:
+    target = Path(folder).resolve()
+    with (
+        writing(target, "name another folder"),
+        new_folder(target, "folder") as temporary,
+        (temporary / "truth.jsonl").open("w", encoding="utf-8") as truth,
+    ):
         for number, video in enumerate(videos, start=1):
             name = f"{video.index:0{digits}d}-{video.kind}"
             write_video(temporary / f"{name}.mp4", render_video(video), first.fps)
@@ -60,7 +65,7 @@ def draw_raw(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal videos.")] = 0,
     height: Annotated[int, typer.Option(help="Pixels, even.")] = 270,
     width: Annotated[int, typer.Option(help="Pixels, even.")] = 480,
-    fps: Annotated[int, typer.Option(help="Frames a second.")] = 24,
+    fps: Annotated[int, typer.Option(help="Frames per second.")] = 24,
 ) -> None:
     """Draw raw video with known truth (cuts, pans, text, blur, copies) to try `ea data run` on."""
     from rich.console import Console
@@ -69,7 +74,6 @@ def draw_raw(
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("drawing", total=num_videos)
-        write_raw(
-            out, num_videos, seed, height, width, fps, lambda done: progress.update(task, completed=done)
-        )
+        size = (height, width, fps)
+        write_raw(out, num_videos, seed, *size, lambda done: progress.update(task, completed=done))
     console.print(f"drew {num_videos} raw videos into {out}", highlight=False, soft_wrap=True)

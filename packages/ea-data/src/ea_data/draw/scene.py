@@ -1,4 +1,4 @@
-"""A drawn scene: what it holds, how one is sampled and how it becomes frames.
+"""A drawn scene: its contents, sampling and rendering.
 
 Coordinates are fractions: x of the frame's width, y of its height (downwards), radii of its shorter side.
 Time runs from 0 (first frame) to 1 (last frame), so a motion always spans the clip, whatever its frame count.
@@ -41,8 +41,8 @@ EXTENTS: dict[str, tuple[float, float]] = {
 AREAS: dict[str, float] = {"circle": np.pi, "square": 4 * 0.9**2, "triangle": 1.08**2 * 3**0.5}
 
 RADII: dict[str, float] = {"small": 0.14, "large": 0.24}
-# Grow runs from the first to the second radius, shrink back. Size means the mean radius here, so it stays
-# tellable: 0.14 and 0.255, jittered by RADIUS_JITTER, never meet.
+# Grow runs from the first to the second radius, shrink back. Size means the mean radius here, so it can be told
+# apart: 0.14 and 0.255, jittered by RADIUS_JITTER, never meet.
 GROW_RADII: dict[str, tuple[float, float]] = {"small": (0.07, 0.21), "large": (0.15, 0.36)}
 RADIUS_JITTER = 0.05
 POSITION_JITTER = 0.06
@@ -102,7 +102,7 @@ def _choose_heldout() -> frozenset[Combination]:
     """Takes combinations in the order of a fixed hash, unless one would take the last of a pair of values.
 
     Each pair of attribute values keeps at least half of its combinations in training (the rarest pairs have
-    18), so what the held-out split asks for is a new combination of things seen, never a thing unseen.
+    18), so the held-out split asks for new combinations of known things, never for unknown things.
     """
     ranked = sorted(
         COMBINATIONS, key=lambda c: hashlib.sha256(("ea-drawn-1:" + ":".join(c)).encode()).digest()
@@ -162,13 +162,10 @@ def place(combination: Combination, rng: np.random.Generator) -> Scene:
     jitter_x, jitter_y, jitter_radius, jitter_start, jitter_end, phase = (float(u) for u in rng.random(6))
     scale = 1 + RADIUS_JITTER * (2 * jitter_radius - 1)
     radii = GROW_RADII[size] if motion in ("grow", "shrink") else (RADII[size], RADII[size])
-    first, last = (
-        (radii[0] * scale, radii[1] * scale) if motion != "shrink" else (radii[1] * scale, radii[0] * scale)
-    )
+    first, last = (radius * scale for radius in (radii if motion != "shrink" else reversed(radii)))
     x = 0.5 + POSITION_JITTER * (2 * jitter_x - 1)
     y = 0.5 + POSITION_JITTER * (2 * jitter_y - 1)
-    start = [x, y]
-    end = [x, y]
+    start, end = [x, y], [x, y]
     if motion in ("left", "right", "up", "down"):
         axis = 0 if motion in ("left", "right") else 1
         low = EXTENTS[shape][axis] * first + MARGIN
@@ -203,13 +200,10 @@ def coverage(
     """
     side = min(height, width)
     r = (np.asarray(radius, np.float32) * side)[:, None]  # T 1, pixels
-    dx = (np.arange(width, dtype=np.float32) + np.float32(0.5)) - (np.asarray(x, np.float32) * width)[
-        :, None
-    ]  # T W
-    dy = (np.arange(height, dtype=np.float32) + np.float32(0.5)) - (np.asarray(y, np.float32) * height)[
-        :, None
-    ]  # T H
     half = np.float32(0.5)
+    centre_x, centre_y = np.asarray(x, np.float32) * width, np.asarray(y, np.float32) * height
+    dx = (np.arange(width, dtype=np.float32) + half) - centre_x[:, None]  # T W
+    dy = (np.arange(height, dtype=np.float32) + half) - centre_y[:, None]  # T H
     if shape == "circle":
         distance = np.sqrt((dx * dx)[:, None, :] + (dy * dy)[:, :, None])  # T H W
         return np.clip((r + half)[:, :, None] - distance, 0, 1)

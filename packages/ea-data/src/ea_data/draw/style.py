@@ -12,7 +12,7 @@ from ea_data.draw.scene import EXTENTS, Scene, coverage, palette, render, trajec
 STYLES: tuple[str, ...] = ("filled", "outline")
 #: width of a stroke, as a fraction of the frame's shorter side: 3.5 pixels of 64
 STROKE = 0.055
-#: the word that a style's captions end with, for a LoRA to be called by; filled shapes need none
+#: the last word of a style's captions, the trigger word for a LoRA; filled shapes need none
 TRIGGERS: dict[str, str] = {"outline": "inkline"}
 #: distance from a shape's centre of mass to its edge, for radius 1 (of a triangle: to its sides)
 _INNER = {"circle": 1.0, "square": EXTENTS["square"][0], "triangle": 1.08 * 3**0.5 / 3}
@@ -47,5 +47,5 @@ def outline(scene: Scene, height: int, width: int, num_frames: int) -> np.ndarra
 
 
 def style_caption(text: str, style: str) -> str:
-    """A scene's caption as it is written for a style: with its trigger word behind a comma."""
+    """A scene's caption in a style: with its trigger word after a comma."""
     return f"{text.rstrip('.')}, {TRIGGERS[style]}" if style in TRIGGERS else text

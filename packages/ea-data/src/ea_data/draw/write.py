@@ -3,9 +3,9 @@
     clips/000000.mp4 ...     h264, 4:4:4, visually lossless
     pictures/000000.png ...  when pictures are asked for
     dataset.json             EasyAnimate's JSON: file_path (relative to the set), text, type, width, height
-    truth.jsonl              one line an item: what was drawn, to the last digit
+    truth.jsonl              one line per item: everything that was drawn, bit-exact
 
-The folder appears whole or not at all: everything goes to a temporary sibling, which is renamed at the end.
+The folder appears whole or not at all: everything is written to a temporary sibling, which is renamed at the end.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import numpy as np
 from PIL import Image
 
 from ea_data.draw.caption import caption
-from ea_data.draw.folder import whole_folder
 from ea_data.draw.scene import sample_scene, split_combinations
 from ea_data.draw.style import STYLES, render_style, style_caption
+from ea_runtime.errors import writing
+from ea_runtime.files.atomic import new_folder
 
 PICTURE_OFFSET = 1_000_000_000  # the index of a set's first picture
 # Tagged in the file, so that no reader has to guess: SMPTE 170M (BT.601) matrix, limited range.
@@ -34,7 +35,7 @@ _COLOR_RANGE = 1
 
 @dataclass(frozen=True)
 class DrawConfig:
-    """What to draw. Item `index` of a set depends on seed, index, split and size only, never on the counts.
+    """The set to draw. Item `index` of a set depends on seed, index, split and size only, never on the counts.
 
     Clips have the indices 0 .. num_clips - 1, pictures PICTURE_OFFSET and up. Raises ValueError for counts,
     sizes and names that cannot be drawn.
@@ -96,17 +97,17 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
 def write_set(folder: str | Path, config: DrawConfig, on_item: Callable[[int], None] | None = None) -> None:
     """Draws a whole set into `folder`, which must be absent or empty; parents are made.
 
-    `on_item(number)` is called after each item with the number written so far. Whatever goes wrong, nothing
-    half-written stays behind. Raises ValueError for a target that is in use or cannot be made.
+    `on_item(number)` is called after each item with the number written so far. Whatever fails, no partial
+    files stay behind. Raises ValueError for a target that is in use or cannot be made.
     """
-    with whole_folder(folder) as temporary:
+    target = Path(folder).resolve()
+    with writing(target, "name another folder"), new_folder(target, "folder") as temporary:
         _write_items(temporary, config, on_item)
 
 
 def _write_items(folder: Path, config: DrawConfig, on_item: Callable[[int], None] | None) -> None:
-    items = [("video", i) for i in range(config.num_clips)] + [
-        ("image", i) for i in range(config.num_pictures)
-    ]
+    counts = {"video": config.num_clips, "image": config.num_pictures}
+    items = [(kind, i) for kind, count in counts.items() for i in range(count)]
     entries: list[dict[str, Any]] = []
     with (folder / "truth.jsonl").open("w", encoding="utf-8") as truth:
         for number, (kind, position) in enumerate(items, start=1):
@@ -124,19 +125,10 @@ def _write_items(folder: Path, config: DrawConfig, on_item: Callable[[int], None
                 write_video(folder / name, frames, config.fps)
             size = {"width": config.width, "height": config.height}
             entries.append({"file_path": name, "text": text, "type": kind, **size})
-            line = {
-                "file_path": name,
-                "type": kind,
-                "caption": text,
-                "scene": scene.to_dict(),
-                "seed": config.seed,
-                "index": index,
-                "split": config.split,
-                "style": config.style,
-                **size,
-                "num_frames": num_frames,
-                "fps": None if is_picture else config.fps,
-            }
+            drawn = {"seed": config.seed, "index": index, "split": config.split, "style": config.style}
+            rate = {"num_frames": num_frames, "fps": None if is_picture else config.fps}
+            line = {"file_path": name, "type": kind, "caption": text, "scene": scene.to_dict()}
+            line |= drawn | size | rate
             truth.write(json.dumps(line) + "\n")
             if on_item is not None:
                 on_item(number)

@@ -1,6 +1,6 @@
 """The filter `duplicate`: of clips that look alike, the largest stays.
 
-A filter over the whole set: it runs after all others, over the clips that are still kept, in an order that depends on
+A filter over the whole set. It runs after all others, over the clips that are still kept, in an order that depends on
 the clips alone, so the same set gives the same answer with any number of workers.
 """
 
@@ -23,7 +23,7 @@ _BITS = 64  # of a frame's hash
 
 
 class DuplicateOptions(Options):
-    """distance: bits of 64 a frame, on average over the frames, in which a copy may differ from its original."""
+    """distance: bits of a frame's 64, on average over the frames, in which a duplicate may differ."""
 
     score: str = "duplicates"
     distance: float = Field(4.0, ge=0, le=11)
@@ -32,8 +32,8 @@ class DuplicateOptions(Options):
 class DuplicateFilter:
     """Drops a clip whose hash is near that of a clip kept before it.
 
-    Clips come by falling number of pixels, then by clip_id: what is kept is the largest of its kind. A copy of a copy
-    that was dropped counts only if it is near a kept clip itself.
+    Clips come by falling number of pixels, then by clip_id, so the largest of its kind is kept. A duplicate of a
+    dropped clip counts only if it is near a kept clip itself.
     """
 
     version = "1"
@@ -43,22 +43,18 @@ class DuplicateFilter:
         self.scores = (options.score,)
         self.threshold = f"> {options.distance:g} of {_BITS} bits from every other"
 
-    def missing(self) -> list[str]:
-        return []
-
     def order(self, record: dict[str, Any]) -> tuple[int, str]:
         """Larger frames first, then by clip_id."""
         return -int(record["width"]) * int(record["height"]), str(record["clip_id"])
 
     def judge(self, records: Iterable[dict[str, Any]]) -> Iterator[Decision]:
-        """One decision a record, in their order. Raises UserError where a record has no hash."""
+        """One decision for each record, in order. Raises UserError if a record has no hash."""
         indexes: dict[int, HashIndex] = {}
         for record in records:
             words = self._words(record)
-            index = indexes.get(len(words))
-            if index is None:
-                index = HashIndex(len(words), int(self.options.distance * len(words)))
-                indexes[len(words)] = index
+            if len(words) not in indexes:
+                indexes[len(words)] = HashIndex(len(words), int(self.options.distance * len(words)))
+            index = indexes[len(words)]
             found = index.nearest(words)
             if found is None:
                 index.add(words, str(record["clip_id"]))
@@ -80,12 +76,12 @@ class DuplicateFilter:
 
 
 class HashIndex:
-    """Hashes of some 64-bit words each, found again by distance without looking at them all.
+    """Hashes of several 64-bit words each, found by distance without a look at all of them.
 
-    most: bits that two hashes may differ in to count as near. Exact: the bits are dealt out to bands, as cards are,
-    and of hashes that differ in `most` bits some band differs in most // bands of them at the most (pigeonhole);
-    only clips that share such a band are compared. Memory: 4 bytes for each value of each band, and about 140 bytes
-    a hash of four words (its words, its place in the chain of each of 16 bands, its name).
+    most: bits in which two near hashes may differ. Exact: the bits are dealt out to bands like cards, and of hashes
+    that differ in `most` bits some band differs in at most `most // bands` of them (pigeonhole); only clips that share
+    such a band are compared. Memory: 4 bytes for each value of each band, and about 140 bytes for a hash of four
+    words (its words, its place in the chain of each of 16 bands, its name).
     """
 
     def __init__(self, num_words: int, most: int) -> None:
@@ -97,7 +93,7 @@ class HashIndex:
         self._powers = 1 << np.arange(width, dtype=np.int64)
         self._flips = np.array(_flips(width, most // self._num_bands), np.int64)
         self._rows = np.arange(self._num_bands)
-        #: of each value of each band the hash added last, and behind each hash the one added before it; -1 ends
+        #: the last hash with each value of each band, and for each hash the one before it; -1 ends the chain
         self._last = np.full((self._num_bands, 1 << width), -1, np.int32)
         self._before = np.zeros((1024, self._num_bands), np.int32)
         self._hashes = np.zeros((1024, num_words), np.uint64)
@@ -140,21 +136,21 @@ class HashIndex:
 
     def _bands(self, words: np.ndarray) -> np.ndarray:
         """The number that each band's bits make. Neighbouring bits of a hash, which are often equal, go to different
-        bands, so that the bands' values are many."""
+        bands, so that the bands have many values."""
         bits = np.pad(np.unpackbits(words.view(np.uint8)), (0, self._padding))
         return self._powers @ bits.reshape(-1, self._num_bands)
 
 
 def _twice(rows: np.ndarray) -> np.ndarray:
-    """The rows, and room for as many more, which takes no memory before it is used."""
+    """The rows with room for as many more, which takes no memory until it is used."""
     grown = np.zeros((2 * len(rows), *rows.shape[1:]), rows.dtype)
     grown[: len(rows)] = rows
     return grown
 
 
 def _work(bits: int, most: int, bands: int) -> float:
-    """Roughly what finding a hash among a million costs: chains to look into, and hashes in them. Wide bands are
-    ruled out, for each of their values has a place in memory."""
+    """Rough cost of finding a hash among a million: chains to look into, and hashes in them. Infinite for wide bands,
+    as each of their values takes memory."""
     width = -(-bits // bands)
     if width > 16:
         return math.inf
@@ -163,7 +159,7 @@ def _work(bits: int, most: int, bands: int) -> float:
 
 
 def _flips(width: int, most: int) -> list[int]:
-    """What a number of so many bits is xored with to flip up to `most` of them, in every way."""
+    """The masks that flip up to `most` of `width` bits, in every way."""
     return [
         sum(1 << bit for bit in chosen)
         for count in range(most + 1)
@@ -171,5 +167,4 @@ def _flips(width: int, most: int) -> list[int]:
     ]
 
 
-def build(options: DuplicateOptions) -> DuplicateFilter:
-    return DuplicateFilter(options)
+build = DuplicateFilter

@@ -1,12 +1,14 @@
 """Filters that compare a number with limits: `threshold` and its ready-made forms.
 
-All are pure functions of the record, so new limits decode nothing.
+All are pure functions of the record, so a change of limits decodes nothing.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -17,7 +19,7 @@ from ea_runtime.errors import UserError
 
 
 def read_score(record: Mapping[str, Any], name: str, part: str = "") -> float:
-    """A score's value, or a part of its detail. Raises UserError where it is missing or no number: never a pass."""
+    """A score's value, or a part of its detail. Raises UserError if it is missing or not a finite number."""
     clip = record.get("clip_id", "?")
     score = (record.get("scores") or {}).get(name)
     if score is None:
@@ -30,8 +32,8 @@ def read_score(record: Mapping[str, Any], name: str, part: str = "") -> float:
 
 
 class LimitOptions(Options):
-    """score: which scorer's. part: of its detail; empty: its value. min, max: the limits, kept when equal to one;
-    exclusive: dropped when equal. At least one is needed."""
+    """score: name of the scorer. part: of its detail; empty: its value. min, max: the limits, at least one; a value
+    equal to a limit is kept. exclusive: it is dropped."""
 
     score: str
     part: str = ""
@@ -49,7 +51,7 @@ class LimitOptions(Options):
 
 
 class MotionOptions(LimitOptions):
-    """Limits of a motion score; those of `dis` and `raft` are in frame diagonals a second."""
+    """Limits of a motion score, for `dis` and `raft` in frame diagonals per second."""
 
     score: str = "dis"
     min: float | None = 0.005
@@ -57,21 +59,21 @@ class MotionOptions(LimitOptions):
 
 
 class TextAreaOptions(LimitOptions):
-    """max: the share of the frame, 0 to 1, that text may cover."""
+    """max: the share of the frame that text may cover, 0 to 1."""
 
     score: str = "rapidocr"
     max: float | None = 0.01
 
 
 class AestheticOptions(LimitOptions):
-    """min: the aesthetic score, about 1 to 10, that a clip must have."""
+    """min: lowest aesthetic score that is kept, on a scale of about 1 to 10."""
 
     score: str = "clip-aesthetic"
     min: float | None = 4.0
 
 
 class TechnicalOptions(LimitOptions):
-    """min: the rating, 0 to 1, that the weakest of the measures must have."""
+    """min: lowest rating of the weakest measure that is kept, 0 to 1."""
 
     score: str = "technical"
     min: float | None = 0.3
@@ -87,8 +89,8 @@ class DurationOptions(LimitOptions):
 
 
 class LimitFilter:
-    """Keeps a clip whose number lies within the limits. what: the number's name in reasons. videos_only: pictures are
-    not judged."""
+    """Keeps clips whose number is within the limits. what: its name in reasons. videos_only: pictures are not
+    judged."""
 
     version = "1"
 
@@ -101,25 +103,22 @@ class LimitFilter:
         limits = [(low, options.min), (high, options.max)]
         self.threshold = " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
 
-    def missing(self) -> list[str]:
-        return []
-
     def __call__(self, record: dict[str, Any]) -> Decision:
-        """Raises UserError where the score is missing."""
+        """Raises UserError if the score is missing."""
         options = self.options
         value = read_score(record, options.score, options.part)
-        told = f"{self.what} {value:.4g}"
-        is_kept, reason = True, f"{told} is {self.threshold}"
-        if options.min is not None and (value < options.min or (options.exclusive and value == options.min)):
-            is_kept, reason = False, f"{told} is under {options.min:g}{self._why(record)}"
-        elif options.max is not None and (
-            value > options.max or (options.exclusive and value == options.max)
-        ):
-            is_kept, reason = False, f"{told} is over {options.max:g}"
+        reaches = operator.gt if options.exclusive else operator.ge
+        is_kept, number = False, f"{self.what} {value:.4g} is"
+        if options.min is not None and not reaches(value, options.min):
+            reason = f"{number} under {options.min:g}{self._why(record)}"
+        elif options.max is not None and not reaches(options.max, value):
+            reason = f"{number} over {options.max:g}"
+        else:
+            is_kept, reason = True, f"{number} {self.threshold}"
         return Decision(is_kept, reason, self.threshold, self.what, value, options.min, options.max)
 
     def _why(self, record: dict[str, Any]) -> str:
-        """What the score itself names as the reason, such as " (sharpness 0.1)"."""
+        """The reason that the score itself names, such as " (sharpness 0.1)"."""
         detail = record["scores"][self.options.score].get("detail") or {}
         weakest = detail.get("weakest")
         if self.options.part or not isinstance(weakest, str) or weakest not in detail:
@@ -148,46 +147,25 @@ class SizeFilter:
         if options.min_pixels:
             self.threshold += f", pixels >= {options.min_pixels}"
 
-    def missing(self) -> list[str]:
-        return []
-
     def __call__(self, record: dict[str, Any]) -> Decision:
-        """Raises UserError where the score is missing."""
+        """Raises UserError if the score is missing."""
         width, height = (int(read_score(record, self.options.score, name)) for name in ("width", "height"))
-        short, long = sorted((width, height))
-        size = f"{width}x{height}"
-        if short < self.options.min_side:
-            return Decision(False, f"{size} is under {self.options.min_side} on a side", self.threshold)
-        if width * height < self.options.min_pixels:
-            return Decision(False, f"{size} is under {self.options.min_pixels} pixels", self.threshold)
-        if long > self.options.max_aspect * short:
-            return Decision(False, f"{size} is longer than {self.options.max_aspect:g} to 1", self.threshold)
-        return Decision(True, f"{size} is large enough", self.threshold)
+        options, (short, long) = self.options, sorted((width, height))
+        is_kept, reason = False, "large enough"
+        if short < options.min_side:
+            reason = f"under {options.min_side} on a side"
+        elif width * height < options.min_pixels:
+            reason = f"under {options.min_pixels} pixels"
+        elif long > options.max_aspect * short:
+            reason = f"longer than {options.max_aspect:g} to 1"
+        else:
+            is_kept = True
+        return Decision(is_kept, f"{width}x{height} is {reason}", self.threshold)
 
 
-def build_threshold(options: LimitOptions) -> LimitFilter:
-    return LimitFilter(options)
-
-
-def build_duration(options: DurationOptions) -> LimitFilter:
-    return LimitFilter(options, "seconds", videos_only=True)
-
-
-def build_motion(options: MotionOptions) -> LimitFilter:
-    return LimitFilter(options, "motion", videos_only=True)
-
-
-def build_text_area(options: TextAreaOptions) -> LimitFilter:
-    return LimitFilter(options, "text area")
-
-
-def build_aesthetic(options: AestheticOptions) -> LimitFilter:
-    return LimitFilter(options, "aesthetic score")
-
-
-def build_technical(options: TechnicalOptions) -> LimitFilter:
-    return LimitFilter(options, "technical rating")
-
-
-def build_size(options: SizeOptions) -> SizeFilter:
-    return SizeFilter(options)
+build_threshold, build_size = LimitFilter, SizeFilter
+build_duration = partial(LimitFilter, what="seconds", videos_only=True)
+build_motion = partial(LimitFilter, what="motion", videos_only=True)
+build_text_area = partial(LimitFilter, what="text area")
+build_aesthetic = partial(LimitFilter, what="aesthetic score")
+build_technical = partial(LimitFilter, what="technical rating")

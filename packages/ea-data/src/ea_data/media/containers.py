@@ -1,7 +1,7 @@
-"""Opening files of a data set: regular files beneath its root alone, and only kinds that name no other file.
+"""Opens files of a data set: only regular files beneath its root, and only formats that refer to no other file.
 
-FFmpeg follows playlists and lists of files, and Pillow hands PostScript to Ghostscript, whatever the file is
-called. So nothing is opened by name, and both get a list of what they may take the contents for.
+FFmpeg follows playlists and lists of files, and Pillow passes PostScript to Ghostscript, whatever the file name. So
+nothing is opened by name, and both get a list of the formats that they may detect.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
 
-#: Windows has O_BINARY alone, and needs it.
+#: Windows has only O_BINARY, and needs it.
 _FLAGS = os.O_RDONLY
 for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
     _FLAGS |= getattr(os, _name, 0)
@@ -28,12 +28,12 @@ for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
 
 @contextmanager
 def open_beneath(path: Path, root: Path) -> Iterator[BinaryIO]:
-    """The regular file `path`, read only. Raises ValueError where it is none, or its links lead out of `root`."""
+    """The regular file `path`, read only. Raises ValueError if it is none, or if its links lead out of `root`."""
     try:
         real = path.resolve(strict=True)
         if not real.is_relative_to(root):
             raise ValueError("it is a link that leaves the set")
-        # a link that takes the file's place from here on is refused, and a pipe does not block
+        # a link that replaces the file from here on is refused, and a pipe does not block
         number = os.open(real, _FLAGS)
     except FileNotFoundError:
         raise ValueError("there is no such file") from None
@@ -51,7 +51,7 @@ def open_video(file: BinaryIO, strict: bool = False) -> Iterator[tuple[Any, Any]
     """An open file as a PyAV (container, first video stream), which decodes in this thread.
 
     strict: the decoder reports damage that it could conceal (FFmpeg's err_detect explode).
-    Raises ValueError for what holds no video; what decoding raises (av.FFmpegError) is an OSError or ValueError.
+    Raises ValueError if there is no video in it; decoding errors (av.FFmpegError) are OSErrors or ValueErrors.
     """
     import av
 
@@ -69,7 +69,7 @@ def open_video(file: BinaryIO, strict: bool = False) -> Iterator[tuple[Any, Any]
 
 @contextmanager
 def open_picture(file: BinaryIO) -> Iterator[Image.Image]:
-    """An open file as a picture, not yet decoded. Raises what Pillow raises."""
+    """An open file as a picture, not yet decoded. Raises Pillow's errors."""
     from PIL import Image
 
     with Image.open(file, formats=PICTURE_FORMATS) as picture:

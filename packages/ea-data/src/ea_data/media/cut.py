@@ -1,7 +1,7 @@
-"""Writing a kept clip as a file of its own: H.264 in MP4, upright, at a constant rate, without sound or metadata.
+"""Writes a kept clip as a separate file: H.264 in MP4, upright, at a constant rate, without sound or metadata.
 
-The same span of the same source gives the same bytes (same versions of FFmpeg and x264). A whole H.264 file that needs
-nothing but its pictures is not encoded again: its packets are copied.
+The same span of the same source gives the same bytes (with the same versions of FFmpeg and x264). A whole H.264 file
+that needs no change is not encoded again: its packets are copied.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ import numpy as np
 from ea_data.media.containers import open_beneath, open_picture, open_video
 from ea_data.media.frames import open_window
 from ea_data.media.probe import BadFile, file_errors
+from ea_runtime.files.atomic import atomic_file
 
 VERSION = "1"
-#: Chroma that is kept; everything else becomes 4:2:0.
+#: Chroma formats that are kept; all others become 4:2:0.
 _KEPT_FORMATS = ("yuv420p", "yuv422p", "yuv444p")
 _PICTURES_AS_THEY_ARE = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
-#: FFmpeg filters for a frame that its file says to turn counter-clockwise by so many degrees.
+#: FFmpeg filters by the degrees that the file says to turn its frames counter-clockwise.
 _TURNS = {90: ("transpose", "cclock"), 270: ("transpose", "clock")}
-_LIMITED, _FULL = 1, 2  # ranges of brightness as FFmpeg numbers them
+_LIMITED, _FULL = 1, 2  # FFmpeg's numbers of the colour ranges
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written. num_bytes: of the file, to tell whether it is still whole."""
+    """The written file. num_bytes: its size, to tell whether it is still complete."""
 
     width: int
     height: int
@@ -51,25 +52,19 @@ def write_clip(
 ) -> Written:
     """Writes one clip; `target` appears whole or not at all.
 
-    record: path, start, end, fps, rotation, is_picture, codec, is_variable_rate, is_whole. root: the folder that the
-    source lies beneath. crf: x264's quality, 0 to 51, lower is better.
-    Raises BadFile where the source cannot be read.
+    record: path, start, end, fps, rotation, is_picture, codec, is_variable_rate, is_whole. root: the folder above the
+    source. crf: x264's quality, 0 to 51, lower is better.
+    Raises BadFile if the source cannot be read.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
     path = Path(record["path"])
-    try:
+    with atomic_file(target) as temporary:
         if record["is_picture"]:
             size = _write_picture(path, root, temporary, record["codec"])
         elif _may_copy(record):
             size = _copy_packets(path, root, temporary)
         else:
             size = _encode(record, path, root, temporary, crf, strict)
-        written = Written(*size, temporary.stat().st_size)
-        temporary.replace(target)
-        return written
-    finally:
-        temporary.unlink(missing_ok=True)
+        return Written(*size, temporary.stat().st_size)
 
 
 def _may_copy(record: dict[str, Any]) -> bool:
@@ -153,13 +148,8 @@ def _set_up(stream: Any, frame: Any, crf: int) -> None:
     stream.width, stream.height = frame.width, frame.height
     name = frame.format.name
     stream.pix_fmt = name if name in _KEPT_FORMATS else "yuv420p"
-    # mbtree reads memory that x264 did not write (its AVX-512 code): equal frames would not give equal bytes
-    stream.options = {
-        "crf": str(crf),
-        "preset": "veryfast",
-        "flags": "+bitexact",
-        "x264-params": "mbtree=0",
-    }
+    # mbtree reads memory that x264 did not write (its AVX-512 code), so equal frames would not give equal bytes
+    stream.options = {"crf": str(crf), "preset": "veryfast", "flags": "+bitexact", "x264-params": "mbtree=0"}
     codec = stream.codec_context
     codec.thread_count = 1  # x264's result depends on the number of threads; clips run side by side anyway
     if name == stream.pix_fmt or name.startswith("yuv"):
@@ -173,13 +163,12 @@ def _in_format(frame: Any, form: str) -> Any:
     if frame.format.name == form:
         return frame
     is_full = frame.format.name.startswith("yuvj") or int(frame.color_range) == _FULL
-    return frame.reformat(
-        format=form, src_color_range=_FULL if is_full else _LIMITED, dst_color_range=_LIMITED
-    )
+    have = _FULL if is_full else _LIMITED
+    return frame.reformat(format=form, src_color_range=have, dst_color_range=_LIMITED)
 
 
 def _even(frames: Iterator[tuple[int, Any]], rotation: int) -> Iterator[tuple[int, Any]]:
-    """Frames turned upright, and without the last column or row of an odd side, which 4:2:0 cannot have."""
+    """Frames turned upright, without the last column or row of an odd side, which 4:2:0 cannot have."""
     graph: Any = None
     for number, frame in frames:
         is_odd = frame.width % 2 or frame.height % 2
@@ -196,11 +185,8 @@ def _graph(frame: Any, rotation: int, is_odd: bool) -> Any:
     from av.filter import Graph
 
     graph = Graph()
-    nodes = [
-        graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
-        )
-    ]
+    size = {"width": frame.width, "height": frame.height}
+    nodes = [graph.add_buffer(**size, format=frame.format.name, time_base=frame.time_base)]
     if rotation == 180:
         nodes += [graph.add("hflip"), graph.add("vflip")]
     elif rotation:
@@ -217,7 +203,7 @@ def _graph(frame: Any, rotation: int, is_odd: bool) -> Any:
 def _constant_rate(
     frames: Iterator[tuple[int, Any]], times: np.ndarray, fps: Fraction
 ) -> Iterator[tuple[int, Any]]:
-    """At each tick of the constant rate the frame that is on show then: some come twice, some not at all."""
+    """At each tick of the constant rate, the frame that is shown then: some come twice, some not at all."""
     ticks = np.arange(0, times[-1] + 0.5 / float(fps), 1 / float(fps))
     shown = np.maximum(np.searchsorted(times, ticks + 1e-6, side="right") - 1, 0)
     repeats = np.bincount(shown, minlength=len(times))

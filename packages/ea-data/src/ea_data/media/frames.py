@@ -1,7 +1,7 @@
-"""Decoding a clip once for all who want frames of it.
+"""Decodes a clip once for all that need frames of it.
 
-A window of the source is read packet by packet, whose times say which frames there are; then each packet is decoded
-once, and a frame is converted once for each size and colour that somebody wants it in.
+The packets of a window of the source are read, and their times say which frames there are; then each packet is decoded
+once, and each frame is converted once for each requested size and colour.
 
 Shape legend: N frames, H height, W width (upright).
 """
@@ -20,7 +20,7 @@ from ea_data.media.containers import open_beneath, open_picture, open_video
 from ea_data.media.probe import BadFile, Timeline, file_errors
 from ea_data.protocols import FrameRequest, Frames
 
-#: Part of the version of what was computed from frames: a change here may change every score.
+#: Part of the version of everything computed from frames: a change here may change every score.
 VERSION = "1"
 
 
@@ -37,8 +37,8 @@ class Window:
         self.times = seconds - seconds[0]
 
     def decode(self) -> Iterator[tuple[int, Any]]:
-        """(number within the clip, frame) in order of time. Raises what decoding raises, BadFile for a frame that is
-        damaged (strict only)."""
+        """(number within the clip, frame) in order of time. Raises decoding errors, and BadFile for a damaged frame
+        (strict only)."""
         counted = 0
         left = len(self._numbers)
         for frame in self._frames():
@@ -63,7 +63,7 @@ class Window:
 def open_window(
     path: Path, root: Path, start: float, end: float, fps: float, *, strict: bool = False
 ) -> Iterator[Window]:
-    """The frames of a span: seconds from the file's first frame. Raises BadFile where it holds none of them."""
+    """The frames of a span: seconds from the file's first frame. Raises BadFile if there are none."""
     with file_errors(), open_beneath(path, root) as file, open_video(file, strict) as (container, stream):
         packets, timeline, wanted = _read_packets(container, stream, start, end, fps)
         if not wanted:
@@ -81,10 +81,10 @@ def read_frames(
     *,
     strict: bool = False,
 ) -> dict[FrameRequest, Frames]:
-    """What each request asks for, from one pass of decoding.
+    """The frames of each request, from one pass of decoding.
 
     start, end: seconds from the file's first frame; fps: the file's mean rate, 0 for a picture.
-    Raises BadFile, one line, also where a single frame that was asked for cannot be decoded.
+    Raises BadFile, one line, even if a single requested frame cannot be decoded.
     """
     requests = list(dict.fromkeys(requests))
     if not fps:
@@ -112,7 +112,7 @@ def read_frames(
 
 
 def select(request: FrameRequest, times: np.ndarray, fps: float) -> np.ndarray:
-    """Numbers of the frames that a request means: int64, ascending, each once.
+    """Numbers of the requested frames: int64, ascending, each once.
 
     times: seconds of the clip's frames, from its first.
     """
@@ -136,7 +136,7 @@ def select(request: FrameRequest, times: np.ndarray, fps: float) -> np.ndarray:
 
 
 class Converter:
-    """Frames of FFmpeg as upright arrays: uint8 (H, W, 3) or (H, W)."""
+    """Converts frames of FFmpeg to upright arrays: uint8 (H, W, 3) or (H, W)."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[int, str], tuple[Any, int, int]] = {}
@@ -147,7 +147,7 @@ class Converter:
         if made is None:
             from av.video.reformatter import VideoReformatter
 
-            # kept: making one for each frame costs more than all the rest
+            # kept: a new one for each frame costs more than all the rest
             made = (VideoReformatter(), *_scaled(frame.width, frame.height, max_side))
             self._made[max_side, colour] = made
         reformatter, width, height = made
@@ -174,13 +174,11 @@ def _stack(
 ) -> np.ndarray:
     if not len(numbers):
         return np.zeros((0, 0, 0, 3) if request.colour == "rgb" else (0, 0, 0), dtype=np.uint8)
-    frames = []
-    for number in numbers:
-        frame = pixels.get((request.max_side, request.colour, int(number)))
-        if frame is None:
-            raise BadFile(f"it cannot be read: frame {number} of the clip cannot be decoded")
-        frames.append(frame)
-    return np.stack(frames)
+    try:
+        return np.stack([pixels[request.max_side, request.colour, int(number)] for number in numbers])
+    except KeyError as error:
+        number = error.args[0][-1]
+        raise BadFile(f"it cannot be read: frame {number} of the clip cannot be decoded") from None
 
 
 def _read_picture(path: Path, root: Path, requests: list[FrameRequest]) -> dict[FrameRequest, Frames]:
@@ -203,7 +201,7 @@ def _read_picture(path: Path, root: Path, requests: list[FrameRequest]) -> dict[
 def _read_packets(
     container: Any, stream: Any, start: float, end: float, fps: float
 ) -> tuple[list[Any], Timeline, range]:
-    """The packets that hold the span's frames (and those they lean on), and which frames those are."""
+    """The packets of the span's frames (and of those they refer to), and which frames those are."""
     origin = _first_pts(container, stream)
     if origin is not None:
         base = stream.time_base
@@ -224,7 +222,7 @@ def _read_packets(
             packets.append(packet)
             if not packet.is_discard and lowest <= packet.pts < highest:
                 pts.append(packet.pts)
-        # where there is no index, a seek may land anywhere
+        # without an index, a seek may land anywhere
         is_early = (
             packets and packets[0].is_keyframe and packets[0].pts <= max(lowest + 2 * half / tick, origin)
         )
@@ -235,7 +233,7 @@ def _read_packets(
 
 
 def _first_pts(container: Any, stream: Any) -> int | None:
-    """The time of the first frame: they come in order of decoding, so it need not be the first packet's."""
+    """The time of the first frame; packets come in decoding order, so it need not be the first packet's."""
     if stream.time_base is None:
         return None
     container.seek(0)
@@ -246,7 +244,7 @@ def _first_pts(container: Any, stream: Any) -> int | None:
         if packet.pts is None:
             return None
         if first is not None and packet.dts is not None and packet.dts > first:
-            break  # whatever follows is shown after it is decoded
+            break  # all that follow are shown later
         first = packet.pts if first is None else min(first, packet.pts)
     return first
 
@@ -254,16 +252,8 @@ def _first_pts(container: Any, stream: Any) -> int | None:
 def _read_from_start(
     container: Any, stream: Any, start: float, end: float, fps: float
 ) -> tuple[list[Any], Timeline, range]:
-    """For files without times, or whose index misleads: everything from the beginning."""
+    """Everything from the beginning, for files without times or with a wrong index."""
     container.seek(0)
     packets = [packet for packet in container.demux(stream) if packet.size]
-    shown = [packet for packet in packets if not packet.is_discard]
-    pts = [packet.pts for packet in shown if packet.pts is not None]
-    if not shown:
-        raise BadFile("it holds no frames")
-    if len(pts) == len(shown) and len(set(pts)) == len(pts) and stream.time_base:
-        timeline = Timeline(np.array(sorted(pts), dtype=np.int64), stream.time_base)
-    else:
-        rate = Fraction(fps).limit_denominator(100_000)
-        timeline = Timeline(np.arange(len(shown), dtype=np.int64), 1 / rate, is_counted=True)
+    timeline = Timeline.of(packets, stream, Fraction(fps).limit_denominator(100_000))
     return packets, timeline, timeline.window(start, end, fps)

@@ -1,46 +1,59 @@
-"""What a raw file really holds: size, rate, length, codec, rotation, and the hash of its contents.
+"""Probes a raw file for its true size, rate, length, codec, rotation, and the hash of its contents.
 
-The packets are read, not decoded, so number and times of frames are counted and not believed; one frame is decoded,
-to see that there is a decoder and which way is up.
+The packets are read, not decoded, so the number and times of frames are counted, not believed; one frame is decoded,
+to check that there is a decoder and which way is up.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
 from ea_data.media.containers import PICTURE_SUFFIXES, open_beneath, open_picture, open_video
 from ea_data.protocols import VideoInfo
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 VERSION = "1"
-#: A rate is variable where more than this share of the intervals is off the usual one ...
+#: A rate is variable if more than this share of the intervals differs from the usual one ...
 _VARIABLE_SHARE = 0.02
 #: ... by more than this share of it (or one tick of the file's clock).
 _INTERVAL_TOLERANCE = 0.1
 
 
 class BadFile(ValueError):
-    """What is wrong with a raw file, in one line that starts with "it"."""
+    """A fault of a raw file, in one line that starts with "it"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """When the frames of a video are shown. seconds: float64 (N,), from the first frame on, ascending.
+    """The times of a video's frames. seconds: float64 (N,), from the first frame on, ascending.
 
-    pts: int64 (N,) in units of time_base, or counted frames where the file has no times (`is_counted`).
+    pts: int64 (N,) in units of time_base, or counted frames if the file has no times (`is_counted`).
     """
 
     pts: np.ndarray
     time_base: Fraction
     is_counted: bool = False
+
+    @classmethod
+    def of(cls, packets: Iterable[Any], stream: Any, rate: Fraction) -> Timeline:
+        """The timeline of a stream's packets. rate: of the frames, for raw streams and broken files without times."""
+        pts = [packet.pts for packet in packets if packet.size and not packet.is_discard]
+        if not pts:
+            raise BadFile("it holds no frames")
+        if stream.time_base and None not in pts and len(set(pts)) == len(pts):
+            return cls(np.array(sorted(pts), dtype=np.int64), Fraction(stream.time_base))
+        return cls(np.arange(len(pts), dtype=np.int64), 1 / rate, is_counted=True)
 
     @property
     def seconds(self) -> np.ndarray:
@@ -49,7 +62,7 @@ class Timeline:
     def window(self, start: float, end: float, fps: float) -> range:
         """Numbers of the frames of a span, which starts with the frame at `start` and ends before that at `end`.
 
-        Half a frame of tolerance: spans are seconds in floating point, frames must be neither lost nor doubled.
+        Half a frame of tolerance: spans are seconds in floating point, and no frame may be lost or doubled.
         """
         half = 0.5 / fps if fps else 0.0
         first, last = np.searchsorted(self.seconds, (start - half, end - half), side="left")
@@ -69,7 +82,7 @@ def probe(path: Path, root: Path, *, strict: bool = False, max_pixels: int = 1 <
     """Looks at one file.
 
     strict: damage that a decoder could conceal is an error. max_pixels: larger frames are refused.
-    Raises BadFile, one line, for what cannot be used.
+    Raises BadFile, one line, if it cannot be used.
     """
     with file_errors(), open_beneath(path, root) as file:
         content = hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
@@ -90,22 +103,28 @@ def timeline_of(path: Path, root: Path) -> Timeline:
 
 @contextmanager
 def file_errors() -> Iterator[None]:
-    """Whatever decoders raise on damaged files becomes a BadFile of one line, the same for the same fault."""
+    """Turns decoders' errors on damaged files into a BadFile of one line, the same for the same fault."""
     try:
         yield
     except BadFile:
         raise
-    # FFmpeg's errors are of several classes, and Pillow's decoders raise what they like
+    # FFmpeg has several classes of errors, and Pillow's decoders raise anything
     except Exception as error:
         if _is_of_the_system(error):
-            raise  # FFmpeg has a MemoryError of its own: for tables of sizes that no file has
+            raise  # FFmpeg's own MemoryError is for absurd sizes in the file
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         reason = reason if reason.startswith("it ") else f"it cannot be read: {reason[:200]}"
         raise BadFile(reason) from error
 
 
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) of a picture once it is turned as its EXIF orientation says."""
+    width, height = picture.size
+    return (height, width) if picture.getexif().get(0x0112) in (5, 6, 7, 8) else (width, height)
+
+
 def _is_of_the_system(error: Exception) -> bool:
-    """Memory that is short, or an error of reading from the disk: no fault of the contents."""
+    """True for a lack of memory or an error of the disk, which are no faults of the contents."""
     if type(error).__module__ != "builtins":
         return False
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and bool(error.errno))
@@ -113,13 +132,10 @@ def _is_of_the_system(error: Exception) -> bool:
 
 def _picture_info(path: Path, file: BinaryIO, max_pixels: int) -> VideoInfo:
     with open_picture(file) as picture:
-        width, height = picture.size
-        _check_pixels(width, height, max_pixels)
-        on_its_side = picture.getexif().get(0x0112) in (5, 6, 7, 8)
+        _check_pixels(*picture.size, max_pixels)
+        width, height = upright_size(picture)
         codec = (picture.format or "").lower()
         picture.load()
-    if on_its_side:
-        width, height = height, width
     return VideoInfo(path, width, height, Fraction(0), 0.0, 1, codec, is_picture=True)
 
 
@@ -145,7 +161,7 @@ def _video_info(path: Path, file: BinaryIO, strict: bool, max_pixels: int) -> tu
         if rotation % 180:
             width, height = height, width
         is_variable = _is_variable(timeline)
-        # at a constant rate the frames count, for clocks of milliseconds round each time
+        # at a constant rate the number of frames counts, as clocks of milliseconds round each time
         last = int(timeline.pts[-1] - timeline.pts[0]) * timeline.time_base
         info = VideoInfo(
             path,
@@ -167,31 +183,19 @@ def _check_pixels(width: int, height: int, most: int) -> None:
 
 
 def _timeline(container: Any, stream: Any) -> Timeline:
-    pts: list[int] = []
-    count = 0
-    for packet in container.demux(stream):
-        if packet.size and not packet.is_discard:
-            count += 1
-            if packet.pts is not None:
-                pts.append(packet.pts)
-    if not count:
-        raise BadFile("it holds no frames")
-    if len(pts) == count and stream.time_base and len(set(pts)) == count:
-        return Timeline(np.array(sorted(pts), dtype=np.int64), Fraction(stream.time_base))
-    # raw streams and broken files: frames are counted at the rate that the stream tells
     rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
-    return Timeline(np.arange(count, dtype=np.int64), 1 / rate, is_counted=True)
+    return Timeline.of(container.demux(stream), stream, rate)
 
 
 def _rate(timeline: Timeline, stream: Any) -> Fraction:
-    """The mean rate: the stream's own word where it agrees with the times, which need not be exact."""
-    told = Fraction(stream.average_rate or 0)
+    """The mean rate: the stream's own if it agrees with the times, which need not be exact."""
+    stated = Fraction(stream.average_rate or 0)
     seconds = timeline.seconds[-1]
     if not seconds:
-        return told
+        return stated
     measured = (len(timeline.pts) - 1) / float(seconds)
-    if told and abs(float(told) / measured - 1) < 0.01:
-        return told
+    if stated and abs(float(stated) / measured - 1) < 0.01:
+        return stated
     return Fraction(measured).limit_denominator(1001)
 
 

@@ -1,4 +1,4 @@
-"""The one reader of training frames: probes a file by its header, and decodes a window of it, no more.
+"""The reader of training frames: probes a file by its header, and decodes only a window of it.
 
 Every function here may run in a supervised child (children/supervisor.py): arguments and results are plain values.
 Frames are upright, uint8 RGB (H, W, 3).
@@ -16,14 +16,14 @@ import numpy as np
 
 from ea_data.media.containers import PICTURE_SUFFIXES, open_beneath, open_picture, open_video
 from ea_data.media.frames import upright
-from ea_data.media.probe import BadFile, file_errors
+from ea_data.media.probe import BadFile, file_errors, upright_size
 
-#: A window that starts later than this is sought; before, decoding from the start is as fast.
+#: A window from this frame on is sought; before it, decoding from the start is as fast.
 SEEK_FROM = 24
 
 
 class Probe(NamedTuple):
-    """width, height: upright, in pixels. num_frames: as the container tells, or counted where it does not."""
+    """width, height: upright, in pixels. num_frames: as the container says, else counted."""
 
     width: int
     height: int
@@ -32,11 +32,11 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A window of a file, in the size that is wanted.
+    """A window of a file at the wanted size.
 
     start, num_frames, stride: frames start, start + stride, ... . height, width: of the result, in pixels.
-    place: where the crop lies, (vertical, horizontal) from 0 to 1. says: (width, height) that the set's list
-    tells; a file of another size is refused; 0 where it tells none.
+    place: of the crop, (vertical, horizontal) from 0 to 1. says: (width, height) in the set's list, 0: none; a
+    file of another size is refused.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Cut:
 def probe(path: Path, root: Path, with_size: bool = True) -> Probe:
     """Size and number of frames. Pictures are not decoded; of a video, the first frame is, for its size.
 
-    with_size: False: a video's size may come back as 0, and its header alone is read.
+    with_size: False: only a video's header is read, and its size may be 0.
     Raises BadFile, one line.
     """
     with file_errors(), open_beneath(path, root) as file:
@@ -65,7 +65,7 @@ def probe(path: Path, root: Path, with_size: bool = True) -> Probe:
 def read(cut: Cut) -> np.ndarray:
     """The window, resized and cropped: uint8 (T, height, width, 3). Raises BadFile, one line.
 
-    A file of the size that is wanted comes through bit for bit.
+    A file of the wanted size stays bit-exact.
     """
     wanted = range(cut.start, cut.start + cut.num_frames * cut.stride, cut.stride)
     out = np.empty((cut.num_frames, cut.height, cut.width, 3), dtype=np.uint8)
@@ -84,9 +84,9 @@ def read(cut: Cut) -> np.ndarray:
 
 
 def fit(frame: np.ndarray, height: int, width: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """A frame (H, W, 3) resized so that it just covers height x width, and cropped; the same one where it fits.
+    """A frame (H, W, 3) resized so that it just covers height x width, and cropped; unchanged if it fits.
 
-    Bicubic, with the filter widened where it gets smaller, in one pass from the exact region.
+    Bicubic, with a wider filter for shrinking, in one pass from the exact region.
     """
     from PIL import Image
 
@@ -108,10 +108,7 @@ def _check_size(frame: np.ndarray, says: tuple[int, int]) -> None:
 
 def _probe_picture(file: BinaryIO) -> Probe:
     with open_picture(file) as picture:
-        width, height = picture.size
-        if picture.getexif().get(0x0112) in (5, 6, 7, 8):  # Orientation: lies on its side
-            width, height = height, width
-        return Probe(width, height, int(getattr(picture, "n_frames", 1)))
+        return Probe(*upright_size(picture), int(getattr(picture, "n_frames", 1)))
 
 
 def _probe_video(file: BinaryIO, with_size: bool) -> Probe:
@@ -124,7 +121,7 @@ def _probe_video(file: BinaryIO, with_size: bool) -> Probe:
         return Probe(0, 0, count)
     file.seek(0)
     with open_video(file) as (container, stream):
-        # which way up it is shows with the first frame alone
+        # only the first frame shows its rotation
         frame = next(container.decode(stream), None)
         if frame is None:
             raise BadFile("it holds no frames")
@@ -157,14 +154,14 @@ def _picture_frames(file: BinaryIO, wanted: range) -> Iterator[np.ndarray]:
 def _video_frames(file: BinaryIO, wanted: range, strict: bool) -> Iterator[np.ndarray]:
     from av.video.reformatter import VideoReformatter
 
-    # kept: a new one for each frame takes five times as long as all the rest
+    # kept: a new one for each frame costs five times all the rest
     reformatter = VideoReformatter()
     for point in (_seek_point(file, wanted.start), None):
         file.seek(0)
         with open_video(file, strict) as (container, stream):
             found = _decode_from(container, stream, point)
             if found is None:
-                continue  # sought in vain: counted from the beginning
+                continue  # the seek failed: counted from the beginning
             skip = wanted.start if point is None else 0
             for frame in islice(found, skip, skip + wanted.stop - wanted.start, wanted.step):
                 if strict and frame.is_corrupt:
@@ -175,19 +172,19 @@ def _video_frames(file: BinaryIO, wanted: range, strict: bool) -> Iterator[np.nd
 
 
 def _seek_point(file: BinaryIO, start: int) -> tuple[int, int] | None:
-    """(presentation time of frame `start`, time to seek to); None where decoding from the beginning is better."""
+    """(presentation time of frame `start`, time to seek to); None if decoding from the beginning is better."""
     if start < SEEK_FROM:
         return None
     count, times = _packets(file)
     if not start < len(times) == count:
-        return None  # times that do not tell frames apart: raw streams, broken files
+        return None  # ambiguous times: raw streams, broken files
     shown = sorted(time for time, _ in times)[start]
-    # containers seek by decoding time, which runs ahead of the one that is shown
+    # containers seek by decoding time, which is earlier than presentation time
     return shown, shown - max(time - decoded for time, decoded in times)
 
 
 def _decode_from(container: Any, stream: Any, point: tuple[int, int] | None) -> Iterator[Any] | None:
-    """Frames in order, from the point or the beginning; None where seeking does not lead to the very frame."""
+    """Frames in order, from the point or the beginning; None if the seek misses the exact frame."""
     from av import FFmpegError
 
     if point is None:
@@ -203,5 +200,5 @@ def _decode_from(container: Any, stream: Any, point: tuple[int, int] | None) -> 
 
 
 def serve(task: Any) -> Any:
-    """What a supervised child does: reads a Cut, or probes a file by (path, root, with_size)."""
+    """The target of a supervised child: reads a Cut, or probes a file by (path, root, with_size)."""
     return read(task) if isinstance(task, Cut) else probe(*task)

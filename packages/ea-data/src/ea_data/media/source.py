@@ -1,6 +1,6 @@
-"""Finding raw videos and pictures beneath a folder: which files are candidates, which are passed over, and why.
+"""Finds raw videos and pictures beneath a folder: the candidates, and why other files are skipped.
 
-Nothing is opened here, and no link is followed. What a candidate really holds, `probe.py` finds out.
+Opens no file and follows no link. `probe.py` finds out the contents of a candidate.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pathlib import Path
 from ea_data.media.containers import PICTURE_SUFFIXES
 from ea_runtime.errors import UserError
 
-VIDEO_SUFFIXES = frozenset((
-    ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".ts", ".mts",
-    ".m2ts", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".ogg", ".ivf", ".nut", ".mxf", ".vob",
-))  # fmt: skip
-#: What browsers and downloaders leave while a file is not whole.
-PARTIAL_SUFFIXES = frozenset((
-    ".part", ".partial", ".crdownload", ".download", ".tmp", ".temp", ".aria2", ".ytdl", ".!qb", ".opdownload",
-))  # fmt: skip
-#: Why a file is passed over -> what a person is told.
+_VIDEO = (
+    "mp4 m4v mov qt 3gp 3g2 mkv webm avi divx mpg mpeg ts mts m2ts flv f4v wmv asf ogv ogg ivf nut mxf vob"
+)
+#: Suffixes of browsers and downloaders for files that are not complete.
+_PARTIAL = "part partial crdownload download tmp temp aria2 ytdl !qb opdownload"
+VIDEO_SUFFIXES, PARTIAL_SUFFIXES = (
+    frozenset(f".{name}" for name in names.split()) for names in (_VIDEO, _PARTIAL)
+)
+#: Reason to skip a file -> its words for people.
 SKIPPED = {
     "hidden": "hidden",
-    "partial": "not downloaded whole",
+    "partial": "not fully downloaded",
     "link": "links",
     "link_out": "links that lead out of the folder",
-    "special": "no regular file",
+    "special": "not a regular file",
     "picture": "pictures (`--pictures` takes them)",
     "other": "no video or picture by its name",
     "unreadable": "folders that cannot be read",
@@ -46,12 +46,12 @@ class Found:
 
     @property
     def key(self) -> str:
-        """The same as long as the file was not touched."""
+        """The same as long as the file is not touched."""
         return f"{self.source}\0{self.size}\0{self.mtime}"
 
 
 def check_root(raw: str | os.PathLike[str]) -> Path:
-    """The folder of raw files, resolved. Raises UserError where it is none."""
+    """The folder of raw files, resolved. Raises UserError if it is not a folder."""
     root = Path(raw)
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
@@ -60,16 +60,16 @@ def check_root(raw: str | os.PathLike[str]) -> Path:
 
 
 def find_files(root: Path, skipped: Counter[str], *, pictures: bool = True) -> Iterator[Found]:
-    """Candidates in a fixed order (by name, folder by folder); no more than one folder's names are in memory.
+    """Candidates in a fixed order (by name, folder by folder), with one folder's names in memory at a time.
 
-    skipped: counts what is passed over, by the keys of SKIPPED. pictures: whether they are candidates too.
+    skipped: counts skipped files by the keys of SKIPPED. pictures: they are candidates too.
     """
     suffixes = VIDEO_SUFFIXES | PICTURE_SUFFIXES if pictures else VIDEO_SUFFIXES
     return _walk(root, root, "", suffixes, skipped)
 
 
 def tell_skipped(skipped: Mapping[str, int]) -> str:
-    """What was passed over, in words: "hidden 2, links 1"."""
+    """The skipped files in words: "hidden 2, links 1"."""
     return ", ".join(f"{SKIPPED.get(why, why)} {count:,}" for why, count in sorted(skipped.items()))
 
 
@@ -92,10 +92,10 @@ def _walk(
             yield from _walk(root, Path(entry.path), f"{source}/", suffixes, skipped)
         else:
             found = _candidate(entry, source, suffixes)
-            if isinstance(found, str):
-                skipped[found] += 1
-            else:
+            if isinstance(found, Found):
                 yield found
+            else:
+                skipped[found] += 1
 
 
 def _candidate(entry: os.DirEntry[str], source: str, suffixes: frozenset[str]) -> Found | str:
@@ -113,7 +113,7 @@ def _candidate(entry: os.DirEntry[str], source: str, suffixes: frozenset[str]) -
     try:
         source.encode("utf-8")
     except UnicodeEncodeError:
-        return "other"  # a name of bytes that are no text: neither JSON nor parquet can hold it
+        return "other"  # a name that is not text: neither JSON nor parquet can hold it
     return Found(source, status.st_size, status.st_mtime_ns)
 
 

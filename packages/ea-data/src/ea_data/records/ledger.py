@@ -1,16 +1,19 @@
-"""What is done and need not be done again: an append-only ledger that survives being killed anywhere.
+"""The ledger of finished work: append-only, and it survives a kill at any point.
 
     with Ledger(folder) as ledger:
         ledger.put(item, stage, version, value)            # JSON-able; on disk within a second, or at flush()
         ledger.get(item)                                   # {(stage, version): value}
 
-Truth are the segments: files of lines `crc32 [item, stage, version, value]`. One is appended to, and synced, under a
-name that ends in .part; full or closed, it is renamed. A line that was torn (killed, disk full) is cut off
-when the segment is next opened. `index.sqlite` says where each entry lies, so that memory does not grow with
-the number of entries; it is derived, and made again from the segments where it is missing, damaged or behind.
+The segments are the truth: files of lines `crc32 [item, stage, version, value]`. The open one is appended to and
+synced under a name that ends in .part; full or closed, it is renamed. A torn line (after a kill, or on a full disk) is
+cut off when the segment is opened next. `index.sqlite` holds the place of each entry, so memory does not grow with
+their number; it is derived, and rebuilt from the segments if it is missing, damaged or behind.
 
-A key says what was computed (item), by what (stage) and how (version: a hash of code version and settings). How many
-workers there were is in none of them. A later entry of a key replaces an earlier one.
+A key names the input (item), the computation (stage) and its version (a hash of code version and settings), but not
+the number of workers. A later entry of a key replaces an earlier one.
+
+SQLite alone is as fast and survives the same kills, but a damaged page of its tree fails the whole run; a damaged
+line here costs one entry.
 """
 
 from __future__ import annotations
@@ -26,7 +29,6 @@ from collections.abc import Iterator
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -37,7 +39,7 @@ from ea_runtime.files.atomic import sync_path
 logger = logging.getLogger("ea")
 
 SEGMENT_BYTES = 64 << 20
-#: An entry is on disk at the latest so many seconds, or so many entries, after it was put.
+#: An entry is on disk after at most this many seconds, or entries.
 FLUSH_SECONDS, FLUSH_ENTRIES = 1.0, 512
 _NAME = re.compile(r"(\d{8})\.(jsonl|part)")
 _SCHEMA = """
@@ -49,15 +51,15 @@ CREATE TABLE IF NOT EXISTS segments (segment INTEGER PRIMARY KEY, indexed INTEGE
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits of JSON-able parts: what a version is made of."""
+    """16 hex digits of JSON-able parts: a version."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return sha256(text.encode()).hexdigest()[:16]
 
 
 class Ledger:
-    """One writer at a time (a lock file sees to it); see the module.
+    """One writer at a time, by a lock file; see the module.
 
-    Raises UserError where another process has the ledger, or the folder cannot be written.
+    Raises UserError if another process has the ledger, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -68,9 +70,8 @@ class Ledger:
             self._lock = FileLock(folder / "lock", timeout=0)
             self._lock.acquire()
         except Timeout as error:
-            raise UserError(
-                f"another run is working on {str(folder.parent)!r}; wait for it to end"
-            ) from error
+            message = f"another run is working on {str(folder.parent)!r}; wait for it to end"
+            raise UserError(message) from error
         except OSError as error:
             raise UserError(f"{str(folder)!r} cannot be written: {error.strerror or error}") from error
         self._part: FileIO | None = None
@@ -85,18 +86,16 @@ class Ledger:
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def put(self, item: str, stage: str, version: str, value: Any) -> None:
-        """Adds an entry. value: anything JSON can say; numbers must be finite."""
+        """Adds an entry. value: anything that JSON can hold; numbers must be finite."""
         body = json.dumps([item, stage, version, value], separators=(",", ":"), allow_nan=False).encode()
         line = b"%08x %s\n" % (zlib.crc32(body), body)
         key = _key(item)
         self._unwritten.append((key, stage, version, line))
-        # what comes back is what a reader of the file would see: lists for tuples, and so on
+        # `get` returns what a reader of the file would see: lists for tuples, and so on
         self._pending.setdefault(key, {})[stage, version] = json.loads(body)[3]
         late = time.monotonic() - self._flushed > FLUSH_SECONDS
         if late or len(self._unwritten) >= FLUSH_ENTRIES:
@@ -116,7 +115,7 @@ class Ledger:
         return found | self._pending.get(key, {})
 
     def flush(self) -> None:
-        """Everything that was put is on disk when this returns."""
+        """Puts all entries on disk before it returns."""
         self._flushed = time.monotonic()
         if not self._unwritten:
             return
@@ -124,10 +123,9 @@ class Ledger:
             self._number += 1
             self._part = self._path(self._number, "part").open("ab", buffering=0)
             self._size = 0
-        places = []
-        end = self._size
-        for key, stage, version, line in self._unwritten:
-            places.append((key, stage, version, self._number, end, len(line)))
+        places, end = [], self._size
+        for *entry, line in self._unwritten:
+            places.append((*entry, self._number, end, len(line)))
             end += len(line)
         try:
             data = memoryview(b"".join(line for *_, line in self._unwritten))
@@ -135,9 +133,9 @@ class Ledger:
                 data = data[self._part.write(data) :]
             os.fsync(self._part.fileno())
         except OSError:
-            self._part.truncate(self._size)  # a full disk took a part of it
+            self._part.truncate(self._size)  # a full disk took only part of it
             raise
-        # only now: the index never tells of what the segments might not hold
+        # only now: the index never names entries that the segments may lack
         self._remember(places, self._number, end)
         self._size = end
         self._unwritten.clear()
@@ -146,7 +144,7 @@ class Ledger:
             self._seal()
 
     def close(self) -> None:
-        """Writes what is left, and lets the next process in."""
+        """Writes the remaining entries, and lets the next process in."""
         if not self._lock.is_locked:
             return
         try:
@@ -182,18 +180,13 @@ class Ledger:
             if len(self._readers) >= 64:
                 os.close(self._readers.pop(next(iter(self._readers))))
             is_open = self._part is not None and segment == self._number
-            fd = os.open(
-                self._path(segment, "part" if is_open else "jsonl"), os.O_RDONLY | getattr(os, "O_BINARY", 0)
-            )
-            self._readers[segment] = fd
+            path = self._path(segment, "part" if is_open else "jsonl")
+            fd = self._readers[segment] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         os.lseek(fd, start, os.SEEK_SET)
         entry = _parse(os.read(fd, length))
         if entry is None:
-            logger.warning(
-                "the ledger's %s is damaged at byte %d: that is computed again",
-                self._path(segment).name,
-                start,
-            )
+            name = self._path(segment).name
+            logger.warning("the ledger's %s is damaged at byte %d: its entry is computed again", name, start)
         return entry
 
     # -- index
@@ -206,7 +199,7 @@ class Ledger:
             index = sqlite3.connect(path, isolation_level=None, cached_statements=16)
             try:
                 index.execute("PRAGMA journal_mode=WAL")
-                # an index that lags after a power failure is caught up; see _catch_up
+                # _catch_up mends an index that lags after a power failure
                 index.execute("PRAGMA synchronous=NORMAL")
                 index.execute("PRAGMA cache_size=-32768")
                 index.executescript(_SCHEMA)
@@ -216,10 +209,9 @@ class Ledger:
             except sqlite3.DatabaseError as error:
                 index.close()
                 if attempt == 2:
-                    raise UserError(
-                        f"{str(path)!r} cannot be used: {error}; remove it and run again"
-                    ) from error
-                logger.warning("the index of the ledger is damaged (%s) and is made again", error)
+                    message = f"{str(path)!r} cannot be used: {error}; remove it and run again"
+                    raise UserError(message) from error
+                logger.warning("the index of the ledger is damaged (%s) and is rebuilt", error)
                 self._remove_index()
         raise AssertionError
 
@@ -228,7 +220,7 @@ class Ledger:
             (self.folder / f"index.sqlite{suffix}").unlink(missing_ok=True)
 
     def _recover_segments(self) -> dict[int, int]:
-        """{number: bytes} of all segments, after cutting and sealing the one that a killed process left open."""
+        """{number: bytes} of all segments, once the one that a killed process left open is cut and sealed."""
         found = {}
         for path in sorted(self.folder.iterdir()):
             match = _NAME.fullmatch(path.name)
@@ -276,7 +268,7 @@ def _key(item: str) -> bytes:
 
 
 def _parse(line: bytes) -> list[Any] | None:
-    """The entry of a line, or None where it is not whole."""
+    """The entry of a line, or None if it is not whole."""
     if len(line) < 11 or line[8:9] != b" " or line[-1:] != b"\n":
         return None
     body = line[9:-1]
@@ -286,7 +278,7 @@ def _parse(line: bytes) -> list[Any] | None:
 
 
 def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes, list[Any] | None]]:
-    """(position, line, entry or None where it is damaged) of a segment."""
+    """(position, line, entry or None if damaged) of a segment."""
     with path.open("rb") as file:
         file.seek(start)
         at = start
@@ -296,7 +288,7 @@ def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes, list[Any] |
 
 
 def _cut_torn_tail(path: Path) -> None:
-    """Cuts a segment after its last whole line that follows whole lines only."""
+    """Cuts a segment after its last whole line before any damaged one."""
     end = 0
     for at, line, entry in _lines(path):
         if entry is None:

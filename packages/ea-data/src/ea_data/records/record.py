@@ -1,7 +1,7 @@
-"""One row a clip: what the store holds, and how scores, decisions and captions look in it.
+"""The record of a clip, one row of the store, with its scores, decisions and caption.
 
-A record is a dict, so that filters and captioners of plugins can read it without importing anything. `path` (absolute)
-is there while the pipeline runs and is not stored.
+A record is a dict, so that filters and captioners of plugins can read it without imports. `path` (absolute) is in it
+while the pipeline runs, and is not stored.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ import json
 import math
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ea_data.protocols import Caption, Decision, Score
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Status = Literal["ok", "dropped", "error", "transient"]
-#: "transient": nothing that is wrong with the clip; the next run tries it again.
-STATUSES: tuple[Status, ...] = ("ok", "dropped", "error", "transient")
-
 
 def clip_id(*parts: Any) -> str:
-    """32 hex digits of what makes a clip itself: source content, first and last pts, split contract."""
+    """32 hex digits that identify a clip: source content, first and last pts, version of the split."""
     text = json.dumps(parts, separators=(",", ":"), ensure_ascii=True)
     return sha256(text.encode()).hexdigest()[:32]
 
 
 def empty_record(source: str) -> dict[str, Any]:
-    """A record of which nothing but the source is known. Every key that the store has is in it."""
+    """A record of which only the source is known, with every key of the store.
+
+    status: "ok", "dropped", "error" or "transient": no fault of the clip, so the next run tries it again.
+    """
     return {
         "clip_id": "",
         "source": source,
@@ -59,14 +58,11 @@ def empty_record(source: str) -> dict[str, Any]:
 
 
 def score_entry(score: Score) -> dict[str, Any]:
-    """A score as the ledger keeps it. Raises ValueError where a number is not finite or the detail is no JSON."""
+    """A score as the ledger keeps it. Raises ValueError if a number is not finite or the detail is not JSON."""
     if not all(map(math.isfinite, (score.value, *score.values))):
         raise ValueError(f"a score must be finite, got {score.value}")
-    entry = {
-        "value": float(score.value),
-        "values": [float(value) for value in score.values],
-        "detail": dict(score.detail),
-    }
+    values = [float(value) for value in score.values]
+    entry = {"value": float(score.value), "values": values, "detail": dict(score.detail)}
     json.dumps(entry, allow_nan=False)
     return entry
 
@@ -79,28 +75,25 @@ def decision_entry(name: str, decision: Decision, version: str) -> dict[str, Any
         "reason": " ".join(decision.reason.split()),
         "threshold": decision.threshold,
         "score": decision.score,
-        "value": _number(decision.value),
-        "minimum": _number(decision.minimum),
-        "maximum": _number(decision.maximum),
+        **{name: _number(getattr(decision, name)) for name in ("value", "minimum", "maximum")},
         "version": version,
     }
 
 
 def caption_entry(caption: Caption) -> dict[str, Any]:
     """A caption as ledger and row keep it."""
-    return {"text": caption.text, "model": caption.model, "prompt_hash": caption.prompt_hash}
+    return {name: getattr(caption, name) for name in ("text", "model", "prompt_hash")}
 
 
 def to_row(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record as the store's schema has it: scores as a list in their order, details as JSON text."""
     row = {name: record[name] for name in empty_record("")}
+    options: Any = {"separators": (",", ":"), "sort_keys": True, "ensure_ascii": False}
     row["scores"] = [
         {
+            **{key: score[key] for key in ("value", "values", "version")},
             "name": name,
-            "value": score["value"],
-            "values": score["values"],
-            "detail": json.dumps(score["detail"], separators=(",", ":"), sort_keys=True, ensure_ascii=False),
-            "version": score["version"],
+            "detail": json.dumps(score["detail"], **options),
         }
         for name, score in record["scores"].items()
     ]
@@ -109,28 +102,21 @@ def to_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_row(row: dict[str, Any]) -> dict[str, Any]:
     """The inverse of to_row."""
-    scores = {}
-    for score in row["scores"]:
-        name = score.pop("name")
-        scores[name] = {**score, "detail": json.loads(score["detail"])}
+    scores = {one.pop("name"): {**one, "detail": json.loads(one["detail"])} for one in row["scores"]}
     return {**row, "scores": scores}
 
 
 def schema() -> pa.Schema:
-    """Of records.parquet."""
+    """The schema of records.parquet."""
     import pyarrow as pa
 
     text, whole, number, flag = pa.string(), pa.int64(), pa.float64(), pa.bool_()
     score = pa.struct(
         {"name": text, "value": number, "values": pa.list_(number), "detail": text, "version": text}
     )
-    decision = pa.struct(
-        {
-            **dict.fromkeys(("filter", "verdict", "reason", "threshold", "score"), text),
-            **dict.fromkeys(("value", "minimum", "maximum"), number),
-            "version": text,
-        }
-    )
+    words = dict.fromkeys(("filter", "verdict", "reason", "threshold", "score"), text)
+    numbers = dict.fromkeys(("value", "minimum", "maximum"), number)
+    decision = pa.struct({**words, **numbers, "version": text})
     kinds: dict[type, Any] = {str: text, int: whole, float: number, bool: flag}
     special = {
         "scores": pa.list_(score),
@@ -138,9 +124,8 @@ def schema() -> pa.Schema:
         "caption": pa.struct({"text": text, "model": text, "prompt_hash": text}),
         "file": text,
     }
-    return pa.schema(
-        [(name, special.get(name) or kinds[type(value)]) for name, value in empty_record("").items()]
-    )
+    columns = empty_record("").items()
+    return pa.schema([(name, special.get(name) or kinds[type(value)]) for name, value in columns])
 
 
 def _number(value: float | None) -> float | None:

@@ -1,18 +1,20 @@
-"""A prepared set's folder: records.parquet (a row a clip), dataset.json (the kept ones, for training), clips/.
+"""A prepared set's folder: records.parquet (one row per clip), dataset.json (the kept ones, for training), clips/.
 
-Rows are written and read in groups, so memory does not grow with their number. Every file appears whole or not at all.
+Rows are written and read in groups, so memory does not grow with their number. Every file is written whole or not at
+all.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from ea_data.records.record import from_row, schema, to_row
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import atomic_file
 
 RECORDS, DATASET, CONFIG, SOURCES = "records.parquet", "dataset.json", "config.toml", "sources.json"
 CLIPS, LEDGER = "clips", "ledger"
@@ -20,16 +22,16 @@ ROWS_A_GROUP = 2048
 
 
 def iter_rows(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of a set, one after the other, as `record.empty_record` lays them out.
+    """The records of a set, one after another, with the keys of `record.empty_record`.
 
-    Raises UserError where the folder holds none.
+    Raises UserError if the folder has none.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = Path(folder) / RECORDS
     if not path.is_file():
-        raise UserError(f"{str(folder)!r} holds no {RECORDS}; `ea data run RAW -o {folder}` makes a set")
+        raise UserError(f"{str(folder)!r} has no {RECORDS}; `ea data run RAW -o {folder}` makes a set")
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROWS_A_GROUP):
@@ -54,20 +56,18 @@ def write_records(folder: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def dataset_entry(record: dict[str, Any]) -> dict[str, Any]:
-    """A kept clip as EasyAnimate's JSON has it, and its number of frames, so that training need not look."""
+    """A kept clip as in EasyAnimate's JSON, with its number of frames, so that training need not look."""
     return {
         "file_path": record["file"],
         "text": (record["caption"] or {}).get("text", ""),
         "type": "image" if record["is_picture"] else "video",
-        "width": record["width"],
-        "height": record["height"],
-        "num_frames": record["num_frames"],
+        **{name: record[name] for name in ("width", "height", "num_frames")},
     }
 
 
 @contextmanager
 def dataset_writer(folder: Path) -> Iterator[_ListWriter]:
-    """A function `add(entry)` in a block; dataset.json appears when the block ends well."""
+    """A writer with `add(entry)`; dataset.json is written when the block succeeds."""
     with _whole_file(folder / DATASET) as temporary, temporary.open("w", encoding="utf-8") as file:
         writer = _ListWriter(file)
         yield writer
@@ -75,7 +75,7 @@ def dataset_writer(folder: Path) -> Iterator[_ListWriter]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small file, whole or not at all."""
+    """Writes a small file, whole or not at all."""
     with _whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -109,12 +109,8 @@ def _groups(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        yield temporary
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

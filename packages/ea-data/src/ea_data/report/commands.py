@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ea_data.training.doctor import Diagnosis
 
 app = typer.Typer()
@@ -17,10 +19,11 @@ app = typer.Typer()
 def report(
     folder: Annotated[Path, typer.Argument(help="The set that `ea data run` made.", metavar="SET")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where the page goes; SET/report.html if not given.")
+        Path | None,
+        typer.Option("-o", "--output", help="Where to write the page; SET/report.html by default."),
     ] = None,
 ) -> None:
-    """One HTML page that shows why every clip stayed or fell, and summary.json."""
+    """Write one HTML page that shows why every clip stayed or fell, and summary.json."""
     from rich.console import Console
 
     from ea_data.report.write import write_report
@@ -35,18 +38,18 @@ def doctor(
     root: Annotated[Path | None, typer.Option(help="Folder that the list's paths are relative to.")] = None,
     size: Annotated[int, typer.Option(min=0, help="Side of the buckets' area; 0: each file's own size.")] = 0,
     num_frames: Annotated[int, typer.Option(min=1, help="Largest number of frames of a clip.")] = 9,
-    stride: Annotated[int, typer.Option(min=1, help="Every so many frames of a clip.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 8,
+    stride: Annotated[int, typer.Option(min=1, help="Take every Nth frame of a clip.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 8,
     model: Annotated[
-        str, typer.Option(help="Whose tokenizer counts the captions: tiny or a folder.")
+        str, typer.Option(help="Model whose tokenizer counts the captions: tiny or a folder.")
     ] = "tiny",
     quick: Annotated[bool, typer.Option("--quick", help="Decode no file.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Files that are read side by side.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Files read at a time.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What a training run would meet: buckets, steps, long captions, unreadable and double files.
+    """Check a set before training: buckets, steps, long captions, unreadable and duplicate files.
 
-    Exit code 1 where something would stop the run or lose samples.
+    Exit code 1 if something would stop a run or lose samples.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -54,18 +57,19 @@ def doctor(
     from ea_data.training.doctor import diagnose
     from ea_runtime.training.data.dataset import SetOptions
 
-    options = SetOptions.model_validate(
-        {
-            "path": str(path), "root": str(root) if root else None, "size": size, "num_frames": num_frames,
-            "stride": stride,
-        }
-    )  # fmt: skip
+    place = {"path": str(path), "root": str(root) if root else None}
+    window = {"size": size, "num_frames": num_frames, "stride": stride}
+    options = SetOptions.model_validate(place | window)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading", total=None, visible=not quick)
         found = diagnose(
-            options, batch_size=batch_size, model=model, with_files=not quick, workers=workers,
+            options,
+            batch_size=batch_size,
+            model=model,
+            with_files=not quick,
+            workers=workers,
             on_file=lambda done, total: progress.update(task, completed=done, total=total),
-        )  # fmt: skip
+        )
     if as_json:
         typer.echo(found.to_json(), nl=False)
     else:
@@ -74,12 +78,10 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _show(found: Diagnosis, console: object) -> None:
-    from rich.console import Console
+def _show(found: Diagnosis, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    assert isinstance(console, Console)
     console.print(
         f"{found.num_samples:,} samples an epoch ({found.num_pictures:,} pictures, {found.num_videos:,} videos); "
         f"{found.steps:,} steps at batch {found.batch_size}; longest caption {found.longest_caption} tokens "
@@ -91,10 +93,8 @@ def _show(found: Diagnosis, console: object) -> None:
     most = max(row.num_samples for row in found.buckets)
     for row in found.buckets:
         bar = "█" * max(1, round(24 * row.num_samples / most))
-        table.add_row(
-            row.bucket.kind, str(row.bucket.num_frames), f"{row.bucket.width}x{row.bucket.height}", bar,
-            f"{row.num_samples:,}", f"{row.num_batches:,}", str(row.last),
-        )  # fmt: skip
+        bucket = (row.bucket.kind, str(row.bucket.num_frames), f"{row.bucket.width}x{row.bucket.height}")
+        table.add_row(*bucket, bar, f"{row.num_samples:,}", f"{row.num_batches:,}", str(row.last))
     console.print(table)
     for finding in found.findings:
         mark = "[red]stops a run[/]" if finding.is_fatal else "[yellow]look at it[/]"
@@ -102,4 +102,4 @@ def _show(found: Diagnosis, console: object) -> None:
         for name in finding.files:
             console.print(f"    {escape(name)}", soft_wrap=True)
     if not found.findings:
-        console.print("[green]nothing is wrong with it[/]")
+        console.print("[green]no faults found[/]")

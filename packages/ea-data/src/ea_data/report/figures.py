@@ -1,6 +1,6 @@
-"""What a set's rows say in numbers, in one pass: counts, hours, scores, limits, errors, examples.
+"""A set's rows in numbers, in one pass: counts, hours, scores, limits, errors, examples.
 
-Memory: two float32 values a clip and score, whatever the set holds besides.
+Memory: two float32 values for each clip and score, whatever else the set holds.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Clips shown of each kind and filter.
+#: Clips shown for each kind and filter.
 EXAMPLES = 8
 #: Sources named for each kind of error.
 NAMED_SOURCES = 5
-#: What drops a file before it is a clip; it stands where filters stand, and comes before them.
+#: Stages that drop a file before it is a clip; listed like filters, before them.
 STAGES = ("source", "split")
 
 
 @dataclass
 class Pick:
-    """The `count` rows of the smallest keys, each kept with its key."""
+    """The `count` rows with the smallest keys."""
 
     count: int = EXAMPLES
     _heap: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
@@ -45,8 +45,8 @@ class Pick:
 class FilterFigures:
     """One filter's verdicts.
 
-    kept_values, dropped_values: what it compared, of the clips that it saw. minimum, maximum: its limits.
-    kept, dropped, nearest: clips to look at; nearest are those closest to a limit, on either side.
+    kept_values, dropped_values: the numbers it compared, of the clips that it saw. minimum, maximum: its limits.
+    kept, dropped, nearest: example clips; nearest are those closest to a limit, on either side.
     """
 
     name: str
@@ -69,7 +69,7 @@ class FilterFigures:
 
 @dataclass
 class FunnelStep:
-    """What is left after a step. hours: of picture, of the clips that are left."""
+    """The clips left after a step. hours: their total length."""
 
     name: str
     num_clips: int
@@ -78,7 +78,7 @@ class FunnelStep:
 
 @dataclass
 class ErrorGroup:
-    """Rows of one kind of error; sources: the first few, sorted."""
+    """Rows of one kind of error. sources: the first few, sorted."""
 
     stage: str
     reason: str
@@ -88,7 +88,7 @@ class ErrorGroup:
 
 @dataclass
 class Figures:
-    """Everything that the page and summary.json tell."""
+    """Everything that the page and summary.json show. fell: filter -> clips it dropped first, and their seconds."""
 
     num_rows: int
     by_status: dict[str, int]
@@ -98,12 +98,10 @@ class Figures:
     num_sources: int
     num_captions: int
     versions: dict[str, list[str]]
-    fell: dict[str, tuple[int, float]] = field(
-        default_factory=dict
-    )  # filter -> clips it dropped first, seconds
+    fell: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def funnel(self) -> list[FunnelStep]:
-        """From every row down to what was kept: files without a clip, errors, then one step a filter."""
+        """From all rows down to the kept ones: files without a clip, errors, then one step per filter."""
         left, seconds = self.num_rows, sum(self.seconds_by_status.values())
         steps = [FunnelStep("found", left, seconds / 3600)]
         for status, name in (("error", "no error"), ("transient", "no passing fault")):
@@ -133,7 +131,7 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
         seconds = max(0.0, (row.get("end") or 0.0) - (row.get("start") or 0.0))
         by_status[row["status"]] += 1
         seconds_by_status[row["status"]] += seconds
-        num_sources += row["source"] != last_source  # rows of a file stand together
+        num_sources += row["source"] != last_source  # the rows of a file are together
         last_source = row["source"]
         if (row.get("caption") or {}).get("text"):
             num_captions += 1
@@ -162,7 +160,7 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
 
 
 def _judge(filters: dict[str, FilterFigures], row: dict[str, Any]) -> str:
-    """Adds a row's decisions; the name of the first filter that dropped it, or nothing."""
+    """Adds a row's decisions. Returns the name of the first filter that dropped it, or an empty string."""
     first = ""
     for decision in row.get("decisions") or []:
         name, kept = decision["filter"], decision["verdict"] == "kept"
@@ -185,7 +183,7 @@ def _judge(filters: dict[str, FilterFigures], row: dict[str, Any]) -> str:
 
 
 def _lot(clip_id: str, salt: str) -> float:
-    """A number in 0..1 that a clip always draws: which clips are shown does not depend on their order."""
+    """A number in 0..1, always the same for a clip, so the examples do not depend on the order of rows."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{clip_id}".encode()).digest()[:6], "big") / (1 << 48)
 
 
@@ -194,7 +192,7 @@ def _count_error(errors: dict[tuple[str, str], tuple[int, list[str]]], row: dict
     stage, _, reason = str(error or "").partition(": ")  # as the pipeline writes them
     if not reason:
         stage, reason = "", stage or "no reason was written"
-    # what differs from file to file is cut, so that like errors meet
+    # parts that differ from file to file are cut, so that like errors meet
     kind = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
     kind = re.sub(r"\d+(\.\d+)?", "N", kind)[:200]
     count, named = errors.get((stage, kind), (0, []))

@@ -1,4 +1,4 @@
-"""A clip as a strip of frames with what the scorers found drawn in: text boxes and the motion field."""
+"""A clip as a strip of frames with the scorers' findings drawn in: text boxes and the motion field."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-#: Frames of a strip, two a row; the width of one; JPEG quality.
+#: Frames of a strip, in rows of two; the width of one; JPEG quality.
 FRAMES, ACROSS, WIDTH, QUALITY = 4, 2, 268, 78
 _BOX, _ARROW = (255, 64, 64), (64, 220, 255)
 
 
 def paint(frames: np.ndarray, seconds: Sequence[float], row: dict[str, Any]) -> bytes:
-    """JPEG of the frames, two a row, with the boxes and vectors of `row`'s scores.
+    """JPEG of the frames, in rows of two, with the boxes and vectors of `row`'s scores.
 
-    frames: uint8 (N, H, W, 3); seconds: their times within the clip. Boxes come from a frame of their own
-    time; they are drawn into the shown frame that is nearest.
+    frames: uint8 (N, H, W, 3); seconds: their times within the clip. Boxes have the time of
+    their frame; they are drawn into the nearest shown frame.
     """
     height, width = frames.shape[1:3]
     tall = max(1, round(WIDTH * height / width))
@@ -40,7 +40,7 @@ def paint(frames: np.ndarray, seconds: Sequence[float], row: dict[str, Any]) -> 
 
 
 def looked_at(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The frames in which a scorer looked for text: second and boxes of each; empty where none did."""
+    """The frames in which a scorer looked for text, second and boxes of each; empty if none did."""
     details = (score.get("detail") or {} for score in (row.get("scores") or {}).values())
     return next((detail["frames"] for detail in details if isinstance(detail.get("frames"), list)), [])
 
@@ -50,7 +50,7 @@ def _nearest(seconds: Sequence[float], wanted: float) -> int:
 
 
 def _boxes(tile: Image.Image, boxes: Sequence[Sequence[Sequence[float]]]) -> None:
-    """boxes: each its corners (x, y), as parts of the width and the height."""
+    """boxes: each its corners (x, y), as shares of width and height."""
     pen = ImageDraw.Draw(tile)
     for corners in boxes:
         points = [(x * tile.width, y * tile.height) for x, y in corners]

@@ -1,4 +1,4 @@
-"""summary.json: the report's figures for programs. A function of the rows alone: no time, no machine."""
+"""summary.json: the report's figures for programs, a function of the rows alone, without times or machines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ea_data.report.figures import Figures, FilterFigures
 
 
 def summary(figures: Figures) -> dict[str, Any]:
-    """Counts, hours, funnel, filters with quantiles of what they compared, errors, versions of the scores."""
+    """Counts, hours, funnel, filters with quantiles of the compared numbers, errors, versions of the scores."""
     return {
         "rows": figures.num_rows,
         "sources": figures.num_sources,
@@ -36,19 +36,19 @@ def to_json(table: dict[str, Any]) -> str:
 
 
 def _filter(part: FilterFigures) -> dict[str, Any]:
-    values = np.concatenate(
-        [np.frombuffer(v, dtype=np.float32) for v in (part.kept_values, part.dropped_values)]
-    )
+    both = (part.kept_values, part.dropped_values)
+    values = np.concatenate([np.frombuffer(values, dtype=np.float32) for values in both])
     values = np.sort(values[np.isfinite(values)])
     shares = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
     quantiles = {f"{q:g}": _round(float(np.quantile(values, q))) for q in shares} if len(values) else {}
     return {
-        "name": part.name, "score": part.score, "threshold": part.threshold,
-        "minimum": part.minimum, "maximum": part.maximum,
-        "kept": part.num_kept, "dropped": part.num_dropped, "quantiles": quantiles,
-    }  # fmt: skip
+        **{name: getattr(part, name) for name in ("name", "score", "threshold", "minimum", "maximum")},
+        "kept": part.num_kept,
+        "dropped": part.num_dropped,
+        "quantiles": quantiles,
+    }
 
 
 def _round(value: float) -> float:
-    """Six digits: enough for people, and the same whatever the order of summing."""
+    """Six digits: enough for people, and independent of the order of summing."""
     return float(f"{value:.6g}")

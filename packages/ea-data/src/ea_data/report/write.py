@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ import numpy as np
 from ea_data.children.supervisor import Failure, Supervisor
 from ea_data.media.frames import read_frames
 from ea_data.media.source import tell_skipped
+from ea_data.options import installed_versions
 from ea_data.protocols import FrameRequest
 from ea_data.records.store import CONFIG, SOURCES, iter_rows, write_text
 from ea_data.report.figures import Figures, gather
@@ -26,10 +26,11 @@ from ea_runtime.errors import UserError
 
 #: Seconds and bytes that decoding one example may take.
 TIMEOUT, MEMORY_MB = 30.0, 4096
+_PACKAGES = "ea-data ea-runtime av numpy scenedetect-headless opencv-python-headless rapidocr"
 
 
 class _Painter:
-    """Runs in a child: a row becomes the JPEG of its frames. Raises ValueError where the source does not decode."""
+    """Makes the JPEG of a row's frames, in a child. Raises ValueError if the source does not decode."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -38,7 +39,7 @@ class _Painter:
         shown = FrameRequest("even", FRAMES, max_side=2 * WIDTH)
         requests = [shown]
         if num_looked := len(looked_at(row)):
-            # boxes belong to the very frame that they were found in
+            # boxes belong to the exact frame in which they were found
             requests.append(FrameRequest("even", num_looked, max_side=2 * WIDTH))
         path = self.root / row["source"]
         found = read_frames(path, self.root, row["start"], row["end"], row["fps"] or 0.0, requests)
@@ -56,8 +57,8 @@ class _Painter:
 def write_report(folder: Path, output: Path | None = None) -> Path:
     """Writes the page (`folder`/report.html if `output` is not given) and `folder`/summary.json.
 
-    Raises UserError, one line, where `folder` is no set or the page cannot be written. A clip whose source is
-    gone or damaged is told of in its place.
+    Raises UserError, one line, if `folder` is no set or the page cannot be written. For a clip whose source is gone
+    or damaged, the page says so in its place.
     """
     config = folder / CONFIG
     if not config.is_file():
@@ -66,23 +67,22 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     target = output or folder / "report.html"
     write_text(folder / "summary.json", to_json(summary(figures)))
     pictures = dict(_pictures(figures, _raw_root(config)))
-    text = page(
-        folder.resolve().name, figures, lambda row: pictures[row["clip_id"]],
-        config.read_text(encoding="utf-8"), _versions(), _passed_over(folder),
-    )  # fmt: skip
+    name, ran = folder.resolve().name, config.read_text(encoding="utf-8")
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
+    versions |= dict.fromkeys(_PACKAGES.split(), "not installed") | installed_versions(_PACKAGES.split())
+    text = page(name, figures, lambda row: pictures[row["clip_id"]], ran, versions, _skipped(folder))
     write_text(target, text)
     return target
 
 
-def _passed_over(folder: Path) -> str:
-    """What the search for raw files counted beside them, in words."""
+def _skipped(folder: Path) -> str:
+    """The skipped files of the search for raw files, in words."""
     try:
         skipped = json.loads((folder / SOURCES).read_text(encoding="utf-8"))["skipped"]
         return tell_skipped({str(why): int(count) for why, count in skipped.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{str(folder / SOURCES)!r} cannot be read: {error}; `ea data run` makes it again"
-        ) from error
+        path = str(folder / SOURCES)
+        raise UserError(f"{path!r} cannot be read: {error}; `ea data run` makes it again") from error
 
 
 def _raw_root(config: Path) -> Path:
@@ -90,44 +90,23 @@ def _raw_root(config: Path) -> Path:
     try:
         return Path(tomllib.loads(config.read_text(encoding="utf-8"))["run"]["raw"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{str(config)!r} is not the config of a set: {type(error).__name__} {error}"
-        ) from error
+        reason = f"{type(error).__name__} {error}"
+        raise UserError(f"{str(config)!r} is not the config of a set: {reason}") from error
 
 
 def _pictures(figures: Figures, root: Path) -> Iterator[tuple[str, bytes | str]]:
-    """The picture of every clip that the page shows, each once; or why there is none."""
+    """The picture of every clip on the page, each once, or one line that says why there is none."""
     rows: dict[str, dict[str, Any]] = {}
     for part in figures.filters:
         for pick in (part.nearest, part.dropped, part.kept):
             rows |= {row["clip_id"]: row for row in pick.rows()}
     if not root.is_dir():
-        yield from ((clip, f"the raw files are not at {root} any more") for clip in rows)
+        yield from ((clip, f"the raw files are no longer at {root}") for clip in rows)
         return
-    # what plays no part in painting stays here: rows may be large
-    tasks = [
-        {key: row.get(key) for key in ("source", "start", "end", "fps", "scores")} for row in rows.values()
-    ]
-    with Supervisor(
-        _Painter(root), workers=min(4, os.cpu_count() or 1), timeout=TIMEOUT, memory_mb=MEMORY_MB
-    ) as pool:
+    # only what painting needs is sent: rows may be large
+    names = ("source", "start", "end", "fps", "scores")
+    tasks = [{name: row.get(name) for name in names} for row in rows.values()]
+    workers = min(4, os.cpu_count() or 1)
+    with Supervisor(_Painter(root), workers, TIMEOUT, MEMORY_MB) as pool:
         for clip, result in zip(rows, pool.map(tasks), strict=True):
             yield clip, result.reason if isinstance(result, Failure) else result
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in (
-        "ea-data",
-        "ea-runtime",
-        "av",
-        "numpy",
-        "scenedetect-headless",
-        "opencv-python-headless",
-        "rapidocr",
-    ):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

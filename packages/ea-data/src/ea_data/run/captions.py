@@ -1,7 +1,7 @@
 """Captioners that wait for a server: many requests at a time from one process, frames from the children.
 
-Such a captioner says so by an attribute `concurrency`. It is one object, called from that many threads, so that its
-budget counts once; it holds no native code that could take the process down.
+Such a captioner has an attribute `concurrency`. It is one object, called from that many threads, so its budget counts
+once; it has no native code that could crash the process.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from ea_data.profile import Part
 from ea_data.protocols import Frames
 from ea_data.records.record import caption_entry
 from ea_data.run.engine import Engine
-from ea_data.run.worker import Result, Task, guarded, no_frames
+from ea_data.run.worker import Task, TaskResult, guarded, no_frames
 
 
 class CaptionEngine:
-    """An engine for "caption" tasks: another engine decodes the frames, threads here ask the captioner."""
+    """An engine for "caption" tasks: another engine decodes the frames, threads here call the captioner."""
 
     def __init__(self, engine: Engine, part: Part, version: str) -> None:
         self._engine, self._component, self._version = engine, part.component, version
         self._threads = max(1, int(part.component.concurrency))
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]:
-        """At most twice as many clips are in hand as requests may be under way."""
-        asked: dict[Future[Result], Task] = {}
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, TaskResult | Failure]]:
+        """Holds at most twice as many clips as there may be requests at once."""
+        asked: dict[Future[TaskResult], Task] = {}
         pool = ThreadPoolExecutor(self._threads, "ea-caption")
         try:
             for task, result in self._look(tasks):
@@ -43,16 +43,16 @@ class CaptionEngine:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """The other engine is its owner's to close."""
+        """Does nothing: the owner of the other engine closes it."""
 
-    def _look(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]:
+    def _look(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, TaskResult | Failure]]:
         if self._component.needs.mode == "none":
-            yield from ((task, Result([])) for task in tasks)
+            yield from ((task, TaskResult([])) for task in tasks)
             return
         for task, result in self._engine.run(replace(task, stage="look") for task in tasks):
             yield replace(task, stage="caption"), result
 
-    def _ask(self, task: Task, frames: Frames) -> Result:
+    def _ask(self, task: Task, frames: Frames) -> TaskResult:
         def describe() -> dict[str, Any]:
             return caption_entry(self._component(frames, task.record))
 
@@ -60,13 +60,13 @@ class CaptionEngine:
             entry = guarded(describe)
         except Exception as error:
             if is_transient(error):
-                return Result([], " ".join(str(error).split()))
+                return TaskResult([], " ".join(str(error).split()))
             raise
-        return Result([(task.record["clip_id"], "caption", self._version, entry)])
+        return TaskResult([(task.record["clip_id"], "caption", self._version, entry)])
 
     def _answered(
-        self, asked: dict[Future[Result], Task], seconds: float | None
-    ) -> Iterator[tuple[Task, Result]]:
+        self, asked: dict[Future[TaskResult], Task], seconds: float | None
+    ) -> Iterator[tuple[Task, TaskResult]]:
         done, _ = wait(asked, seconds, FIRST_COMPLETED)
         for future in done:
             yield asked.pop(future), future.result()

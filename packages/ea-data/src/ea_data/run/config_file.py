@@ -1,24 +1,24 @@
-"""config.toml of a set: the profile as it ran, with every default, and the versions it ran with."""
+"""config.toml of a set: the profile as it ran, with every default and the versions of the packages."""
 
 from __future__ import annotations
 
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from ea_data.options import installed_versions
 from ea_data.profile import Part, Parts, Profile
 from ea_data.records import store
 from ea_runtime.errors import UserError
 
-#: Tables of config.toml that are no part of a profile.
+#: Tables of config.toml that are not part of a profile.
 OWN_TABLES = ("run", "versions")
 _PACKAGES = (
-    "ea-data", "ea-runtime", "av", "numpy", "pillow", "pyarrow", "scenedetect-headless", "opencv-python-headless",
-    "rapidocr", "onnxruntime", "torch", "transformers",
-)  # fmt: skip
+    "ea-data ea-runtime av numpy pillow pyarrow scenedetect-headless opencv-python-headless rapidocr onnxruntime torch "
+    "transformers"
+)
 
 
 def write_config(out: Path, profile: Profile, parts: Parts, run: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ def write_config(out: Path, profile: Profile, parts: Parts, run: dict[str, Any])
 
 
 def read_config(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """([run] table, the profile's tables) of a set. Raises UserError where there is none."""
+    """([run] table, the profile's tables) of a set. Raises UserError if there is none."""
     path = out / store.CONFIG
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -51,9 +51,8 @@ def read_config(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
-        raise UserError(
-            f"{str(path)!r} is no config of a set: {error}; name RAW and a profile again"
-        ) from error
+        message = f"{str(path)!r} is not the config of a set: {error}; name RAW and a profile again"
+        raise UserError(message) from error
     return run, without_own(tables)
 
 
@@ -68,17 +67,10 @@ def _table(part: Part) -> dict[str, Any]:
 
 
 def _plain(options: BaseModel) -> dict[str, Any]:
-    """TOML has no null: what is not set is left out."""
-    return {name: value for name, value in options.model_dump(mode="json").items() if value is not None}
+    """TOML has no null: unset options are left out."""
+    return options.model_dump(mode="json", exclude_none=True)
 
 
 def _versions(parts: Parts) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    named = [parts.split, *parts.scores, *parts.filters, *([parts.caption] if parts.caption else [])]
-    found["components"] = {part.name: part.shown_version for part in named}
-    return found
+    components = {part.name: part.shown_version for part in parts.every}
+    return {**installed_versions(_PACKAGES.split()), "components": components}

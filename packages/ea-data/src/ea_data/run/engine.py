@@ -1,4 +1,4 @@
-"""Who does the tasks: processes of this machine, or Ray's."""
+"""Runs tasks in processes of this machine; `ray_engine.py` runs them in Ray's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ea_data.children.supervisor import Failure, Supervisor, WorkerStartError
-from ea_data.run.worker import Result, Task, Worker
+from ea_data.run.worker import Task, TaskResult, Worker
 from ea_runtime.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """workers: processes. timeout: seconds a task. memory_mb: resident memory a process, 0 for no limit."""
+    """workers: processes. timeout: seconds for each task. memory_mb: resident memory of each process; 0: no limit."""
 
     workers: int = 1
     timeout: float = 120.0
@@ -25,9 +25,9 @@ class Limits:
 
 
 class Engine(Protocol):
-    """Does tasks, in any order, one result or Failure each."""
+    """Does tasks in any order, with one result or Failure for each."""
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]: ...
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, TaskResult | Failure]]: ...
 
     def close(self) -> None: ...
 
@@ -38,7 +38,7 @@ class LocalEngine:
     def __init__(self, worker: Worker, limits: Limits) -> None:
         self._pool = supervisor(worker, limits, limits.workers)
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Failure]]:
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, TaskResult | Failure]]:
         try:
             yield from self._pool.as_completed(tasks)
         except WorkerStartError as error:
@@ -49,7 +49,7 @@ class LocalEngine:
 
 
 def supervisor(worker: Worker, limits: Limits, workers: int) -> Supervisor:
-    """Children that share the cores: libraries that start a thread a core in each would only wait for each other."""
+    """Children that share the cores: libraries with one thread per core in each would only wait for each other."""
     threads = str(max(1, (os.cpu_count() or 1) // limits.workers))
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     env = {name: os.environ.get(name, threads) for name in names}

@@ -8,7 +8,7 @@ from ea_runtime.errors import UserError
 
 
 def make_engine(name: str, worker: Worker, limits: Limits) -> Engine:
-    """name: "local" or "ray". Raises UserError where it is neither, or Ray is not installed."""
+    """name: "local" or "ray". Raises UserError if it is neither, or if Ray is not installed."""
     if name == "local":
         return LocalEngine(worker, limits)
     if name == "ray":

@@ -1,8 +1,8 @@
-"""Which verdict a clip gets: a pure function of its scores, used where they are computed and where they are kept.
+"""The verdict about a clip: a pure function of its scores, used both when they are computed and when they are read.
 
-Scores are asked for in the order of cost. As soon as a filter has all the scores it reads, it decides; a drop ends the
-clip, so that nothing dearer is computed for it. Whatever else may be known of the clip plays no part: the outcome is
-the same whether the scores come from the ledger or are computed now.
+Scores are needed in the order of cost. As soon as a filter has all the scores it reads, it decides; a drop ends the
+clip, so no costlier score is computed for it. Other known scores play no part: the outcome is the same whether the
+scores come from the ledger or are computed now.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ea_runtime.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What must be computed before there is a verdict: the names of scores, in order."""
+    """The scores that are missing for a verdict, in order."""
 
     scores: tuple[str, ...]
 
@@ -40,7 +40,7 @@ class Judge:
     ) -> Pending | None:
         """Fills scores, decisions, status and error of a record.
 
-        known: {score name: its ledger entry, with "error" where it failed, and "stage" where another stage did}.
+        known: {score name: its ledger entry, with "error" if it failed, and "stage" if another stage did}.
         compute: makes a missing entry. Without it, a missing one makes the result Pending and leaves the record
         unfinished.
         """
@@ -55,34 +55,27 @@ class Judge:
                     return Pending(_missing(scores[number:], known))
                 entry = compute(part)
             if "error" in entry:
-                record["status"], record["error"] = (
-                    "error",
-                    f"{entry.get('stage', part.name)}: {entry['error']}",
-                )
+                stage = entry.get("stage", part.name)
+                record.update(status="error", error=f"{stage}: {entry['error']}")
                 return None
             record["scores"][part.name] = {**entry, "version": part.shown_version}
             if self._decide(record, waiting):
                 return None
-        assert not waiting, "Parts has seen to it that every filter's scores are computed"
+        assert not waiting, "Parts checks that every filter's scores are computed"
         return None
 
     def _asked_of(self, record: dict[str, Any]) -> tuple[list[Part], list[Part]]:
-        """The scores and filters that a record is held against: of a picture, those of moving pictures are not."""
+        """The scores and filters that apply to a record: those for videos do not apply to a picture."""
         if not record.get("is_picture"):
             return self.scores, list(self.filters)
-        scores = [part for part in self.scores if not _is_for_videos(part)]
         left_out = {part.name for part in self.scores if _is_for_videos(part)}
-        return scores, [
-            part
-            for part in self.filters
-            if not _is_for_videos(part) and left_out.isdisjoint(part.component.scores)
-        ]
+        filters = [part for part in self.filters if left_out.isdisjoint(part.component.scores)]
+        scores, filters = ([p for p in parts if not _is_for_videos(p)] for parts in (self.scores, filters))
+        return scores, filters
 
     def _decide(self, record: dict[str, Any], waiting: list[Part]) -> bool:
-        """Asks all filters that have their scores now, for it costs nothing. True where the clip has ended."""
-        ready = [
-            part for part in waiting if all(score in record["scores"] for score in part.component.scores)
-        ]
+        """Applies all filters that have their scores by now. True if the clip has ended."""
+        ready = [part for part in waiting if record["scores"].keys() >= set(part.component.scores)]
         for part in ready:
             waiting.remove(part)
             if not decide(record, part):
@@ -95,7 +88,7 @@ def _is_for_videos(part: Part) -> bool:
 
 
 def _missing(scores: list[Part], known: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
-    """Names of missing scores, up to the first that is known to fail: nothing after it will count."""
+    """Names of missing scores, up to the first that is known to fail, after which none counts."""
     names = []
     for part in scores:
         entry = known.get(part.name)
@@ -107,14 +100,14 @@ def _missing(scores: list[Part], known: Mapping[str, dict[str, Any]]) -> tuple[s
 
 
 def decide(record: dict[str, Any], part: Part) -> bool:
-    """Adds one filter's decision to a record. False where the filter failed: the record is then an error."""
+    """Adds one filter's decision to a record. False if the filter failed: the record is then an error."""
     try:
         decision = part.component(record)
         entry = decision_entry(part.name, decision, part.shown_version)
-    # a plugin's filter may raise anything; it costs the clip, not the run
+    # a plugin's filter may raise anything, at the cost of the clip, not of the run
     except Exception as error:
-        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        record["status"], record["error"] = "error", f"{part.name}: {' '.join(told.split())}"
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        record.update(status="error", error=f"{part.name}: {' '.join(reason.split())}")
         return False
     record["decisions"].append(entry)
     if not decision.is_kept:

@@ -1,8 +1,8 @@
-"""A folder of raw video becomes a set: probe, split, score, judge, caption, cut, write.
+"""Turns a folder of raw video into a set: probe, split, score, judge, caption, cut, write.
 
-Every pass asks the ledger first and gives away only what is missing there; what comes back goes into the ledger, and
-what the next pass sees is read from it. So a run that was killed, one with other workers and one after a change of
-thresholds are all the same run, and end in the same bytes.
+Every pass asks the ledger first and hands out only the missing work; results go into the ledger, and the next pass
+reads them from it. So a run that was killed, one with other workers and one after a change of thresholds are all the
+same run, and end in the same bytes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from ea_data.children.supervisor import Failure
 from ea_data.media.cut import suffix_of
 from ea_data.media.source import find_files, tell_skipped
 from ea_data.profile import Parts, parse
+from ea_data.protocols import Decision
 from ea_data.records import store
 from ea_data.records.ledger import Ledger
-from ea_data.records.record import clip_id, empty_record
+from ea_data.records.record import clip_id, decision_entry, empty_record
 from ea_data.run.captions import CaptionEngine
 from ea_data.run.engine import Engine
 from ea_data.run.judge import Judge
 from ea_data.run.progress import RunProgress
 from ea_data.run.scratch import Scratch, Spool
 from ea_data.run.set_filters import apply_set_filters
-from ea_data.run.worker import Result, Task, Versions, entries_of_failure, versions_of
+from ea_data.run.worker import Task, TaskResult, Versions, entries_of_failure, versions_of
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import remove_partials
 
-#: command -> the passes that it may give work to; the others only read what is known
+#: command -> the passes that may compute; the others only read the ledger
 PASSES: dict[str, tuple[str, ...]] = {
     "run": ("probe", "split", "score", "caption", "cut"),
     "split": ("probe", "split"),
@@ -38,14 +40,14 @@ PASSES: dict[str, tuple[str, ...]] = {
     "filter": (),
     "caption": ("caption", "cut"),
 }
-#: Files come in at least at so many bytes a second when they are read and split; else they hang.
+#: Lowest bytes per second of a file that is read and split; a slower one hangs.
 _BYTES_A_SECOND = 500_000
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run ended with. statuses: rows by status; dropped: by filter; errors: by the stage that failed.
-    unwritten: kept clips whose caption or file is not there yet."""
+    """The outcome of a run. statuses: rows by status. dropped: by filter. errors: by the failed stage. unwritten: kept
+    clips whose caption or file is missing."""
 
     found: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -59,7 +61,7 @@ class Outcome:
 class Pipeline:
     """One run. raw: the folder of raw files, resolved. out: the set. tables: of the profile, checked already.
 
-    command: a key of PASSES. retry_errors: what is remembered as an error is tried again.
+    command: a key of PASSES. retry_errors: compute known errors again.
     """
 
     def __init__(
@@ -84,10 +86,10 @@ class Pipeline:
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
-        """Does what is left to do and writes the set.
+        """Does the remaining work and writes the set.
 
-        Raises UserError for what concerns the whole run, KeyboardInterrupt when it is stopped; either way the next
-        run goes on from what is in the ledger.
+        Raises UserError for a fault of the whole run, KeyboardInterrupt when it is stopped; either way the next run
+        resumes from the ledger.
         """
         with Ledger(self.out / store.LEDGER) as self.ledger:
             self.scratch = Scratch(self.out / ".work")
@@ -111,10 +113,9 @@ class Pipeline:
             self._write(clips)
             return
         self._pass("score", "clips", clips, self._score_task)
-        judged = self.scratch.spool("judged").write(self._judged(clips))
-        judged = self.scratch.spool("kept").write(
-            apply_set_filters(judged, self.judge.set_filters, self.scratch)
-        )
+        alone = self.scratch.spool("judged").write(self._judged(clips))
+        together = apply_set_filters(alone, self.judge.set_filters, self.scratch)
+        judged = self.scratch.spool("kept").write(together)
         self._pass("caption", "clips", judged, self._caption_task)
         self._pass("cut", "clips", judged, self._cut_task)
         self._write(judged)
@@ -124,7 +125,7 @@ class Pipeline:
     def _pass(
         self, stage: str, unit: str, items: Spool, task_of: Callable[[dict[str, Any], bool], Task | None]
     ) -> None:
-        """Gives away what the ledger does not know yet, and writes down what comes back."""
+        """Hands out the work that the ledger lacks, and stores the results."""
         if stage not in PASSES[self.command]:
             return
         engine = self._engine_of(stage)
@@ -144,7 +145,7 @@ class Pipeline:
                 failed = []
                 for task, result in engine.run(tasks(records, retry)):
                     if not self._store(task, result):
-                        # what went wrong is known now; what is cheaper may still be computed and decide
+                        # the fault is known now; cheaper scores may still be computed and decide
                         failed.append(task.record)
                     if records is items:
                         shown.done(self._verdict(stage, dict(task.record)), fresh=True)
@@ -160,10 +161,10 @@ class Pipeline:
             return CaptionEngine(self.engine, part, self.versions.caption)
         return self.engine
 
-    def _store(self, task: Task, result: Result | Failure) -> bool:
-        """Entries of a result to the ledger. False for a task that ended its process."""
+    def _store(self, task: Task, result: TaskResult | Failure) -> bool:
+        """Puts a result's entries into the ledger. False for a task that ended its process."""
         item = task.record.get("clip_id") or task.record["source"]
-        if isinstance(result, Result):
+        if isinstance(result, TaskResult):
             for entry in result.entries:
                 self.ledger.put(*entry)
             if result.transient:
@@ -177,7 +178,7 @@ class Pipeline:
         return False
 
     def _verdict(self, stage: str, record: dict[str, Any]) -> str:
-        """For the progress: what became of a clip that was scored."""
+        """The verdict about a scored clip, for the progress."""
         if stage != "score" or record["status"] != "ok" or not record["num_frames"]:
             return ""
         if self.judge(record, self._scores(record)) is not None:
@@ -197,7 +198,7 @@ class Pipeline:
         return Task("probe", record, extra_seconds=file["size"] / _BYTES_A_SECOND)
 
     def _first_of_each(self, files: Spool) -> Iterator[dict[str, Any]]:
-        """Usable files, of those with equal contents the first alone."""
+        """Usable files, of those with equal contents only the first."""
         for file in files:
             probed = self.ledger.get(file["key"]).get(("probe", self.versions.probe))
             if probed is None or "error" in probed:
@@ -212,12 +213,13 @@ class Pipeline:
         return Task("split", file, extra_seconds=file["size"] / _BYTES_A_SECOND)
 
     def _clips(self, files: Spool) -> Iterator[dict[str, Any]]:
-        """A record for each clip, and one for each file that gives none."""
+        """A record for each clip, and one for each file without clips."""
         for file in files:
             source = file["source"]
             probed = self.ledger.get(file["key"]).get(("probe", self.versions.probe))
             if probed is None or "error" in probed:
-                yield self._without_clip(source, probed, "source")
+                unknown = {**empty_record(source), "clip_id": clip_id("file", source)}
+                yield self._without_clip(unknown, probed, "source")
                 continue
             first = self.scratch.get("content", probed["content"])
             if first != source:
@@ -225,10 +227,7 @@ class Pipeline:
                 continue
             split = self.ledger.get(probed["content"]).get(("split", self.versions.split))
             if split is None or "error" in split:
-                yield {
-                    **_of_file(source, probed),
-                    **self._without_clip(source, split, "split", only_status=True),
-                }
+                yield self._without_clip(_of_file(source, probed), split, "split")
             elif not split["clips"]:
                 yield _dropped(_of_file(source, probed), "split", "no scene in it is long enough for a clip")
             else:
@@ -239,23 +238,19 @@ class Pipeline:
                         yield {**_of_file(source, probed), **clip}
 
     def _without_clip(
-        self, source: str, entry: dict[str, Any] | None, stage: str, only_status: bool = False
+        self, record: dict[str, Any], entry: dict[str, Any] | None, stage: str
     ) -> dict[str, Any]:
-        """The record of a file that failed, or that nobody has looked at."""
-        status: dict[str, Any] = {"num_frames": 0}
-        if entry is not None:
-            status |= {"status": "error", "error": f"{stage}: {entry['error']}"}
-        else:
-            reason = self.scratch.get("transient", source) or "not looked at yet; `ea data split` does"
-            status |= {"status": "transient", "error": f"{stage}: {reason}"}
-        return (
-            status if only_status else {**empty_record(source), "clip_id": clip_id("file", source), **status}
-        )
+        """The record of a file that failed, or that was not read yet."""
+        status, reason = "error", entry and entry["error"]
+        if entry is None:
+            reason = self.scratch.get("transient", record["source"])
+            status, reason = "transient", reason or "not read yet; `ea data split` does"
+        return {**record, "num_frames": 0, "status": status, "error": f"{stage}: {reason}"}
 
     # -- clips
 
     def _scores(self, record: dict[str, Any], retry: bool = False) -> dict[str, dict[str, Any]]:
-        """What the ledger knows of a clip's scores."""
+        """The ledger's entries of a clip's scores."""
         entries = self.ledger.get(record["clip_id"])
         known = {}
         broken = entries.get(("decode", self.versions.decode))
@@ -288,11 +283,10 @@ class Pipeline:
             return
         reason = self.scratch.get("transient", record["clip_id"])
         if reason is not None:
-            record["status"], record["error"] = "transient", f"score: {reason}"
+            record.update(status="transient", error=f"score: {reason}")
         else:
             names = ", ".join(pending.scores)
-            record["status"] = "error"
-            record["error"] = f"score: {names} not computed yet; `ea data score` does"
+            record.update(status="error", error=f"score: {names} not computed yet; `ea data score` does")
 
     def _caption_task(self, record: dict[str, Any], retry: bool) -> Task | None:
         if record["status"] != "ok" or self.parts.caption is None:
@@ -306,8 +300,8 @@ class Pipeline:
             return None
         entries = self.ledger.get(record["clip_id"])
         if self.parts.caption is not None:
-            told = entries.get(("caption", self.versions.caption))
-            if told is None or "error" in told:
+            entry = entries.get(("caption", self.versions.caption))
+            if entry is None or "error" in entry:
                 return None
         written = entries.get(("cut", self.versions.cut))
         is_done = written is not None and ("error" in written or self._is_whole(record, written))
@@ -330,8 +324,9 @@ class Pipeline:
     # -- the set
 
     def _write(self, records: Spool) -> None:
-        """records.parquet always; dataset.json and clips/ where clips have been judged."""
+        """Writes records.parquet, and dataset.json and clips/ once clips have been judged."""
         self.out.mkdir(parents=True, exist_ok=True)
+        remove_partials(self.out)
         if self.command == "split":
             store.write_records(self.out, self._finished(records, None))
         else:
@@ -355,21 +350,21 @@ class Pipeline:
             yield record
 
     def _finish(self, record: dict[str, Any]) -> dict[str, Any] | None:
-        """Caption and file of a kept clip. Returns size and frames of its file, or None where it has none."""
+        """Adds caption and file to a kept clip. Returns size and frames of its file, or None without one."""
         entries = self.ledger.get(record["clip_id"])
         stages = [("caption", self.versions.caption)] if self.parts.caption else []
         stages.append(("cut", self.versions.cut))
         for stage, version in stages:
             entry = entries.get((stage, version))
             if entry is not None and "error" in entry:
-                record["status"], record["error"] = "error", f"{stage}: {entry['error']}"
+                record.update(status="error", error=f"{stage}: {entry['error']}")
                 return None
             if entry is None or (stage == "cut" and not self._is_whole(record, entry)):
                 reason = self.scratch.get("transient", record["clip_id"])
                 if reason is not None:
-                    record["status"], record["error"] = "transient", f"{stage}: {reason}"
+                    record.update(status="transient", error=f"{stage}: {reason}")
                 else:
-                    self.outcome.unwritten += 1  # kept by new limits: its caption and file are to come
+                    self.outcome.unwritten += 1  # kept by new limits: its caption and file will follow
                 return None
             if stage == "caption":
                 record["caption"] = entry
@@ -387,7 +382,7 @@ class Pipeline:
             outcome.errors[record["error"].partition(":")[0]] += 1
 
     def _prune(self) -> None:
-        """Removes files of clips that are not kept any more, and what killed runs left half-written."""
+        """Removes files of clips that are no longer kept, and half-written files of killed runs."""
         clips = self.out / store.CLIPS
         for folder in sorted(clips.iterdir()) if clips.is_dir() else ():
             if not folder.is_dir():
@@ -404,7 +399,7 @@ def _is_known(entry: dict[str, Any] | None, retry: bool) -> bool:
 
 
 def _file_of(record: dict[str, Any]) -> str:
-    """Relative to the set; in folders of their own, for there may be millions."""
+    """Relative to the set, in subfolders, as there may be millions."""
     name = record["clip_id"]
     return f"{store.CLIPS}/{name[:2]}/{name}{suffix_of(record)}"
 
@@ -416,26 +411,25 @@ def _verdict_of(record: dict[str, Any]) -> str:
 
 
 def _of_file(source: str, probed: dict[str, Any]) -> dict[str, Any]:
-    """A record with what the probe found."""
+    """A record with the findings of the probe."""
     names = ("content", "width", "height", "fps_exact", "codec", "rotation", "is_variable_rate", "is_picture")
-    told = {name: probed[name] for name in names}
+    found = {name: probed[name] for name in names}
     numerator, _, denominator = probed["fps_exact"].partition("/")
     return {
         **empty_record(source),
         "clip_id": clip_id("file", source),
-        **told,
+        **found,
         "fps": int(numerator) / int(denominator or 1),
         "end": float(probed["seconds"]),
     }
 
 
 def _dropped(record: dict[str, Any], stage: str, reason: str) -> dict[str, Any]:
-    """A file that gives no clip, for a reason that is no error."""
-    decision = {"filter": stage, "verdict": "dropped", "reason": reason, "threshold": "", "score": ""}
-    numbers = {"value": None, "minimum": None, "maximum": None, "version": ""}
-    return {**record, "num_frames": 0, "status": "dropped", "decisions": [{**decision, **numbers}]}
+    """A file without clips, for a reason that is no error."""
+    decision = decision_entry(stage, Decision(False, reason), "")
+    return {**record, "num_frames": 0, "status": "dropped", "decisions": [decision]}
 
 
 def _nothing_found(raw: Path, skipped: Counter[str]) -> str:
-    found = f"passed over: {tell_skipped(skipped)}" if skipped else "it is empty"
+    found = f"skipped: {tell_skipped(skipped)}" if skipped else "it is empty"
     return f"`raw` {str(raw)!r} holds no video, {found}; name the folder that holds .mp4, .mov, .mkv, .webm or others"

@@ -1,4 +1,4 @@
-"""What a person sees while a set is made: a bar a phase, clips a second, time left, and what each filter dropped."""
+"""Progress of a run: a bar for each pass, clips per second, time left, and how many clips each filter dropped."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Seconds between two lines where there is no terminal to draw a bar on.
+#: Seconds between two lines, without a terminal for a bar.
 LINE_INTERVAL = 10.0
 
 
 @dataclass(slots=True)
-class Phase:
+class Pass:
     """One pass over files or clips. fresh: how many were not known already."""
 
     name: str
@@ -43,19 +43,18 @@ class Phase:
 
 
 class RunProgress:
-    """Phases one after the other, on a terminal as bars, elsewhere as a line now and then. console: None is silent."""
+    """Shows passes one after another, on a terminal as bars, elsewhere as lines. console: None is silent."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
-        self.phases: list[Phase] = []
+        self.phases: list[Pass] = []
 
     @contextmanager
     def phase(self, name: str, unit: str, total: int) -> Iterator[_Shown]:
         """A pass over `total` files or clips."""
-        phase = Phase(name, unit, total)
+        phase = Pass(name, unit, total)
         self.phases.append(phase)
         shown = _Shown(phase, self._console)
-        shown.start()
         try:
             yield shown
         finally:
@@ -64,14 +63,12 @@ class RunProgress:
 
 
 class _Shown:
-    def __init__(self, phase: Phase, console: Console | None) -> None:
+    def __init__(self, phase: Pass, console: Console | None) -> None:
         self.phase, self._console = phase, console
         self._bar: Any = None
         self._task: Any = None
         self._last = time.monotonic()
-
-    def start(self) -> None:
-        if self._console is None or not self._console.is_terminal or not self.phase.total:
+        if console is None or not console.is_terminal or not phase.total:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -80,21 +77,21 @@ class _Shown:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[told]}"),
-            console=self._console,
+            TextColumn("{task.fields[rates]}"),
+            console=console,
         )
         self._bar.start()
-        self._task = self._bar.add_task(self.phase.name, total=self.phase.total, told="")
+        self._task = self._bar.add_task(self.phase.name, total=self.phase.total, rates="")
 
     def done(self, verdict: str = "", *, fresh: bool = False) -> None:
-        """One more is through. verdict: "kept", "error", the filter that dropped it, or nothing."""
+        """Counts one more. verdict: "kept", "error", the filter that dropped it, or empty."""
         phase = self.phase
         phase.done += 1
         phase.fresh += fresh
         if verdict:
             phase.counts[verdict] += 1
         if self._bar is not None:
-            self._bar.update(self._task, completed=phase.done, told=phase.tell())
+            self._bar.update(self._task, completed=phase.done, rates=phase.tell())
         elif self._console is not None and time.monotonic() - self._last > LINE_INTERVAL:
             self._last = time.monotonic()
             left = (phase.total - phase.done) * (self._last - phase.began) / phase.done

@@ -1,4 +1,4 @@
-"""Lists and tables that are too long for memory, kept in a folder that goes when the run ends."""
+"""Lists and tables that are too long for memory, in a folder that is removed when the run ends."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from typing import Any
 
 
 class Spool:
-    """A list of records on disk: written once, read as often as wanted."""
+    """A list of records on disk: written once, read any number of times."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count = 0
 
     def write(self, records: Iterable[dict[str, Any]]) -> Spool:
-        """Replaces what it holds."""
+        """Replaces its records."""
         self.count = 0
         with self.path.open("w", encoding="utf-8") as file:
             for record in records:
-                file.write(json.dumps(record, separators=(",", ":")))
-                file.write("\n")
+                file.write(json.dumps(record, separators=(",", ":")) + "\n")
                 self.count += 1
         return self
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with self.path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+            yield from map(json.loads, file)
 
     def __len__(self) -> int:
         return self.count
@@ -44,9 +42,8 @@ class Scratch:
         folder.mkdir(parents=True)
         self.folder = folder
         self.database = sqlite3.connect(folder / "scratch.sqlite", isolation_level=None)
-        self.database.execute("PRAGMA journal_mode=OFF")
-        self.database.execute("PRAGMA synchronous=OFF")
-        self.database.execute("PRAGMA cache_size=-16384")
+        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-16384"):
+            self.database.execute(f"PRAGMA {pragma}")
         self.database.execute("BEGIN")
         self.database.execute(
             "CREATE TABLE names (kind TEXT, name TEXT, value TEXT, PRIMARY KEY (kind, name)) WITHOUT ROWID"
@@ -56,14 +53,13 @@ class Scratch:
         return Spool(self.folder / f"{name}.jsonl")
 
     def put(self, kind: str, name: str, value: str = "") -> None:
-        """Keeps a value by name; an earlier one is replaced."""
+        """Keeps a value by name, and replaces an earlier one."""
         self.database.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?)", (kind, name, value))
 
     def get(self, kind: str, name: str) -> str | None:
         """The value, or None."""
-        row = self.database.execute(
-            "SELECT value FROM names WHERE kind = ? AND name = ?", (kind, name)
-        ).fetchone()
+        query = "SELECT value FROM names WHERE kind = ? AND name = ?"
+        row = self.database.execute(query, (kind, name)).fetchone()
         return None if row is None else row[0]
 
     def close(self) -> None:

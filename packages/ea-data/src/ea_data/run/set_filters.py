@@ -1,6 +1,6 @@
-"""Filters that need the other clips too: they see the kept records in their own order, one at a time.
+"""Applies filters that need the other clips too: they see the kept records in their own order, one at a time.
 
-The order is made on disk, so memory does not grow with the number of clips (what a filter itself remembers aside).
+Records are sorted on disk, so memory does not grow with the number of clips (except for the filter's own).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ea_runtime.errors import UserError
 
 
 def apply_set_filters(records: Spool, parts: list[Part], scratch: Scratch) -> Iterator[dict[str, Any]]:
-    """All records, in their own order, those that were kept with these filters' decisions too.
+    """All records in their order, the kept ones with the decisions of these filters.
 
-    Raises UserError, one line, where a filter fails: its verdicts hang together, so there are none.
+    Raises UserError, one line, if a filter fails: its verdicts depend on each other, so there are none.
     """
     for part in parts:
         _judge_all(_kept(records, parts, scratch), part, scratch)
@@ -51,23 +51,21 @@ def _add_decisions(record: dict[str, Any], parts: list[Part], scratch: Scratch) 
 def _judge_all(records: Iterable[dict[str, Any]], part: Part, scratch: Scratch) -> None:
     component, database = part.component, scratch.database
     database.execute("DROP TABLE IF EXISTS ordered")
-    width = 0
+    columns = ""
     for record in records:
         keys = tuple(component.order(record))
-        if not width:
-            width = len(keys)
-            columns = ", ".join(f"k{number}" for number in range(width))
+        if not columns:
+            columns = ", ".join(f"k{number}" for number in range(len(keys)))
             database.execute(f"CREATE TABLE ordered ({columns}, record TEXT)")
-        marks = ", ".join("?" * (width + 1))
+        marks = ", ".join("?" * (len(keys) + 1))
         text = json.dumps(record, separators=(",", ":"))
         database.execute(f"INSERT INTO ordered VALUES ({marks})", (*keys, text))
-    if not width:
+    if not columns:
         return
-    # numbers by size and text by code point, as Python sorts them
-    order = ", ".join(f"k{number}" for number in range(width))
 
     def ordered() -> Iterator[dict[str, Any]]:
-        for (text,) in database.execute(f"SELECT record FROM ordered ORDER BY {order}"):
+        # numbers by size and text by code point, as Python sorts them
+        for (text,) in database.execute(f"SELECT record FROM ordered ORDER BY {columns}"):
             yield json.loads(text)
 
     ids = (record["clip_id"] for record in ordered())

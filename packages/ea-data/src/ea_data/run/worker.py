@@ -1,13 +1,13 @@
-"""What is done to one file or one clip, in a supervised child, in an actor of Ray, or in a test: the same code.
+"""The work on one file or one clip, the same code in a supervised child, in a process of Ray, or in a test.
 
-A task is plain values; a result is entries for the ledger, and nothing else: what a rerun would read there is what
-this run goes on with. A fault of the input is an entry too (`{"error": ...}`), so it is remembered.
+A task is plain values; a result is entries for the ledger, and nothing else: this run continues with what a rerun
+would read there. A fault of the input is an entry too (`{"error": ...}`), so it is remembered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from ea_data.run.judge import Judge
 from ea_runtime.plugins.host import get_host, make_host, set_host
 
 Entry = tuple[str, str, str, Any]  # item, stage, version, value
+#: Fields of VideoInfo that a ledger entry keeps as they are.
+_INFO = [one.name for one in fields(VideoInfo) if one.name not in ("path", "fps")]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """stage: "probe", "split", "score", "look", "caption" or "cut". record: a clip's; of the first two, a file's
+    """stage: "probe", "split", "score", "look", "caption" or "cut". record: a clip's, for the first two a file's
     {source, path, key, probe}. known: ledger entries of scores by name. target: the file to write. extra_seconds: on
     top of the usual limit, for work that grows with the file.
     """
@@ -39,8 +41,8 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """entries: for the ledger. transient: why there are none, where that may pass by itself. frames: of "look"."""
+class TaskResult:
+    """entries: for the ledger. transient: why there are none, if a retry may help. frames: of "look"."""
 
     entries: list[Entry]
     transient: str = ""
@@ -49,7 +51,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """Of each stage, for the ledger's keys."""
+    """The version of each stage, for the ledger's keys."""
 
     probe: str
     split: str
@@ -60,7 +62,7 @@ class Versions:
 
 
 class Worker:
-    """Does tasks. It pickles as its settings: components are made where it is used, when they are first needed.
+    """Does tasks. It pickles as its settings: components are built when they are first needed.
 
     tables: of the profile. root: the folder of raw files. plugins: local plugin files.
     """
@@ -76,7 +78,7 @@ class Worker:
         return {**self.__dict__, "_parts": None}
 
     def prepare(self) -> None:
-        """In a new process: the plugins that the parent has."""
+        """Loads the parent's plugins in a new process."""
         if set(self.plugins) != {str(path) for path in get_host().files}:
             set_host(make_host(self.plugins))
         self._make()
@@ -89,42 +91,33 @@ class Worker:
             self.judge = Judge(self._parts, self.score_all)
         return self._parts
 
-    def __call__(self, task: Task) -> Result:
+    def __call__(self, task: Task) -> TaskResult:
         self._make()
         if task.stage == "look":
             return self._look(task)
-        does = {
-            "probe": self._probe,
-            "split": self._split,
-            "score": self._score,
-            "caption": self._caption,
-            "cut": self._cut,
-        }
         try:
-            return Result(does[task.stage](task))
+            return TaskResult(getattr(self, f"_{task.stage}")(task))
         except Exception as error:
-            # the disk or the network; what is wrong with the input is an entry already
+            # the disk or the network; a fault of the input is an entry already
             if is_transient(error):
-                return Result([], " ".join(str(error).split()))
+                return TaskResult([], " ".join(str(error).split()))
             raise
 
     # -- stages
 
     def _probe(self, task: Task) -> list[Entry]:
         """Looks at a file."""
-        options = self.profile.source
+        source = self.profile.source
+        limits = {"strict": source.strict_decode, "max_pixels": source.max_pixels}
         note("probe")
 
         def look() -> dict[str, Any]:
-            path, root = Path(task.record["path"]), Path(self.root)
-            return _probe_entry(
-                probe.probe(path, root, strict=options.strict_decode, max_pixels=options.max_pixels)
-            )
+            return _probe_entry(probe.probe(Path(task.record["path"]), Path(self.root), **limits))
 
         return [(task.record["key"], "probe", self.versions.probe, guarded(look))]
 
     def _split(self, task: Task) -> list[Entry]:
-        """Finds a file's clips. One file in, many clips out."""
+        """Finds the clips of a file."""
         parts, path = self._make(), Path(task.record["path"])
         info = info_of(task.record["probe"], path)
         content = task.record["probe"]["content"]
@@ -133,14 +126,13 @@ class Worker:
         def find() -> dict[str, Any]:
             spans = parts.split.component(path, info)
             timeline = None if info.is_picture else probe.timeline_of(path, Path(self.root))
-            return {
-                "clips": [_clip_entry(span, info, content, timeline, self.versions.split) for span in spans]
-            }
+            of_file = (info, content, timeline, self.versions.split)
+            return {"clips": [_clip_entry(span, *of_file) for span in spans]}
 
         return [(content, "split", self.versions.split, guarded(find))]
 
     def _score(self, task: Task) -> list[Entry]:
-        """Computes the scores that the verdict needs; decodes at most once, whatever wants frames."""
+        """Computes the scores that the verdict needs; decodes at most once for all of them."""
         entries: list[Entry] = []
         record = dict(task.record)
         pending = self.judge(record, task.known)
@@ -151,7 +143,7 @@ class Worker:
         decoded: dict[FrameRequest, Frames] = {}
 
         def compute(part: Part) -> dict[str, Any]:
-            assert part.name in wanted, "what comes after a known failure is never asked for"
+            assert part.name in wanted, "scores after a known failure are never needed"
             request = part.component.needs
             if request.mode != "none" and not decoded:
                 decoded.update(self._frames(record, needs))
@@ -166,16 +158,16 @@ class Worker:
             entries.append((record["clip_id"], "decode", self.versions.decode, {"error": str(error)}))
         return entries
 
-    def _look(self, task: Task) -> Result:
-        """The captioner's frames, for one that runs elsewhere; an error is the caption's."""
+    def _look(self, task: Task) -> TaskResult:
+        """The frames for a captioner that runs elsewhere; an error becomes the caption's."""
         part = self._make().caption
         assert part is not None
         try:
             shown = self._frames(task.record, {part.component.needs})
         except probe.BadFile as error:
             item = task.record["clip_id"]
-            return Result([(item, "caption", self.versions.caption, {"error": str(error)})])
-        return Result([], frames=shown.get(part.component.needs))
+            return TaskResult([(item, "caption", self.versions.caption, {"error": str(error)})])
+        return TaskResult([], frames=shown.get(part.component.needs))
 
     def _caption(self, task: Task) -> list[Entry]:
         part, record = self._make().caption, task.record
@@ -193,14 +185,8 @@ class Worker:
         note("cut")
 
         def write() -> dict[str, Any]:
-            written = cut.write_clip(
-                task.record,
-                Path(self.root),
-                Path(task.target),
-                crf=self.profile.clips.crf,
-                strict=self.profile.source.strict_decode,
-            )
-            return {name: getattr(written, name) for name in ("width", "height", "num_frames", "num_bytes")}
+            quality = {"crf": self.profile.clips.crf, "strict": self.profile.source.strict_decode}
+            return asdict(cut.write_clip(task.record, Path(self.root), Path(task.target), **quality))
 
         return [(task.record["clip_id"], "cut", self.versions.cut, guarded(write))]
 
@@ -209,20 +195,13 @@ class Worker:
         if not requests:
             return {}
         note("decode")
-        ordered = sorted(requests, key=repr)
-        return frames.read_frames(
-            Path(record["path"]),
-            Path(self.root),
-            record["start"],
-            record["end"],
-            record["fps"],
-            ordered,
-            strict=self.profile.source.strict_decode,
-        )
+        span = (record["start"], record["end"], record["fps"])
+        path, strict = Path(record["path"]), self.profile.source.strict_decode
+        return frames.read_frames(path, Path(self.root), *span, sorted(requests, key=repr), strict=strict)
 
 
 def versions_of(parts: Parts, tables: dict[str, Any]) -> Versions:
-    """What each stage's results depend on, apart from their input."""
+    """The settings and code versions on which each stage's results depend."""
     options = parse(tables, "of this run")
     strict = options.source.strict_decode
     decode = fingerprint("decode", frames.VERSION, strict)
@@ -238,7 +217,7 @@ def versions_of(parts: Parts, tables: dict[str, Any]) -> Versions:
 
 
 def entries_of_failure(task: Task, failure: Failure, versions: Versions) -> list[Entry]:
-    """What the ledger remembers of a task that ended its process: an error where it happened."""
+    """Ledger entries for a task that ended its process: an error at the stage where it happened."""
     value = {"error": failure.reason}
     if task.stage == "probe":
         return [(task.record["key"], "probe", versions.probe, value)]
@@ -253,13 +232,13 @@ def entries_of_failure(task: Task, failure: Failure, versions: Versions) -> list
 
 
 def one_line(error: BaseException) -> str:
-    """An error for a row: the message of those that are meant for users, with the class of others."""
+    """An error for a row: the message of errors meant for users, and the class of others."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def guarded(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The entry, or {"error": ...} for a fault that would come again."""
+    """The entry, or {"error": ...} for a fault that a retry would meet again."""
     try:
         return action()
     except Exception as error:
@@ -275,46 +254,26 @@ def no_frames() -> Frames:
 
 
 def _probe_entry(probed: probe.Probed) -> dict[str, Any]:
-    info = probed.info
-    return {
-        "content": probed.content,
-        "width": info.width,
-        "height": info.height,
-        "fps_exact": str(info.fps),
-        "seconds": info.seconds,
-        "num_frames": info.num_frames,
-        "codec": info.codec,
-        "rotation": info.rotation,
-        "is_variable_rate": info.is_variable_rate,
-        "is_picture": info.is_picture,
-    }
+    info = {name: getattr(probed.info, name) for name in _INFO}
+    return {"content": probed.content, "fps_exact": str(probed.info.fps), **info}
 
 
 def info_of(entry: dict[str, Any], path: Path) -> VideoInfo:
     """The VideoInfo of a ledger entry."""
-    names = (
-        "width",
-        "height",
-        "seconds",
-        "num_frames",
-        "codec",
-        "rotation",
-        "is_variable_rate",
-        "is_picture",
-    )
-    return VideoInfo(path=path, fps=Fraction(entry["fps_exact"]), **{name: entry[name] for name in names})
+    info = {name: entry[name] for name in _INFO}
+    return VideoInfo(path=path, fps=Fraction(entry["fps_exact"]), **info)
 
 
 def _clip_entry(
     span: Span, info: VideoInfo, content: str, timeline: probe.Timeline | None, contract: str
 ) -> dict[str, Any]:
-    """A clip of a file: where it lies, exactly, and how many frames it has."""
+    """A clip of a file: its exact place, and its number of frames."""
     if timeline is None:
         pts, base, count = (0, 0), "0", 1
     else:
         window = timeline.window(span.start, span.end, float(info.fps))
         if not window:
-            raise ValueError(f"no frame lies between {span.start:g} s and {span.end:g} s")
+            raise ValueError(f"there is no frame between {span.start:g} s and {span.end:g} s")
         base, count = str(timeline.time_base), len(window)
         usual = round(1 / info.fps / timeline.time_base)
         after = timeline.pts[window.stop] if window.stop < len(timeline.pts) else timeline.pts[-1] + usual

@@ -24,14 +24,14 @@ from ea_runtime.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-#: What CLIP was trained with, where its folder does not say.
+#: CLIP's own normalisation, if its folder names none.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipAestheticOptions(Options):
     """clip: folder of a CLIP model as transformers saves it. head: .safetensors or .pth of linear layers.
 
-    frames: how many a clip, at (i + offset) / frames of it. device: "cpu", "cuda", ...
+    frames: how many for each clip, at (i + offset) / frames of it. device: "cpu", "cuda", ...
     """
 
     clip: str = ""
@@ -42,7 +42,7 @@ class ClipAestheticOptions(Options):
 
 
 class ClipAestheticScorer:
-    """value: the mean over the frames; values: one a frame."""
+    """value: the mean over the frames. values: one for each frame."""
 
     version = "1"
     cost = 2000.0
@@ -59,15 +59,13 @@ class ClipAestheticScorer:
         ]
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
-        """frames.pixels: uint8 (N, H, W, 3). Raises UserError where the files do not fit."""
+        """frames.pixels: uint8 (N, H, W, 3). Raises UserError if the files do not fit."""
         import torch
 
         if self._networks is None:
             self._networks = self._load()
         clip, head = self._networks
-        pixels = np.stack(
-            [prepare(frame, clip.ea_size, clip.ea_mean, clip.ea_std) for frame in frames.pixels]
-        )
+        pixels = np.stack([prepare(one, clip.ea_size, clip.ea_mean, clip.ea_std) for one in frames.pixels])
         with torch.inference_mode():
             # N 3 S S -> N D
             embeds = clip(torch.from_numpy(pixels).to(self.options.device)).image_embeds.float()
@@ -94,7 +92,7 @@ class ClipAestheticScorer:
 def read_head(path: Path, width: int) -> torch.nn.Module:
     """The linear layers of a file, in order of their numbers, as one module: (N, width) -> (N, 1).
 
-    Raises UserError where they do not follow each other from `width` to 1.
+    Raises UserError if they do not form a chain from `width` to 1.
     """
     import torch
 
@@ -155,5 +153,4 @@ def _numbers(name: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"\d+", name))
 
 
-def build(options: ClipAestheticOptions) -> ClipAestheticScorer:
-    return ClipAestheticScorer(options)
+build = ClipAestheticScorer

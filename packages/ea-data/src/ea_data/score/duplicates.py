@@ -1,7 +1,7 @@
-"""The scorer `duplicates`: a perceptual hash of a clip, by which the filter `duplicate` finds copies.
+"""The scorer `duplicates`: a perceptual hash of a clip, by which the filter `duplicate` finds duplicates.
 
-The difference hash (dHash) of some frames: each is made 9 x 8 gray, and each of its 64 bits says whether a pixel is
-brighter than its neighbour on the left. It survives scaling, compression and changes of brightness.
+The difference hash (dHash) of some frames: each is scaled to 9 x 8 gray pixels, and each of its 64 bits is 1 if a pixel
+is brighter than its left neighbour. It survives scaling, compression and changes of brightness.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ea_data.protocols import FrameRequest, Frames, Score
 
 
 class HashOptions(Options):
-    """frames: how many a clip, spread evenly; clips can be compared only where they have the same number."""
+    """frames: how many for each clip, spread evenly; only clips with the same number can be compared."""
 
     frames: int = Field(4, ge=1, le=16)
 
@@ -30,8 +30,8 @@ def difference_hash(frame: np.ndarray) -> np.ndarray:
 
 
 class HashScorer:
-    """detail: hash: 16 hexadecimal digits a frame, one string. value: the share of bits that are 1 (near 0 or 1 for
-    a flat picture, whose hash says little)."""
+    """detail: hash: one string, 16 hexadecimal digits for each frame. value: the share of bits that are 1 (near 0 or 1
+    for a flat picture, whose hash says little)."""
 
     version = "1"
     cost = 2.0
@@ -46,11 +46,10 @@ class HashScorer:
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
         """frames.pixels: uint8 (N, H, W)."""
         pixels = frames.pixels
-        if len(pixels) < self.options.frames:  # a clip with fewer frames than asked for: its last one again
+        if len(pixels) < self.options.frames:  # too few frames: the last one is repeated
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.options.frames - len(pixels), 0)])
         bits = np.stack([difference_hash(frame) for frame in pixels])
         return Score(round(float(bits.mean()), 6), detail={"hash": np.packbits(bits).tobytes().hex()})
 
 
-def build(options: HashOptions) -> HashScorer:
-    return HashScorer(options)
+build = HashScorer

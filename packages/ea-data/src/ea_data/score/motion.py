@@ -1,13 +1,13 @@
 """The scorers `dis` and `farneback`: how much a clip moves, from OpenCV's dense optical flow.
 
-`dis` is in frame diagonals a second, so that one threshold holds for every size and frame rate. `farneback` is what
-EasyAnimate V2's script computes: pixels between frames half a second apart, at native size.
+`dis` is in frame diagonals per second, so that one threshold suits every size and frame rate. `farneback` is the
+score of EasyAnimate V2's script: pixels between frames half a second apart, at native size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -17,33 +17,38 @@ from pydantic import Field
 from ea_data.options import NoOptions, Options, missing_packages
 from ea_data.protocols import FrameRequest, Frames, Score
 
-Flow = Callable[
-    [np.ndarray, np.ndarray], np.ndarray
-]  # two gray frames (H, W) uint8 -> flow (H, W, 2) in pixels
-
-
+#: Two gray frames (H, W) uint8 -> flow (H, W, 2) in pixels.
+Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
 #: Rows and columns of the motion field that the report draws.
 ROWS, COLUMNS = 4, 6
 
 
 class Strongest:
-    """Takes the flow of one pair of frames after the other, and remembers that of the pair that moves most."""
+    """Takes the flow of one pair of frames after another, and keeps that of the pair that moves most."""
 
     def __init__(self) -> None:
         self.length = -1.0
         self.shown: dict[str, Any] = {}
 
     def __call__(self, field: np.ndarray, second: float) -> float:
-        """field: (H, W, 2) in pixels; second: of the pair's first frame. Returns the mean length in pixels."""
+        """field: (H, W, 2) in pixels. second: of the pair's first frame. Returns the mean length in pixels."""
         length = float(np.hypot(field[..., 0], field[..., 1]).mean())
         if length > self.length:
             self.length, self.shown = length, _coarse(field, second)
         return length
 
-    @property
-    def detail(self) -> dict[str, Any]:
-        """For a score's detail: `flow`, where there was any."""
-        return {"flow": self.shown} if self.shown else {}
+    def score(self, values: Sequence[float], unit: str) -> Score:
+        """The Score of a clip: the mean of its values, and this flow for the report."""
+        values = tuple(round(value, 6) for value in values)
+        flow = {"flow": self.shown} if self.shown else {}
+        return Score(round(float(np.mean(values)), 6) if values else 0.0, values, {"unit": unit, **flow})
+
+    def diagonal_score(self, lengths: Iterable[float], frames: Frames) -> Score:
+        """The Score of lengths in pixels, one for each pair of frames, in frame diagonals per second."""
+        diagonal = math.hypot(*frames.pixels.shape[1:3])
+        pairs = zip(lengths, np.diff(frames.seconds), strict=True)
+        rates = [length / diagonal / float(gap) for length, gap in pairs if gap > 0]
+        return self.score(rates, "frame diagonals a second")
 
 
 def _coarse(field: np.ndarray, second: float) -> dict[str, Any]:
@@ -59,13 +64,13 @@ def _coarse(field: np.ndarray, second: float) -> dict[str, Any]:
 
 
 def magnitudes(frames: Frames, flow: Flow, strongest: Strongest) -> Iterator[float]:
-    """The mean length of the flow of each neighbouring pair, in pixels. frames.pixels: uint8 (N, H, W)."""
+    """The mean length of the flow between neighbouring frames, in pixels. frames.pixels: uint8 (N, H, W)."""
     for (before, after), second in zip(pairwise(frames.pixels), frames.seconds, strict=False):
         yield strongest(flow(before, after), second)
 
 
 class DisOptions(Options):
-    """fps: frames a second that are compared. max_side: pixels that the longer side is scaled down to. preset: of
+    """fps: frames per second that are compared. max_side: pixels that the longer side is scaled down to. preset: of
     OpenCV's DIS, from fast to exact."""
 
     fps: float = Field(4.0, gt=0)
@@ -74,9 +79,9 @@ class DisOptions(Options):
 
 
 class DisScorer:
-    """Mean flow by dense inverse search (Kroeger et al., 2016, arXiv:1603.03590), in frame diagonals a second.
+    """Mean flow by dense inverse search (Kroeger et al., 2016, arXiv:1603.03590), in frame diagonals per second.
 
-    values: one a pair of frames; value: their mean. A clip of one frame does not move: 0.
+    values: one for each pair of frames. value: their mean, 0 for a clip of one frame.
     """
 
     version = "1"
@@ -95,28 +100,19 @@ class DisScorer:
         """frames.pixels: uint8 (N, H, W)."""
         if self._flow is None:
             self._flow = _dis(self.options.preset)
-        diagonal = math.hypot(*frames.pixels.shape[1:3])
-        gaps = np.diff(frames.seconds)
         strongest = Strongest()
-        lengths = list(magnitudes(frames, self._flow, strongest))
-        values = tuple(
-            round(length / diagonal / float(gap), 6)
-            for length, gap in zip(lengths, gaps, strict=True)
-            if gap > 0
-        )
-        value = float(np.mean(values)) if values else 0.0
-        return Score(round(value, 6), values, {"unit": "frame diagonals a second", **strongest.detail})
+        return strongest.diagonal_score(magnitudes(frames, self._flow, strongest), frames)
 
 
 def _dis(preset: str) -> Flow:
     import cv2
 
-    cv2.setNumThreads(1)  # a worker is one of many, and keeps to one core
+    cv2.setNumThreads(1)  # one of many workers, it keeps to one core
     number = getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{preset.upper()}")
     search = cv2.DISOpticalFlow.create(number)
 
     def flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        start = np.zeros((*before.shape, 2), np.float32)  # DIS takes what is in it for a first guess
+        start = np.zeros((*before.shape, 2), np.float32)  # DIS takes its contents for a first guess
         return search.calc(np.ascontiguousarray(before), np.ascontiguousarray(after), start)
 
     return flow
@@ -143,9 +139,8 @@ class FarnebackScorer:
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
         """frames.pixels: uint8 (N, H, W)."""
         strongest = Strongest()
-        values = tuple(round(value, 6) for value in magnitudes(frames, _farneback, strongest))
-        value = float(np.mean(values)) if values else 0.0
-        return Score(round(value, 6), values, {"unit": "pixels in half a second", **strongest.detail})
+        lengths = list(magnitudes(frames, _farneback, strongest))
+        return strongest.score(lengths, "pixels in half a second")
 
 
 def _farneback(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -157,9 +152,4 @@ def _farneback(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     )
 
 
-def build_dis(options: DisOptions) -> DisScorer:
-    return DisScorer(options)
-
-
-def build_farneback(options: NoOptions) -> FarnebackScorer:
-    return FarnebackScorer(options)
+build_dis, build_farneback = DisScorer, FarnebackScorer

@@ -1,4 +1,4 @@
-"""The scorer `probe`: what the record knows already, as numbers that filters and the report can use."""
+"""The scorer `probe`: the record's own numbers, for filters and the report."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ class ProbeScorer:
     def __init__(self, options: NoOptions) -> None:
         self.options = options
 
-    def missing(self) -> list[str]:
-        return []
-
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
-        """Decodes nothing; `frames` is not looked at."""
+        """Decodes nothing and ignores `frames`."""
         width, height = int(record["width"]), int(record["height"])
         seconds = float(record["end"]) - float(record["start"])
         detail = {
@@ -37,5 +34,4 @@ class ProbeScorer:
         return Score(detail["seconds"], detail=detail)
 
 
-def build(options: NoOptions) -> ProbeScorer:
-    return ProbeScorer(options)
+build = ProbeScorer

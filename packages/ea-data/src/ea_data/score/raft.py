@@ -1,14 +1,14 @@
 """The scorer `raft`: motion by RAFT (Teed and Deng, 2020, arXiv:2003.12039), torchvision's network, local weights.
 
-Random or foreign weights give numbers too, and they would mean nothing. So the weights must be given and must fit the
-network exactly, and before the first score the network has to find the shift of a picture that was shifted by a known
-amount.
+Random or foreign weights give numbers too, but meaningless ones. So the weights must be given and must fit the network
+exactly, and before the first score the network must find the known shift of a trial picture.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,8 +36,8 @@ _INSTALL = "raft: torchvision is not installed; install the one that was built f
 class RaftOptions(Options):
     """weights: state dict of torchvision's raft_large or raft_small (.safetensors or .pth), a local file.
 
-    fps: frames a second that are compared. max_side: pixels that the longer side is scaled down to. updates: of the
-    flow, per pair. batch: pairs at once; no score depends on it. device: "cpu", "cuda", ...
+    fps: frames per second that are compared. max_side: pixels that the longer side is scaled down to. updates: of the
+    flow, per pair. batch: pairs at once, without effect on scores. device: "cpu", "cuda", ...
     """
 
     weights: str = ""
@@ -50,9 +50,9 @@ class RaftOptions(Options):
 
 
 class RaftScorer:
-    """Mean flow between neighbouring frames in frame diagonals a second; the clip's value is the mean over its pairs.
+    """Mean flow between neighbouring frames in frame diagonals per second; the clip's value is the mean over its pairs.
 
-    network: for tests, a module called as torchvision's RAFT is: (before, after, num_flow_updates=) of float
+    network: for tests, a module with the call of torchvision's RAFT: (before, after, num_flow_updates=) of float
     (B, 3, H, W) in -1..1 -> list of flows (B, 2, H, W) in pixels, the last of which counts.
     """
 
@@ -71,25 +71,17 @@ class RaftScorer:
         return lines if find_spec("torchvision") or self._network is not None else [_INSTALL, *lines]
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
-        """frames.pixels: uint8 (N, H, W, 3). Raises UserError where the network does not measure motion."""
+        """frames.pixels: uint8 (N, H, W, 3). Raises UserError if the network does not measure motion."""
         network = self._ready()
-        diagonal = math.hypot(*frames.pixels.shape[1:3])
-        gaps = np.diff(frames.seconds)
-        values, strongest = [], Strongest()
-        for start in range(0, len(gaps), self.options.batch):
-            stop = min(len(gaps), start + self.options.batch)
-            flows = self._flow(
-                network, frames.pixels[start:stop], frames.pixels[start + 1 : stop + 1]
-            )  # B 2 H W
-            values += [
+        pixels, lengths, strongest = frames.pixels, [], Strongest()
+        for start in range(0, len(pixels) - 1, self.options.batch):
+            stop = min(len(pixels) - 1, start + self.options.batch)
+            flows = self._flow(network, pixels[start:stop], pixels[start + 1 : stop + 1])  # B 2 H W
+            lengths += [
                 strongest(field.transpose(1, 2, 0), second)
                 for field, second in zip(flows, frames.seconds[start:stop], strict=True)
             ]
-        rates = tuple(
-            round(v / diagonal / float(gap), 6) for v, gap in zip(values, gaps, strict=True) if gap > 0
-        )
-        value = float(np.mean(rates)) if rates else 0.0
-        return Score(round(value, 6), rates, {"unit": "frame diagonals a second", **strongest.detail})
+        return strongest.diagonal_score(lengths, frames)
 
     def _ready(self) -> torch.nn.Module:
         if self._network is None:
@@ -103,12 +95,8 @@ class RaftScorer:
         if lines := self.missing():
             error = MissingPackageError if _INSTALL in lines else UserError
             raise error("; ".join(lines))
-        from torchvision.models.optical_flow import (  # pyright: ignore[reportMissingImports]
-            raft_large,
-            raft_small,
-        )
-
-        network = (raft_large if self.options.model == "large" else raft_small)(weights=None)
+        flow = import_module("torchvision.models.optical_flow")
+        network = getattr(flow, f"raft_{self.options.model}")(weights=None)
         load_weights(network, Path(self.options.weights), f"torchvision's raft_{self.options.model}")
         return network.to(self.options.device).eval()
 
@@ -118,7 +106,7 @@ class RaftScorer:
         from torch.nn.functional import pad
 
         height, width = before.shape[1:3]
-        # RAFT wants sides that 8 divides, and of 128 or more
+        # RAFT needs sides that are multiples of 8, of 128 or more
         more = [max(128, -(-side // 8) * 8) - side for side in (height, width)]
         with torch.inference_mode():
             pair = [
@@ -129,7 +117,7 @@ class RaftScorer:
         return flow[:, :, :height, :width].float().cpu().numpy()
 
     def _try_out(self, network: torch.nn.Module) -> None:
-        """Raises UserError unless the network finds how far a picture was shifted."""
+        """Raises UserError unless the network finds the shift of the trial picture."""
         right, down = TRIAL_SHIFT
         picture = _trial_picture()
         before, after = picture[16:-16, 16:-16], np.roll(picture, (down, right), (0, 1))[16:-16, 16:-16]
@@ -164,5 +152,4 @@ def _trial_picture() -> np.ndarray:
     return np.clip(128 + 32 * total, 0, 255).astype(np.uint8)
 
 
-def build(options: RaftOptions) -> RaftScorer:
-    return RaftScorer(options)
+build = RaftScorer

@@ -1,7 +1,7 @@
-"""The scorer `technical`: what makes a picture technically poor, measured without any weights.
+"""The scorer `technical`: faults of the picture, measured without any weights.
 
-It is no taste: it says whether a picture is sharp, lit, varied and clean. Five measures a frame, each turned into
-0 (poor) to 1 (nothing wrong) between two limits; the clip's value is the weakest of them, by the mean over its frames.
+It judges sharpness, light, contrast and noise, not taste. Five measures for each frame, each mapped to 0 (poor) to 1
+(nothing wrong) between two limits; the clip's value is the weakest of them, by the mean over its frames.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import Field
 from ea_data.options import Options, missing_packages
 from ea_data.protocols import FrameRequest, Frames, Score
 
-#: measure -> (reads as 0, reads as 1); colourfulness has no ramp: a film in black and white is not poor
+#: measure -> (reads as 0, reads as 1); colourfulness has no ramp: black and white is no fault
 RAMPS: dict[str, tuple[float, float]] = {
     "sharpness": (0.12, 0.42),
     "exposure": (0.05, 0.35),
@@ -28,8 +28,8 @@ _BLOCK = 16  # pixels of a block in which noise is measured
 
 
 class TechnicalOptions(Options):
-    """frames: how many a clip, spread evenly. max_side: the size that it is judged at: detail that would be lost when
-    the clip is scaled down for training does not count."""
+    """frames: how many for each clip, spread evenly. max_side: the size at which it is judged; detail that scaling down
+    for training would lose does not count."""
 
     frames: int = Field(4, ge=1)
     max_side: int = Field(512, ge=64)
@@ -117,5 +117,4 @@ class TechnicalScorer:
         return Score(ratings[weakest], values, {**means, "weakest": weakest})
 
 
-def build(options: TechnicalOptions) -> TechnicalScorer:
-    return TechnicalScorer(options)
+build = TechnicalScorer

@@ -1,7 +1,7 @@
-"""The scorer `rapidocr`: how much of a clip's frames is covered by text.
+"""The scorer `rapidocr`: the share of a clip's frames that text covers.
 
-RapidOCR's detector alone (PP-OCR, its model comes inside the package); what the text says is not read. Its boxes are
-somewhat larger than the ink.
+RapidOCR's detector alone (PP-OCR, its model is in the package); the text is not read. Its boxes are somewhat larger
+than the ink.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _LINES_PER_PIXEL = 4  # at which the union of boxes is measured
 
 
 class RapidOcrOptions(Options):
-    """frames: how many a clip, spread evenly; 1: the middle one alone. side: pixels of the longer side that the
-    detector sees at most. score: how sure it must be of a box. largest: boxes over this share of the frame do not
-    count: to a blurred picture the detector answers with one box around all of it."""
+    """frames: how many for each clip, spread evenly; 1: the middle one. side: most pixels of the longer side that the
+    detector sees. score: lowest confidence of a box. largest: boxes over this share of the frame do not count, as
+    the detector puts one box around all of a blurred picture."""
 
     frames: int = Field(3, ge=1)
     side: int = Field(640, ge=64)
@@ -32,8 +32,8 @@ class RapidOcrOptions(Options):
 def union_area(boxes: np.ndarray, height: int, width: int) -> float:
     """The area that convex quadrilaterals cover together, over the frame's: 0 to 1.
 
-    boxes: (N, 4, 2) corners as x, y in pixels, in order around the box. Overlaps count once, and what lies outside
-    the frame not at all. Exact along x; along y, on lines a quarter of a pixel apart.
+    boxes: (N, 4, 2) corners as x, y in pixels, in order around the box. Overlaps count once, areas outside
+    the frame do not. Exact along x; along y, on lines a quarter of a pixel apart.
     """
     if not len(boxes):
         return 0.0
@@ -47,10 +47,7 @@ def union_area(boxes: np.ndarray, height: int, width: int) -> float:
     x = here[..., 0] + (y - here[..., 1]) / rise * (there[..., 0] - here[..., 0])  # S N 4
     left = np.where(is_crossed, x, np.inf).min(-1)  # S N
     right = np.where(is_crossed, x, -np.inf).max(-1)
-    left, right = (
-        np.clip(left, 0, width),
-        np.clip(right, 0, width),
-    )  # a box that is not crossed: left >= right
+    left, right = np.clip([left, right], 0, width)  # a box that is not crossed: left >= right
     order = np.argsort(left, axis=1)
     left, right = np.take_along_axis(left, order, 1), np.take_along_axis(right, order, 1)
     reached = np.maximum.accumulate(right, axis=1)  # how far the boxes before reach
@@ -60,7 +57,7 @@ def union_area(boxes: np.ndarray, height: int, width: int) -> float:
 
 
 class RapidOcrScorer:
-    """value: the largest share of a frame that text boxes cover, 0 to 1. values: one a frame.
+    """value: the largest share of a frame that text boxes cover, 0 to 1. values: one for each frame.
 
     detail: frames: second and boxes of each, their corners (x, y) as shares of width and height.
     """
@@ -113,12 +110,11 @@ class RapidOcrScorer:
                 "Det.limit_type": "max",
                 "Det.limit_side_len": self.options.side,
                 "Det.box_thresh": self.options.score,
-                # A worker is one of many: it keeps to one core, and its answer does not depend on how many there are.
+                # One of many workers, it keeps to one core, and its answer does not depend on their number.
                 "EngineConfig.onnxruntime.intra_op_num_threads": 1,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
         )
 
 
-def build(options: RapidOcrOptions) -> RapidOcrScorer:
-    return RapidOcrScorer(options)
+build = RapidOcrScorer

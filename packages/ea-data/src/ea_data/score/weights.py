@@ -1,4 +1,4 @@
-"""Weights from local files, checked: safe formats, and every tensor where the network wants it."""
+"""Weights from local files, checked: safe formats, and exactly the tensors that the network has."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def missing_path(component: str, option: str, value: str, what: str) -> list[str]:
-    """One line where the path in an option is not set or leads nowhere; an empty list where it is there."""
+    """One line if the path in an option is not set or does not exist, else an empty list."""
     if not value:
         return [f"{component}: `{option}` is not set; give the local path of {what}"]
     if not Path(value).expanduser().exists():
-        return [f"{component}: `{option}`: there is nothing at {value!r}; it should be {what}"]
+        return [f"{component}: `{option}`: {value!r} does not exist; it should be {what}"]
     return []
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors or a torch file; nothing in it is executed.
 
-    Raises UserError where it cannot be read as weights.
+    Raises UserError if it cannot be read as weights.
     """
     path = path.expanduser()
     try:
@@ -44,7 +44,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(network: torch.nn.Module, path: Path, what: str) -> None:
-    """Loads a state dict that must fit exactly. Raises UserError naming the first tensor that does not."""
+    """Loads a state dict that must fit exactly. Raises UserError that names the first tensor that does not."""
     state = read_state(path)
     wanted = network.state_dict()
     for name, tensor in wanted.items():

@@ -1,4 +1,4 @@
-"""From boundaries to spans: too short ones fall out, too long ones are chopped."""
+"""From boundaries to spans: short ones are dropped, long ones are chopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chop(boundaries: Sequence[Boundary], fps: Fraction, min_seconds: float, max_
     """The spans between neighbouring boundaries, counted in frames as EasyAnimate V2's splitting script does.
 
     A scene under `min_seconds` is dropped. One over `max_seconds` is cut into pieces of int(max_seconds * fps)
-    frames; a rest is kept where it is longer than `min_seconds`. fps: the mean rate.
+    frames; the rest is kept if it is longer than `min_seconds`. fps: the mean rate.
     """
     rate = float(fps)
     piece = max(1, int(max_seconds * rate))

@@ -1,7 +1,7 @@
-"""The splitter `scenedetect`: cuts where the picture changes, in several passes of which the boundaries are united.
+"""The splitter `scenedetect`: cuts where the picture changes, in several passes whose boundaries are merged.
 
-PySceneDetect's ContentDetector on its PyAV backend. Differs from EasyAnimate: V2's script decodes the file once a
-pass; here it is decoded once, each detector sees the frames that its pass would have seen, and so finds the same cuts.
+PySceneDetect's ContentDetector on its PyAV backend. Differs from EasyAnimate: V2's script decodes the file once per
+pass; here it is decoded once, and each detector sees the frames of its pass, so it finds the same cuts.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SceneSplitter:
     def __call__(self, path: Path, info: VideoInfo) -> Sequence[Span]:
         """Spans in seconds from the first frame. Without a cut, the whole video is one scene.
 
-        Raises UserError where the file cannot be read as a video.
+        Raises UserError if the file cannot be read as a video.
         """
         if info.is_picture:
             return [Span(0.0, 0.0)]
@@ -75,12 +75,8 @@ class SceneSplitter:
 
         try:
             return self._boundaries(path)
-        except (
-            OSError,
-            VideoOpenFailure,
-            ValueError,
-            IndexError,
-        ) as error:  # an av error is an OSError or a ValueError
+        # an av error is an OSError or a ValueError
+        except (OSError, VideoOpenFailure, ValueError, IndexError) as error:
             raise UserError(f"{str(path)!r} cannot be read as a video: {error}") from error
 
     def _boundaries(self, path: Path) -> tuple[list[Boundary], Any]:
@@ -90,12 +86,10 @@ class SceneSplitter:
         from scenedetect.detector import FlashFilter
         from scenedetect.scene_manager import compute_downscale_factor
 
+        length, mode = self.options.min_scene_len, FlashFilter.Mode.SUPPRESS
         detectors = [
-            (
-                skip + 1,
-                # Its default became MERGE in 0.6.4; SUPPRESS is what V2's scripts ran with.
-                ContentDetector(threshold, self.options.min_scene_len, filter_mode=FlashFilter.Mode.SUPPRESS),
-            )
+            # Its default mode became MERGE in 0.6.4; V2's scripts ran with SUPPRESS.
+            (skip + 1, ContentDetector(threshold, length, filter_mode=mode))
             for threshold, skip in self.options.passes
         ]
         cuts: dict[int, float] = {}
@@ -110,7 +104,7 @@ class SceneSplitter:
             number = 0
             while not isinstance(image := video.read(), bool):
                 if image.shape[:2] != (height, width):
-                    continue  # as the library does; a change of size mid-stream is not a cut
+                    continue  # as in the library, a change of size mid-stream is not a cut
                 last = video.position
                 start = last if start is None else start
                 wanted = [detector for step, detector in detectors if number % step == 0]
@@ -122,11 +116,10 @@ class SceneSplitter:
             fps = video.frame_rate
             del video  # closes the container before the file
         if start is None or last is None:
-            raise UserError(f"{str(path)!r} holds no frame that can be read")
+            raise UserError(f"{str(path)!r} has no readable frame")
         end = last + 1
         cuts |= {start.frame_num: start.seconds, end.frame_num: end.seconds}
         return [Boundary(frame, cuts[frame]) for frame in sorted(cuts)], fps
 
 
-def build(options: SceneOptions) -> SceneSplitter:
-    return SceneSplitter(options)
+build = SceneSplitter

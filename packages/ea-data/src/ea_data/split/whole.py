@@ -12,7 +12,7 @@ from ea_data.protocols import Span, VideoInfo
 
 
 class WholeOptions(Options):
-    """min_seconds: shorter files give no clip. max_seconds: longer ones neither; 0: no limit."""
+    """min_seconds: shorter files give no clip. max_seconds: nor do longer ones; 0: no limit."""
 
     min_seconds: float = Field(0.0, ge=0)
     max_seconds: float = Field(0.0, ge=0)
@@ -26,11 +26,8 @@ class WholeSplitter:
     def __init__(self, options: WholeOptions) -> None:
         self.options = options
 
-    def missing(self) -> list[str]:
-        return []
-
     def __call__(self, path: Path, info: VideoInfo) -> Sequence[Span]:
-        """One span of the whole file in seconds, or none where its length is outside the limits."""
+        """One span of the whole file in seconds, or none if its length is outside the limits."""
         if info.is_picture:
             return [Span(0.0, 0.0)]
         too_long = self.options.max_seconds and info.seconds > self.options.max_seconds
@@ -39,5 +36,4 @@ class WholeSplitter:
         return [Span(0.0, info.seconds)]
 
 
-def build(options: WholeOptions) -> WholeSplitter:
-    return WholeSplitter(options)
+build = WholeSplitter

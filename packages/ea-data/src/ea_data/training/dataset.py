@@ -1,13 +1,13 @@
 """The training set `easyanimate`: pictures and videos of a JSON or CSV list, cut and resized for training.
 
-A sample is a function of (index, seed, bucket). Small clips are kept decoded; of others, the window alone is read.
+A sample is a function of (index, seed, bucket). Small clips are kept decoded; of others, only the window is read.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,20 @@ from ea_data.children.supervisor import Failure, Supervisor
 from ea_data.media.reader import Cut, Probe, probe, read
 from ea_data.training.buckets import bucket_size, fit_frames, window_starts
 from ea_data.training.dataset_json import Entries, read_list
-from ea_data.training.probes import ProbeFile
+from ea_data.training.headers import HeaderFile
 from ea_runtime.errors import UserError
 from ea_runtime.training.data.dataset import BadSample, Bucket, Item, Sample, SetOptions, draw_start
 
-#: A clip of more bytes than this, at its bucket's size, is not kept whole.
+#: A clip of more bytes, at its bucket's size, is not kept whole.
 KEEP_CLIP = 8 << 20
 
 
 class EasyAnimateSet:
     """A set in EasyAnimate's JSON; see ea_runtime.training.data.dataset.TrainingSet.
 
-    Sizes and numbers of frames that the list does not tell are read from the files when `buckets` is called, and
-    remembered in the set's folder. A file that cannot be read gets the bucket that most of its kind have, so that
-    it is asked for, found bad and counted.
+    Sizes and numbers of frames that the list lacks are read from the files when `buckets` is called, and remembered
+    in the set's folder. An unreadable file gets the most frequent bucket of its kind, so that it is asked for, found
+    bad and counted.
     """
 
     def __init__(self, options: SetOptions) -> None:
@@ -44,8 +44,8 @@ class EasyAnimateSet:
         self.items: Sequence[Item] = rows if len(chosen) == len(rows) else rows.take(chosen)
         videos = [i for i, is_video in enumerate(self._entries.videos) if is_video]
         self._order = [*range(len(chosen)), *(videos * (options.repeat_videos - 1))]
-        self._probes: dict[int, Probe | str] = {}  # by entry; a string: why not
-        self._lost: dict[int, str] = {}  # by entry: what it did to the process that decoded it
+        self._probes: dict[int, Probe | str] = {}  # by entry; a string says why not
+        self._lost: dict[int, str] = {}  # by entry: how it ended the process that decoded it
         self._kept: dict[tuple[int, int, int], np.ndarray] = {}
         self._room = options.keep_mib << 20
         self._child: Supervisor | None = None
@@ -62,22 +62,20 @@ class EasyAnimateSet:
         size = options.size if size is None else size
         num_frames = options.num_frames if num_frames is None else num_frames
         self._probe_unknown(num_frames > 1)
-        made: dict[Any, Bucket] = {}  # one object a bucket, not one a sample
+        made: dict[Any, Bucket] = {}  # one object for each bucket, not for each sample
         found: list[Bucket | None] = []
         for entry, is_video in enumerate(entries.videos):
-            told = self._probe(entry)
-            if isinstance(told, str):
+            probed = self._probe(entry)
+            if isinstance(probed, str):
                 found.append(None)
                 continue
-            key = (is_video, *told)
+            key = (is_video, *probed)
             if key not in made:
-                frames = self._fit(told.num_frames, num_frames) if is_video else 1
-                height, width = bucket_size(told.height, told.width, size, options.multiple)
+                frames = self._fit(probed.num_frames, num_frames) if is_video else 1
+                height, width = bucket_size(probed.height, probed.width, size, options.multiple)
                 made[key] = Bucket("video" if is_video else "image", frames, height, width)
             found.append(made[key])
-        kinds = {
-            is_video: self._most_frequent(found, is_video, size, num_frames) for is_video in (True, False)
-        }
+        kinds = [self._most_frequent(found, is_video, size, num_frames) for is_video in (False, True)]
         filled = [bucket or kinds[is_video] for bucket, is_video in zip(found, entries.videos, strict=True)]
         return [filled[entry] for entry in self._order]
 
@@ -85,12 +83,10 @@ class EasyAnimateSet:
         entry, options = self._order[index], self.options
         if bucket.kind == "image":
             return range(1)
-        told = self._probe(entry)
-        count = bucket.num_frames if isinstance(told, str) else told.num_frames
-        starts = window_starts(
-            count, bucket.num_frames, options.stride, options.middle, options.start_multiple
-        )
-        return starts or range(1)
+        probed = self._probe(entry)
+        count = bucket.num_frames if isinstance(probed, str) else probed.num_frames
+        window = (bucket.num_frames, options.stride, options.middle, options.start_multiple)
+        return window_starts(count, *window) or range(1)
 
     def read(self, index: int, start: int, bucket: Bucket) -> np.ndarray:
         return self._read(self._order[index], start, bucket, (0.5, 0.5))
@@ -100,20 +96,15 @@ class EasyAnimateSet:
         start = draw_start(self.starts(index, bucket), index, seed)
         place = (0.5, 0.5)
         if self.options.crop == "random":
-            # a stream of its own: the start stays what draw_start says
+            # a separate stream: the start stays that of draw_start
             rng = np.random.default_rng(np.random.SeedSequence([seed, index, 1]))
-            place = (float(rng.random()), float(rng.random()))
+            place = (rng.random(), rng.random())
         return Sample(self._read(entry, start, bucket, place), self._entries.texts[entry], start)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker: without what is kept and without the child, which belong to this process."""
-        return {
-            **self.__dict__,
-            "_kept": {},
-            "_room": self.options.keep_mib << 20,
-            "_child": None,
-            "_owner": 0,
-        }
+        """For a worker: without the kept clips and the child, which belong to this process."""
+        fresh = {"_kept": {}, "_room": self.options.keep_mib << 20, "_child": None, "_owner": 0}
+        return self.__dict__ | fresh
 
     @property
     def _entries(self) -> Entries:
@@ -123,14 +114,14 @@ class EasyAnimateSet:
     # -- reading
 
     def _read(self, entry: int, start: int, bucket: Bucket, place: tuple[float, float]) -> np.ndarray:
-        """Through the clips that are kept, where this one is small and nothing is drawn about its crop."""
-        told = self._probe(entry)
+        """Through the kept clips, if this one is small and its crop is not drawn at random."""
+        probed = self._probe(entry)
         stride = self.options.stride if bucket.kind == "video" else 1
-        if not isinstance(told, str):
-            if (told.height, told.width) == (bucket.height, bucket.width):
+        if not isinstance(probed, str):
+            if (probed.height, probed.width) == (bucket.height, bucket.width):
                 place = (0.5, 0.5)  # nothing is cut off
             stop = start + (bucket.num_frames - 1) * stride + 1
-            whole = bucket._replace(num_frames=told.num_frames if bucket.kind == "video" else 1)
+            whole = bucket._replace(num_frames=probed.num_frames if bucket.kind == "video" else 1)
             if place == (0.5, 0.5) and stop <= whole.num_frames:
                 kept = self._whole(entry, whole)
                 if kept is not None:
@@ -138,7 +129,7 @@ class EasyAnimateSet:
         return self._decode(entry, start, bucket, stride, place)
 
     def _whole(self, entry: int, whole: Bucket) -> np.ndarray | None:
-        """The whole clip, kept from now on; None where there is no room, or it does not decode whole."""
+        """The whole clip, kept from now on; None without room for it, or if it does not decode whole."""
         key = (entry, whole.height, whole.width)
         if key not in self._kept:
             num_bytes = whole.num_frames * whole.height * whole.width * 3
@@ -147,7 +138,7 @@ class EasyAnimateSet:
             try:
                 frames = self._decode(entry, 0, whole, 1, (0.5, 0.5))
             except BadSample:
-                return None  # a window of it may decode all the same
+                return None  # a window of it may still decode
             self._room -= frames.nbytes
             self._kept[key] = frames
         return self._kept[key]
@@ -158,22 +149,21 @@ class EasyAnimateSet:
         entries = self._entries
         if entry in self._lost:
             raise BadSample(entries.names[entry], self._lost[entry])
-        cut = Cut(
-            entries.root / entries.names[entry], entries.root, start, bucket.num_frames, bucket.height,
-            bucket.width, stride, place, (entries.widths[entry], entries.heights[entry]), self.options.strict,
-        )  # fmt: skip
+        path, says = entries.root / entries.names[entry], (entries.widths[entry], entries.heights[entry])
+        window = (start, bucket.num_frames, bucket.height, bucket.width, stride, place)
+        cut = Cut(path, entries.root, *window, says, self.options.strict)
         try:
             result = read(cut) if self.options.decode == "inline" else self._supervisor().call(cut)
         except (ValueError, OSError) as error:
             raise BadSample(entries.names[entry], str(error)) from error
         if isinstance(result, Failure):
-            if result.kind != "error":  # it ended two children: it gets no third
+            if result.kind != "error":  # it ended two children, and gets no third
                 self._lost[entry] = result.reason
             raise BadSample(entries.names[entry], result.reason)
         return result
 
     def _supervisor(self) -> Supervisor:
-        """This process's child: a fork does not use its parent's."""
+        """This process's child; a fork does not use its parent's."""
         if self._child is None or self._owner != os.getpid():
             self._child = Supervisor("ea_data.media.reader:serve", timeout=self.options.timeout)
             self._owner = os.getpid()
@@ -188,15 +178,13 @@ class EasyAnimateSet:
     # -- sizes and numbers of frames
 
     def _probe(self, entry: int) -> Probe | str:
-        """What the list tells, or the file; a string says why it could not be read."""
+        """The numbers of the list, or of the file; a string says why it could not be read."""
         entries = self._entries
+        if entry not in self._probes and self._needs(entry, with_frames=True):
+            self._probe_files([entry])
         if entry in self._probes:
             return self._probes[entry]
-        told = Probe(entries.widths[entry], entries.heights[entry], entries.num_frames[entry] or 1)
-        if self._needs(entry, with_frames=True):
-            self._probe_files([entry])
-            return self._probes[entry]
-        return told
+        return Probe(entries.widths[entry], entries.heights[entry], entries.num_frames[entry] or 1)
 
     def _needs(self, entry: int, with_frames: bool) -> bool:
         entries = self._entries
@@ -210,9 +198,9 @@ class EasyAnimateSet:
             self._probe_files(unknown)
 
     def _probe_files(self, entries: list[int]) -> None:
-        """Probes files and fills in what the list does not tell; what earlier runs found is taken over."""
+        """Probes files for the numbers that the list lacks; findings of earlier runs are reused."""
         rows = self._entries
-        remembered = ProbeFile(rows.root)
+        remembered = HeaderFile(rows.root)
         asked = [(i, not (rows.widths[i] and rows.heights[i])) for i in entries]
         missing = []
         for i, with_size in asked:
@@ -237,8 +225,7 @@ class EasyAnimateSet:
                 except (ValueError, OSError) as error:
                     yield str(error)
             return
-        results: Iterable[Any] = self._supervisor().map(tasks)
-        for result in results:
+        for result in self._supervisor().map(tasks):
             yield result.reason if isinstance(result, Failure) else result
 
     def _fill(self, entry: int, found: Probe | str) -> None:
@@ -246,7 +233,7 @@ class EasyAnimateSet:
         if isinstance(found, Probe):
             width, height = rows.widths[entry] or found.width, rows.heights[entry] or found.height
             if not width or not height:
-                found = "its header tells no size"
+                found = "its header has no size"
             else:
                 found = Probe(width, height, rows.num_frames[entry] or found.num_frames)
         self._probes[entry] = found
@@ -254,10 +241,8 @@ class EasyAnimateSet:
     # -- buckets
 
     def _fit(self, count: int, num_frames: int) -> int:
-        options = self.options
-        return fit_frames(
-            count, num_frames, options.chunk, options.stride, options.middle, options.start_multiple
-        )
+        o = self.options
+        return fit_frames(count, num_frames, o.chunk, o.stride, o.middle, o.start_multiple)
 
     def _most_frequent(
         self, found: list[Bucket | None], is_video: bool, size: int, num_frames: int

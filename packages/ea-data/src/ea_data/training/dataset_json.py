@@ -1,7 +1,7 @@
 """Reads the list of a training set: EasyAnimate's JSON, or CSV, of file_path, text, type, width, height.
 
-Nothing but the list is opened here. A row may also have `num_frames`, a video's number of frames, which spares
-opening each file before a run.
+Only the list is opened here. A row may also have `num_frames`, a video's number of frames, so that no file need be
+opened before a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_FRAMES = 1 << 30
 
 @dataclass(slots=True)
 class Entries(Sequence[Item]):
-    """The rows of a list, by column: millions of them fit. 0 stands for a size or number that a row does not tell."""
+    """The rows of a list, by column: millions of them fit. 0: a size or number that a row lacks."""
 
     root: Path
     names: list[str] = field(default_factory=list)
@@ -45,13 +45,11 @@ class Entries(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return Item(
-            self.root / self.names[index], self.texts[index], self.videos[index], self.widths[index],
-            self.heights[index],
-        )  # fmt: skip
+        size = self.widths[index], self.heights[index]
+        return Item(self.root / self.names[index], self.texts[index], self.videos[index], *size)
 
     def take(self, indices: Iterable[int]) -> Entries:
-        """Those rows alone, in that order."""
+        """Only those rows, in that order."""
         kept = Entries(self.root)
         for i in indices:
             for name in ("names", "texts", "videos", "widths", "heights", "num_frames"):
@@ -63,7 +61,7 @@ def read_list(path: str | os.PathLike[str], root: str | os.PathLike[str] | None 
     """The rows of a set, checked.
 
     path: a folder that holds dataset.json or dataset.csv, or such a file. root: the folder that `file_path`s are
-    relative to; the list's own where it is None. Raises UserError, one line: no list, no JSON in it, no rows, a
+    relative to; None: the list's own. Raises UserError, one line: no list, no JSON in it, no rows, a
     row without `file_path` or `text`, a path that is absolute, a URL, or leaves the root (also through a link).
     """
     file = _find(Path(path))
@@ -80,14 +78,11 @@ def read_list(path: str | os.PathLike[str], root: str | os.PathLike[str] | None 
 
 
 def _find(path: Path) -> Path:
-    candidates = [path / name for name in NAMES] if path.is_dir() else [path]
-    for file in candidates:
-        if file.exists() and (file.suffix.lower() in (".json", ".csv") or not path.is_dir()):
-            if file.suffix.lower() not in (".json", ".csv"):
-                raise UserError(
-                    f"`data.path` must be a folder, a .json or a .csv file, got {quote_path(path)}"
-                )
-            return file
+    for file in [path / name for name in NAMES] if path.is_dir() else [path]:
+        if file.exists():
+            if file.suffix.lower() in (".json", ".csv"):
+                return file
+            raise UserError(f"`data.path` must be a folder, a .json or a .csv file, got {quote_path(path)}")
     raise UserError(
         f"`data.path` must be a set with a dataset.json, got {quote_path(path.absolute())}; "
         "make one with `ea data run` or `ea data draw`"
@@ -103,25 +98,22 @@ def _rows(file: Path) -> Iterator[Any]:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{quote_path(file)} cannot be read: {error.strerror or error}") from error
-    except csv.Error as error:
-        raise UserError(f"{quote_path(file)} is not valid CSV: {error}") from error
-    except (ValueError, RecursionError) as error:
-        kind = file.suffix[1:].upper()
-        raise UserError(f"{quote_path(file)} is not valid {kind}: {error}") from error
+    except (csv.Error, ValueError, RecursionError) as error:
+        raise UserError(f"{quote_path(file)} is not valid {file.suffix[1:].upper()}: {error}") from error
     if not isinstance(rows, list):
         raise UserError(f"{quote_path(file)} must be a list of entries, got {type(rows).__name__}")
     yield from rows
 
 
 class _Beneath:
-    """Whether a file lies beneath a folder, links followed; each folder of the set is looked up once."""
+    """Tells whether a file is beneath a folder, links followed; looks up each folder of the set once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folders: dict[str, bool] = {"": True}
 
     def __call__(self, name: str) -> bool:
-        folder, _, _ = name.rpartition("/")
+        folder = name.rpartition("/")[0]
         if folder not in self._folders:
             self._folders[folder] = self._is_inside(folder)
         path = f"{self.root}/{name}"
@@ -157,16 +149,14 @@ def _name(where: str, name: str, beneath: _Beneath) -> str:
     if not relative.parts or "\0" in name:
         raise UserError(f"{where}: `file_path` must name a file, got {quote(name)}")
     if "://" in name:
-        raise UserError(
-            f"{where}: `file_path` must be a file beneath the set, not an address, got {quote(name)}"
-        )
+        raise UserError(f"{where}: `file_path` must be a file in the set, not an address, got {quote(name)}")
     if relative.is_absolute() or ".." in relative.parts or not beneath(str(relative)):
         raise UserError(f"{where}: `file_path` must stay beneath the set, got {quote(name)}")
     return str(relative)
 
 
 def _number(where: str, key: str, value: Any, limit: int, unit: str) -> int:
-    """A number of a row, as JSON or CSV writes it; 0 where there is none."""
+    """A number of a row, as JSON or CSV writes it; 0 if missing."""
     if value is None or value == "":
         return 0
     try:

@@ -1,4 +1,4 @@
-"""What is wrong with a training set, before a run burns a night on it."""
+"""Finds what is wrong with a training set, before a run wastes a night on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ea_data.children.supervisor import Failure, Supervisor
 from ea_runtime.training.data.dataset import BadSample, Bucket, SetOptions, TrainingSet, open_set
 
-#: What V2's text encoder takes; longer captions are cut.
+#: Most tokens that V2's text encoder takes; longer captions are cut.
 MAX_TOKENS = 120
 #: Files named for each finding.
 NAMED = 10
@@ -20,7 +20,7 @@ NAMED = 10
 
 @dataclass
 class Finding:
-    """One thing that is wrong. is_fatal: a run would stop or lose samples over it. files: the first few."""
+    """One fault. is_fatal: a run would stop or lose samples over it. files: the first few."""
 
     name: str
     count: int
@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass
 class BucketRow:
-    """A bucket with its samples, and the batches they make in an epoch; last: samples of the smallest one."""
+    """A bucket with its samples and their batches in an epoch. last: samples of the smallest batch."""
 
     bucket: Bucket
     num_samples: int
@@ -41,7 +41,7 @@ class BucketRow:
 
 @dataclass
 class Diagnosis:
-    """What `diagnose` found. steps: optimiser steps of an epoch at `batch_size`. tokenizer: who counted."""
+    """The result of `diagnose`. steps: optimiser steps of an epoch at `batch_size`. tokenizer: the one that counted."""
 
     num_samples: int
     num_pictures: int
@@ -58,14 +58,14 @@ class Diagnosis:
         return not any(finding.is_fatal for finding in self.findings)
 
     def to_json(self) -> str:
-        table: dict[str, Any] = {
-            key: value for key, value in self.__dict__.items() if key not in ("buckets", "findings")
-        }
-        table["buckets"] = [
+        buckets = [
             {**row.bucket._asdict(), "samples": row.num_samples, "batches": row.num_batches, "last": row.last}
             for row in self.buckets
         ]
-        table["findings"] = [finding.__dict__ for finding in self.findings]
+        findings = [finding.__dict__ for finding in self.findings]
+        # the two lists come last
+        rest = {key: value for key, value in self.__dict__.items() if key not in ("buckets", "findings")}
+        table = {**rest, "buckets": buckets, "findings": findings}
         return json.dumps(table, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -80,9 +80,9 @@ def diagnose(
 ) -> Diagnosis:
     """Opens the set as training would and looks at every sample.
 
-    batch_size: samples a step. model: the model whose tokenizer counts the captions ("tiny" or a folder).
+    batch_size: samples per step. model: the model whose tokenizer counts the captions ("tiny" or a folder).
     with_files: decode every sample once, in children, and compare the files' contents.
-    on_file: called with (files done, files in all). Raises UserError for a set or model that cannot be read.
+    on_file: called with (files done, files in total). Raises UserError for a set or model that cannot be read.
     """
     dataset = open_set(options)
     buckets = dataset.buckets()
@@ -94,21 +94,16 @@ def diagnose(
         for i, bucket in enumerate(buckets)
         if bucket.kind == "video" and bucket.num_frames < options.num_frames
     ]
-    if short:
-        findings.append(Finding(
-            "videos shorter than the window", len(short), False,
-            f"they train with fewer than {options.num_frames} frames; lower `num_frames` or `stride`", short[:NAMED],
-        ))  # fmt: skip
+    advice = f"they train with fewer than {options.num_frames} frames; lower `num_frames` or `stride`"
+    findings += _finding("videos shorter than the window", short, advice)
     if with_files:
         findings += _files(dataset, buckets, workers, options.timeout, on_file)
     small = [row for row in rows if row.num_samples < batch_size]
-    if small and len(rows) > 1:
+    if len(rows) > 1:
+        advice = "their steps see fewer samples; merge sizes with `size`, or accept it"
         count = sum(row.num_samples for row in small)
-        findings.append(Finding(
-            "samples in buckets smaller than a batch", count, False,
-            "their steps see fewer samples; merge sizes with `size`, or accept it",
-            [_name(row.bucket) for row in small][:NAMED],
-        ))  # fmt: skip
+        names = [_name(row.bucket) for row in small]
+        findings += _finding("samples in buckets smaller than a batch", names, advice, count=count)
     return Diagnosis(
         num_samples=len(buckets),
         num_pictures=sum(not item.is_video for item in items),
@@ -122,6 +117,13 @@ def diagnose(
     )
 
 
+def _finding(
+    name: str, files: list[str], advice: str, *, is_fatal: bool = False, count: int = 0
+) -> list[Finding]:
+    """The finding about `files`, none if there are none. count: if it is not the number of files."""
+    return [Finding(name, count or len(files), is_fatal, advice, files[:NAMED])] if files else []
+
+
 def _bucket_rows(buckets: Sequence[Bucket], batch_size: int) -> list[BucketRow]:
     counts = sorted(Counter(buckets).items(), key=lambda pair: (-pair[1], pair[0]))
     return [
@@ -131,7 +133,7 @@ def _bucket_rows(buckets: Sequence[Bucket], batch_size: int) -> list[BucketRow]:
 
 
 def _captions(items: Sequence[Any], model: str) -> tuple[list[Finding], int]:
-    """Findings about the captions, and the tokens of the longest, with the end mark."""
+    """Findings about the captions, and the number of tokens of the longest, end mark included."""
     from ea_runtime.models.layout import resolve_folder
     from ea_runtime.text.cleaning import clean_caption
     from ea_runtime.text.tokenizer import load_tokenizer
@@ -150,23 +152,17 @@ def _captions(items: Sequence[Any], model: str) -> tuple[list[Finding], int]:
                 empty.append(item.path.name)
             elif count > MAX_TOKENS:
                 long.append(f"{item.path.name} ({count} tokens)")
-    findings = []
-    if empty:
-        findings.append(Finding(
-            "empty captions", len(empty), True, "caption them (`ea data caption`) or leave the files out", empty[:NAMED]
-        ))  # fmt: skip
-    if long:
-        findings.append(Finding(
-            f"captions over {MAX_TOKENS} tokens", len(long), False,
-            f"their ends are cut; shorten them (counted with the tokenizer of {model!r})", long[:NAMED],
-        ))  # fmt: skip
+    advice = "caption them (`ea data caption`) or leave the files out"
+    findings = _finding("empty captions", empty, advice, is_fatal=True)
+    advice = f"their ends are cut; shorten them (counted with the tokenizer of {model!r})"
+    findings += _finding(f"captions over {MAX_TOKENS} tokens", long, advice)
     if len(items) > 1 and len(texts) == 1:
         findings.append(Finding("one caption for every file", len(items), False, "the text teaches nothing"))
     return findings, longest
 
 
 class _Reader:
-    """Reads a sample as training does, in a child; (hash of the file's content) or the reason it cannot."""
+    """Reads a sample as training does, in a child. Returns (hash of the file, "") or ("", why it cannot be read)."""
 
     def __init__(self, dataset: TrainingSet) -> None:
         self.dataset = dataset
@@ -175,7 +171,7 @@ class _Reader:
         index, bucket = task
         path = self.dataset.item(index).path
         try:
-            start = self.dataset.starts(index, bucket)[-1]  # the last window: a cut-off file shows
+            start = self.dataset.starts(index, bucket)[-1]  # the last window, which a truncated file lacks
             self.dataset.read(index, start, bucket)
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest(), ""
@@ -191,9 +187,8 @@ def _files(
     on_file: Callable[[int, int], None] | None,
 ) -> list[Finding]:
     first: dict[str, str] = {}
-    bad: list[str] = []
-    twins: list[str] = []
-    total = len(dataset.items)  # repeats come after, and are the same files
+    bad, twins = list[str](), list[str]()
+    total = len(dataset.items)  # repeats follow, and are the same files
     tasks = [(i, buckets[i]) for i in range(total)]
     with Supervisor(_Reader(dataset), workers=workers, timeout=timeout + 5) as pool:
         for done, result in enumerate(pool.map(tasks), 1):
@@ -207,16 +202,9 @@ def _files(
                 first[digest] = name
             if on_file:
                 on_file(done, total)
-    findings = []
-    if bad:
-        findings.append(Finding(
-            "unreadable files", len(bad), True, "mend them or take their entries out of the list", bad[:NAMED]
-        ))  # fmt: skip
-    if twins:
-        findings.append(Finding(
-            "files with the content of another", len(twins), False, "take the second ones out", twins[:NAMED]
-        ))  # fmt: skip
-    return findings
+    advice = "mend them or take their entries out of the list"
+    found = _finding("unreadable files", bad, advice, is_fatal=True)
+    return found + _finding("files with the content of another", twins, "take the second ones out")
 
 
 def _name(bucket: Bucket) -> str:

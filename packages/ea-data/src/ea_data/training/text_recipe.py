@@ -1,11 +1,11 @@
-"""The training recipe "text": a small T5 encoder whose token embeddings say what a drawn clip's caption says.
+"""The training recipe "text": a small T5 encoder whose token embeddings carry the meaning of a drawn clip's caption.
 
-The denoiser is trained on frozen embeddings, so what a caption means has to be readable from them beforehand.
-The encoder learns that by answering five questions (colour, shape, size, motion, background, each with an
-"unsaid" answer) through one learned-query attention a question: the same reading that cross-attention does.
-The five heads are thrown away when the encoder is saved.
+The denoiser is trained on frozen embeddings, so the meaning of a caption must be readable from them beforehand. The
+encoder learns that by answering five questions (colour, shape, size, motion, background, each with an "unsaid"
+answer) through one learned-query attention per question, as cross-attention reads it. The five heads are dropped
+when the encoder is saved.
 
-Captions are drawn as training goes, from combinations of the training split alone; nothing is read from disk.
+Captions are drawn during training, from combinations of the training split alone; nothing is read from disk.
 
 Shape legend: B captions, L tokens, D the encoder's width.
 """
@@ -35,7 +35,7 @@ from ea_runtime.errors import UserError
 from ea_runtime.text.encoder import TextEncoder, train_tokenizer
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 
-#: What is asked of a caption, and the answers; "unsaid" is the answer after the last.
+#: The questions about a caption and their answers; "unsaid" is the answer after the last.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
@@ -43,29 +43,29 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "motion": MOTIONS,
     "background": tuple(BACKGROUNDS),
 }
-_CAPTION_STREAM = 0x7E  # sets the choices made here apart from those that draw scenes and wordings
+_CAPTION_STREAM = 0x7E  # keeps these choices apart from those that draw scenes and wordings
 
 
 class CaptionOptions(BaseModel):
-    """Which captions are drawn. What is left of the shares are clip captions."""
+    """The captions to draw. The rest of the shares are captions of clips."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(default=0, ge=0, description="seed of the drawn scenes and their wording")
-    num_samples: int = Field(default=100_000, gt=0, description="distinct captions, an epoch of them")
+    num_samples: int = Field(default=100_000, gt=0, description="distinct captions in an epoch")
     empty: float = Field(default=0.08, ge=0, le=1, description="share of empty captions, for guidance")
     pictures: float = Field(default=0.25, ge=0, le=1, description="share of captions without motion")
     phrases: float = Field(default=0.12, ge=0, le=1, description="share of loose phrases: 'moving left, red'")
-    fillers: float = Field(default=0.1, ge=0, le=1, description="share that gets an unknown word at an end")
+    fillers: float = Field(default=0.1, ge=0, le=1, description="share with an unknown word at one end")
 
 
 class EncoderOptions(BaseModel):
-    """The T5 encoder that is built, in the terms of transformers' T5Config."""
+    """The T5 encoder to build, in the terms of transformers' T5Config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     vocab_size: int = Field(default=512, ge=354, description="upper bound; the words may need fewer")
-    d_model: int = Field(default=64, gt=0, description="D, what the denoiser's caption projection takes")
+    d_model: int = Field(default=64, gt=0, description="D, the width of the denoiser's caption projection")
     num_layers: int = Field(default=2, gt=0)
     num_heads: int = Field(default=4, gt=0)
     d_kv: int = Field(default=16, gt=0, description="width of a head")
@@ -97,14 +97,14 @@ def draw_caption(options: CaptionOptions, index: int) -> str:
         is_picture = kind - options.phrases < options.pictures
         text = caption(scene, options.seed, index, is_picture=is_picture, is_full=bool(rng.random() < 0.3))
     if filler < options.fillers:
-        # Spelled-out letters get trained too, and learn to change nothing.
+        # Spelled-out letters are trained too, to change nothing.
         word = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), int(rng.integers(3, 9))))
         text = f"{word} {text}" if rng.random() < 0.5 else f"{text}, {word}"
     return text
 
 
 def _phrases(combination: dict[str, str], rng: np.random.Generator) -> str:
-    """Some of a combination's attributes as bare phrases in any order: wordings that no template has."""
+    """Some of a combination's attributes as bare phrases in any order, which no template has."""
 
     def pick(options: Sequence[str]) -> str:
         return options[int(rng.integers(len(options)))]
@@ -121,14 +121,12 @@ def _phrases(combination: dict[str, str], rng: np.random.Generator) -> str:
 
 
 def labels(captions: Sequence[str]) -> Tensor:
-    """What each caption says, read from its words: (B, 5) int64, indices into ATTRIBUTES, unsaid the last."""
-    rows = []
-    for text in captions:
-        asked = parse_prompt(text)
-        rows.append(
-            [values.index(asked[a]) if a in asked else len(values) for a, values in ATTRIBUTES.items()]
-        )
-    return torch.tensor(rows)
+    """The meaning of each caption, read from its words: (B, 5) int64, indices into ATTRIBUTES, unsaid the last."""
+
+    def answers(asked: dict[str, str]) -> list[int]:
+        return [values.index(asked[a]) if a in asked else len(values) for a, values in ATTRIBUTES.items()]
+
+    return torch.tensor([answers(parse_prompt(text)) for text in captions])
 
 
 class AttributeHeads(nn.Module):
@@ -160,18 +158,13 @@ class TextRecipe(RecipeDefaults):
         data, model = options.data, options.model
         shares = data.empty + data.phrases + data.pictures
         if shares > 1:
-            raise UserError(
-                f"`data.empty` + `data.phrases` + `data.pictures` must be at most 1, got {shares:g}"
-            )
-        drawn = (
-            draw_caption(data.model_copy(update={"fillers": 0.0}), i)
-            for i in range(min(data.num_samples, 5000))
-        )
+            names = "`data.empty` + `data.phrases` + `data.pictures`"
+            raise UserError(f"{names} must be at most 1, got {shares:g}")
+        without_fillers = data.model_copy(update={"fillers": 0.0})
+        drawn = (draw_caption(without_fillers, i) for i in range(min(data.num_samples, 5000)))
         self.tokenizer = train_tokenizer(drawn, model.vocab_size)
-        config = T5Config(
-            **model.model_dump(exclude={"vocab_size"}), vocab_size=len(self.tokenizer),
-            pad_token_id=0, eos_token_id=1,
-        )  # fmt: skip
+        size: dict[str, Any] = model.model_dump() | {"vocab_size": len(self.tokenizer)}
+        config = T5Config(**size, pad_token_id=0, eos_token_id=1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
             encoder: Any = T5EncoderModel(config)  # its own annotation of `to` does not type-check
@@ -189,28 +182,25 @@ class TextRecipe(RecipeDefaults):
         return [Phase(0, ["caption"] * self.options.data.num_samples)]
 
     def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
-        """The captions of those numbers, and what they say; nothing about them changes from epoch to epoch."""
+        """The captions of those numbers and their labels, the same in every epoch."""
         captions = [draw_caption(self.options.data, index) for index in indices]
         return Batch(indices, {"captions": captions, "labels": labels(captions)})
 
     def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
-        """Cross entropy summed over the five attributes, and the share of answers that are right."""
+        """Cross entropy summed over the five attributes, and the share of right answers."""
         embeds, mask = self._embed(batch.tensors["captions"])
         wanted = batch.tensors["labels"].to(embeds.device)
         logits = self.heads(embeds, mask)
-        each = sum(
-            (
-                nn.functional.cross_entropy(out, wanted[:, i], reduction="none")
-                for i, out in enumerate(logits)
-            ),
-            start=embeds.new_zeros(len(batch)),
-        )  # B
+        losses = (
+            nn.functional.cross_entropy(out, wanted[:, i], reduction="none") for i, out in enumerate(logits)
+        )
+        each = sum(losses, start=embeds.new_zeros(len(batch)))  # B
         right = torch.stack([out.argmax(-1) == wanted[:, i] for i, out in enumerate(logits)])
         return Loss(each.mean(), {"accuracy": right.float().mean().item()}, each.detach())
 
     @torch.no_grad()
     def accuracy(self, captions: Sequence[str]) -> dict[str, float]:
-        """The share of captions whose attribute is read right, for each attribute."""
+        """For each attribute, the share of captions from which it is read right."""
         hits: list[Tensor] = []
         for start in range(0, len(captions), 256):
             batch = captions[start : start + 256]
@@ -221,11 +211,10 @@ class TextRecipe(RecipeDefaults):
         return dict(zip(ATTRIBUTES, shares.tolist(), strict=True))
 
     def finish(self) -> None:
-        """Tells how well combinations that training never saw are read."""
+        """Reports how well held-out combinations are read."""
         read = self.accuracy(heldout_captions(2000, self.options.data.seed + 1))
-        self.context.say(
-            "held-out combinations read: " + ", ".join(f"{name} {share:.2%}" for name, share in read.items())
-        )
+        shares = ", ".join(f"{name} {share:.2%}" for name, share in read.items())
+        self.context.say(f"held-out combinations read: {shares}")
 
     def save(self, folder: Path) -> None:
         """Writes `folder`/text_encoder and `folder`/tokenizer, loadable by ea_runtime.text.encoder.TextEncoder."""
@@ -235,20 +224,19 @@ class TextRecipe(RecipeDefaults):
     def _scaled(self) -> Any:
         """A copy of the encoder whose outputs have a standard deviation of 1 in every channel.
 
-        The denoiser's caption projection expects numbers of that size. The last layer norm's weight takes the
-        factor in, so the copy is an ordinary T5 encoder.
+        The denoiser's caption projection expects numbers of that size. The factor goes into the last layer norm's
+        weight, so the copy is an ordinary T5 encoder.
         """
         embeds, mask = self._embed([draw_caption(self.options.data, index) for index in range(2000)])
         std = embeds[mask.bool()].std(0)  # D
         encoder: Any = copy.deepcopy(self.encoder)
-        encoder.encoder.final_layer_norm.weight.div_(std.clamp(min=0.05))  # a dead channel is not blown up
+        encoder.encoder.final_layer_norm.weight.div_(std.clamp(min=0.05))  # no blow-up of dead channels
         return encoder
 
     def _embed(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions padded to the longest of them: embeddings (B, L, D) and mask (B, L)."""
-        tokens = self.tokenizer(list(captions), padding="longest", return_tensors="pt").to(
-            self.context.device
-        )
+        tokens = self.tokenizer(list(captions), padding="longest", return_tensors="pt")
+        tokens = tokens.to(self.context.device)
         mask = tokens["attention_mask"]
         return self.encoder(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state, mask
 
@@ -259,7 +247,6 @@ def heldout_captions(num_captions: int, seed: int) -> list[str]:
     captions = []
     for index in range(num_captions):
         scene = sample_scene(seed, index, "heldout")
-        captions.append(
-            next(full) if index % 3 == 1 else caption(scene, seed, index, is_picture=index % 3 == 2)
-        )
+        is_picture = index % 3 == 2
+        captions.append(next(full) if index % 3 == 1 else caption(scene, seed, index, is_picture=is_picture))
     return captions

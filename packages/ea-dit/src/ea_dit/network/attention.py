@@ -10,14 +10,14 @@ MASKED_BIAS = -10000.0  # what V2 adds to the scores of padding tokens; represen
 
 
 class Attention(nn.Module):
-    """Multi-head attention over scaled_dot_product_attention: scores are never materialised by this code.
+    """Multi-head attention over scaled_dot_product_attention: no scores are kept.
 
     Args:
         width: channels of the queries and of the output.
         num_heads: heads of `inner_width / num_heads` channels.
         inner_width: channels inside, `width` by default.
         context_width: channels of the keys' and values' source, `width` by default.
-        bias: whether queries, keys and values have a bias; the output always has one.
+        bias: give queries, keys and values a bias; the output always has one.
     """
 
     def __init__(
@@ -40,9 +40,8 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner_width, width), nn.Dropout(dropout)])
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(
-            1, 2
-        )  # (N, S, D) -> (N, heads, S, D/heads), a view
+        """(N, S, D) -> (N, heads, S, D/heads), a view."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """(N, S, context_width) -> keys and values, each (N, heads, S, D/heads)."""
@@ -99,11 +98,8 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, activation: str, dropout: float = 0.0) -> None:
         super().__init__()
         inner = 4 * width
-        first = (
-            GEGLU(width, inner)
-            if activation == "geglu"
-            else GELU(width, inner, "tanh" if activation == "gelu-approximate" else "none")
-        )
+        approximate = "tanh" if activation == "gelu-approximate" else "none"
+        first = GEGLU(width, inner) if activation == "geglu" else GELU(width, inner, approximate)
         self.net = nn.ModuleList([first, nn.Dropout(dropout), nn.Linear(inner, width)])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -32,12 +32,9 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
         self.attn1 = Attention(width, heads, bias=config.attention_bias, dropout=dropout)
         self.attn_temporal = MotionModule(config)
+        context = config.cross_attention_dim
         self.attn2 = Attention(
-            width,
-            heads,
-            context_width=config.cross_attention_dim,
-            bias=config.attention_bias,
-            dropout=dropout,
+            width, heads, context_width=context, bias=config.attention_bias, dropout=dropout
         )
         self.norm2 = nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
         self.ff = FeedForward(width, config.activation_fn, dropout)
@@ -61,14 +58,13 @@ class TransformerBlock(nn.Module):
         Args:
             x: tokens (B, T * L, D), frame after frame, each frame row by row; L = height * width.
             modulation: (B, 6, D) or (1, 6, D) from adaLN-single.
-            text: tokens (B, text tokens, context width), or what `attn2.keys_values` made of them, or groups of
-                rows (text_groups.py). Groups of r x B rows stand for r branches of the same x: what comes before the
-                text is computed once for all, and r x B rows come out.
-            text_bias: (B, 1, 1, text tokens) or None where every token counts.
+            text: tokens (B, text tokens, context width), or their `attn2.keys_values`, or groups of
+                rows (text_groups.py). Groups of r x B rows stand for r branches of the same x: everything before
+                the text is computed once for all, and r x B rows come out.
+            text_bias: (B, 1, 1, text tokens) or None if every token counts.
         """
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + modulation).chunk(
-            6, dim=1
-        )  # (B, 1, D)
+        table = self.scale_shift_table + modulation  # (B, 6, D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = table.chunk(6, dim=1)  # (B, 1, D)
 
         frames = modulated(self.norm1, x, shift1, scale1)
         frames = frames.unflatten(1, (num_frames, -1)).flatten(0, 1)  # (B * T, L, D)
@@ -85,6 +81,6 @@ class TransformerBlock(nn.Module):
         return torch.addcmul(x, gate2, self.ff(modulated(self.norm2, x, shift2, scale2)))
 
     def modulated(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """What the first attention is told of x (B, S, D): x normalised, and modulated by the timestep."""
+        """The first attention's input: x (B, S, D) normalised, and modulated by the timestep."""
         shift, scale = (self.scale_shift_table + modulation).chunk(6, dim=1)[:2]
         return modulated(self.norm1, x, shift, scale)

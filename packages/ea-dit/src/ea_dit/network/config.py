@@ -1,4 +1,4 @@
-"""The one config of the denoiser: what a `config.json` may say, checked once, each error in one line.
+"""The one config of the denoiser: the keys of a `config.json`, checked once, each error in one line.
 
 `Transformer3DModel.__init__` takes the same keys (diffusers reads its signature); `from_mapping` turns them
 into this frozen dataclass, from which every layer is built. The defaults are EasyAnimate V2's
@@ -18,7 +18,7 @@ ACTIVATIONS = ("gelu-approximate", "gelu", "geglu")
 MOTION_TYPES = ("Vanilla", "VanillaGrid")
 MOTION_NORM_GROUPS = 32  # fixed in V2, whatever `norm_num_groups` says
 TIME_CHANNELS = 256  # sinusoidal features of a timestep, before its MLP
-SIZE_CONDITION_SAMPLE_SIZE = 128  # PixArt's rule: the 1024-pixel model is the one that is told sizes
+SIZE_CONDITION_SAMPLE_SIZE = 128  # PixArt's rule: the 1024-pixel model takes sizes as conditions
 
 # Published keys that would change the network in ways this package does not build: only these values pass.
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -55,17 +55,22 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_positive(name: str, value: Any) -> None:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    _require(
-        is_int and value > 0, f"`{name}` must be a positive integer, got {value!r}; set it in config.json"
-    )
+def _require_counts(config: Any, where: str = "") -> None:
+    """Raises ValueError unless every integer of a dataclass is positive; those of type `int | None` may be None."""
+    for name, kind in ((one.name, one.type) for one in fields(config)):
+        value = getattr(config, name)
+        if kind == "int" or (kind == "int | None" and value is not None):
+            is_int = isinstance(value, int) and not isinstance(value, bool)
+            _require(
+                is_int and value > 0,
+                f"`{where}{name}` must be a positive integer, got {value!r}; set it in config.json",
+            )
 
 
 def _take(
     cls: type, values: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], ignored: set[str], where: str
 ) -> dict[str, Any]:
-    """Split `values` into the fields of `cls`; refuse what is unsupported, report what is unknown."""
+    """The entries of `values` that are fields of `cls`; refuses unsupported values, reports unknown keys."""
     known = {f.name for f in fields(cls)}
     unknown = []
     for name, value in values.items():
@@ -109,7 +114,7 @@ class MotionConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any] | None) -> MotionConfig:
-        """Build from a JSON object. Raises ValueError (one line) for what this package cannot build."""
+        """Build from a JSON object. Raises ValueError (one line) for a module that this package cannot build."""
         if values is None:
             return cls()
         where = "motion_module_kwargs."
@@ -126,14 +131,7 @@ class MotionConfig:
 
     def __post_init__(self) -> None:
         where = "motion_module_kwargs."
-        for name in (
-            "num_attention_heads",
-            "num_transformer_block",
-            "temporal_position_encoding_max_len",
-            "temporal_attention_dim_div",
-            "block_size",
-        ):
-            _require_positive(where + name, getattr(self, name))
+        _require_counts(self, where)
         bad = [kind for kind in self.attention_block_types if kind != "Temporal_Self"]
         _require(
             not bad, f"`{where}attention_block_types` may only hold 'Temporal_Self', got {bad[:1]}; remove it"
@@ -178,18 +176,7 @@ class TransformerConfig:
         return cls(**kwargs, motion_module_kwargs=motion)
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_attention_heads",
-            "attention_head_dim",
-            "in_channels",
-            "num_layers",
-            "sample_size",
-            "patch_size",
-        ):
-            _require_positive(name, getattr(self, name))
-        for name in ("out_channels", "cross_attention_dim", "caption_channels"):
-            if getattr(self, name) is not None:
-                _require_positive(name, getattr(self, name))
+        _require_counts(self)
         _require(0.0 <= self.dropout < 1.0, f"`dropout` must be in [0, 1), got {self.dropout}; use 0.0")
         _require(
             self.activation_fn in ACTIVATIONS,
@@ -241,7 +228,7 @@ class TransformerConfig:
 
     @property
     def max_frames(self) -> int | None:
-        """Most latent frames that the motion modules can place in time, None: no limit."""
+        """Most latent frames that the motion modules can place in time; None: no limit."""
         motion = self.motion_module_kwargs
         return motion.temporal_position_encoding_max_len if motion.temporal_position_encoding else None
 
@@ -255,5 +242,5 @@ class TransformerConfig:
 
     @property
     def first_skip_block(self) -> int:
-        """Index of the first block that receives a skip (15 of 28); `num_layers` where there is none."""
+        """Index of the first block that receives a skip (15 of 28); `num_layers` if there is none."""
         return self.num_layers - self.num_skips

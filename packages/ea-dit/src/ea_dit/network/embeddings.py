@@ -1,4 +1,4 @@
-"""What enters the network: patches with 2-D positions, timestep (and size) conditioning, text projection."""
+"""Inputs of the network: patches with 2-D positions, timestep (and size) conditioning, text projection."""
 
 from __future__ import annotations
 
@@ -106,14 +106,9 @@ class ConditionEmbedding(nn.Module):
             return embedded
         assert resolution is not None  # both checked by size_conditions()
         assert aspect_ratio is not None
-        batch = embedded.shape[0]
-        size = self.resolution_embedder(timestep_features(resolution.flatten()).to(dtype)).reshape(
-            batch, -1
-        )  # (B, 2D/3)
-        ratio = self.aspect_ratio_embedder(timestep_features(aspect_ratio.flatten()).to(dtype)).reshape(
-            batch, -1
-        )
-        return embedded + torch.cat([size, ratio], dim=1)
+        size = self.resolution_embedder(timestep_features(resolution.flatten()).to(dtype))  # (2B, D/3)
+        ratio = self.aspect_ratio_embedder(timestep_features(aspect_ratio.flatten()).to(dtype))  # (B, D/3)
+        return embedded + torch.cat([size.reshape(len(ratio), -1), ratio], dim=1)
 
 
 class AdaLayerNormSingle(nn.Module):

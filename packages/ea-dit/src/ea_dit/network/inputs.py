@@ -1,8 +1,8 @@
-"""Checks of what a caller passes to `Transformer3DModel`, so that model.py holds only the network."""
+"""Checks of the arguments of `Transformer3DModel`, so that model.py holds only the network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from .config import TransformerConfig
 
 
 def check_latents(config: TransformerConfig, latents: Tensor) -> None:
-    """Raise ValueError, one line, unless `latents` is (B, C, T, H, W) as the config wants it."""
+    """Raises ValueError, one line, unless `latents` is (B, C, T, H, W) as the config wants it."""
     if latents.ndim != 5:
         raise ValueError(
             f"`hidden_states` must have 5 axes (batch, channels, frames, height, width),"
@@ -36,8 +36,8 @@ def check_latents(config: TransformerConfig, latents: Tensor) -> None:
         )
 
 
-def check_text(config: TransformerConfig, text: Tensor | None, mask: Tensor | None, batch: int) -> None:
-    """Raise ValueError, one line, unless the text is (B, S, width) and the mask (B, S), (B, 1, S) or None."""
+def check_text(config: TransformerConfig, text: Tensor | None, mask: Tensor | None, batch: int) -> Tensor:
+    """The text. Raises ValueError, one line, unless it is (B, S, width) and the mask (B, S), (B, 1, S) or None."""
     if text is None:
         raise ValueError(
             "`encoder_hidden_states` must be given (batch, tokens, channels), got None; encode a prompt first"
@@ -57,19 +57,11 @@ def check_text(config: TransformerConfig, text: Tensor | None, mask: Tensor | No
             f"`encoder_attention_mask` must have shape ({batch}, {text.shape[1]}), got {tuple(mask.shape)};"
             " it holds 1 for text and 0 for padding"
         )
-
-
-def check_context(keys: Sequence[Tensor], config: TransformerConfig, batch: int) -> None:
-    """Raise ValueError, one line, unless a text context's keys are those of this model and batch."""
-    if len(keys) != config.num_layers or keys[0].shape[0] != batch:
-        raise ValueError(
-            f"`text_context` must hold {config.num_layers} blocks of batch {batch}, got {len(keys)} of batch"
-            f" {keys[0].shape[0] if keys else 0}; make it with text_context() of this model, for this batch"
-        )
+    return text
 
 
 def check_rows(rows: int, batch: int) -> None:
-    """Raise ValueError, one line, unless prepared text has whole branches for a batch."""
+    """Raises ValueError, one line, unless prepared text has whole branches for a batch."""
     if rows % batch:
         raise ValueError(
             f"`prepared` holds {rows} rows of text, which is no multiple of {batch}, the batch; prepare as many"
@@ -80,7 +72,7 @@ def check_rows(rows: int, batch: int) -> None:
 def size_conditions(
     config: TransformerConfig, conditions: Mapping[str, Tensor | None] | None, batch: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """-> resolution (B, 2), aspect_ratio (B, 1); None, None where the model takes none. Raises ValueError."""
+    """-> resolution (B, 2), aspect_ratio (B, 1); None, None if the model takes none. Raises ValueError."""
     if not config.has_size_conditions:
         return None, None
     found = []
@@ -88,7 +80,7 @@ def size_conditions(
         value = None if conditions is None else conditions.get(name)
         if value is None:
             raise ValueError(
-                f"`added_cond_kwargs` must hold '{name}' where sample_size is {config.sample_size}, got none;"
+                f"`added_cond_kwargs` must hold '{name}' if sample_size is {config.sample_size}, got none;"
                 " pass {'resolution': (batch, 2) height and width in pixels, 'aspect_ratio': (batch, 1)}"
             )
         if value.numel() != batch * count:

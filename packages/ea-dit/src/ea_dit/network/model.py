@@ -16,7 +16,7 @@ The whole network, top to bottom (`forward` reads the same way):
               x += gate * MLP(modulated norm(x))
     x -- modulated norm, linear, unpatch --> (B, 2C, T, H, W): noise, then variance (see loss.py)
 
-Layers live beside this file: embeddings.py, attention.py, motion.py, blocks.py; config.py says what is built.
+The layers are next to this file: embeddings.py, attention.py, motion.py, blocks.py; config.py has their sizes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -38,7 +38,7 @@ from .attention import mask_bias
 from .blocks import TransformerBlock, modulated
 from .config import TransformerConfig
 from .embeddings import AdaLayerNormSingle, PatchEmbed, TextProjection
-from .inputs import batch_timestep, check_context, check_latents, check_rows, check_text, size_conditions
+from .inputs import batch_timestep, check_latents, check_rows, check_text, size_conditions
 from .meta import unless_meta
 from .parallel import FrameSplit, VideoSplit, shares
 from .prepared import Prepared, prepare
@@ -52,19 +52,6 @@ class Transformer3DModelOutput(BaseOutput):
     """`sample`: (B, out_channels, T, H, W), the predicted noise, then (where 2C) the variance (loss.py)."""
 
     sample: Tensor
-
-
-class TextContext(NamedTuple):
-    """A prompt as the blocks need it, computed once by `text_context()`, good for every step of sampling.
-
-    Attributes:
-        keys, values: for each block (B, heads, S, D / heads).
-        bias: (B, 1, 1, S), 0 for text and -10000 for padding; None where every token counts.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    bias: Tensor | None
 
 
 class Transformer3DModel(ModelMixin, ConfigMixin):
@@ -148,19 +135,19 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         output_loading_info: bool = False,
         **overrides: Any,
     ) -> Any:
-        """Start from a PixArt picture transformer; each frame then comes out as that model gives it.
+        """Start from a PixArt picture transformer; each frame is then equal to that model's output.
 
         Args:
             folder: holds config.json of diffusers' Transformer2DModel or PixArtTransformer2DModel and its weights
-                as safetensors (shards too), itself or in `subfolder` (without one also in transformer/).
-            subfolder: where in `folder` they lie.
+                as safetensors (shards too), itself or in `subfolder` (if not given, also in transformer/).
+            subfolder: folder within `folder`.
             output_loading_info: return (model, report); the report (from_2d.StartReport) names the tensors that
-                matched, stayed fresh, or found no place. It is logged in any case.
-            overrides: keys of this class's config that come on top, such as motion_module_type.
+                matched, stayed fresh, or found no place. It is always logged.
+            overrides: keys of this class's config to set, such as motion_module_type.
 
         Raises:
             ValueError: one line, for another class, pickled or damaged weights, position rules that this network does
-                not have, an unknown override, and where no tensor matches.
+                not have, an unknown override, or if no tensor matches.
         """
         from ..weights.from_2d import fill_from_2d, find_folder, map_config, read_config, weight_files
 
@@ -177,20 +164,6 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         """`transformer_blocks`, with their type."""
         return cast("list[TransformerBlock]", list(self.transformer_blocks))
 
-    def text_context(
-        self, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor | None = None
-    ) -> TextContext:
-        """Project a prompt to every block's keys and values, once for all steps of sampling.
-
-        Args:
-            encoder_hidden_states: text embeddings (B, S, caption_channels).
-            encoder_attention_mask: (B, S), 1 = text, 0 = padding; or a ready bias (B, 1, S); None: all count.
-        """
-        check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, encoder_hidden_states.shape[0])
-        text, bias = self._project_text(encoder_hidden_states, encoder_attention_mask)
-        pairs = [block.attn2.keys_values(text) for block in self.blocks]
-        return TextContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), bias)
-
     def prepare(
         self,
         encoder_hidden_states: Tensor,
@@ -198,28 +171,22 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         timesteps: Iterable[float],
         added_cond_kwargs: Mapping[str, Tensor | None] | None = None,
     ) -> Prepared:
-        """Compute once what all steps of sampling share: text without its padding, the timesteps' modulation.
+        """Compute once all that the steps of sampling share: text without its padding, the timesteps' modulation.
 
         Args:
             encoder_hidden_states: text embeddings (R, S, caption_channels), R rows for B videos: R = B, or with
                 guidance 2B, all negative texts before the positive ones.
-            encoder_attention_mask: as in `text_context`.
-            timesteps: all that the passes will be at.
+            encoder_attention_mask: (R, S), 1 = text, 0 = padding; or a ready bias (R, 1, S); None: all count.
+            timesteps: all timesteps of the passes.
             added_cond_kwargs: as in `forward`, equal in all rows.
 
         Returns:
-            What `forward` takes as `prepared`. It holds for the weights as they are now.
+            The argument `prepared` of `forward`, valid until the weights change.
 
         Raises:
             ValueError: for shapes that do not fit, in one line.
         """
         return prepare(self, encoder_hidden_states, encoder_attention_mask, timesteps, added_cond_kwargs)
-
-    def _project_text(self, text: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, S, caption_channels) -> tokens (B, S, D) and the mask as a bias (B, 1, 1, S)."""
-        if self.caption_projection is not None:
-            text = self.caption_projection(text)
-        return text, None if mask is None else mask_bias(mask, text.dtype)
 
     def forward(
         self,
@@ -228,7 +195,6 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor | None] | None = None,
-        text_context: TextContext | None = None,
         return_dict: bool = True,
         prepared: Prepared | None = None,
         step_cache: StepCache | None = None,
@@ -242,7 +208,6 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             encoder_attention_mask: (B, S), 1 = text, 0 = padding; None: every token counts.
             added_cond_kwargs: {"resolution": (B, 2) height and width in pixels, "aspect_ratio": (B, 1) their
                 ratio height / width}, for models of sample_size 128 only; others ignore it.
-            text_context: from `text_context()`, in place of the two text arguments.
             return_dict: False returns a tuple of one tensor.
             prepared: from `prepare()`, in place of text and size conditions. Made for R = r * B rows of text, r
                 guidance branches of the same latents (row r * B + b has latents b), it yields R samples.
@@ -258,7 +223,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         check_latents(self.cfg, hidden_states)
         batch, _, num_frames, latent_height, latent_width = hidden_states.shape
         height, width = latent_height // self.cfg.patch_size, latent_width // self.cfg.patch_size
-        texts: Sequence[Any]  # what each block attends to
+        texts: Sequence[Any]  # for each block's cross-attention
         if prepared is not None:
             check_rows(prepared.rows, batch)
             texts, bias = prepared.texts, prepared.bias
@@ -267,17 +232,11 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
                 hidden_states = hidden_states.repeat(prepared.rows // batch, 1, 1, 1, 1)
         else:
             resolution, aspect_ratio = size_conditions(self.cfg, added_cond_kwargs, batch)
-            if text_context is None:
-                check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, batch)
-                assert encoder_hidden_states is not None
-                text, bias = self._project_text(encoder_hidden_states, encoder_attention_mask)
-                texts = [text] * self.cfg.num_layers
-            else:
-                check_context(text_context.keys, self.cfg, batch)
-                texts, bias = (
-                    list(zip(text_context.keys, text_context.values, strict=True)),
-                    text_context.bias,
-                )
+            text = check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, batch)
+            if self.caption_projection is not None:
+                text = self.caption_projection(text)  # (B, S, D)
+            texts, mask = [text] * self.cfg.num_layers, encoder_attention_mask
+            bias = None if mask is None else mask_bias(mask, text.dtype)
             timestep = batch_timestep(timestep, batch, hidden_states.device)  # (B,)
             # (B, 6, D) and (B, D)
             modulation, embedded = self.adaln_single(timestep, resolution, aspect_ratio, hidden_states.dtype)
@@ -291,21 +250,17 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
 
         mine = x if split is None else split.own(x)
         with self._over(split):
-            # The signal is that of all frames, so that all processes decide alike.
-            out = (
-                blocks(mine)
-                if step_cache is None
-                else step_cache(self.blocks[0].modulated(x, modulation), mine, blocks)
-            )
+            if step_cache is None:
+                out = blocks(mine)
+            else:  # the signal is that of all frames, so that all processes decide alike
+                out = step_cache(self.blocks[0].modulated(x, modulation), mine, blocks)
 
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) each
         x = self.proj_out(modulated(self.norm_out, out, shift, scale))  # (B, T * L, p * p * out_channels)
         x = x if split is None else split.whole(x)
-        sample = rearrange(
-            x,
-            "b (t h w) (p q c) -> b c t (h p) (w q)",
-            t=num_frames, h=height, w=width, p=self.cfg.patch_size, q=self.cfg.patch_size,
-        )  # (B, out_channels, T, H, W)  # fmt: skip
+        patch = {"p": self.cfg.patch_size, "q": self.cfg.patch_size}
+        # (B, out_channels, T, H, W)
+        sample = rearrange(x, "b (t h w) (p q c) -> b c t (h p) (w q)", t=num_frames, h=height, **patch)
         return Transformer3DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _run_blocks(

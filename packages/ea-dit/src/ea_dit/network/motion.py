@@ -58,7 +58,7 @@ class TemporalAttention(Attention):
             else None
         )
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, num_frames: int = 1) -> Tensor:
         """(N, T * n * n, D) -> (N, T * n * n, D)."""
         if self.pos_encoder is not None:
             x = self.pos_encoder(x, num_frames)

@@ -10,6 +10,7 @@ Shapes: B videos, T latent frames of which t are here, P tracks of which p are h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +20,13 @@ from torch import Tensor
 
 
 def shares(count: int, size: int) -> list[int]:
-    """`count` things over `size` processes, as evenly as can be, the first ones taking one more."""
+    """`count` things over `size` processes, as evenly as possible, the first ones taking one more."""
     return [count // size + (rank < count % size) for rank in range(size)]
 
 
 @dataclass(frozen=True)
 class FrameSplit:
-    """How T frames and P tracks lie over the processes of `group` (None: all)."""
+    """The split of T frames and P tracks over the processes of `group` (None: all)."""
 
     group: Any = None
 
@@ -38,7 +39,7 @@ class FrameSplit:
         return dist.get_rank(self.group)
 
     def fits(self, num_frames: int, num_tracks: int) -> bool:
-        """Whether each process gets a frame and a track; otherwise each computes everything."""
+        """True if each process gets a frame and a track; otherwise each computes everything."""
         return self.size > 1 and min(num_frames, num_tracks) >= self.size
 
     def of(self, num_frames: int) -> VideoSplit:
@@ -71,7 +72,7 @@ class VideoSplit(FrameSplit):
         """(B, P, t, K) -> (B, p, T, K)."""
         batch, tracks, _, depth = x.shape
         frames, places = shares(self.num_frames, self.size), shares(tracks, self.size)
-        parts = [part.flatten() for part in x.split(places, dim=1)]
+        parts = x.split(places, dim=1)
         sizes = [(batch, places[self.rank], n, depth) for n in frames]
         return torch.cat(self._exchange(parts, sizes), dim=2)
 
@@ -79,15 +80,14 @@ class VideoSplit(FrameSplit):
         """(B, p, T, K) -> (B, P, t, K)."""
         batch, _, _, depth = x.shape
         frames, places = shares(self.num_frames, self.size), shares(num_tracks, self.size)
-        parts = [part.flatten() for part in x.split(frames, dim=2)]
+        parts = x.split(frames, dim=2)
         sizes = [(batch, n, frames[self.rank], depth) for n in places]
         return torch.cat(self._exchange(parts, sizes), dim=1)
 
-    def _exchange(self, parts: list[Tensor], sizes: list[tuple[int, ...]]) -> list[Tensor]:
+    def _exchange(self, parts: Sequence[Tensor], sizes: list[tuple[int, ...]]) -> list[Tensor]:
         """One all-to-all: parts[i] goes to process i, which sends what has sizes[i]."""
         counts = [torch.Size(size).numel() for size in sizes]
         received = parts[0].new_empty(sum(counts))
-        dist.all_to_all_single(
-            received, torch.cat(parts), counts, [part.numel() for part in parts], group=self.group
-        )
+        sent = torch.cat([part.flatten() for part in parts])
+        dist.all_to_all_single(received, sent, counts, [part.numel() for part in parts], group=self.group)
         return [part.view(size) for part, size in zip(received.split(counts), sizes, strict=True)]

@@ -1,9 +1,9 @@
-"""What sampling needs of a prompt and a schedule, computed once for all steps.
+"""Prompt and schedule prepared for sampling: computed once for all steps.
 
-Equal in real numbers to giving text, mask and timesteps at each step; what falls away is work whose result is known:
+Equal in real numbers to giving text, mask and timesteps at each step; it saves work whose result is known:
 keys and values of padding (its weight in the attention is exp(-10000) = 0), linears that a short text makes
-needless (text_groups.py), the modulation of each timestep, and what guidance branches have in common before the text
-comes in. Shapes as in model.py; R rows of text, R = r * B.
+needless (text_groups.py), the modulation of each timestep, and all that guidance branches share before the
+text. Shapes as in model.py; R rows of text, R = r * B.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Prepared:
     """From `Transformer3DModel.prepare`.
 
     Attributes:
-        texts: for each block what its cross-attention takes.
-        bias: (R, 1, 1, S) where the mask is no mask of zeros and ones, else None.
+        texts: for each block the input of its cross-attention.
+        bias: (R, 1, 1, S) if the mask is not all zeros and ones, else None.
         rows: R.
         steps: timestep -> modulation (1, 6, D) and embedding (1, D).
     """
@@ -64,11 +64,7 @@ class Prepared:
 
 
 def prepare(
-    model: Preparable,
-    text: Tensor,
-    mask: Tensor | None,
-    timesteps: Iterable[float],
-    conditions: Any,
+    model: Preparable, text: Tensor, mask: Tensor | None, timesteps: Iterable[float], conditions: Any
 ) -> Prepared:
     """See `Transformer3DModel.prepare`."""
     rows = text.shape[0]
@@ -89,7 +85,7 @@ def _without_padding(text: Tensor, mask: Tensor | None) -> tuple[list[Tensor], T
     if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
         return [text], mask_bias(mask, text.dtype)
     kept = mask.bool()
-    # A row of padding alone: the same bias on all its scores, which is none.
+    # A row of padding alone has the same bias on all scores, which is like none.
     kept = kept | ~kept.any(dim=1, keepdim=True)
     rows = [row[keep] for row, keep in zip(text, kept, strict=True)]
     return [torch.stack(list(group)) for _, group in groupby(rows, key=lambda row: row.shape[0])], None

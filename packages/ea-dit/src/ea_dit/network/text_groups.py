@@ -1,8 +1,8 @@
-"""A prompt as one block's cross-attention takes it in sampling: no padding, and what is short is folded.
+"""A prompt prepared for one block's cross-attention in sampling: no padding, and short texts are folded.
 
 Rows of equal length are a group. The scores of a token x against S keys are x Wq' K', with h * S columns: where S is at
 most half of a head's channels, Wq' K' and V' Wo', made once a prompt, take the place of two linears and their D x D
-multiply-adds a token. Against one key the softmax is 1, and a vector to add is what is left. Equal in real numbers.
+multiply-adds a token. Against one key the softmax is 1, so only a vector to add is left. Equal in real numbers.
 
 Shapes: N rows of text; x (N, Q, D), D wide; S text tokens, d channels of each of the h heads.
 """
@@ -24,14 +24,14 @@ class Whole(NamedTuple):
     values: Tensor
 
     def add_to(self, x: Tensor, layer: Attention) -> Tensor:
-        """x (N, Q, D) plus what its cross-attention gives."""
+        """x (N, Q, D) plus its cross-attention."""
         return x + layer.attend(x, self.keys, self.values)
 
 
 class Folded(NamedTuple):
     """Keys (N, D, h * S) with the queries' projection and scale in them, values (N, h * S, D) with the output's.
 
-    `bias` (N, 1, h * S) is what the queries' bias gives.
+    `bias` (N, 1, h * S) is the share of the queries' bias.
     """
 
     keys: Tensor
@@ -44,7 +44,7 @@ class Folded(NamedTuple):
 
 
 class OneToken(NamedTuple):
-    """What every x is given, (N, 1, D)."""
+    """A vector that is added to every x, (N, 1, D)."""
 
     value: Tensor
 
@@ -56,7 +56,7 @@ Group = Whole | Folded | OneToken
 
 
 class TextGroups(NamedTuple):
-    """One block's prompt: its groups in the order of the rows, and how many rows each has."""
+    """One block's prompt: its groups in the order of the rows, and their numbers of rows."""
 
     groups: tuple[Group, ...]
     rows: tuple[int, ...]
@@ -72,7 +72,7 @@ class TextGroups(NamedTuple):
 
 
 def group_text(layer: Attention, texts: list[Tensor]) -> TextGroups:
-    """What `layer` needs of texts (N, S, D'), each a group."""
+    """Texts (N, S, D'), each a group, prepared for `layer`."""
     return TextGroups(
         tuple(_shortest(layer, *layer.keys_values(text)) for text in texts),
         tuple(text.shape[0] for text in texts),
@@ -103,7 +103,7 @@ def _shortest(layer: Attention, keys: Tensor, values: Tensor) -> Group:
 
 
 def _can_fold(layer: Attention) -> bool:
-    """Whether the two linears are no more than their weights: no adapter's hook, nothing in their place, no dropout."""
+    """True if the two linears are plain: no adapter's hook, no other class in their place, no dropout."""
     to_out, dropout = layer.to_out[0], layer.to_out[1]
     if layer.training and isinstance(dropout, nn.Dropout) and dropout.p:
         return False

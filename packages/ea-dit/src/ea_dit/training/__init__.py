@@ -1,1 +1,1 @@
-"""The recipe `dit` and what it is made of."""
+"""The recipe `dit` and its parts."""

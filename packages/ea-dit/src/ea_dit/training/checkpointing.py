@@ -1,8 +1,8 @@
-"""Gradient checkpointing that computes again with the very tensors of the first pass.
+"""Gradient checkpointing that recomputes with the very tensors of the first pass.
 
 Training in bf16 runs the network on copies of its weights (ea_runtime.training.update.precision). Plain checkpointing
-would compute a block again, in the backward pass, when those copies are out of place, with other weights and another
-attention kernel. So each block keeps hold of the tensors it had.
+would recompute a block, in the backward pass, after those copies are gone, with other weights and another attention
+kernel. So each block keeps its tensors.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ea_dit.network.model import Transformer3DModel
 
 
 def checkpoint_blocks(model: Transformer3DModel, around: Callable[[], AbstractContextManager[Any]]) -> None:
-    """Turns checkpointing of every block on. around: a context that a block's computation needs, both times."""
+    """Turns on checkpointing of every block. around: a context that a block's computation needs, both times."""
 
-    def run(block: nn.Module, *args: Any) -> Tensor:
+    def run(block: nn.Module, *args: Any) -> Any:
         # a sharded block gathers its weights whenever it is called, so it needs no hold of them
         is_sharded = isinstance(block, FSDPModule)
         tensors = {} if is_sharded else {**dict(block.named_parameters()), **dict(block.named_buffers())}
@@ -31,6 +31,6 @@ def checkpoint_blocks(model: Transformer3DModel, around: Callable[[], AbstractCo
             with around():
                 return block(*inner) if is_sharded else functional_call(block, tensors, inner)
 
-        return checkpoint(compute, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return checkpoint(compute, *args, use_reentrant=False)
 
     model.enable_gradient_checkpointing(run)

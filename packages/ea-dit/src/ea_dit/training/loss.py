@@ -74,12 +74,16 @@ def _per_sample(table: Tensor, timesteps: Tensor, ndim: int) -> Tensor:
     return table[timesteps].reshape(-1, *[1] * (ndim - 1))  # (B, 1, ..., 1)
 
 
-def _check_timesteps(timesteps: Tensor, batch: int) -> None:
+def _check(x_start: Tensor, noise: Tensor, timesteps: Tensor) -> None:
+    batch = x_start.shape[0]
+    if noise.shape != x_start.shape:
+        raise ValueError(
+            f"`noise` must have the shape of `x_start` {tuple(x_start.shape)}, got {tuple(noise.shape)}"
+        )
     if timesteps.shape != (batch,) or timesteps.is_floating_point():
         raise ValueError(
             f"`timesteps` must be integers of shape ({batch},), got {timesteps.dtype} of shape"
-            f" {tuple(timesteps.shape)};"
-            f" draw them with torch.randint(0, {NUM_TIMESTEPS}, ({batch},))"
+            f" {tuple(timesteps.shape)}; draw them with torch.randint(0, {NUM_TIMESTEPS}, ({batch},))"
         )
 
 
@@ -92,13 +96,9 @@ def add_noise(x_start: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         timesteps: (B,) integers, 0 (nearly clean) .. 999 (noise).
 
     Raises:
-        ValueError: where the shapes differ, in one line.
+        ValueError: if the shapes differ, in one line.
     """
-    if noise.shape != x_start.shape:
-        raise ValueError(
-            f"`noise` must have the shape of `x_start` {tuple(x_start.shape)}, got {tuple(noise.shape)}"
-        )
-    _check_timesteps(timesteps, x_start.shape[0])
+    _check(x_start, noise, timesteps)
     table = schedule(x_start.device, _compute_dtype(x_start))
     signal = _per_sample(table.signal, timesteps, x_start.ndim)
     sigma = _per_sample(table.sigma, timesteps, x_start.ndim)
@@ -121,7 +121,7 @@ def training_loss(
         {"loss": mse + vb, "mse", "vb"}, (B,) each, float32 (float64 for float64 input).
 
     Raises:
-        ValueError: where shapes do not fit, in one line.
+        ValueError: if shapes do not fit, in one line.
     """
     batch, channels = x_start.shape[:2]
     expected = (batch, 2 * channels, *x_start.shape[2:])
@@ -130,14 +130,14 @@ def training_loss(
             f"`model_output` must have shape {expected} (noise, variance), got {tuple(model_output.shape)};"
             " use a model with out_channels = 2 x in_channels"
         )
-    if noise.shape != x_start.shape:
-        raise ValueError(
-            f"`noise` must have the shape of `x_start` {tuple(x_start.shape)}, got {tuple(noise.shape)}"
-        )
-    _check_timesteps(timesteps, batch)
+    _check(x_start, noise, timesteps)
 
     dtype = _compute_dtype(model_output, x_start)
     table = schedule(x_start.device, dtype)
+    log_range, log_min, error_to_kl, to_start = (
+        _per_sample(numbers, timesteps, x_start.ndim)
+        for numbers in (table.log_range, table.log_min, table.error_to_kl, table.noise_to_start)
+    )
     predicted, variance = model_output.to(dtype).chunk(2, dim=1)  # (B, C, T, H, W) each
     error = predicted - noise.to(dtype)
     squared = error.square()
@@ -147,25 +147,20 @@ def training_loss(
         mse = torch.where(timesteps > SNR_TIMESTEP, mse, mse * table.noise_to_start[timesteps].square())
 
     fraction = (variance + 1) / 2
-    log_ratio = fraction * _per_sample(
-        table.log_range, timesteps, x_start.ndim
-    )  # u: log of p's variance over beta~
+    log_ratio = fraction * log_range  # u: log of p's variance over beta~
     ratio = torch.exp(-log_ratio)
-    kl = torch.addcmul(
-        ratio, ratio * _per_sample(table.error_to_kl, timesteps, x_start.ndim), squared.detach()
-    )
+    kl = torch.addcmul(ratio, ratio * error_to_kl, squared.detach())
     kl = 0.5 * (kl + log_ratio - 1)
 
     # At t = 0 the mean of p is its prediction of x_0.
-    log_sigma = 0.5 * (log_ratio + _per_sample(table.log_min, timesteps, x_start.ndim))
-    distance = error.detach() * _per_sample(table.noise_to_start, timesteps, x_start.ndim)
-    nll = _bin_nll(x_start.to(dtype), distance, log_sigma)
+    log_sigma = 0.5 * (log_ratio + log_min)
+    nll = _bin_nll(x_start.to(dtype), error.detach() * to_start, log_sigma)
     bits = torch.where(timesteps == 0, nll.flatten(1).mean(1), kl.flatten(1).mean(1)) / math.log(2.0)  # (B,)
     return {"loss": mse + bits, "mse": mse, "vb": bits}
 
 
 def min_snr_weights(timesteps: Tensor, gamma: float) -> Tensor:
-    """min(SNR, gamma) / SNR for each of timesteps (B,) -> (B,): what weights the noise error; gamma 0: ones.
+    """min(SNR, gamma) / SNR for each of timesteps (B,) -> (B,): weights of the noise error; gamma 0: ones.
 
     Source: Hang et al. 2023, arXiv 2303.09556, for noise prediction.
     """

@@ -10,21 +10,25 @@ from ea_dit.training.trainable import LOW_RATE, Stage
 from ea_runtime.training.latents.cache import EncodedOptions
 
 
+class Table(BaseModel):
+    """A table of a config: no unknown keys, no changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 class DataTable(EncodedOptions):
-    """The set, the model folder whose VAE and text encoder code it, and what a batch sees of it."""
+    """The set, the model folder whose VAE and text encoder code it, and the draws of a batch."""
 
     drop_text: float = Field(
-        0.1, ge=0, le=1, description="part of the samples that see the empty prompt, for guidance"
+        0.1, ge=0, le=1, description="share of the samples that see the empty prompt, for guidance"
     )
     random_frame_crop: bool = Field(
         False, description="one batch of clips in ten is cut to a length of 1, 9, 18, ... frames"
     )
 
 
-class InitTable(BaseModel):
-    """What the run starts from; nothing given: a fresh network as [model] says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class InitTable(Table):
+    """The start of the run; by default a fresh network as in [model]."""
 
     folder: str | None = Field(
         default=None, description="a trained transformer, such as the stage before's `final`"
@@ -34,7 +38,7 @@ class InitTable(BaseModel):
     )
     motion: str | None = Field(
         default=None,
-        description="motion modules that come on top: a file of `ea models extract-motion`, or V1's",
+        description="motion modules to load on top: a file of `ea models extract-motion`, or V1's",
     )
 
     @model_validator(mode="after")
@@ -44,16 +48,16 @@ class InitTable(BaseModel):
         return self
 
 
-class LossTable(BaseModel):
+class LossTable(Table):
     """`snr`: EasyAnimate's own weighting: up to step 249 the error in x_0 counts, in place of that in the noise.
 
     `min_snr`: weights the noise error by min(SNR, gamma) / SNR (Hang et al. 2023, arXiv 2303.09556); 0: off.
 
     Timesteps: `uniform_part` of them uniform, the rest sigmoid(normal(`t_mean`, `t_std`)) of the 1,000 steps,
-    which spends more of a small budget where layout and motion are decided.
+    which spends more of a small budget on the steps that decide layout and motion.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     snr: bool = False
     min_snr: float = Field(default=0.0, ge=0)
@@ -68,23 +72,19 @@ class LossTable(BaseModel):
         return self
 
 
-class TrainableTable(BaseModel):
-    """Which parameters are trained: regular expressions (or plain pieces) that are looked for in their names.
+class TrainableTable(Table):
+    """Parameters to train: regular expressions (or plain pieces) that are searched in their names.
 
-    `patterns`: at the full rate; none: what the stage is for. `low`: at `low_rate` times the rate.
+    `patterns`: at the full rate; none: the stage's own. `low`: at `low_rate` times the rate.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     patterns: tuple[str, ...] = ()
     low: tuple[str, ...] = ()
     low_rate: float = Field(default=LOW_RATE, gt=0, le=1)
 
 
-class PhaseTable(BaseModel):
-    """A stretch of the run, from step `start` (counted from 0); 0 leaves a figure as [data] or [train] has it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class PhaseTable(Table):
+    """A stretch of the run, from step `start` (counted from 0); 0 takes a figure from [data] or [train]."""
 
     start: int = Field(ge=0)
     size: int = Field(default=0, ge=0)
@@ -92,13 +92,11 @@ class PhaseTable(BaseModel):
     batch_size: int = Field(default=0, ge=0)
 
 
-class SampleTable(BaseModel):
-    """What `samples/` shows: each of `sample_prompts`, drawn with the averaged weights; none: no sheets.
+class SampleTable(Table):
+    """The sheets in `samples/`: each of `sample_prompts`, drawn with the averaged weights; none: no sheets.
 
     Pixels and frames: 0 takes those of the last phase (in stage "align" one frame).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sample_prompts: tuple[str, ...] = ()
     height: int = Field(default=0, ge=0)
@@ -109,14 +107,12 @@ class SampleTable(BaseModel):
     seed: int = Field(default=0, ge=0)
 
 
-class DitOptions(BaseModel):
-    """A whole `dit` config but for [run] and [train].
+class DitOptions(Table):
+    """A whole `dit` config except [run] and [train].
 
     `stage`: "align" trains on pictures, with the motion modules left out; "motion" trains the motion modules;
     "finetune" the whole network, with [[phases]] from low to high resolution.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: Stage
     data: DataTable
@@ -131,7 +127,7 @@ class DitOptions(BaseModel):
     def _consistent(self) -> DitOptions:
         starts = [phase.start for phase in self.phases]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-            raise ValueError(f"`phases` must start at 0 and then at later and later steps, got {starts}")
+            raise ValueError(f"`phases` must start at 0 and then at ever later steps, got {starts}")
         if self.stage == "align" and self.data.kinds == "videos":
             raise ValueError("stage 'align' trains on pictures; set data.kinds to 'pictures' or leave it out")
         return self

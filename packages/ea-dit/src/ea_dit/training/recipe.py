@@ -24,11 +24,11 @@ from ea_runtime.training.update.precision import DTYPES, run_in, short_attention
 
 
 class DitRecipe(RecipeDefaults):
-    """Trains Transformer3DModel; [stage] of the config says what of it and on what.
+    """Trains Transformer3DModel; [stage] of the config chooses parameters and data.
 
-    model: the network. source: the set as latents and text features. Another recipe may freeze `model`, put its
-    own parameters in, and call `fetch` and `loss` (ea-lora does).
-    Raises UserError (or ValueError), one line, where the set, the start, a pattern or a size is wrong.
+    model: the network. source: the set as latents and text features. Another recipe may freeze `model`, add its
+    own parameters, and call `fetch` and `loss` (ea-lora does).
+    Raises UserError (or ValueError), one line, if the set, the start, a pattern or a size is wrong.
     """
 
     options_model = DitOptions
@@ -36,12 +36,10 @@ class DitRecipe(RecipeDefaults):
     def __init__(self, options: DitOptions, context: Context) -> None:
         self.options = options
         self.context = context
-        # before the set: a wrong config is told at once, and what coding draws cannot change the weights
+        # before the set: a wrong config fails at once, and the draws of coding cannot change the weights
         self.model, self.start_lines = start_network(options, context)
-        self.chosen = choose(
-            (name for name, _ in self.model.named_parameters()),
-            options.stage, options.trainable.patterns, options.trainable.low,
-        )  # fmt: skip
+        names, table = [name for name, _ in self.model.named_parameters()], options.trainable
+        self.chosen = choose(names, options.stage, table.patterns, table.low)
         freeze_others(self.model, self.chosen)
         if options.stage == "align":  # fresh motion modules change nothing and take more than half the time
             self.model.set_motion_modules(False)
@@ -52,7 +50,7 @@ class DitRecipe(RecipeDefaults):
         for line in self._short_videos():
             context.say(line)
         self.dtype = DTYPES[context.dtype]
-        self.model.to(context.device)  # pyright: ignore[reportArgumentType]
+        nn.Module.to(self.model, context.device)
         if context.gradient_checkpointing:
             checkpoint_blocks(self.model, lambda: short_attention(context.device))
         self.model.train()
@@ -67,11 +65,8 @@ class DitRecipe(RecipeDefaults):
 
     @staticmethod
     def _data(options: DitOptions) -> DataTable:
-        return (
-            options.data.model_copy(update={"kinds": "pictures"})
-            if options.stage == "align"
-            else options.data
-        )
+        update = {"kinds": "pictures"} if options.stage == "align" else {}
+        return options.data.model_copy(update=update)
 
     @staticmethod
     def _views(options: DitOptions) -> list[tuple[int | None, int | None]]:
@@ -138,23 +133,19 @@ class DitRecipe(RecipeDefaults):
         return draw_sheet(self.model, options.samples, options.data.parts, shape, self.context)
 
     def describe(self) -> dict[str, Any]:
-        from ea_dit.training.memory import memory_by_part
-
         total = sum(p.numel() for p in self.model.parameters())
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        groups = {
-            group[
-                "name"
-            ]: f"{sum(p.numel() for p in group['params']):,} parameters in {len(group['params'])} tensors, "
-            f"{group['kind']}, rate x {group['lr_scale']:g}"
-            for group in self.parameter_groups()
-        }
+        groups: dict[str, str] = {}
+        for group in self.parameter_groups():
+            count, tensors = sum(p.numel() for p in group["params"]), len(group["params"])
+            what = f"{count:,} parameters in {tensors} tensors, {group['kind']}, rate x {group['lr_scale']:g}"
+            groups[group["name"]] = what
         largest = max(
             (bucket for buckets in self._buckets for bucket in buckets if bucket is not None),
             key=lambda b: self.source.num_latents(b.num_frames) * b.height * b.width,
         )
-        ratio = self.source.spatial_ratio
-        shape = (self.source.num_latents(largest.num_frames), largest.height // ratio, largest.width // ratio)
+        is_copied = self.dtype != torch.float32
+        weights = sum(t.numel() for t in (*self.model.parameters(), *self.model.buffers()))
         return {
             "stage": self.options.stage,
             "start": [line.removeprefix("start: ") for line in self.start_lines],
@@ -162,9 +153,7 @@ class DitRecipe(RecipeDefaults):
             "parameter groups": groups,
             **({"short videos": short} if (short := self._short_videos()) else {}),
             "largest sample": f"{largest.kind}, {largest.num_frames} frames of {largest.height}x{largest.width}",
-            "memory": memory_by_part(
-                self.model, self.chosen, shape, self.dtype, self.context.gradient_checkpointing
-            ),
+            "memory": {"computing copy": weights * self.dtype.itemsize if is_copied else 0},
         }
 
     def save(self, folder: Path) -> None:

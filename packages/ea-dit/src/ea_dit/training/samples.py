@@ -1,4 +1,4 @@
-"""Contact sheets while training: what the denoiser makes of a few prompts, decoded, few steps."""
+"""Contact sheets while training: videos of a few prompts, in few steps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ea_runtime.training.recipe import Context
 def draw_sheet(
     model: Transformer3DModel, table: SampleTable, parts: str, shape: tuple[int, int, int], context: Context
 ) -> np.ndarray | None:
-    """uint8 (H, W, 3): one video a prompt of `table` with the weights as they are now.
+    """uint8 (H, W, 3): one video per prompt of `table`, with the current weights.
 
     parts: the model folder with VAE and text encoder. shape: num_frames, height, width. A sheet that cannot be drawn
-    (an untrained network may diverge) is told and left out: training goes on.
+    (an untrained network may diverge) is reported and skipped: training continues.
     """
     from ea_runtime.video.sheets import contact_sheet
 
@@ -42,16 +42,14 @@ def sample_videos(
     num_frames, height, width = shape
     loaded = load_parts(parts, device=context.device, parts=("vae", "text"))
     was_training = model.training
-    pipe = VideoPipeline(
-        vae=loaded.vae, denoiser=model, text=loaded.text,
-        scheduler_config=schedule_of_model(loaded.scheduler_config),
-    )  # fmt: skip
+    schedule = schedule_of_model(loaded.scheduler_config)
+    pipe = VideoPipeline(vae=loaded.vae, denoiser=model, text=loaded.text, scheduler_config=schedule)
+    prompts = list(table.sample_prompts)
+    wanted: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width, "seed": table.seed}
+    wanted |= {"num_inference_steps": table.steps, "guidance_scale": table.guidance}
     try:
-        output = pipe(
-            list(table.sample_prompts), num_frames=num_frames, height=height, width=width,
-            num_inference_steps=table.steps, guidance_scale=table.guidance, seed=table.seed,
-            batch_size=len(table.sample_prompts), smooth=False,  # seams show no more than a few steps' noise
-        )  # fmt: skip
+        # not smoothed: seams show no more than the noise of a few steps
+        output = pipe(prompts, **wanted, batch_size=len(prompts), smooth=False)
     finally:
         model.train(was_training)
     assert output.frames is not None

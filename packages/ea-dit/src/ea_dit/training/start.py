@@ -1,4 +1,4 @@
-"""What a run starts from: a fresh network, a trained one, a picture model; motion modules on top."""
+"""The start of a run: a fresh network, a trained one, a picture model; motion modules on top."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ea_runtime.training.recipe import Context
 
 
 def start_network(options: DitOptions, context: Context) -> tuple[Transformer3DModel, list[str]]:
-    """The network in float32 as [init] and [model] say, and lines that tell what was taken from where.
+    """The network in float32 as [init] and [model] say, and lines that report its sources.
 
     In a dry run no weights are read. Raises UserError or ValueError, one line.
     """
@@ -50,7 +50,7 @@ def start_network(options: DitOptions, context: Context) -> tuple[Transformer3DM
 
 
 def _same_settings(model: Transformer3DModel, table: dict[str, Any], folder: str) -> None:
-    """[model] beside `init.folder` may repeat what the folder says, and nothing else."""
+    """Checks that [model] next to `init.folder` only repeats the folder's own settings."""
     for key, value in table.items():
         have = model.config.get(key, "absent")
         if isinstance(value, dict) and isinstance(have, dict):

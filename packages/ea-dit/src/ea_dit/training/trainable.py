@@ -1,7 +1,7 @@
-"""Which parameters a stage trains, and at which rate: patterns over names -> optimiser groups.
+"""The parameters that a stage trains, and their rates: patterns over names -> optimiser groups.
 
-A pattern is a regular expression that is looked for anywhere in a parameter's name, so a plain piece of a name,
-such as EasyAnimate's `transformer_blocks.6` or `long_connect_fc`, does what it did there.
+A pattern is a regular expression that is searched anywhere in a parameter's name, so a plain piece of a name,
+such as EasyAnimate's `transformer_blocks.6` or `long_connect_fc`, works as it did there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 Stage = Literal["align", "motion", "finetune"]
 MOTION = ".attn_temporal."  # in the name of every tensor of a motion module
-#: What each stage trains unless told otherwise.
+#: The parameters that each stage trains by default.
 DEFAULT_PATTERNS: dict[Stage, tuple[str, ...]] = {
     "align": ("",),
     "motion": (re.escape(MOTION),),
@@ -28,12 +28,12 @@ LOW_RATE = 0.5
 def choose(
     names: Iterable[str], stage: Stage, patterns: Sequence[str] = (), low: Sequence[str] = ()
 ) -> dict[str, bool]:
-    """The parameters to train -> whether at the lower rate.
+    """The parameters to train -> True if at the lower rate.
 
-    patterns: what is trained; none: what the stage is for. low: what is trained at the lower rate. A name in both
+    patterns: trained at the full rate; none: the stage's own. low: trained at the lower rate. A name in both
     lists has the full rate, as in EasyAnimate; the stage's own choice gives way to `low`.
     In stage "align" the motion modules are left out of the network, so no pattern reaches them.
-    Raises ValueError, one line, for a pattern that is none or that matches nothing.
+    Raises ValueError, one line, for an invalid pattern or one that matches nothing.
     """
     offered = [name for name in names if stage != "align" or MOTION not in name]
     full = _matching(offered, patterns or DEFAULT_PATTERNS[stage], "trainable.patterns", stage)
@@ -62,7 +62,7 @@ def _matching(names: list[str], patterns: Sequence[str], where: str, stage: Stag
 
 
 def _near(pattern: str, names: list[str]) -> str:
-    """Names that the pattern may have meant: whole ones and pieces of them, without block numbers."""
+    """A hint with names near the pattern: whole ones and pieces of them, without block numbers."""
     pieces: dict[str, None] = {}
     for name in names:
         parts = [part for part in name.split(".") if not part.isdigit()]
@@ -76,7 +76,7 @@ def _near(pattern: str, names: list[str]) -> str:
 
 
 def freeze_others(model: nn.Module, chosen: dict[str, bool]) -> None:
-    """`requires_grad` on for what was chosen, off for the rest."""
+    """Turns `requires_grad` on for the chosen parameters, off for the rest."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
 
@@ -84,7 +84,7 @@ def freeze_others(model: nn.Module, chosen: dict[str, bool]) -> None:
 def parameter_groups(
     model: nn.Module, chosen: dict[str, bool], low_rate: float = LOW_RATE
 ) -> list[dict[str, Any]]:
-    """Optimiser groups of the chosen parameters: by kind and by rate, empty ones left out.
+    """Optimiser groups of the chosen parameters: by kind and by rate, without empty ones.
 
     The matrices of blocks and skips are for Muon; embeddings, tables, norms, biases and ends for AdamW.
     """

@@ -1,18 +1,19 @@
 """Checkpoints saved by other programs -> the published tensor names.
 
-Training scripts wrap models (data parallel, compiled, sharded) and put the weights beside other things; these
-adapters take the wrapping off. Weights that carry the published names need nothing: use `from_pretrained`.
+Training scripts wrap models (data parallel, compiled, sharded) and put the weights next to other things; these
+adapters unwrap them. Weights that carry the published names need nothing: use `from_pretrained`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 # Where training programs keep the weights inside a checkpoint, the averaged ones first.
 WEIGHT_KEYS = (
     "ema_state_dict",
@@ -33,7 +34,7 @@ def unwrap_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Find the weights in a loaded checkpoint: {"state_dict": {...}, "epoch": 3} -> {...}, to any depth.
 
     Raises:
-        ValueError: where no tensors are found, in one line.
+        ValueError: if no tensors are found, in one line.
     """
     for key in WEIGHT_KEYS:
         if isinstance(checkpoint.get(key), Mapping):
@@ -47,29 +48,22 @@ def unwrap_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def strip_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_wrappers(weights: Mapping[str, T]) -> dict[str, T]:
     """Remove wrappers' parts from names: "module._orig_mod.proj_out.bias" -> "proj_out.bias".
 
-    A prefix goes only if every name has it. Raises ValueError where two names would become one.
+    A prefix goes only if every name has it. Raises ValueError if two names would become one.
     """
-    names = {
-        name: ".".join(part for part in name.split(".") if part not in WRAPPER_PARTS) for name in weights
-    }
-    found = True
-    while found:
-        found = False
-        for prefix in WRAPPER_PREFIXES:
-            if names and all(name.startswith(prefix) for name in names.values()):
-                names = {old: new.removeprefix(prefix) for old, new in names.items()}
-                found = True
+    names = [".".join(part for part in name.split(".") if part not in WRAPPER_PARTS) for name in weights]
+    while prefix := next((p for p in WRAPPER_PREFIXES if names and all(n.startswith(p) for n in names)), ""):
+        names = [name.removeprefix(prefix) for name in names]
     seen: dict[str, str] = {}
-    for old, new in names.items():
+    for old, new in zip(weights, names, strict=True):
         if new in seen:
             raise ValueError(
                 f"checkpoint must name each tensor once, got '{seen[new]}' and '{old}' for '{new}'; drop one"
             )
         seen[new] = old
-    return {new: weights[old] for old, new in names.items()}
+    return {new: weights[old] for new, old in seen.items()}
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -78,8 +72,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     Pickled files are read with `weights_only=True`, so that no code in them runs.
 
     Raises:
-        ValueError: where the file holds no tensors, in one line.
-        FileNotFoundError: where there is no such file.
+        ValueError: if the file holds no tensors, in one line.
+        FileNotFoundError: if there is no such file.
     """
     path = Path(path)
     if path.suffix == ".safetensors":

@@ -24,22 +24,15 @@ logger = logging.getLogger(__name__)
 CLASS_NAMES = ("Transformer2DModel", "PixArtTransformer2DModel")
 STEM = "diffusion_pytorch_model"
 MAX_JSON_BYTES = 16 << 20
-#: Keys that both kinds of config have and that mean the same in ours.
-_SAME = (
-    "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "dropout",
-    "norm_num_groups", "cross_attention_dim", "attention_bias", "sample_size", "patch_size", "activation_fn",
-    "num_embeds_ada_norm", "upcast_attention", "norm_type", "norm_elementwise_affine", "norm_eps",
-    "attention_type", "caption_channels", "num_vector_embeds", "only_cross_attention", "double_self_attention",
-)  # fmt: skip
 #: Tensors that some programs save and every model computes.
 _COMPUTED = ("pos_embed.pos_embed",)
 
 
 @dataclass(frozen=True, slots=True)
 class StartReport:
-    """What of a picture model became what.
+    """The fate of each tensor of a picture model.
 
-    matched: tensors taken over. fresh: tensors of the 3-D model that the picture model has not. mismatched: in both,
+    matched: tensors taken over. fresh: tensors of the 3-D model that the picture model lacks. mismatched: in both,
     of another shape, so left fresh too. unused: tensors of the picture model without a place.
     """
 
@@ -50,7 +43,7 @@ class StartReport:
 
     @property
     def lines(self) -> list[str]:
-        """For people: one line a kind, the first names of each."""
+        """For the user: one line per kind, with its first names."""
         return [f"{len(self.matched)} tensors of the picture model taken over"] + [
             f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
             for what, names in (
@@ -65,36 +58,33 @@ class StartReport:
 def map_config(
     target: type[nn.Module], config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A picture model's config.json as keys of `target`, the 3-D model's class; absent ones as that class has them.
+    """A picture model's config.json as keys of `target`, the 3-D model's class; missing ones as that class has them.
 
-    overrides: keys of `target` (motion_module_type, enable_uvit, ...) that come on top.
+    overrides: keys of `target` (motion_module_type, enable_uvit, ...) to set on top.
     Raises ValueError, one line, for another class, an unknown override, or a model that is no PixArt.
     """
     name = config.get("_class_name")
     if name not in CLASS_NAMES:
         raise ValueError(
             f"the picture model must be one of {', '.join(CLASS_NAMES)}, config.json says {name!r}; "
-            "to go on from a 3-D model load it by `from_pretrained`"
+            "to continue from a 3-D model load it with `from_pretrained`"
         )
     import diffusers
 
-    defaults = inspect.signature(getattr(diffusers, name).__init__).parameters
-    values = {
-        key: config.get(key, defaults[key].default) for key in _SAME if key in config or key in defaults
-    }
+    theirs = inspect.signature(getattr(diffusers, name)).parameters
+    ours = inspect.signature(target).parameters
+    values = {key: config.get(key, theirs[key].default) for key in ours if key in theirs}
     overrides = dict(overrides or {})
-    known = inspect.signature(target.__init__).parameters
-    unknown = [key for key in overrides if key not in known or key == "self"]
+    unknown = [key for key in overrides if key not in ours]
     if unknown:
         raise ValueError(f"{target.__name__} has no key `{unknown[0]}`; override only keys of its config")
     mapped = {**values, **overrides}
-    size = mapped["sample_size"]
-    _check_positions(config, size)
+    _check_positions(config, mapped["sample_size"])
     return mapped
 
 
 def _check_positions(config: Mapping[str, Any], size: Any) -> None:
-    """Ours follow from sample_size: a picture model that sets them otherwise would give other outputs."""
+    """Our positions follow from sample_size: a picture model that sets them otherwise would give other outputs."""
     if not isinstance(size, int) or size <= 0:
         raise ValueError(
             f"`sample_size` must be a positive integer, the picture model has {size!r}; override it"
@@ -113,7 +103,7 @@ def _check_positions(config: Mapping[str, Any], size: Any) -> None:
 
 
 def find_folder(folder: str | Path, subfolder: str | None = None) -> Path:
-    """Where config.json lies: `folder`/`subfolder`, or `folder`, or its transformer/. Raises ValueError."""
+    """The folder of config.json: `folder`/`subfolder`, or `folder`, or its transformer/. Raises ValueError."""
     path = Path(folder).expanduser()
     for found in (path / subfolder,) if subfolder else (path, path / "transformer"):
         if (found / "config.json").is_file():
@@ -151,7 +141,7 @@ def weight_files(folder: Path) -> list[Path]:
         outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
         if outside or not names:
             raise ValueError(
-                f"{index.name} must name safetensors files beside it, got {outside[:1] or 'none'}"
+                f"{index.name} must name safetensors files next to it, got {outside[:1] or 'none'}"
             )
         return [folder / name for name in names]
     usual = folder / f"{STEM}.safetensors"
@@ -170,7 +160,8 @@ def iter_weights(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
     for path in files:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118 - no mapping
+                names = file.keys()
+                for name in names:
                     yield name, file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{str(path)!r} cannot be read ({error}); download it again") from error
@@ -180,7 +171,7 @@ def iter_weights(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
 def fill_from_2d(model: Any, files: list[Path]) -> StartReport:
     """Puts a picture model's tensors into a Transformer3DModel, in place, and zeroes what would change a picture.
 
-    Raises ValueError, one line, where not one tensor fits.
+    Raises ValueError, one line, if no tensor fits.
     """
     targets = model.state_dict(keep_vars=True)
     matched, mismatched, unused = [], [], []
@@ -207,23 +198,15 @@ def fill_from_2d(model: Any, files: list[Path]) -> StartReport:
 
 
 def _zero_inserts(model: Any, matched: set[str]) -> None:
-    """Fresh motion modules, skips and size conditions add nothing, whatever `zero_initialize` says."""
-    parts: list[tuple[str, nn.Module]] = [
-        (
-            f"transformer_blocks.{i}.attn_temporal.temporal_transformer.proj_out",
-            block.attn_temporal.temporal_transformer.proj_out,
-        )
-        for i, block in enumerate(model.blocks)
+    """Makes fresh motion modules, skips and size conditions add nothing, whatever `zero_initialize` is."""
+    cfg = model.cfg
+    names = [
+        f"transformer_blocks.{i}.attn_temporal.temporal_transformer.proj_out" for i in range(cfg.num_layers)
     ]
-    if model.cfg.enable_uvit:
-        parts += [(f"long_connect_fc.{i}", skip) for i, skip in enumerate(model.long_connect_fc)]
-    if model.cfg.has_size_conditions:
-        emb = model.adaln_single.emb
-        parts += [
-            ("adaln_single.emb.resolution_embedder.linear_2", emb.resolution_embedder.linear_2),
-            ("adaln_single.emb.aspect_ratio_embedder.linear_2", emb.aspect_ratio_embedder.linear_2),
-        ]
-    for name, part in parts:
+    names += [f"long_connect_fc.{i}" for i in range(cfg.num_skips)]
+    if cfg.has_size_conditions:
+        names += [f"adaln_single.emb.{kind}_embedder.linear_2" for kind in ("resolution", "aspect_ratio")]
+    for name in names:
         if f"{name}.weight" not in matched:
-            for parameter in part.parameters():
+            for parameter in model.get_submodule(name).parameters():
                 nn.init.zeros_(parameter)

@@ -1,8 +1,8 @@
-"""Which tensors are motion modules, and whether those of one model fit another.
+"""Motion modules by the names of their tensors, and their fit from one model to another.
 
 A motion file holds the tensors of the motion modules under the names that they have in a whole checkpoint:
 `transformer_blocks.3.attn_temporal.temporal_transformer.proj_in.weight`. EasyAnimate V1's separate motion file has
-the same names, so it needs no table of its own.
+the same names, so it needs no separate table.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def motion_names(names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class MotionReport:
-    """How the tensors of a motion file and the places of a model came together.
+    """The fit of a motion file's tensors to the places of a model.
 
     matched: taken over. kept: position tables of the model that stay, since the file has none or of another length.
     missing: places that the file does not fill. mismatched: (name, the model's shape, the file's). unused: names of the
-    file that are no motion module. settings: what the file says about its modules; empty where it says nothing.
+    file that are no motion module.
     """
 
     matched: tuple[str, ...]
@@ -39,7 +39,7 @@ class MotionReport:
 
     @property
     def line(self) -> str:
-        """For people."""
+        """For the user."""
         parts = [f"{len(self.matched)} tensors of {self.num_blocks} blocks matched"]
         parts += [
             f"{len(found)} {what}"
@@ -47,7 +47,7 @@ class MotionReport:
                 (self.kept, "position tables stay the model's"),
                 (self.missing, "missing"),
                 (self.mismatched, "of another shape"),
-                (self.unused, "left out, no motion modules"),
+                (self.unused, "ignored, no motion modules"),
             )
             if found
         ]

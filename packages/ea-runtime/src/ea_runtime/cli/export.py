@@ -8,7 +8,7 @@ import typer
 from typer import Option
 
 if TYPE_CHECKING:
-    from ea_runtime.export.make import Result
+    from ea_runtime.export.make import ExportResult
 
 app = typer.Typer(add_completion=False)
 
@@ -99,7 +99,7 @@ def export(
     typer.echo(result.folder)
 
 
-def _show(console: object, result: Result) -> None:
+def _show(console: object, result: ExportResult) -> None:
     from rich.console import Console
 
     assert isinstance(console, Console)

@@ -1,9 +1,9 @@
-"""What an engine is: it loads a model's parts in a shape that the pipeline can use, whatever runs them."""
+"""Engines: each loads a model's parts in a form that the pipeline can use, whatever runs them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ class Engine(Protocol):
         ...
 
     def describe(self) -> str:
-        """Where it really runs, in one line."""
+        """The device and library that it really runs on, in one line."""
         ...
 
     def check(self, num_frames: int, height: int, width: int) -> None:
@@ -42,7 +42,7 @@ Session = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 @dataclass
 class PartRun:
-    """A part's graphs, each opened when it is first run, and opened anew when its weights change."""
+    """A part's graphs, each opened when it is first run and again when its weights change."""
 
     size: Size
     infos: Mapping[str, GraphInfo]
@@ -100,7 +100,7 @@ class ExportedEngine:
         raise NotImplementedError
 
     def describe(self) -> str:
-        """Where it really runs, in one line."""
+        """The device and library that it really runs on, in one line."""
         raise NotImplementedError
 
     def check(self, num_frames: int, height: int, width: int) -> None:
@@ -114,7 +114,7 @@ class ExportedEngine:
             )
 
     def load(self, parts: Iterable[str]) -> Parts:
-        """The parts asked for. Each must be in the bundle: none is run by PyTorch instead without being asked."""
+        """The parts asked for. Each must be in the bundle: PyTorch never runs one in its place unasked."""
         from ea_runtime.export.networks import open_source
         from ea_runtime.text.encoder import TextEncoder
         from ea_runtime.text.tokenizer import load_tokenizer
@@ -139,14 +139,7 @@ class ExportedEngine:
         scheduler_config, defaults = read_defaults(self.folder)
         size = self.bundle.size
         own = {"num_frames": size.num_frames, "height": size.height, "width": size.width}
-        return Parts(
-            folder=self.folder,
-            vae=loaded.get("vae"),
-            denoiser=loaded.get("denoiser"),
-            text=loaded.get("text"),
-            scheduler_config=scheduler_config,
-            defaults=defaults.model_copy(update=own),
-        )
+        return Parts(self.folder, scheduler_config, defaults.model_copy(update=own), **loaded)
 
     def _run(self, part: str, weights: ExportedWeights | None) -> PartRun:
         infos = {graph.name: graph for graph in self.bundle.graphs if graph.part == part}
@@ -183,9 +176,9 @@ class ExportedEngine:
 
 
 def exported_weights(pipe: Any) -> dict[str, ExportedWeights]:
-    """Weights of a pipeline's exported networks by part ("denoiser", "text"); empty where PyTorch runs them.
+    """Weights of a pipeline's exported networks by part ("denoiser", "text"); empty if PyTorch runs them.
 
-    Adapters use it: `ExportedWeights.network` tells what they can go on, `add` puts it there.
+    For adapters: `ExportedWeights.network` is what they can be put on, `add` puts them there.
     """
     found = {}
     for name, part in (("denoiser", getattr(pipe, "denoiser", pipe)), ("text", getattr(pipe, "text", None))):
@@ -193,8 +186,3 @@ def exported_weights(pipe: Any) -> dict[str, ExportedWeights]:
         if isinstance(weights, ExportedWeights):
             found[name] = weights
     return found
-
-
-def names_of(values: Sequence[str]) -> str:
-    """For lines: "CUDAExecutionProvider, CPUExecutionProvider"."""
-    return ", ".join(values)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ea_runtime.engines.base import ExportedEngine, Session, names_of
+from ea_runtime.engines.base import ExportedEngine, Session
 from ea_runtime.errors import UserError
 from ea_runtime.export.bundle import GraphInfo
 from ea_runtime.export.onnx_session import OnnxSession, require_onnxruntime
@@ -17,7 +17,7 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 class OnnxEngine(ExportedEngine):
-    """device: "cpu"; "cuda" (or "cuda:N"), which is then required; None takes CUDA where it works."""
+    """device: "cpu"; "cuda" (or "cuda:N"), which is then required; None takes CUDA if it works."""
 
     target = "onnx"
 
@@ -33,21 +33,21 @@ class OnnxEngine(ExportedEngine):
         self.seen = session.providers
         if self.providers[0] != _CPU and self.device is not None and _CUDA not in self.seen:
             raise UserError(
-                f"`device` is {str(self.device)!r}, but the session of ONNX Runtime has {names_of(self.seen)}; install"
+                f"`device` is {str(self.device)!r}, but the session of ONNX Runtime has {', '.join(self.seen)}; install"
                 " the CUDA libraries that onnxruntime-gpu asks for, or use cpu"
             )
         return session.run
 
     def describe(self) -> str:
-        """The providers of a real session: one is opened where none is yet."""
+        """The providers of a real session; one is opened if there is none yet."""
         if not self.seen:
             smallest = min(self.bundle.graphs, key=lambda g: (self.bundle.folder / g.weights).stat().st_size)
             self.open_graph(smallest, {})
-        return f"ONNX Runtime ({names_of(self.seen)})"
+        return f"ONNX Runtime ({', '.join(self.seen)})"
 
 
 def _providers(device: Any) -> list[str]:
-    """What to ask for. Raises UserError for a device that ONNX Runtime has none for."""
+    """The providers to ask for. Raises UserError for a device that ONNX Runtime has none for."""
     import torch
 
     from ea_runtime.machine.device import choose_device

@@ -1,7 +1,7 @@
-"""The engines "trt" and "trt-rtx": what their builders wrote, on an NVIDIA GPU.
+"""The engines "trt" and "trt-rtx": run what their builders wrote, on an NVIDIA GPU.
 
-Not run yet where this was written: there was no GPU. Loading, the build record and every refusal are tested; what
-follows `deserialize_cuda_engine` is written from the packages' documentation.
+Not yet run on a GPU. Loading, the build record and every refusal are tested; what follows
+`deserialize_cuda_engine` is written from the packages' documentation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from ea_runtime.errors import UserError
 from ea_runtime.export.bundle import GraphInfo
 from ea_runtime.export.tensorrt_api import load_api
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64,
-           "int32": torch.int32}  # fmt: skip
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "int64", "int32")}
 
 
 class TensorRtEngine(ExportedEngine):
@@ -65,7 +64,7 @@ class TensorRtEngine(ExportedEngine):
 
 
 class EngineSession:
-    """An execution context with memory of its own for inputs and outputs."""
+    """An execution context with its own memory for inputs and outputs."""
 
     def __init__(self, module: Any, engine: Any, info: GraphInfo, device: torch.device) -> None:
         self.engine = engine
@@ -95,7 +94,7 @@ class EngineSession:
 
 
 def _refit(module: Any, engine: Any, logger: Any, info: GraphInfo, overrides: Mapping[str, Tensor]) -> None:
-    """Set weights by their names in the graph, which are those of the state dict. Raises UserError where one is not."""
+    """Sets weights by their names in the graph, those of the state dict. Raises UserError for another name."""
     refitter = module.Refitter(engine, logger)
     known = set(refitter.get_all_weights())
     missing = sorted(set(overrides) - known)
@@ -133,6 +132,3 @@ def _require_cuda(target: str, device: Any) -> torch.device:
     if chosen.type != "cuda":
         raise UserError(f"engine {target!r} runs on cuda, got `device` {str(chosen)!r}; leave it out")
     return chosen
-
-
-__all__ = ["EngineSession", "TensorRtEngine"]

@@ -1,4 +1,4 @@
-"""The engine "torch": the model folder as it is."""
+"""The engine "torch": the model folder itself."""
 
 from __future__ import annotations
 

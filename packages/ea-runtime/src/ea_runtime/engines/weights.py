@@ -1,7 +1,7 @@
 """Weights of an exported network, and what adapters add to them.
 
-A graph holds numbers, so an adapter cannot hang beside a module. What it adds is summed, in float32 from the model
-folder's own weights each time, never from a sum made before, and cast once: taking it off gives the same bytes again.
+A graph holds numbers, so an adapter cannot sit next to a module. Its deltas are added in float32 to the model folder's
+own weights each time, never to an earlier sum, and cast once: taking the adapter off gives the same bytes again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from ea_runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from ea_runtime.export.networks import Source
+    from ea_runtime.export.networks import ExportSource
 
-#: gives what one adapter adds to a weight at strength 1, in float32
+#: computes what one adapter adds to a weight at strength 1, in float32
 Delta = Callable[[], Tensor]
 
 
 @dataclass(eq=False)
 class Added:
-    """What one adapter adds: name in the state dict -> its delta. strength may be changed through `ExportedWeights`."""
+    """One adapter's deltas by name in the state dict. `ExportedWeights.set_strength` changes its strength."""
 
     deltas: Mapping[str, Delta]
     strength: float
@@ -33,9 +33,9 @@ class Added:
 
 @dataclass(eq=False)
 class ExportedWeights:
-    """version: counts changes; sessions with another number are opened anew. refusal: why there can be none."""
+    """version: counts changes; sessions of another version are opened again. refusal: why it takes no adapter."""
 
-    source: Source
+    source: ExportSource
     dtype: torch.dtype
     version: int = 0
     added: list[Added] = field(default_factory=list)
@@ -58,13 +58,13 @@ class ExportedWeights:
         return one
 
     def set_strength(self, one: Added, strength: float) -> None:
-        """Change an adapter's strength; 0 takes it off to the bit."""
+        """Change an adapter's strength; 0 takes it off, bit-exact."""
         if one.strength != strength:
             one.strength = strength
             self.version += 1
 
     def remove(self, one: Added) -> None:
-        """Take an adapter off. One that is not on is passed over."""
+        """Take an adapter off. One that is not on is skipped."""
         if one in self.added:
             self.added.remove(one)
             self.version += 1

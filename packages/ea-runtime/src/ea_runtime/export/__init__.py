@@ -1,1 +1,1 @@
-"""Networks as graphs: ONNX bundles, TensorRT engines, what is checked before and after (docs/export.md)."""
+"""Networks as graphs: ONNX bundles, TensorRT engines, and the checks before and after (docs/export.md)."""

@@ -1,6 +1,6 @@
-"""What this user has built: sha256 of each bundle's manifest, one JSON a line, outside of every bundle.
+"""The record of this user's builds: sha256 of each bundle's manifest, one line of JSON each, outside all bundles.
 
-A bundle that comes from elsewhere carries its own hashes, so those prove nothing; this list does. It lies in
+A bundle that comes from elsewhere carries its own hashes, which prove nothing; this list does. It is in
 `$EA_STATE_DIR`, else `$XDG_STATE_HOME/ea`, else `~/.local/state/ea`.
 """
 
@@ -28,7 +28,7 @@ def place() -> Path:
 
 
 def require_writable() -> None:
-    """Raises UserError where nothing could be recorded, so that no work is lost."""
+    """Raises UserError if nothing could be recorded, so that no work is lost."""
     try:
         place().parent.mkdir(parents=True, exist_ok=True)
         with place().open("a", encoding="utf-8"):
@@ -40,7 +40,7 @@ def require_writable() -> None:
 
 
 def add(digest: str, **about: Any) -> None:
-    """Record a build (or what the user accepted). One write of one line: several processes may do so at once."""
+    """Records a build (or a bundle that the user accepted). One write of one line, safe for several processes."""
     require_writable()
     line = {"sha256": digest, "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"), **about}
     with place().open("a", encoding="utf-8") as file:
@@ -50,7 +50,7 @@ def add(digest: str, **about: Any) -> None:
 
 
 def entries() -> list[dict[str, Any]]:
-    """All lines that can be read, oldest first."""
+    """All readable lines, oldest first."""
     path = place()
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         return []
@@ -66,5 +66,5 @@ def entries() -> list[dict[str, Any]]:
 
 
 def knows(digest: str) -> bool:
-    """Whether a bundle with this manifest was built or accepted by this user."""
+    """True if this user built or accepted a bundle with this manifest."""
     return any(entry["sha256"] == digest for entry in entries())

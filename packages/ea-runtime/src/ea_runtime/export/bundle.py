@@ -1,14 +1,14 @@
 """Bundles: folders that `ea export` writes, and the one way to open them.
 
-    ea-bundle.json      what it is: target, model, size, dtype, graphs with inputs and outputs, versions
+    ea-bundle.json      description: target, model, size, dtype, graphs with inputs and outputs, versions
     GRAPH.onnx          one static graph; its weights are offsets into the part's file
     PART.weights        weights of a part, shared by its graphs
     GRAPH.engine        for TensorRT: the built engine
     report.html, report.json    preflight and parity
     manifest.json       sha256 of every file
 
-A graph is nearly code and an engine is code: a bundle is opened only if this user's build record knows the sha256 of
-its manifest (build_record.py), every file has its hash, and no graph names data outside. All of that comes before
+A graph is nearly code and an engine is code: a bundle is opened only if this user's build record has the sha256 of
+its manifest (build_record.py), every file has its hash, and no graph names data outside. All of that is checked before
 any of it reaches a runtime.
 """
 
@@ -18,28 +18,31 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from ea_runtime.errors import UserError
 from ea_runtime.export import build_record
 from ea_runtime.export.parts import EXPORT_PARTS, Size
 from ea_runtime.files.atomic import MANIFEST
 from ea_runtime.files.safe import plain, quote, quote_path, read_json
+from ea_runtime.settings import validate
 
 DESCRIPTION = "ea-bundle.json"
 VERSION = 1
 TARGETS = ("onnx", "trt", "trt-rtx")
+_AGAIN = "; export it again"
 MAX_JSON = 16 << 20
 MAX_GRAPH = 2 << 30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(BaseModel, frozen=True):
     """An input or output of a graph. dtype: torch's name, "float16"."""
 
     name: str
@@ -47,8 +50,7 @@ class TensorInfo:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
-class GraphInfo:
+class GraphInfo(BaseModel, frozen=True):
     """A graph of a bundle. file: the .onnx; engine: the built engine, for TensorRT."""
 
     name: str
@@ -60,12 +62,10 @@ class GraphInfo:
     engine: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A bundle that was checked. folder: its real path. part_hashes: of the model's parts that it was made from."""
+class Description(BaseModel, frozen=True):
+    """The contents of ea-bundle.json. part_hashes: of the model's parts that the bundle was made from."""
 
-    folder: Path
-    digest: str
+    ea_bundle: Literal[1] = VERSION
     target: str
     model: str
     part_hashes: Mapping[str, str]
@@ -75,6 +75,13 @@ class Bundle:
     graphs: tuple[GraphInfo, ...]
     settings: Mapping[str, Any]
 
+
+class Bundle(Description, frozen=True):
+    """A bundle that was checked. folder: its real path. digest: sha256 of its manifest."""
+
+    folder: Path
+    digest: str
+
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that it holds."""
@@ -82,35 +89,11 @@ class Bundle:
         return tuple(part for part in EXPORT_PARTS if part in held)
 
 
-def describe(
-    target: str,
-    model: str,
-    part_hashes: Mapping[str, str],
-    size: Size,
-    dtype: str,
-    opset: int,
-    graphs: list[GraphInfo],
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The contents of ea-bundle.json."""
-    return {
-        "ea_bundle": VERSION,
-        "target": target,
-        "model": model,
-        "part_hashes": dict(part_hashes),
-        "size": asdict(size),
-        "dtype": dtype,
-        "opset": opset,
-        "graphs": [asdict(graph) for graph in graphs],
-        "settings": dict(settings),
-    }
-
-
 def open_bundle(folder: str | os.PathLike[str], target: str | None = None) -> Bundle:
-    """Check a bundle and read what it says.
+    """Checks a bundle and reads its description.
 
-    target: what it must have been made for. Raises UserError, one line: no bundle, not of this user's build record, a
-    file that changed or is missing, a graph that names data outside, another target.
+    target: what it must have been made for. Raises UserError, one line: no bundle, not in this user's build record, a
+    file that has changed or is missing, a graph that names data outside, another target.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -128,7 +111,7 @@ def open_bundle(folder: str | os.PathLike[str], target: str | None = None) -> Bu
 
 
 def inspect_bundle(folder: str | os.PathLike[str]) -> Bundle:
-    """As `open_bundle` without the build record: for looking at what comes from elsewhere. Nothing is run."""
+    """As `open_bundle` without the build record: to look at a bundle from elsewhere. Nothing is run."""
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {quote_path(path)}")
@@ -167,7 +150,7 @@ def check_files(folder: Path, manifest: bytes) -> set[str]:
 
 
 def check_graph(folder: Path, graph: GraphInfo) -> None:
-    """Every tensor that a graph keeps outside of itself lies in its part's file. Raises UserError."""
+    """Raises UserError unless every tensor that a graph keeps outside of itself is in its part's file."""
     import onnx
 
     raw = _read(folder, graph.file, MAX_GRAPH)
@@ -209,7 +192,7 @@ def check_graph(folder: Path, graph: GraphInfo) -> None:
 
 
 def weight_names(folder: Path, graph: GraphInfo) -> set[str]:
-    """The initializers of a graph of an opened bundle. A weight that a size does not need (see parity) is in none."""
+    """The initializers of a graph of an opened bundle. A weight that its size does not need (see parity) is in none."""
     import onnx
 
     model = onnx.load_model_from_string(_read(folder, graph.file, MAX_GRAPH))
@@ -245,18 +228,15 @@ def _tensors(model: Any) -> Any:
 
 
 def _open(folder: Path, name: str) -> Any:
-    """A regular file right in `folder`; a link is refused before it is followed."""
+    """A regular file directly in `folder`; a link is refused before it is followed."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        handle = os.open(
-            folder / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        )
+        handle = os.open(folder / name, flags)
     except OSError as error:
         raise UserError(
             f"{quote(name)} of bundle {quote_path(folder)} is missing, or no regular file; export it again"
         ) from error
     file = os.fdopen(handle, "rb")
-    import stat
-
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         file.close()
         raise UserError(f"{quote(name)} of bundle {quote_path(folder)} is no regular file; export it again")
@@ -284,50 +264,14 @@ def _json(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _parse(folder: Path, digest: str, value: dict[str, Any], files: set[str]) -> Bundle:
-    try:
-        if value["ea_bundle"] != VERSION:
-            raise UserError(
-                f"the bundle is of version {quote(value['ea_bundle'])}, this program reads {VERSION}"
-            )
-        graphs = tuple(
-            GraphInfo(
-                str(one["name"]),
-                str(one["part"]),
-                str(one["file"]),
-                str(one["weights"]),
-                tuple(_tensor(each) for each in one["inputs"]),
-                tuple(_tensor(each) for each in one["outputs"]),
-                None if one.get("engine") is None else str(one["engine"]),
-            )
-            for one in value["graphs"]
-        )
-        bundle = Bundle(
-            folder,
-            digest,
-            str(value["target"]),
-            str(value["model"]),
-            {str(k): str(v) for k, v in value["part_hashes"].items()},
-            Size(**{str(k): int(v) for k, v in value["size"].items()}),
-            str(value["dtype"]),
-            int(value["opset"]),
-            graphs,
-            dict(value["settings"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{DESCRIPTION} of the bundle is damaged ({plain(error)}); export it again"
-        ) from error
+    table = {**value, "folder": folder, "digest": digest}
+    bundle = validate(Bundle, table, f"{DESCRIPTION} of the bundle", _AGAIN)
+    graphs = bundle.graphs
     named = {name for g in graphs for name in (g.file, g.weights, g.engine) if name is not None}
     is_known = bundle.target in TARGETS and all(graph.part in EXPORT_PARTS for graph in graphs)
     if not is_known or not named <= files or len({g.name for g in graphs}) != len(graphs):
-        raise UserError(f"{DESCRIPTION} of the bundle names what it does not have; export it again")
+        raise UserError(f"{DESCRIPTION} of the bundle names what it does not have{_AGAIN}")
     return bundle
-
-
-def _tensor(value: Mapping[str, Any]) -> TensorInfo:
-    return TensorInfo(str(value["name"]), tuple(int(n) for n in value["shape"]), str(value["dtype"]))
 
 
 def read_size(folder: str | os.PathLike[str]) -> dict[str, int]:
@@ -336,8 +280,6 @@ def read_size(folder: str | os.PathLike[str]) -> dict[str, int]:
     Raises UserError where the folder is no bundle.
     """
     path = Path(folder)
-    size = read_json(path, "ea-bundle.json").get("size")
-    try:
-        return {name: int(size[name]) for name in ("num_frames", "height", "width")}  # pyright: ignore[reportOptionalSubscript]
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"ea-bundle.json of {quote_path(path)} is damaged; export it again") from error
+    where = f"{DESCRIPTION} of {quote_path(path)}"
+    size = validate(Description, read_json(path, DESCRIPTION), where, _AGAIN).size
+    return {"num_frames": size.num_frames, "height": size.height, "width": size.width}

@@ -1,13 +1,12 @@
 """`ea export`, step by step: check, trace, look at the shapes, write, build, compare, record.
 
-Nothing is at the bundle's place until all of it is there (files.atomic.atomic_folder).
+The bundle appears whole or not at all (files.atomic.atomic_folder).
 """
 
 from __future__ import annotations
 
 import gc
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,17 +17,17 @@ from torch import nn
 
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.export import build_record, bundle, parity, preflight
-from ea_runtime.export.networks import Source, export_configs, sources_of
+from ea_runtime.export.networks import ExportSource, export_configs, sources_of
 from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts, for_refit
 from ea_runtime.export.trace import DTYPES, FakeNetwork, Traced, initializer_names, make_fake, trace
 from ea_runtime.export.weights_file import Place, plan_places, refer, total_bytes, write_weights
-from ea_runtime.files.atomic import MANIFEST, atomic_folder
+from ea_runtime.files.atomic import MANIFEST, atomic_folder, require_new_folder
 from ea_runtime.machine.device import Timed
 from ea_runtime.models.geometry import Geometry, check_int
 from ea_runtime.models.hash import part_digest
 from ea_runtime.models.layout import read_defaults, resolve_folder
 
-#: tells what is being done: (step, graph or part)
+#: reports progress: (step, graph or part)
 Tell = Callable[[str, str], None]
 #: opsets that the exporter and the runtimes know
 OPSETS = (20, 21, 22, 23)
@@ -38,10 +37,10 @@ _MAX_ROW_ELEMENTS = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to export. None stands for the model's own size, all parts, the target's usual opset and dtype.
+    """An export. None stands for the model's own size, all parts, the target's usual opset and dtype.
 
-    parity: "auto" compares what a CPU can do, a small twin of the rest; "off" compares nothing. capabilities: for
-    trt-rtx, such as ("sm89",). memory_limit: bytes of workspace. refittable: for trt and trt-rtx; None: where a GPU is.
+    parity: "auto" compares what a CPU can compute; "off" compares nothing. capabilities: for trt-rtx, such as
+    ("sm89",). memory_limit: bytes of workspace. refittable: for trt and trt-rtx; None: if there is a GPU.
     """
 
     model: str
@@ -62,23 +61,23 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What was made."""
+class ExportResult:
+    """The bundle that was made, its report, and the seconds of each step."""
 
     folder: Path
     report: Mapping[str, Any]
     seconds: Mapping[str, float]
 
 
-def export_bundle(request: Request, tell: Tell | None = None) -> Result:
-    """Export a model folder. Raises UserError in one line, with nothing written, for all that cannot be done."""
+def export_bundle(request: Request, tell: Tell | None = None) -> ExportResult:
+    """Exports a model folder. Raises UserError, one line, with nothing written, for everything that cannot be done."""
     try:
         return _export(request, tell or (lambda step, what: None))
     except OSError as error:  # a disk that fills up, a folder that may not be written
         raise UserError(f"bundle {request.output!r} cannot be written: {error.strerror or error}") from error
 
 
-def _export(request: Request, tell: Tell) -> Result:
+def _export(request: Request, tell: Tell) -> ExportResult:
     request = settle(request)
     folder = resolve_folder(request.model)
     target = Path(request.output)
@@ -105,12 +104,21 @@ def _export(request: Request, tell: Tell) -> Result:
         from ea_runtime.export.report import write_report
 
         write_report(partial, report)
-        described = bundle.describe(
-            request.target, str(request.model), hashes, size, str(request.dtype), int(request.opset or 0), infos,
-            {"refittable": bool(request.refittable), "capabilities": list(request.capabilities),
-             "versions": report["preflight"]["versions"]},
-        )  # fmt: skip
-        parity.write_json(partial / bundle.DESCRIPTION, described)
+        described = bundle.Description(
+            target=request.target,
+            model=str(request.model),
+            part_hashes=hashes,
+            size=size,
+            dtype=str(request.dtype),
+            opset=work.opset,
+            graphs=tuple(infos),
+            settings={
+                "refittable": bool(request.refittable),
+                "capabilities": list(request.capabilities),
+                "versions": report["preflight"]["versions"],
+            },
+        )
+        parity.write_json(partial / bundle.DESCRIPTION, described.model_dump(mode="json"))
         tell("writing", target.name)
     manifest = (target / MANIFEST).read_bytes()
     build_record.add(
@@ -122,7 +130,7 @@ def _export(request: Request, tell: Tell) -> Result:
         size=size.words(),
         dtype=request.dtype,
     )
-    return Result(target, report, work.seconds)
+    return ExportResult(target, report, work.seconds)
 
 
 def settle(request: Request) -> Request:
@@ -151,7 +159,7 @@ def settle(request: Request) -> Request:
 
 
 def require_packages(target: str) -> None:
-    """Raises MissingPackageError, with the command that installs it, where an extra is missing."""
+    """Raises MissingPackageError, with the command that installs it, if an extra is missing."""
     from importlib.util import find_spec
 
     for name in ("onnx", "onnxscript", "onnxruntime"):
@@ -166,7 +174,7 @@ def require_packages(target: str) -> None:
 
 
 def size_of(request: Request, folder: Path) -> Size:
-    """The size to export for: what was asked for, else the model's own. Raises UserError for one that does not fit."""
+    """The size to export for: the request's, else the model's own. Raises UserError for one that does not fit."""
     _, defaults = read_defaults(folder)
     configs = export_configs(folder)
     geometry = Geometry.from_configs(configs["vae"], configs["denoiser"])
@@ -212,8 +220,8 @@ class _Work:
         self.builds: dict[str, Any] = {}
         self.fakes: dict[nn.Module, FakeNetwork] = {}
 
-    def part(self, part: str, source: Source, folder: Path) -> list[bundle.GraphInfo]:
-        """Trace, check, write and compare one part."""
+    def part(self, part: str, source: ExportSource, folder: Path) -> list[bundle.GraphInfo]:
+        """Traces, checks, writes and compares one part."""
         if source.network not in self.fakes:  # the VAE's two parts share one
             self.fakes[source.network] = make_fake(source.network, self.dtype)
             if self.request.refittable:
@@ -233,8 +241,7 @@ class _Work:
         self.used[part] = parity.check_weights_used(traced, fake.network, modules)
         if self.used[part].dropped:
             raise UserError(
-                f"part {part}: {self.used[part].dropped[0]} is in no graph, and the weight beside it is; this is a"
-                " fault of the exporter"
+                f"part {part}: {self.used[part].dropped[0]} is in no graph, but its weight is: a fault of the exporter"
             )
         self.tell("weights", part)
         with self._timed("weights"):
@@ -270,17 +277,15 @@ class _Work:
         name = f"{graph.name}.onnx"
         with self._timed("writing"):
             ir.save(traced.model, folder / name)
+        inputs, outputs = (
+            tuple(map(_info, values)) for values in (traced.model.graph.inputs, traced.model.graph.outputs)
+        )
         return bundle.GraphInfo(
-            graph.name,
-            graph.part,
-            name,
-            weights,
-            tuple(_info(value) for value in traced.model.graph.inputs),
-            tuple(_info(value) for value in traced.model.graph.outputs),
+            name=graph.name, part=graph.part, file=name, weights=weights, inputs=inputs, outputs=outputs
         )
 
     def _compare(
-        self, part: str, source: Source, fake: FakeNetwork, traced: list[Traced], folder: Path
+        self, part: str, source: ExportSource, fake: FakeNetwork, traced: list[Traced], folder: Path
     ) -> None:
         if self.dtype == torch.bfloat16:
             for one in traced:
@@ -306,7 +311,7 @@ class _Work:
                 self.parity.append(compared)
 
     def canaries(self, folder: Path) -> None:
-        """Small networks, exported in the same way."""
+        """Exports small networks in the same way and compares them."""
         if self.request.parity == "off" or self.dtype == torch.bfloat16:
             return
         self.tell("canaries", "")
@@ -327,10 +332,10 @@ class _Work:
                 refittable=bool(self.request.refittable),
             )
         self.builds[info.name] = built.to_json()
-        return replace(info, engine=f"{info.name}.engine")
+        return info.model_copy(update={"engine": f"{info.name}.engine"})
 
     def report(self, hashes: Mapping[str, str], infos: list[bundle.GraphInfo]) -> dict[str, Any]:
-        """Everything that was found, for report.json and report.html."""
+        """All findings, for report.json and report.html."""
         return {
             "target": self.request.target,
             "model": str(self.request.model),
@@ -366,13 +371,13 @@ def _named_tensors(fake: FakeNetwork) -> list[tuple[str, Any]]:
 
 
 def _module_names(graph: Graph, fake: FakeNetwork) -> set[str]:
-    """Prefixes, in the network, of what the graph's module holds."""
+    """Names, in the network, of the parameters of the graph's module."""
     ids = {id(parameter) for parameter in graph.module.parameters()}
     return {name for name, parameter in fake.network.named_parameters() if id(parameter) in ids}
 
 
 def _skeleton(model: Any) -> Any:
-    """The graph as a protobuf without the values of its weights: inputs stand in for them."""
+    """The graph as a protobuf without the values of its weights, which become inputs."""
     import onnx_ir as ir
 
     kept = dict(model.graph.initializers)
@@ -397,19 +402,13 @@ def _info(value: Any) -> bundle.TensorInfo:
         "INT64": "int64",
         "INT32": "int32",
     }
-    return bundle.TensorInfo(value.name, tuple(int(n) for n in value.shape), names[value.dtype.name])
+    shape = tuple(int(n) for n in value.shape)
+    return bundle.TensorInfo(name=value.name, shape=shape, dtype=names[value.dtype.name])
 
 
 def _require_free(target: Path, overwrite: bool) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UserError(f"`output` must be a new folder, got {str(target)!r}")
-    if target.exists() and any(target.iterdir()):
-        if not overwrite:
-            raise UserError(f"{str(target)!r} exists already; give another --output or --overwrite")
-        if not (target / bundle.DESCRIPTION).is_file():
-            raise UserError(f"{str(target)!r} is no bundle, so it is not replaced; give another --output")
-    if target.exists() and not any(target.iterdir()):
-        shutil.rmtree(target)
-
-
-__all__ = ["MANIFEST", "Request", "Result", "export_bundle", "settle", "size_of"]
+    is_bundle = (target / bundle.DESCRIPTION).is_file() and not target.is_symlink()
+    if is_bundle and not overwrite:
+        raise UserError(f"{str(target)!r} exists already; give another --output or --overwrite")
+    if not is_bundle:
+        require_new_folder(target, "--output")

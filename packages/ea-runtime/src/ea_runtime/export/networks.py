@@ -1,4 +1,4 @@
-"""The networks of a model folder as exports need them: built without weights, which stay in their files."""
+"""The networks of a model folder, for export: built without weights, which stay in their files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ea_runtime.models.weights import iter_tensors
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A network that can be exported. shared: absent name of a tied tensor -> the one that the file has."""
+class ExportSource:
+    """A network that can be exported. shared: missing name of a tied tensor -> the one in the file."""
 
     plan: PartPlan
     exporter: Exporter
@@ -28,7 +28,7 @@ class Source:
     shared: Mapping[str, str] = field(default_factory=dict)
 
     def tensors(self, names: set[str], computed: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """These tensors of the state dict as the files hold them, one in memory at a time."""
+        """These tensors of the state dict as stored in the files, one in memory at a time."""
         sources = {name: self.shared.get(name, name) for name in names if name not in computed}
         wanted: dict[str, list[str]] = {}
         for name, source in sources.items():
@@ -45,8 +45,8 @@ class Source:
         return meta.fill(network, self.plan.weights, comparison, dtype=fake.dtype)
 
 
-def open_source(folder: Path, model_part: str) -> Source:
-    """Find the class, its exporter and its weights' headers. Raises UserError and MissingPackageError."""
+def open_source(folder: Path, model_part: str) -> ExportSource:
+    """Finds the class, its exporter and its weights' headers. Raises UserError and MissingPackageError."""
     plan = plan_part(folder, PARTS[model_part])
     make = getattr(plan.record, "export", None)
     if make is None:
@@ -58,7 +58,7 @@ def open_source(folder: Path, model_part: str) -> Source:
     network = build(plan, exporter)
     comparison = meta.compare(network, plan.weights.shapes)
     meta.require_fit(comparison, plan.label)
-    return Source(plan, exporter, network, dict(comparison.shared))
+    return ExportSource(plan, exporter, network, dict(comparison.shared))
 
 
 def build(plan: PartPlan, exporter: Exporter) -> nn.Module:
@@ -67,9 +67,9 @@ def build(plan: PartPlan, exporter: Exporter) -> nn.Module:
     return meta.build_without_weights(lambda: exporter.build(lambda: build_from_config(plan), config))
 
 
-def sources_of(folder: Path, parts: tuple[str, ...]) -> dict[str, Source]:
-    """For each part of an export its source; parts of one network share it."""
-    opened: dict[str, Source] = {}
+def sources_of(folder: Path, parts: tuple[str, ...]) -> dict[str, ExportSource]:
+    """The source of each part of an export; parts of one network share theirs."""
+    opened: dict[str, ExportSource] = {}
     for part in parts:
         name = EXPORT_PARTS[part]
         if name not in opened:
@@ -83,7 +83,7 @@ def sources_of(folder: Path, parts: tuple[str, ...]) -> dict[str, Source]:
 
 
 def export_configs(folder: Path) -> dict[str, Any]:
-    """config.json of VAE and denoiser where they are there, for the sizes that fit."""
+    """config.json of VAE and denoiser, None if missing, for the sizes that fit."""
     from ea_runtime.files.safe import inside, is_file, read_json
 
     found = {}

@@ -45,11 +45,11 @@ class OnnxSession:
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self.held: list[Any] = []  # ONNX Runtime reads these where they lie
+        self.held: list[Any] = []  # ONNX Runtime reads these in place
         values = {name: _ort_value(runtime, tensor) for name, tensor in (overrides or {}).items()}
         if values:
             self.held += values.values()
-            # not `add_initializer`: its values come after the file's have been folded into the graph
+            # not `add_initializer`: its values come after the file's were folded into the graph
             options.add_external_initializers(list(values), [value for value, _ in values.values()])
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=list(providers))
@@ -62,7 +62,7 @@ class OnnxSession:
 
     @property
     def providers(self) -> list[str]:
-        """What the session really runs on, not what the library was built with."""
+        """The providers that the session really runs on, not those that the library was built with."""
         return list(self.session.get_providers())
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Does a graph compute what PyTorch computes? Output by output and block by block, on the same inputs.
+"""Compares a graph with PyTorch, output by output and block by block, on the same inputs.
 
-A graph whose arithmetic a CPU can do is compared as it is; of a larger one a twin of the same network at a small
-size, exported in the same way. Canaries are small networks that would show faults which a large one hides.
+Only a graph whose arithmetic a CPU can do is compared. Canaries are small networks, exported in the same way, that show
+faults which a large one hides.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ logger = logging.getLogger("ea")
 
 #: multiply-adds that a parity check may take
 MAX_MACS = 4 << 38
-#: relative error in fp32 that is asked for, and what 16 bits can hold over a whole network
+#: largest relative error in fp32, and what 16 bits can hold over a whole network
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """Of one tensor: the largest absolute difference, and that relative to the largest value of PyTorch's."""
+    """Errors of one tensor: the largest difference, absolute and relative to PyTorch's largest value."""
 
     name: str
     max_abs: float
@@ -41,7 +41,7 @@ class Error:
 
 @dataclass
 class GraphParity:
-    """Of one graph. size: what was compared, in words. state: "compared", or why not."""
+    """Errors of one graph. size: what was compared, in words. state: "compared", or why not."""
 
     graph: str
     state: str
@@ -51,7 +51,7 @@ class GraphParity:
 
     @property
     def worst(self) -> float | None:
-        """Largest relative error of the outputs, None where nothing was compared."""
+        """Largest relative error of the outputs, None if nothing was compared."""
         return max((one.relative for one in self.outputs), default=None)
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def draw_inputs(graph: Graph, dtype: torch.dtype, seed: int = 0) -> dict[str, Te
 
 
 def torch_outputs(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What PyTorch gives: outputs by name, and blocks as "block:NAME". `graph.module` has weights."""
+    """PyTorch's results: outputs by name, and blocks as "block:NAME". `graph.module` has weights."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -91,10 +91,8 @@ def torch_outputs(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, Tenso
 
     handles = [graph.module.get_submodule(name).register_forward_hook(keep(name)) for name in graph.blocks]
     try:
-        with (
-            torch.no_grad(),
-            PartFormats(logger.warning).watch(graph.module),
-        ):  # what is compared with must be right
+        # watched: what a graph is compared with must be right
+        with torch.no_grad(), PartFormats(logger.warning).watch(graph.module):
             out = graph.module(*inputs.values())
     finally:
         for handle in handles:
@@ -116,7 +114,7 @@ def count_macs(graph: Graph, fake: FakeNetwork) -> int:
 
 
 def with_taps(model: Any, taps: Mapping[str, Any], path: Path) -> dict[str, str]:
-    """Write the graph with its blocks' values as outputs; block -> the output's name."""
+    """Writes the graph with its blocks' values as outputs; returns block -> the output's name."""
     import onnx_ir as ir
 
     count = len(model.graph.outputs)
@@ -142,7 +140,7 @@ def run_onnx(path: Path, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> di
 
 
 def compare(traced: Traced, graph: Graph, folder: Path, dtype: torch.dtype, size: str) -> GraphParity:
-    """Run one traced graph, whose weights lie in `folder`, against `graph.module`, which has the same weights."""
+    """Compares one traced graph, whose weights are in `folder`, with `graph.module`, which has the same weights."""
     path = folder / f".{graph.name}.parity.onnx"
     try:
         names = with_taps(traced.model, traced.taps, path)
@@ -192,14 +190,11 @@ def canaries() -> dict[str, tuple[nn.Module, tuple[int, ...], Any]]:
     bias.linear.bias.data *= 100
     norm.norm.weight.data += 1
     offsets = torch.arange(64.0).reshape(1, 64, 1, 1, 1) / 8
-    return {
-        "gemm-bias": (bias, (2, 5, 64), 0.0),
-        "group-norm-32": (norm, (1, 64, 3, 4, 4), offsets),
-    }
+    return {"gemm-bias": (bias, (2, 5, 64), 0.0), "group-norm-32": (norm, (1, 64, 3, 4, 4), offsets)}
 
 
 def run_canaries(folder: Path, dtype: torch.dtype, opset: int) -> list[GraphParity]:
-    """Export each canary as a network is exported, and compare."""
+    """Exports each canary as a network is exported, and compares."""
     results = []
     for name, (module, shape, offset) in canaries().items():
         weights = {key: tensor.clone() for key, tensor in module.state_dict().items()}
@@ -233,7 +228,7 @@ class _Offset:
 
 @dataclass(frozen=True, slots=True)
 class WeightsCheck:
-    """What of a part's weights its graphs use.
+    """The use that its graphs make of a part's weights.
 
     unused: names of the state dict in no graph, as queries and keys of attention through the time of a picture.
     dropped: biases among them whose module is in a graph otherwise: a fault.
@@ -249,7 +244,7 @@ class WeightsCheck:
 def check_weights_used(
     traced: Sequence[Traced], network: nn.Module, module_names: Sequence[str]
 ) -> WeightsCheck:
-    """Which weights of the exported modules stand in a graph; norms keep their number of groups."""
+    """Checks which weights of the exported modules are in a graph, and the groups of its norms."""
     used = {name for one in traced for name in initializer_names(one)}
     expected = {
         name
@@ -268,7 +263,7 @@ def check_weights_used(
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """report.json; infinity is written as a string."""
+    """Writes JSON; infinity becomes a string."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, float) and value in (float("inf"), float("-inf")):

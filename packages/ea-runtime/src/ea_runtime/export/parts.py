@@ -1,8 +1,8 @@
-"""What a package says so that its network can be exported and what was exported can be run.
+"""The interface by which a package's network is exported, and its graphs are run.
 
 A record (VaeRecord, DenoiserRecord, TextEncoderRecord) may name an exporter with `export=`: a function that returns an
-object with the methods of `Exporter`. The host traces, writes, checks and runs graphs; which graphs a network
-falls into, what goes in and out of them, and how they stand in for the network in a pipeline is the exporter's.
+object with the methods of `Exporter`. The host traces, writes, checks and runs graphs; the exporter says which graphs
+a network is divided into, what goes in and out of them, and how they replace the network in a pipeline.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXPORT_PARTS = {"vae-decoder": "vae", "vae-encoder": "vae", "dit": "denoiser", "
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a bundle is made for. Graphs are static: another size is another bundle.
+    """The size that a bundle is made for. Graphs are static: another size is another bundle.
 
     num_frames, height, width: of the video, in pixels. latent_frames, latent_height, latent_width: of its latents.
     rows: latents that the denoiser takes in one pass (with guidance a video has two).
@@ -58,7 +58,7 @@ class Graph:
     name: the file's stem; unique in a bundle. part: one of EXPORT_PARTS. module: takes the inputs in order and
     returns a tensor for each of `outputs`; its parameters are the network's own, so that initializers carry the names
     of the state dict. blocks: paths in `module` whose outputs the parity report compares one by one.
-    draw: `draw(generator)` gives inputs for the parity report where unit noise would not do.
+    draw: `draw(generator)` makes inputs for the parity report if unit noise would not do.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Run(Protocol):
 
     @property
     def size(self) -> Size:
-        """What the bundle was made for."""
+        """The size that the bundle was made for."""
         ...
 
     @property
@@ -84,15 +84,15 @@ class Run(Protocol):
         ...
 
     def __call__(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs by name, float32 on the CPU. Inputs are cast to what the graph takes."""
+        """Outputs by name, float32 on the CPU. Inputs are cast to the graph's dtypes."""
         ...
 
 
 class Exporter(Protocol):
-    """How a network falls into graphs, and how graphs stand in for it.
+    """Divides a network into graphs, and puts graphs in its place.
 
-    It may also have `for_refit(network)`, called before `graphs` for an engine whose weights are to be replaced by
-    name: operators must then take every weight as it is in the state dict.
+    It may also have `for_refit(network)`, called before `graphs` for an engine whose weights will be replaced by name:
+    operators must then take every weight as it is in the state dict.
     """
 
     parts: tuple[str, ...]
@@ -106,12 +106,12 @@ class Exporter(Protocol):
         ...
 
     def attach(self, network: nn.Module, runs: Mapping[str, Run]) -> Any:
-        """What the pipeline uses in the network's place; `runs` holds the parts that the bundle has."""
+        """The object that the pipeline uses in the network's place; `runs`: the bundle's parts."""
         ...
 
 
 def for_refit(exporter: Exporter, network: nn.Module) -> None:
-    """Tell an exporter that cares that weights will be replaced in the built engine."""
+    """Tells an exporter that has `for_refit` that weights will be replaced in the built engine."""
     tell = getattr(exporter, "for_refit", None)
     if tell is not None:
         tell(network)

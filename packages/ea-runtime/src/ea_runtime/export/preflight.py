@@ -1,6 +1,6 @@
-"""What is looked at before anything is written: sizes of tensors, disk, memory, versions with known faults.
+"""Checks before anything is written: sizes of tensors, disk, memory, versions with known faults.
 
-Numbers, not opinions: each finding says what was counted and what the limit is.
+Each finding gives the count and its limit.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from ea_runtime.errors import UserError
 
-#: elements that a tensor may not reach: runtimes count them in 32 bits, and a build does not complain
+#: elements that a tensor may not reach: runtimes count them in 32 bits, and a build reports nothing
 MAX_ELEMENTS = 1 << 31
-#: what tracing and writing take whatever the model's size: 1.2 GB were measured (docs/export.md), and some room
+#: memory of tracing and writing, whatever the model's size: 1.2 GB were measured (docs/export.md), plus some room
 EXPORT_MEMORY = 1_500_000_000
 #: a builder's own memory, and how many times the weights it holds (measured: 2.0 GB at 0.29 GB, 10.4 GB at 2.9 GB)
 _BUILDER_MEMORY, _BUILDER_COPIES = 1_100_000_000, 3.3
@@ -26,9 +26,9 @@ _BUILDER_MEMORY, _BUILDER_COPIES = 1_100_000_000, 3.3
 
 @dataclass(frozen=True, slots=True)
 class ShapeCheck:
-    """What a graph's own shapes say. largest: (tensor, shape, elements); unknown: tensors without a shape.
+    """Figures from a graph's own shapes. largest: (tensor, shape, elements); unknown: tensors without a shape.
 
-    scores: elements of the largest attention's scores, where an Attention node is not run fused.
+    scores: elements of the largest attention's scores, if an Attention node does not run fused.
     """
 
     largest: tuple[str, tuple[int, ...], int]
@@ -37,7 +37,7 @@ class ShapeCheck:
 
 
 def check_shapes(proto: Any, graph: str) -> ShapeCheck:
-    """Infer every tensor's shape from the graph alone, without weights. Raises UserError for one that is too large."""
+    """Infers every tensor's shape from the graph alone, without weights. Raises UserError for one that is too large."""
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(proto)
@@ -71,7 +71,7 @@ def check_shapes(proto: Any, graph: str) -> ShapeCheck:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Raises UserError where the disk of `folder` has fewer bytes left."""
+    """Raises UserError if the disk of `folder` has fewer bytes left."""
     nearest = next((path for path in (folder, *folder.parents) if path.exists()), Path("."))
     free = shutil.disk_usage(nearest).free
     if free < needed:
@@ -82,7 +82,7 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def check_memory(needed: int) -> None:
-    """Raises UserError where this machine has fewer bytes available; passes where it does not tell."""
+    """Raises UserError if this machine has fewer bytes available; passes if that is unknown."""
     available = available_memory()
     if available is not None and available < needed:
         raise UserError(
@@ -92,12 +92,12 @@ def check_memory(needed: int) -> None:
 
 
 def builder_memory(weights: int) -> int:
-    """Bytes that TensorRT's builder takes for a graph with so many bytes of weights."""
+    """Bytes that TensorRT's builder takes for a graph with `weights` bytes of weights."""
     return int(_BUILDER_MEMORY + _BUILDER_COPIES * weights)
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping, or None where the system does not tell."""
+    """Bytes available without swapping, or None if unknown."""
     if os.environ.get("EA_EXPORT_ANYWAY") == "1":
         return None
     import psutil
@@ -109,7 +109,7 @@ def available_memory() -> int | None:
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of what an export depends on."""
+    """Versions of the packages that an export depends on."""
     import torch
 
     found = {"torch": str(torch.__version__)}
@@ -138,7 +138,7 @@ def version_notes(found: Mapping[str, str]) -> list[str]:
 
 @dataclass
 class Preflight:
-    """What was found, for the report."""
+    """Findings, for the report."""
 
     shapes: dict[str, ShapeCheck] = field(default_factory=dict)
     weights_bytes: int = 0

@@ -1,6 +1,6 @@
-"""report.html and report.json of a bundle: what was checked before, and how the graphs compare with PyTorch.
+"""report.html and report.json of a bundle: the preflight checks, and how the graphs compare with PyTorch.
 
-The page holds everything it shows: no script, no address, no font from elsewhere.
+The page is self-contained: no script, no address, no font from elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ td.n { text-align: right; font-variant-numeric: tabular-nums }
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Both files."""
+    """Writes both files."""
     write_json(folder / "report.json", report)
     (folder / "report.html").write_text(page(report), encoding="utf-8")
 
@@ -122,5 +122,5 @@ def _count(number: int, what: str) -> str:
 
 def _bytes(count: int | None) -> str:
     if count is None:
-        return "not told"
+        return "unknown"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

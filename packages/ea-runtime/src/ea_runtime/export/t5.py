@@ -1,4 +1,4 @@
-"""The T5 encoder's graph, and how it stands in for the model: token ids and their mask in, states out."""
+"""The T5 encoder's graph, and the object that runs it in the model's place: token ids and mask in, states out."""
 
 from __future__ import annotations
 
@@ -28,10 +28,8 @@ class Encode(nn.Module):
 
 
 def build(build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """T5EncoderModel of this config."""
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(T5Config(**config))
+    """The T5EncoderModel."""
+    return build_network()
 
 
 def graphs(part: str, network: Any, size: Size) -> list[Graph]:
@@ -51,7 +49,7 @@ def graphs(part: str, network: Any, size: Size) -> list[Graph]:
 
 
 def attach(network: nn.Module, runs: Mapping[str, Run]) -> ExportedT5:
-    """What a TextEncoder holds in T5's place."""
+    """The object that a TextEncoder holds in T5's place."""
     return ExportedT5(network, runs["text"])
 
 
@@ -81,5 +79,5 @@ class ExportedT5:
         return self
 
     def to(self, device: Any = None, dtype: Any = None) -> ExportedT5:
-        """The engine decides where and in what it computes."""
+        """Ignored: the engine chooses its device and format."""
         return self

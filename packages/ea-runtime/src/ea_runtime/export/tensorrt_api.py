@@ -1,19 +1,20 @@
-"""The places where TensorRT and TensorRT-RTX differ, all of them in this file; everything else is one code.
+"""All differences between TensorRT and TensorRT-RTX; everything else is shared code.
 
 | | trt (package tensorrt) | trt-rtx (package tensorrt-rtx) |
 |---|---|---|
 | module | `tensorrt` | `tensorrt_rtx` |
-| builds for | the GPU that is here, which it measures kernels on | any `ComputeCapability` named, without a GPU |
+| builds for | this machine's GPU, on which it measures kernels | any `ComputeCapability` named, without a GPU |
 | timing cache | kept, keyed by version, GPU and graph | none: nothing is timed when building |
 | kernels | chosen while building | compiled when an engine first runs; kept in a runtime cache |
-| TF32, sparsity | flags left as they come | the same |
+| TF32, sparsity | default flags | the same |
 
-Imports neither torch nor a TensorRT until one is asked for. Only trt-rtx could be run where this was written.
+Imports neither torch nor a TensorRT until one is needed. Only trt-rtx has been run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -48,19 +49,19 @@ class Api:
         return sorted((name.lower() for name in names), key=lambda name: int(name[2:]))
 
     def set_capabilities(self, config: Any, names: Sequence[str]) -> None:
-        """Say what to build for (trt-rtx); trt builds for the GPU that is here."""
+        """Sets what to build for (trt-rtx); trt builds for this machine's GPU."""
         if self.is_rtx:
             config.num_compute_capabilities = len(names)
             for index, name in enumerate(names):
                 config.set_compute_capability(getattr(self.module.ComputeCapability, name.upper()), index)
 
     def network_flags(self) -> int:
-        """Strongly typed: tensors have the graph's dtypes. TensorRT 11 has no other way and may drop the flag."""
+        """Strongly typed: tensors have the graph's dtypes. TensorRT 11 has no other mode and may drop the flag."""
         flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return 0 if flag is None else 1 << int(flag)
 
     def timing_cache(self, graph: Path, gpu: str) -> Path | None:
-        """Where timings of this version, GPU and graph are kept; None where nothing is timed."""
+        """The file for timings of this version, GPU and graph; None if nothing is timed."""
         if self.is_rtx:
             return None
         from ea_runtime.export.build_record import place
@@ -70,22 +71,18 @@ class Api:
 
 
 def load_api(target: str) -> Api:
-    """The module of a target. Raises MissingPackageError with the command, UserError where it does not load."""
+    """The module of a target. Raises MissingPackageError with the command, UserError if it does not load."""
     name = _MODULES[target]
     if find_spec(name) is None:
+        hint = (
+            "" if target == "trt-rtx" else "; without an NVIDIA GPU, --trt-rtx and --onnx can be built here"
+        )
         raise MissingPackageError(
-            f"--{target} needs the package {_PACKAGES[target]}; run `pip install 'ea-runtime[onnx,{target}]'`"
-            + (
-                ""
-                if target == "trt-rtx"
-                else "; without an NVIDIA GPU, --trt-rtx and --onnx can be built here"
-            )
+            f"--{target} needs the package {_PACKAGES[target]}; run `pip install 'ea-runtime[onnx,{target}]'`{hint}"
         )
     try:
-        import importlib
-
         module = importlib.import_module(name)
-    except Exception as error:  # a missing driver or library shows in many ways
+    except Exception as error:  # a missing driver or library raises many kinds
         raise UserError(
             f"the package {_PACKAGES[target]} does not load here ({str(error)[:150]}); --onnx needs none of it"
         ) from error
@@ -97,7 +94,7 @@ def load_api(target: str) -> Api:
 
 
 def require_device(target: str) -> str:
-    """The GPU's name. Raises UserError, saying what can be done instead, where there is none."""
+    """The GPU's name. Raises UserError, with what to do instead, if there is none."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""From a bundle's graph to an engine, by TensorRT or TensorRT-RTX (tensorrt_api.py says where they differ)."""
+"""Builds a bundle's graph into an engine, by TensorRT or TensorRT-RTX (tensorrt_api.py has their differences)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_CAPABILITIES = ("sm89",)
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What the builder said. activation_bytes: "Total Activation Memory" of its log, None where it does not say."""
+    """The builder's figures. activation_bytes: "Total Activation Memory" of its log, None if not logged."""
 
     version: str
     layers: int
@@ -38,7 +38,7 @@ class Built:
 
 
 def check(target: str, capabilities: Sequence[str], refittable: bool | None) -> bool:
-    """Whether engines will be refittable. Raises UserError where this machine cannot build so, before any work."""
+    """True if engines will be refittable. Raises UserError, before any work, if this machine cannot build so."""
     import torch
 
     api = load_api(target)
@@ -70,7 +70,7 @@ def build(
     memory_limit: int | None = None,
     refittable: bool = True,
 ) -> Built:
-    """Build `graph` into the file `engine`, in a child process. Raises UserError with what the builder said."""
+    """Builds `graph` into the file `engine`, in a child process. Raises UserError with the builder's message."""
     api = load_api(target)
     gpu = "" if api.is_rtx else require_device(target)
     chosen = tuple(capabilities) or (DEFAULT_CAPABILITIES if api.is_rtx else ())

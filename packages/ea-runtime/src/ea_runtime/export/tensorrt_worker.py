@@ -1,6 +1,6 @@
-"""Builds one engine in a process of its own: `python -m ea_runtime.export.tensorrt_worker JOB.json`.
+"""Builds one engine in a separate process: `python -m ea_runtime.export.tensorrt_worker JOB.json`.
 
-A builder can crash on a graph, and it keeps its memory: neither must reach the program that asked. Writes the engine
+A builder can crash on a graph, and it keeps its memory: neither may affect the calling program. Writes the engine
 and prints one JSON object as the last line. Imports no torch.
 """
 
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ea_runtime.files.atomic import atomic_file
 from ea_runtime.machine.memory import peak_rss
 
 _MEMORY = re.compile(r"Total Activation Memory:\s*([0-9]+)")
@@ -20,7 +21,7 @@ _WEIGHTS = re.compile(r"Total Weights Memory:\s*([0-9]+)")
 
 
 def make_logger(module: Any) -> Any:
-    """A logger that keeps what matters of the builder's log."""
+    """A logger that keeps the builder's errors, warnings and figures."""
 
     class Log(module.ILogger):
         def __init__(self) -> None:
@@ -42,7 +43,7 @@ def make_logger(module: Any) -> Any:
 
 
 def build(job: dict[str, Any]) -> dict[str, Any]:
-    """Parse, build, write. Returns what was found; `error` where it failed."""
+    """Parses, builds, writes. Returns the figures, or `error` if it failed."""
     from ea_runtime.export.tensorrt_api import load_api
 
     start = time.perf_counter()
@@ -59,7 +60,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     api.set_capabilities(config, job["capabilities"])
     if job["memory_limit"]:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, job["memory_limit"])
-    config.max_aux_streams = 0  # kernels side by side would each need their memory at once
+    config.max_aux_streams = 0  # parallel kernels would need their memory at the same time
     if job["refittable"]:
         config.set_flag(module.BuilderFlag.REFIT)
     cache_file = Path(job["timing_cache"]) if job["timing_cache"] else None
@@ -73,10 +74,8 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     with Path(job["engine"]).open("wb") as file:
         file.write(memoryview(plan))
     if cache_file is not None:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache_file.with_suffix(".partial")
-        partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        partial.replace(cache_file)
+        with atomic_file(cache_file) as partial:
+            partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
     return {
         "version": api.version,
         "layers": layers,
@@ -90,4 +89,4 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(build(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))  # noqa: T201 - the answer
+    sys.stdout.write(json.dumps(build(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))) + "\n")

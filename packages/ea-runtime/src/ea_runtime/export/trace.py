@@ -1,7 +1,7 @@
-"""A network without weights becomes an ONNX graph: names of the state dict, static shapes, nothing folded away.
+"""Traces a network without weights into an ONNX graph: names of the state dict, static shapes, nothing folded away.
 
-Tracing runs on fake tensors, so that its memory does not depend on the weights. What the graph needs of them
-is written afterwards, tensor by tensor (weights_file.py).
+Tracing runs on fake tensors, so its memory does not depend on the weights. Those that the graph needs are written
+afterwards, tensor by tensor (weights_file.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FakeNetwork:
 
 
 def make_fake(network: nn.Module, dtype: torch.dtype) -> FakeNetwork:
-    """Replace every parameter and buffer of `network` (weights on the meta device) by a fake one of `dtype`."""
+    """Replaces every parameter and buffer of `network` (weights on the meta device) by a fake one of `dtype`."""
     fake = FakeNetwork(network.eval(), FakeTensorMode(allow_non_fake_inputs=True), dtype)
     wide = tuple(getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
     made: dict[int, Any] = {}
@@ -79,7 +79,7 @@ def _first(out: Any) -> Tensor:
 
 
 class _Tapped(nn.Module):
-    """The module, with the outputs of some of its blocks behind its own."""
+    """The module, with the outputs of some of its blocks after its own."""
 
     def __init__(self, inner: nn.Module, blocks: tuple[str, ...]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _Tapped(nn.Module):
 
 @dataclass
 class Traced:
-    """A graph in onnx_ir's form. model: outputs are the graph's own. taps: block -> the value that it gave."""
+    """A graph in onnx_ir's form. model: outputs are the graph's own. taps: block -> its output value."""
 
     graph: Graph
     model: Any
@@ -114,7 +114,7 @@ class Traced:
 
 
 def trace(graph: Graph, fake: FakeNetwork, opset: int) -> Traced:
-    """Export one graph. Raises UserError where torch cannot."""
+    """Exports one graph. Raises UserError if torch cannot."""
     with fake.mode:
         example = tuple(
             torch.zeros(one.shape, dtype=one.dtype or fake.dtype) for one in graph.inputs.values()
@@ -143,7 +143,7 @@ def trace(graph: Graph, fake: FakeNetwork, opset: int) -> Traced:
             )
     except UserError:
         raise
-    except Exception as error:  # whatever torch's exporter makes of a network
+    except Exception as error:  # whatever torch's exporter raises for a network
         raise UserError(
             f"graph {graph.name} cannot be exported at opset {opset}: {type(error).__name__}: {str(error)[:300]}"
         ) from error
@@ -160,7 +160,7 @@ def trace(graph: Graph, fake: FakeNetwork, opset: int) -> Traced:
 
 
 def _name_weights(model: Any, own: Mapping[str, str], fake: FakeNetwork, graph: Graph) -> None:
-    """Initializers are called as in the state dict; their values come later."""
+    """Names initializers as in the state dict; their values come later."""
     initializers = model.graph.initializers
     for name, value in list(initializers.items()):
         if name in own:
@@ -185,7 +185,7 @@ def _is_fake(tensor: Any) -> bool:
 
 
 def _simplify(model: Any) -> None:
-    """Fold what follows from shapes and constants; weights have no value here and stay whole."""
+    """Folds what follows from shapes and constants; weights have no value here and stay whole."""
     from onnx_ir.passes.common import (
         CommonSubexpressionEliminationPass,
         IdentityEliminationPass,
@@ -211,7 +211,7 @@ def _simplify(model: Any) -> None:
 
 
 def _widen_masks(model: Any) -> None:
-    """ONNX Runtime's Attention takes no mask of one row for all queries: it gets a row for each."""
+    """Expands masks of one row to a row per query, which ONNX Runtime's Attention needs."""
     import onnx_ir as ir
 
     wide: dict[tuple[str, int], Any] = {}
@@ -240,7 +240,7 @@ def _widen_masks(model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's warnings about packages that are not needed off the terminal."""
+    """Hides the exporter's warnings about packages that are not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

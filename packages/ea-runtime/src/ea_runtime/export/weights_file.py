@@ -1,7 +1,7 @@
-"""Weights of exported graphs: one raw file for each part, shared by its graphs, written tensor by tensor.
+"""Weights of exported graphs: one raw file per part, shared by its graphs, written tensor by tensor.
 
-A graph names offsets in that file (ONNX external data), so that weights beyond protobuf's 2 GB are no special case
-and the peak of memory is one tensor.
+A graph names offsets in that file (ONNX external data), so weights beyond protobuf's 2 GB are no special case and the
+peak of memory is one tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ALIGNMENT = 4096  # whole pages, so that runtimes can map them
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor lies in the file."""
+    """A tensor's place in the file."""
 
     offset: int
     length: int
@@ -46,7 +46,7 @@ def total_bytes(places: Mapping[str, Place]) -> int:
 
 
 def write_weights(path: Path, places: Mapping[str, Place], tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write each tensor at its place, cast to its dtype. All of `places` must come."""
+    """Writes each tensor at its place, cast to its dtype. `tensors` must contain all of `places`."""
     left = set(places)
     with path.open("wb") as file:
         file.truncate(total_bytes(places))
@@ -67,7 +67,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def refer(model: Any, places: Mapping[str, Place], location: str, folder: Path) -> None:
-    """Let the initializers of an onnx_ir model that have no value point into the file."""
+    """Makes the initializers of an onnx_ir model that have no value point into the file."""
     import onnx_ir as ir
 
     kinds = {

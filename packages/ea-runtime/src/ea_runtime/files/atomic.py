@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside, hashed, synced, renamed."""
+"""Files and folders that appear whole or not at all: written next to their place, synced, renamed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.hashes import file_hash
+from ea_runtime.files.safe import quote_path
 
 MANIFEST = "manifest.json"
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target`; on success it is hashed, synced and renamed to `target`.
+    """Yields an empty folder next to `target`; on success it is hashed, synced and renamed to `target`.
 
     On any error it is removed and `target` stays as it was. An existing `target` is replaced.
     """
@@ -48,7 +49,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raises UserError where the disk of `folder` has fewer than `needed` bytes left."""
+    """Raises UserError if the disk of `folder` has fewer than `needed` bytes left."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -56,6 +57,69 @@ def require_space(folder: Path, needed: int) -> None:
             f"the disk of {str(folder)!r} has {free / 1e6:.0f} MB left, a checkpoint needs "
             f"{needed / 1e6:.0f} MB; free some space or choose another `out`"
         )
+
+
+def require_new_folder(folder: Path, name: str, outside: Path | None = None) -> None:
+    """Raises UserError unless `folder` is absent or empty.
+
+    name: the argument that gave it. outside: a folder that it may not be in.
+    """
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"`{name}` must be a new or empty folder, got {quote_path(folder)}; give another name"
+        )
+    if outside is not None and folder.resolve().is_relative_to(outside.resolve()):
+        raise UserError(
+            f"`{name}` must be outside the model folder, got {quote_path(folder)}; give another place"
+        )
+
+
+@contextmanager
+def new_folder(target: Path, name: str, outside: Path | None = None) -> Iterator[Path]:
+    """Yields an empty folder next to `target`; on success it becomes `target`, on any error it is removed.
+
+    Parents are made. Raises UserError as `require_new_folder`, at the start and again at the end.
+    """
+    require_new_folder(target, name, outside)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(target) as staged:
+        yield staged
+        require_new_folder(target, name)  # somebody may have filled it meanwhile
+        if target.is_dir():
+            target.rmdir()  # not every system renames onto an empty folder
+        os.replace(staged, target)
+
+
+@contextmanager
+def atomic_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yields a name next to `target` to write to; on success it is renamed to `target`, on any error it is removed.
+
+    Makes the folder. durable: the file also survives a power failure.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_sibling(target)
+    try:
+        yield partial
+        if durable:
+            sync_path(partial)
+        os.replace(partial, target)
+        if durable:
+            sync_path(target.parent)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_atomic(target: Path, text: str) -> None:
+    """A text file in UTF-8, whole or not at all."""
+    with atomic_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what killed processes left of files in `folder`. Nobody else may be writing there meanwhile."""
+    for partial in folder.glob(f".*.{'[0-9a-f]' * 8}.part"):
+        partial.unlink(missing_ok=True)
 
 
 def _write_manifest(folder: Path) -> None:
@@ -68,7 +132,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Makes a file, or the renames in a folder, outlive a power failure; Windows opens no folders to sync."""
+    """Makes a file, or the renames in a folder, survive a power failure; Windows opens no folders to sync."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -79,13 +143,13 @@ def sync_path(path: Path) -> None:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A name that nothing has, beside `path` and so on the same file system."""
+    """An unused name next to `path`, so on the same file system."""
     return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
 
 
 @contextmanager
 def temporary_folder(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, for whole files to be renamed from; removed afterwards."""
+    """An empty folder next to `out`, to rename whole files from; removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     folder.chmod(0o755)
     try:

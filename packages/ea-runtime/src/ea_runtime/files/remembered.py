@@ -1,4 +1,4 @@
-"""A small table beside a data set: what was found out about each file, while its size and time stay the same."""
+"""A small table next to a data set: facts about each file, valid as long as its size and time stay the same."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ea_runtime.files.atomic import write_atomic
+
 
 class Remembered:
     """`cache/NAME.json` of a set: file_path -> [bytes, mtime in ns, value], values as JSON has them.
 
-    It only ever spares work: a damaged table is an empty one, and where the folder cannot be written nothing is
-    kept. version: of what the values mean; a table of another version is an empty one.
+    It only saves work: a damaged table counts as empty, and nothing is kept if the folder cannot be written.
+    version: of the values' meaning; a table of another version counts as empty.
     """
 
     def __init__(self, root: Path, name: str, version: int) -> None:
@@ -29,7 +31,7 @@ class Remembered:
             self._rows = {}
 
     def get(self, name: str) -> Any | None:
-        """The value of a file (a path beneath the root), or None where it is unknown or the file has changed."""
+        """The value of a file (a path beneath the root), or None if it is unknown or the file has changed."""
         row = self._rows.get(name)
         if not isinstance(row, list) or len(row) != 3:
             return None
@@ -49,13 +51,11 @@ class Remembered:
         """Writes the table, whole or not at all."""
         if not self._changed:
             return
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         try:
             self.path.parent.mkdir(exist_ok=True)
             if not self.path.parent.resolve().is_relative_to(self.root):
                 return  # a link that leads out of the set
-            partial.write_text(json.dumps({"version": self.version, "files": self._rows}), encoding="utf-8")
-            os.replace(partial, self.path)
+            write_atomic(self.path, json.dumps({"version": self.version, "files": self._rows}))
         except OSError:
             return
         self._changed = False

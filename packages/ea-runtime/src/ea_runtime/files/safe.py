@@ -1,7 +1,7 @@
 """Reading small files of a folder that may be hostile: no path leaves it, no file is larger than a cap.
 
-A model folder comes from somebody else. Every name in it is checked before it is opened, links are followed
-only where they stay inside, and what is quoted in an error is cut and escaped.
+A model folder comes from somebody else. Every name in it is checked before it is opened, a link is followed only
+if it stays inside, and text quoted in an error is cut and escaped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_INDEX_BYTES = 16 << 20
 
 
 def quote(text: object, limit: int = 80) -> str:
-    """`text` as it may stand in an error: escaped (no control characters reach a terminal) and cut."""
+    """`text` for an error: escaped (no control characters reach a terminal) and cut."""
     shown = ascii(text)
     return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
 
@@ -34,7 +34,7 @@ def plain(text: object, limit: int = 80) -> str:
 
 
 def quote_path(path: Path | str) -> str:
-    """A path as it may stand in an error: its end tells files apart, so it is cut later than other text."""
+    """A path for an error: its end tells files apart, so it is cut later than other text."""
     return quote(str(path), 400)
 
 
@@ -43,7 +43,7 @@ def inside(folder: Path, name: str) -> Path:
 
     Raises UserError for an absolute name, one with `..`, a backslash or a NUL, and one whose links lead out
     of the folder. Nothing is opened and the file need not exist. In a Hugging Face cache the files are links
-    into `blobs` beside `snapshots`; those count as inside.
+    into `blobs` next to `snapshots`; those count as inside.
     """
     pieces = name.split("/")
     plain = name and "\\" not in name and "\0" not in name and ":" not in name
@@ -70,7 +70,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether `path` is a regular file (not a pipe or a device, which would block or never end)."""
+    """True for a regular file (not a pipe or a device, which would block or never end)."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""The machine that this runs on: devices, number formats, memory, processes."""
+"""The machine: devices, number formats, memory, processes."""

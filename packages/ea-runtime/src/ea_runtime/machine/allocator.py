@@ -1,4 +1,4 @@
-"""How main memory is taken and given back, so that a long video needs no more of it than a short one, and soon."""
+"""Settings of glibc's allocator that keep the memory of a long video as small as that of a short one, and as fast."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _LARGE, _KEPT = 512 << 10, 64 << 20
 
 
 def tune_allocator() -> bool:
-    """Tells glibc to map blocks from 512 KB on their own, and torch to ask for huge pages; call it before torch comes.
+    """Makes glibc map blocks from 512 KB separately, and torch ask for huge pages; call it before importing torch.
 
     By default glibc raises its threshold with each large block that is freed and then serves the next ones from heaps
     that do not shrink: while a video is decoded chunk by chunk, the resident set creeps up by some 15% though no
-    more is in use. A block that is mapped goes back whole, but each of its pages costs a fault when it comes again: so
-    small blocks stay in one heap, which keeps up to 64 MB at its end, and those above 2 MB have pages of 2 MB where
-    the system grants them (THP_MEM_ALLOC_ENABLE, which torch reads once; a value that is set stays).
+    more is in use. A mapped block is returned whole, but each of its pages costs a fault when it is mapped again: so
+    small blocks stay in one heap, which keeps up to 64 MB at its end, and those above 2 MB get pages of 2 MB if the
+    system grants them (THP_MEM_ALLOC_ENABLE, which torch reads once; a value that is set stays).
 
-    Returns whether glibc took the settings; elsewhere nothing changes. Figures: docs/performance.md.
+    Returns True if glibc took the settings; elsewhere nothing changes. Figures: docs/performance.md.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -3,7 +3,7 @@
 Libraries have shipped kernels that are wrong at single shapes: oneDNN's weight gradient of some 3-D convolutions is NaN
 in bfloat16 on CPUs with AMX, and cuDNN 9.10.2 gave wrong large convolutions in bfloat16. So each operation that a run
 computes in a reduced format is tried once at its own shape, on drawn numbers, against the same operation in float32.
-What was found is remembered for the machine, its torch and its threads.
+The results are kept for the machine, its torch and its threads.
 
 Rounding alone gives relative errors of about 0.002 in bfloat16. An output counts as wrong if it is not finite, if the
 norm of its error exceeds TOLERANCE of its own norm, or if a single value is off by more than OUTLIER times the root
@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ea_runtime.files.atomic import write_atomic
 from ea_runtime.machine.processor import limits, processor_name
 
 logger = logging.getLogger("ea")
@@ -37,7 +37,7 @@ TOLERANCE = 0.05
 OUTLIER = 0.5
 _GRADIENTS = ("input gradient", "weight gradient", "bias gradient")
 _ATTENTION = ("output", "query gradient", "key gradient", "value gradient")
-#: Version of what the file holds: a file of another version is an empty one.
+#: Version of the file's contents: a file of another version counts as empty.
 _VERSION = 1
 
 
@@ -65,12 +65,12 @@ class Trial(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The operation in words."""
+        """The operation's name for people."""
         return _name(self.op).removesuffix("_backward").replace("native_", "").replace("_", " ")
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What its outputs are called."""
+        """The names of its outputs."""
         if self.op is attention:
             return _ATTENTION
         return _GRADIENTS if _name(self.op).endswith("_backward") else ("output",)
@@ -95,8 +95,9 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: Any,
-              gradients: bool) -> tuple[Tensor, ...]:  # fmt: skip
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: Any, gradients: bool
+) -> tuple[Tensor, ...]:
     """Attention and, with `gradients`, those of query, key and value for an output gradient of a fixed draw."""
     leaves = [tensor.requires_grad_(gradients) for tensor in (query, key, value)]
     with torch.set_grad_enabled(gradients):
@@ -108,9 +109,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ca
 
 
 class Canary:
-    """Tries operations on one device and remembers what came out, in this process and in a file.
+    """Tries operations on one device and remembers the results, in this process and in a file.
 
-    path: the file; None keeps nothing. A damaged file is an empty one, and one that cannot be written costs time only.
+    path: the file; None keeps nothing. A damaged file counts as empty, and one that cannot be written only costs time.
     """
 
     def __init__(self, device: torch.device, path: Path | None) -> None:
@@ -122,7 +123,7 @@ class Canary:
         self._new: dict[str, Verdict] = {}
 
     def verdict(self, trial: Trial) -> Verdict:
-        """What is known of a trial; it is made if nothing is."""
+        """The verdict on a trial, which is made if there is none yet."""
         found = self._verdicts.get(trial)
         if found is None:
             found = self._verdicts[trial] = self._settle(as_computed(trial, self.device))
@@ -141,7 +142,7 @@ class Canary:
         return self._verdicts[trial]
 
     def save(self) -> None:
-        """Adds what was found to the file. What other processes wrote meanwhile stays."""
+        """Adds the new verdicts to the file. What other processes wrote meanwhile stays."""
         if self.path is None or not self._new:
             return
         tables = _read_tables(self.path)
@@ -150,11 +151,7 @@ class Canary:
             table[key] = [[index, _to_json(error)] for index, error in verdict.wrong.items()]
         self._new.clear()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"version": _VERSION, "machines": tables}, file)
-            os.replace(name, self.path)
+            write_atomic(self.path, json.dumps({"version": _VERSION, "machines": tables}))
         except OSError as error:
             logger.warning(
                 "%s cannot be written (%s): number formats are checked again next time", self.path, error
@@ -168,7 +165,7 @@ class Canary:
             return {}
 
     def _try(self, trial: Trial) -> Verdict:
-        """Makes a trial in a thread of its own: no autocast, no inference mode, no dispatch mode holds there."""
+        """Makes a trial in a separate thread, where no autocast, inference mode or dispatch mode is active."""
         with ThreadPoolExecutor(1, "canary") as thread:
             return thread.submit(self._tried, trial).result()
 
@@ -224,7 +221,7 @@ def as_computed(trial: Trial, device: torch.device) -> Trial:
 
 
 def compare(low: Tensor, high: Tensor) -> tuple[float, bool]:
-    """Relative error of `low` against `high` in float32, and whether it counts as wrong."""
+    """Relative error of `low` against `high` in float32; True if it counts as wrong."""
     difference = (low.detach().float() - high.detach()).abs()
     scale = float(high.detach().square().mean().sqrt())
     error = float(difference.square().mean().sqrt()) / max(scale, 1e-20)
@@ -235,7 +232,7 @@ def compare(low: Tensor, high: Tensor) -> tuple[float, bool]:
 
 
 def spec_of(value: Any, assume: torch.dtype | None = None) -> Any:
-    """A tensor as `Spec`, lists as tuples, anything else as it is. assume: what float32 tensors count as."""
+    """A tensor as `Spec`, lists as tuples, anything else unchanged. assume: what float32 tensors count as."""
     if isinstance(value, Tensor):
         dtype = assume if assume is not None and value.dtype == torch.float32 else value.dtype
         return Spec(tuple(value.shape), tuple(value.stride()), dtype)
@@ -261,7 +258,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def describe_machine(device: torch.device) -> str:
-    """What a verdict holds for: the processor or GPU, its libraries, and what limits them."""
+    """The machine that a verdict is valid for: processor or GPU, its libraries, and what limits them."""
     parts = [f"torch {torch.__version__}"]
     if device.type == "cuda":
         parts += [
@@ -283,7 +280,7 @@ def canary_file() -> Path:
 
 
 def _drawn(spec: Spec, device: torch.device, seed: int) -> Tensor:
-    """Unit normal numbers of this shape and layout; ones where the format holds no fractions."""
+    """Unit normal numbers of this shape and layout; ones for whole-number formats."""
     if not spec.dtype.is_floating_point:
         return torch.ones(spec.shape, dtype=spec.dtype, device=device)
     generator = torch.Generator(device).manual_seed(seed)

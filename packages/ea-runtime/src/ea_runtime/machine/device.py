@@ -1,4 +1,4 @@
-"""Which device and number format to run on, and why."""
+"""The device and the number format to run on."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the device multiplies in bf16, as against emulating it: CUDA cards, CPUs with AVX-512 BF16 or AMX.
+    """True if the device multiplies in bf16 instead of emulating it: CUDA cards, CPUs with AVX-512 BF16 or AMX.
 
-    An AVX2 CPU was seen at 1 GFLOP/s in bf16 against 63 in fp32.
+    An AVX2 CPU reached 1 GFLOP/s in bf16, 63 in fp32.
     """
     import torch
 
@@ -87,7 +87,7 @@ def has_bf16(device: str) -> bool:
 
 
 def has_fp16(device: str) -> bool:
-    """Whether the device multiplies in fp16: CUDA cards, CPUs with AVX-512 FP16 or AMX FP16."""
+    """True if the device multiplies in fp16: CUDA cards, CPUs with AVX-512 FP16 or AMX FP16."""
     import torch
 
     kind = torch.device(device).type

@@ -1,6 +1,6 @@
 """Watch over a run that computes in a reduced number format: each operation is tried before it is first computed.
 
-What the canary finds wrong is computed in float32 from then on, its gradient alone where only that is wrong.
+What the canary finds wrong is computed in float32 from then on; if only a gradient is wrong, only that.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ from ea_runtime.machine.canary import (
 from ea_runtime.machine.places import Places
 
 _aten = torch.ops.aten
-#: What autocast computes in its reduced format.
+#: Operations that autocast computes in its reduced format.
 _PRODUCTS = {
-    _aten.convolution.default, _aten.convolution_backward.default, _aten.mm.default, _aten.addmm.default,
-    _aten.bmm.default, _aten.baddbmm.default,
-}  # fmt: skip
-#: What is tried. Everything else works value by value and has one kernel for all shapes.
+    getattr(_aten, name).default
+    for name in ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
+}
+#: Operations that are tried. All others work value by value and have one kernel for all shapes.
 _CHECKED = _PRODUCTS | {
-    _aten.native_layer_norm.default, _aten.native_layer_norm_backward.default, _aten.native_group_norm.default,
-    _aten.native_group_norm_backward.default, _aten._softmax.default, _aten._softmax_backward_data.default,
-}  # fmt: skip
+    getattr(_aten, f"{name}{end}").default
+    for name, backward in (("native_layer_norm", ""), ("native_group_norm", ""), ("_softmax", "_data"))
+    for end in ("", f"_backward{backward}")
+}
 _NAMES_SHOWN = 6
 
 
 class Formats:
-    """What a run in a reduced format has found out about its operations.
+    """Findings of a run in a reduced format about its operations.
 
-    device, dtype: what it computes on and in. say: hears once what is computed in float32 instead.
-    assume: the format that float32 products count as: what autocast would make of them, on tensors without values.
+    device, dtype: what it computes on and in. say: is told once what is computed in float32 instead.
+    assume: on tensors without values, the format that float32 products count as: that of autocast.
     """
 
     def __init__(
@@ -79,11 +80,11 @@ class Formats:
 
     @property
     def share_wrong(self) -> float:
-        """The part of the products' arithmetic seen so far that would have to be done in float32."""
+        """The share of the products' arithmetic so far that would have to be done in float32."""
         return self.wrong_flops / self.flops if self.flops else 0.0
 
     def note(self, trial: Trial, verdict: Verdict, work: Any) -> None:
-        """Keeps what was found of an operation. work: what its modules are known by."""
+        """Keeps the verdict on an operation. work: identifies its modules."""
         if verdict.reason:
             if trial.key not in self._untried:
                 self._untried.add(trial.key)
@@ -98,7 +99,7 @@ class Formats:
                 self._found.append((trial, index, work))
 
     def report(self, key: Hashable, is_sound: bool) -> None:
-        """Says what is new, in one line, and keeps the canary's findings on disk."""
+        """Reports what is new, in one line, and saves the canary's findings."""
         if key is not None and is_sound:
             self._sound.add(key)
         if self.canary is not None:
@@ -120,7 +121,7 @@ class Formats:
 
 
 class PartFormats:
-    """The same for networks that are used as they are: each on the device and in the format of its own weights."""
+    """`Formats` for ready networks: each on the device and in the format of its own weights."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -129,7 +130,7 @@ class PartFormats:
     def watch(self, network: Any, *key: Hashable) -> AbstractContextManager[Any]:
         """As `Formats.watch`; without a key it is always watched.
 
-        network: anything; what has no weights of torch's, or has compiled blocks, is not watched.
+        network: anything; one without torch weights, or with compiled blocks, is not watched.
         """
         weight = next(iter(network.parameters()), None) if isinstance(network, torch.nn.Module) else None
         if weight is None or weight.dtype not in REDUCED:
@@ -220,8 +221,8 @@ class _Watch(TorchDispatchMode):
         shapes = spec_of((query, key, value))
         if not is_backward:
             named = _named(func, args, kwargs)
-            rest = (spec_of(named.get("attn_mask", named.get("attn_bias"))), bool(named.get("is_causal", False)),
-                    named.get("scale"), torch.is_grad_enabled())  # fmt: skip
+            mask = spec_of(named.get("attn_mask", named.get("attn_bias")))
+            rest = mask, bool(named.get("is_causal", False)), named.get("scale"), torch.is_grad_enabled()
             trial = Trial(attention, (*shapes, *rest))
             if self._verdict(trial).wrong:
                 self.attention_in_float32.add(tuple(spec.shape for spec in shapes))
@@ -241,7 +242,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _work(trial: Trial) -> Any:
-    """What the forward and the backward operations of a layer have in common."""
+    """A key that the forward and the backward operations of a layer share."""
     if trial.op is _aten.convolution_backward.default:
         return trial.args[1].shape, trial.args[2].shape
     if trial.op is _aten.convolution.default:
@@ -253,7 +254,7 @@ def _work(trial: Trial) -> Any:
 
 
 def _in_float32(func: Any, args: Any, kwargs: Any) -> Any:
-    """The operation in float32; its outputs in the formats that it gives itself."""
+    """The operation in float32, its outputs cast to the formats that it would give."""
     formats = _output_formats(func, args, kwargs)
     args, kwargs = to_float32((args, kwargs))
     try:
@@ -272,7 +273,7 @@ def _in_float32(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _some_in_float32(func: Any, args: Any, wrong: Any) -> Any:
-    """A convolution's gradients: those that are wrong in float32, the others as they come."""
+    """A convolution's gradients: the wrong ones in float32, the others as computed."""
     *rest, mask = args
     good = [bool(wanted) and index not in wrong for index, wanted in enumerate(mask)]
     bad = [bool(wanted) and index in wrong for index, wanted in enumerate(mask)]
@@ -283,8 +284,8 @@ def _some_in_float32(func: Any, args: Any, wrong: Any) -> Any:
 
 def _output_formats(func: Any, args: Any, kwargs: Any) -> list[torch.dtype | None]:
     """The formats of an operation's outputs, found on tensors without values."""
-    out = func(*tree_map_only(Tensor, lambda t: t.to("meta"), args),
-               **tree_map_only(Tensor, lambda t: t.to("meta"), kwargs))  # fmt: skip
+    args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+    out = func(*args, **kwargs)
     outs = (out,) if isinstance(out, Tensor) else out
     return [one.dtype if isinstance(one, Tensor) else None for one in outs]
 

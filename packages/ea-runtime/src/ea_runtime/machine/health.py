@@ -16,7 +16,7 @@ State = Literal["ok", "note", "broken"]
 
 #: Below this much free disk a checkpoint of a small model does not fit.
 LOW_DISK = 2 * 10**9
-#: What the writers need, and what people's footage comes in.
+#: Codecs that the writers need, and those of people's footage.
 ENCODERS = ("libx264",)
 DECODERS = ("h264", "hevc", "vp9", "av1", "mpeg4", "prores", "mjpeg")
 #: Instruction sets that matrix arithmetic is chosen by.
@@ -34,13 +34,11 @@ class Check(NamedTuple):
 
 def checks() -> Iterator[Check]:
     """All checks, in the order in which they are shown; those of number formats compute for some seconds."""
-    for name, check in (
-        ("torch", _torch), ("processor", _processor), ("number formats", _formats), ("devices", _devices),
-        ("video", _codecs), ("memory", _memory), ("disk", _disk), ("packages", _extras),
-    ):  # fmt: skip
+    for check in (_torch, _processor, _number_formats, _devices, _video, _memory, _disk, _packages):
         try:
             yield from check()
-        except Exception as error:  # a broken part is what this looks for: it must not end the report
+        except Exception as error:  # broken parts are what this looks for: none may end the report
+            name = check.__name__.strip("_").replace("_", " ")
             yield Check(name, "broken", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
@@ -63,7 +61,7 @@ def _processor() -> Iterator[Check]:
         yield Check("processor", "note", f"limited by {', '.join(limits())}")
 
 
-def _formats() -> Iterator[Check]:
+def _number_formats() -> Iterator[Check]:
     import torch
 
     from ea_runtime.machine.canary import dtype_name
@@ -125,7 +123,7 @@ def _devices() -> Iterator[Check]:
         yield Check("devices", "broken", f"{fault}; install cuDNN 9.15 or newer")
 
 
-def _codecs() -> Iterator[Check]:
+def _video() -> Iterator[Check]:
     import av
 
     missing = [name for name in ENCODERS if not _has_codec(name, "w")]
@@ -171,7 +169,7 @@ def _disk() -> Iterator[Check]:
         )
 
 
-def _extras() -> Iterator[Check]:
+def _packages() -> Iterator[Check]:
     from packaging.requirements import Requirement
 
     installed, lacking = [], []

@@ -1,4 +1,4 @@
-"""Memory: the most that this process has held, whether it ran out, and giving it back."""
+"""Memory: this process's peak, out-of-memory errors, and giving memory back."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _STATUS = Path("/proc/self/status")
 def peak_rss() -> int:
     """The peak of the resident set in bytes, this process's own.
 
-    On Linux from /proc: getrusage counts there also what the parent held when it started this process (the counter
-    lives through exec), so a child of a large program would tell that program's size. psutil knows Windows' peak only.
+    On Linux from /proc: there getrusage also counts what the parent held when it started this process (the counter
+    survives exec), so a child of a large program would report that program's size. psutil knows Windows' peak only.
     """
     if sys.platform == "win32":
         import psutil
@@ -28,7 +28,7 @@ def peak_rss() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory, on whatever device."""
+    """True if torch ran out of memory, on any device."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -38,7 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to any more."""
+    """Frees what nothing refers to any more."""
     import torch
 
     gc.collect()

@@ -1,4 +1,4 @@
-"""Which module an operation belongs to: the one that is at work, or in a backward pass the one that did its forward."""
+"""The module that an operation belongs to: the one at work, or in a backward pass the one that did its forward."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn.modules import module as torch_module
 
 
 class Places:
-    """Names of modules by what they compute: class of the outermost one and the way from there.
+    """Names of modules by what they compute: the class of the outermost one and the path from there.
 
-    Within the block every module that is called is followed. torch's own ModuleTracker keeps modules that have ended in
-    a backward pass, so its names are of others.
+    Within the block every module call is followed. torch's own ModuleTracker keeps modules that have ended in a
+    backward pass, so it would give the names of others.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Places:
         self._stack.clear()
 
     def note(self, work: Any) -> None:
-        """Remembers that the module at work does this: shapes, or whatever its backward pass is known by."""
+        """Remembers that the module at work does `work`: shapes, or whatever identifies its backward pass."""
         if self._stack:
             names = self._by_work.setdefault(work, [])
             name = self._names[self._stack[-1]]
@@ -43,7 +43,7 @@ class Places:
                 names.append(name)
 
     def of(self, work: Any) -> str:
-        """The modules that were seen at this work, in words; "" for none."""
+        """The modules seen doing this work, in words; "" for none."""
         names = self._by_work.get(work, [])
         more = f" and {len(names) - 1} more of its shape" if len(names) > 1 else ""
         return names[0] + more if names else ""
@@ -53,7 +53,7 @@ class Places:
             root = self._stack[0] if self._stack else module
             for name, inner in root.named_modules(prefix=type(root).__name__):
                 self._names.setdefault(inner, name)
-            self._names.setdefault(module, type(module).__name__)  # called, but no part of its caller
+            self._names.setdefault(module, type(module).__name__)  # called, but not part of its caller
         self._stack.append(module)
 
     def _leave(self, module: nn.Module, args: Any, out: Any) -> None:

@@ -24,7 +24,7 @@ from ea_runtime.errors import UserError
 _STORE = "EA_STORE"
 #: How long one process may wait for another, which may be coding a whole set. A dead one is noticed at once.
 _PATIENCE = timedelta(days=1)
-#: Seconds that a process is given to end after it was asked to.
+#: Seconds that a process has to end after it is asked to.
 _GRACE = 10.0
 
 
@@ -32,10 +32,10 @@ _GRACE = 10.0
 def process_group(processes: int, argv: list[str], device: str = "cpu") -> Iterator[int]:
     """Yields this process's rank.
 
-    Where a launcher has set RANK and WORLD_SIZE (torchrun, `accelerate launch`), this process joins those, and
-    `processes` says nothing. Otherwise the first process starts the others with the same words `argv` and waits for
+    If a launcher has set RANK and WORLD_SIZE (torchrun, `accelerate launch`), this process joins those, and
+    `processes` is ignored. Otherwise the first process starts the others with the same arguments `argv` and waits for
     them; they meet in a file and talk over the loopback device. If this process fails, the others are ended; if one
-    of them fails, UserError (RuntimeError for a fault of ours) tells what it said: only one line is shown.
+    of them fails, UserError (RuntimeError for a fault of ours) reports its message in one line.
 
     device: "cpu" or "cuda..."; see `local_device`.
     """
@@ -83,7 +83,7 @@ def _started(processes: int, argv: list[str], device: str) -> Iterator[None]:
 
 @contextmanager
 def _joined(device: str, rank: int, size: int, store: Path | None) -> Iterator[None]:
-    """Within the block the processes can talk. store: the file where they meet; None: where the launcher says."""
+    """Within the block the processes can talk. store: the file where they meet; None: as the launcher says."""
     backend = "gloo"
     if device.startswith("cuda"):
         on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", size))
@@ -100,19 +100,19 @@ def _joined(device: str, rank: int, size: int, store: Path | None) -> Iterator[N
     try:
         yield
     finally:
-        dist.destroy_process_group()  # those who wait for this process wake up
+        dist.destroy_process_group()  # processes that wait for this one wake up
         _forget_accelerate()
 
 
 def local_device(device: str) -> str:
-    """ "cuda" -> this process's own device among those of the machine; any other as it is."""
+    """ "cuda" -> this process's own device among those of the machine; any other stays."""
     if device != "cuda":
         return device
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
 
 
 def _forget_accelerate() -> None:
-    """What accelerate keeps for the process speaks of a group that is gone."""
+    """Resets what accelerate keeps for the process: it belongs to a group that is gone."""
     if "accelerate.state" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 
@@ -121,10 +121,13 @@ def _forget_accelerate() -> None:
 
 
 def _names(rank: int, size: int) -> dict[str, str]:
-    """What torchrun would set, for a group on one machine."""
+    """The variables that torchrun would set, for a group on one machine."""
     return {
-        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)
-    }  # fmt: skip
+        "RANK": f"{rank}",
+        "WORLD_SIZE": f"{size}",
+        "LOCAL_RANK": f"{rank}",
+        "LOCAL_WORLD_SIZE": f"{size}",
+    }
 
 
 @contextmanager
@@ -142,17 +145,19 @@ def _environment(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def _start(folder: Path, rank: int, processes: int, argv: list[str]) -> subprocess.Popen[bytes]:
-    """One more process. Its standard input ends when this process does; what it says goes to a file."""
+    """One more process. Its standard input ends when this process does; its stderr goes to a file."""
     names = {_STORE: str(folder / "store"), **_names(rank, processes)}
     with (folder / f"said-{rank}").open("wb") as said:
         return subprocess.Popen(
             [sys.executable, "-m", "ea_runtime.cli.main", *argv],
-            env={**os.environ, **names}, stdin=subprocess.PIPE, stderr=said,
-        )  # fmt: skip
+            env={**os.environ, **names},
+            stdin=subprocess.PIPE,
+            stderr=said,
+        )
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, also where that was killed."""
+    """Ends this process when the one that started it is gone, even if killed."""
     os.read(0, 1)
     os._exit(1)
 
@@ -170,7 +175,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_until_ready(folder: Path, others: list[subprocess.Popen[bytes]]) -> None:
-    """Returns when all processes run; without this a wrong start would be waited for until patience ends."""
+    """Returns when all processes run; without this a failed start would be waited for until _PATIENCE ends."""
     while not all((folder / f"ready-{rank}").exists() for rank in range(1, len(others) + 1)):
         _raise_fault(folder, others, 0.0, None)
         time.sleep(0.05)
@@ -179,7 +184,7 @@ def _wait_until_ready(folder: Path, others: list[subprocess.Popen[bytes]]) -> No
 def _raise_fault(
     folder: Path, others: list[subprocess.Popen[bytes]], seconds: float, cause: Exception | None
 ) -> None:
-    """Raises what the first failed process said; returns where none fails within `seconds`."""
+    """Raises the message of the first failed process; returns if none fails within `seconds`."""
     deadline = time.monotonic() + seconds
     while not any(other.poll() for other in others):
         if time.monotonic() >= deadline:

@@ -21,7 +21,7 @@ def processor_name() -> str:
 
 
 def instruction_sets() -> list[str]:
-    """What the processor offers for matrix arithmetic, of avx2, avx512_f, avx512_bf16, amx_bf16 and the like."""
+    """The processor's instruction sets for matrix arithmetic: avx2, avx512_f, avx512_bf16, amx_bf16 and the like."""
     import torch
 
     query = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10 and newer

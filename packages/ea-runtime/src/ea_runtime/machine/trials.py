@@ -1,4 +1,4 @@
-"""Operations that a machine is checked with: shapes of these networks, and shapes at which kernels were found wrong."""
+"""Operations to check a machine with: shapes of these networks, and shapes at which kernels were found wrong."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ def trials(dtype: torch.dtype) -> Iterator[Trial]:
     for shape, groups in (((2, 64, 3, 16, 16), 32), ((2, 16, 1, 64, 64), 1)):
         weight = _spec((shape[1],), dtype)
         size = shape[2] * shape[3] * shape[4]
-        yield Trial(_aten.native_group_norm.default, (_spec(shape, dtype), weight, weight, shape[0], shape[1], size,
-                                                      groups, 1e-6))  # fmt: skip
+        yield Trial(
+            _aten.native_group_norm.default,
+            (_spec(shape, dtype), weight, weight, shape[0], shape[1], size, groups, 1e-6),
+        )
     yield Trial(_aten.native_layer_norm.default, (_spec((2, 64, 1152), dtype), (1152,), None, None, 1e-6))
 
 

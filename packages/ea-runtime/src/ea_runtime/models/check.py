@@ -1,4 +1,4 @@
-"""What is in a model folder and whether it would load, from headers alone: no tensor is read."""
+"""Reports on model folders: their contents, and if they would load; from headers alone, no tensor is read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ea_runtime.errors import UserError
-from ea_runtime.files.safe import inside, plain, quote_path, read_json
+from ea_runtime.files.safe import inside, quote_path, read_json
 from ea_runtime.models import memory
+from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, PartSpec, class_name, read_defaults, resolve_folder
 from ea_runtime.models.loading import PartPlan, build_from_config, plan_part, read_part_config, unknown_keys
 from ea_runtime.models.weights import PartWeights, find_weights, is_pickle
@@ -61,9 +62,9 @@ class FolderReport:
 
 
 def check_folder(model: str | os.PathLike[str]) -> FolderReport:
-    """Check every part of a model folder against the class that would load it.
+    """Checks every part of a model folder against the class that would load it.
 
-    Raises UserError where there is no such folder or it holds no part at all; all else is in the report.
+    Raises UserError if there is no such folder or it has no part at all; everything else is in the report.
     """
     folder = resolve_folder(model)
     if not any(os.path.lexists(folder / spec.folder) for spec in PARTS.values()):
@@ -123,9 +124,8 @@ def _compare(report: PartReport, plan: PartPlan) -> None:
     from ea_runtime.models import meta
 
     if plan.spec.name == "text" and report.class_name != "T5EncoderModel":
-        return  # another package's encoder builds itself from the folder; its shapes cannot be known here
-    build = _build_t5 if plan.spec.name == "text" else build_from_config
-    model = meta.build_shapes(lambda: build(plan))
+        return  # another package's encoder builds itself from the folder: its shapes are unknown here
+    model = meta.build_shapes(lambda: build_from_config(plan))
     report.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if plan.spec.name != "text":
         report.unknown_keys = unknown_keys(type(model), plan.config)
@@ -139,22 +139,10 @@ def _compare(report: PartReport, plan: PartPlan) -> None:
     meta.require_fit(comparison, plan.spec.folder)
 
 
-def _build_t5(plan: PartPlan) -> Any:
-    from transformers import T5Config, T5EncoderModel
-
-    if plan.config.get("model_type") != "t5":  # transformers asks for it when the folder is loaded
-        raise UserError(f"{plan.spec.folder}/config.json must have `model_type` 't5'; add it")
-    try:
-        return T5EncoderModel(T5Config.from_dict(plan.config))
-    except Exception as error:  # whatever a constructor makes of data from outside: the config is wrong
-        reason = plain(error, 300)
-        raise UserError(f"{plan.spec.folder}/config.json does not fit T5EncoderModel: {reason}") from error
-
-
 def _memory(reports: list[PartReport], configs: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Bytes by dtype: weights of each part as they would be held, activations as estimates."""
+    """Bytes by dtype: exact for the weights of each part, estimates for activations."""
     vae, denoiser = configs["vae"], configs["denoiser"]
-    side = memory.native_size(denoiser, memory.spatial_ratio(vae))
+    side = memory.native_size(denoiser, Geometry.from_configs(vae).spatial_ratio)
     num_frames = int(defaults.get("num_frames", 144))
     denoise = memory.estimate_denoise(denoiser, vae, height=side, width=side, num_frames=num_frames)
     decode = memory.estimate_decode(vae, height=side, width=side)

@@ -1,7 +1,7 @@
-"""A part's config.json before a class is built from it: bounded in size, and asking for no code.
+"""Checks of a part's config.json before a class is built from it: bounded in size, and asking for no code.
 
-Classes check what their own keys mean. Here stands what no class can: a config that would make its
-constructor take hours or all memory, and keys that make a library fetch or run code.
+Classes check what their own keys mean. Here is what no class can check: a config that would make its constructor
+take hours or all memory, and keys that make a library fetch or run code.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _MAX_TABLE = 1 << 27
 
 
 def check_config(config: dict[str, Any], label: str, num_tensors: int | None = None) -> None:
-    """Raise UserError where a network's `config` is too large to build or asks for code.
+    """Raises UserError if a network's `config` is too large to build or asks for code.
 
-    num_tensors: how many tensors the part's files hold; a network of more layers than that cannot be theirs.
+    num_tensors: number of tensors in the part's files; a network of more layers than that cannot be theirs.
     """
     check_no_code(config, label)
     for key, value, _ in _walk(config, "", 0):
@@ -48,7 +48,7 @@ def check_config(config: dict[str, Any], label: str, num_tensors: int | None = N
 
 
 def check_no_code(config: dict[str, Any], label: str) -> None:
-    """Raise UserError where a JSON object is oversized or has a key that makes a library load code."""
+    """Raises UserError if a JSON object is oversized or has a key that makes a library load code."""
     for count, (key, value, depth) in enumerate(_walk(config, "", 0)):
         if count > _MAX_VALUES or depth > _MAX_DEPTH:
             raise UserError(f"{label} is larger than any config of a model; do not use this folder")
@@ -94,7 +94,7 @@ def _check_number(key: str, value: int, label: str, num_tensors: int | None) -> 
 
 
 def _check_depth(config: dict[str, Any], label: str, num_tensors: int | None) -> None:
-    """Blocks within blocks multiply: bound them by the tensors that there are."""
+    """Bounds blocks within blocks, whose numbers multiply, by the number of tensors."""
     motion = config.get("motion_module_kwargs")
     motion = motion if isinstance(motion, dict) else {}
     lists = ("block_out_channels", "ch_mult", "down_block_types", "up_block_types")
@@ -110,7 +110,7 @@ def _check_depth(config: dict[str, Any], label: str, num_tensors: int | None) ->
 
 
 def _check_tables(config: dict[str, Any], label: str) -> None:
-    """Position tables are computed when a network is built: bound their size."""
+    """Bounds the position tables, which are computed when a network is built."""
     width = math.prod(_positive(config.get(key)) for key in ("num_attention_heads", "attention_head_dim"))
     motion = config.get("motion_module_kwargs")
     max_len = _positive(motion.get("temporal_position_encoding_max_len")) if isinstance(motion, dict) else 1

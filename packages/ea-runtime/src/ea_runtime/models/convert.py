@@ -1,7 +1,7 @@
 """`ea models convert`: pickled weights of a folder (or one file) become safetensors, originals kept.
 
 Pickles are read in a child process (convert_child.py). Targets appear whole or not at all: they are written
-into a temporary folder beside their place, checked, and renamed.
+into a temporary folder next to their place, checked, and renamed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ea_runtime.errors import UserError
-from ea_runtime.files.atomic import temporary_folder
-from ea_runtime.files.safe import MAX_INDEX_BYTES, inside, is_file, quote, quote_path, read_json
+from ea_runtime.files.atomic import new_folder, temporary_folder
+from ea_runtime.files.safe import inside, is_file, quote, quote_path
 from ea_runtime.models.layout import PARTS, resolve_folder
-from ea_runtime.models.weights import MAX_SHARDS, STEMS, is_pickle, read_header
+from ea_runtime.models.weights import STEMS, is_pickle, read_header, read_weight_map
 
 _MAX_OUTPUT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
+class ConvertedFile:
     """One file that was written. `skipped`: names in the source that hold no tensor."""
 
     source: Path
@@ -35,21 +35,21 @@ class Converted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """The pickles of one part and the names of their targets; an index where there are shards."""
+class _PartFiles:
+    """The pickles of one part and the names of their targets; index: of shards."""
 
     part: str
     files: tuple[tuple[str, str], ...]
     index: tuple[str, dict[str, str]] | None = None
 
 
-def convert_folder(model: str | os.PathLike[str], out: Path | None = None) -> list[Converted]:
+def convert_folder(model: str | os.PathLike[str], out: Path | None = None) -> list[ConvertedFile]:
     """Convert every pickled part of a model folder.
 
     out: a new folder that gets a complete copy, with safetensors in place of pickles; None writes the
-        safetensors beside their originals. Parts that have safetensors already are left alone.
+        safetensors next to their originals. Parts that already have safetensors are left alone.
 
-    Returns what was written; empty where nothing was pickled. On an error (UserError) nothing stays behind.
+    Returns what was written, an empty list if nothing was pickled. An error (UserError) leaves nothing behind.
     """
     folder = resolve_folder(model)
     jobs = [job for name in _part_folders(folder) if (job := _plan(folder, name)) is not None]
@@ -63,11 +63,11 @@ def convert_folder(model: str | os.PathLike[str], out: Path | None = None) -> li
     return [replace(item, target=folder / item.target.relative_to(staged)) for item in written]
 
 
-def convert_file(source: Path, out: Path | None = None) -> Converted:
+def convert_file(source: Path, out: Path | None = None) -> ConvertedFile:
     """Convert one pickled checkpoint, such as a single file that holds a whole transformer.
 
     out: a `.safetensors` file, or a folder that gets `diffusion_pytorch_model.safetensors`; None writes
-    beside `source`.
+    next to `source`.
     """
     if not is_file(source):
         raise UserError(
@@ -97,8 +97,8 @@ def _part_folders(folder: Path) -> list[str]:
     return [name for name in known if inside(folder, name).is_dir()]
 
 
-def _plan(folder: Path, part: str) -> _Job | None:
-    """What to convert in a part, or None where it has safetensors or no weights."""
+def _plan(folder: Path, part: str) -> _PartFiles | None:
+    """The files to convert in a part, or None if it has safetensors or no weights."""
     names = sorted(entry.name for entry in inside(folder, part).iterdir())
     if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
         return None
@@ -113,57 +113,34 @@ def _plan(folder: Path, part: str) -> _Job | None:
         raise UserError(
             f"{part} of model folder {quote_path(folder)} has several weight files "
             f"({', '.join(map(quote, chosen[:3]))}); "
-            "convert the right one by itself: `ea models convert FILE -o FOLDER`"
+            "convert the right one alone: `ea models convert FILE -o FOLDER`"
         )
-    return _Job(part, ((chosen[0], f"{stem}.safetensors"),)) if chosen else None
+    return _PartFiles(part, ((chosen[0], f"{stem}.safetensors"),)) if chosen else None
 
 
-def _plan_shards(folder: Path, part: str, index_name: str, stem: str) -> _Job:
-    weight_map = read_json(folder, f"{part}/{index_name}", MAX_INDEX_BYTES).get("weight_map")
-    where = f"{part}/{index_name} in model folder {quote_path(folder)}"
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{where} must have a `weight_map` from tensor names to files; download it again")
-    shards = sorted({str(name) for name in weight_map.values()})
+def _plan_shards(folder: Path, part: str, index_name: str, stem: str) -> _PartFiles:
+    weight_map, where = read_weight_map(folder, part, index_name)
+    shards = sorted(set(weight_map.values()))
     for name in shards:
-        if (
-            "/" in name
-            or "\\" in name
-            or not is_pickle(name)
-            or not is_file(inside(folder, f"{part}/{name}"))
-        ):
+        if not is_pickle(name) or not is_file(inside(folder, f"{part}/{name}")):
             raise UserError(
-                f"{where} must name weight files that lie beside it, got {quote(name)}; download it again"
+                f"{where} must name weight files next to it, got {quote(name)}; download it again"
             )
-    if len(shards) > MAX_SHARDS:
-        raise UserError(f"{where} names {len(shards):,} files, more than the {MAX_SHARDS:,} it may name")
     count = len(shards)
     targets = {name: f"{stem}-{number:05}-of-{count:05}.safetensors" for number, name in enumerate(shards, 1)}
     index = (f"{stem}.safetensors.index.json", {key: targets[name] for key, name in weight_map.items()})
-    return _Job(part, tuple(targets.items()), index)
+    return _PartFiles(part, tuple(targets.items()), index)
 
 
-def _convert_copy(folder: Path, jobs: list[_Job], out: Path) -> list[Converted]:
-    check_new_folder(out, folder)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(out) as staged:
+def _convert_copy(folder: Path, jobs: list[_PartFiles], out: Path) -> list[ConvertedFile]:
+    with new_folder(out, "--output", outside=folder) as staged:
         copy_rest(folder, staged)
         written = _convert_jobs(folder, staged, jobs)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(staged, out)
     return [replace(item, target=out / item.target.relative_to(staged)) for item in written]
 
 
-def check_new_folder(out: Path, folder: Path) -> None:
-    """Raises UserError unless a changed copy of the model folder `folder` may be written to `out`."""
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"`--output` must be a new or empty folder, got {quote_path(out)}")
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"`--output` must lie outside the model folder, got {quote_path(out)}")
-
-
 def copy_rest(folder: Path, target: Path) -> None:
-    """Copies what is no pickle: configs, tokenizer, safetensors. Links that leave the folder are refused."""
+    """Copies everything but pickles: configs, tokenizer, safetensors. Links that leave the folder are refused."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if is_pickle(name) or name.endswith(".bin.index.json") or path.is_dir():
@@ -174,7 +151,7 @@ def copy_rest(folder: Path, target: Path) -> None:
             shutil.copyfile(real, target / name)
 
 
-def _convert_jobs(folder: Path, out: Path, jobs: list[_Job]) -> list[Converted]:
+def _convert_jobs(folder: Path, out: Path, jobs: list[_PartFiles]) -> list[ConvertedFile]:
     """Writes the targets of all jobs beneath `out`, in part folders."""
     pairs = []
     for job in jobs:
@@ -202,7 +179,7 @@ def _write_index(directory: Path, index: tuple[str, dict[str, str]]) -> None:
 
 
 def _move_in(staged: Path, folder: Path) -> None:
-    """Renames every staged file to its place; takes back what was moved where one cannot be."""
+    """Renames every staged file to its place; if one fails, the others are removed again."""
     moved: list[Path] = []
     try:
         for path in sorted(path for path in staged.rglob("*") if path.is_file()):
@@ -215,24 +192,24 @@ def _move_in(staged: Path, folder: Path) -> None:
         raise
 
 
-def _convert_files(pairs: list[tuple[Path, Path]]) -> list[Converted]:
+def _convert_files(pairs: list[tuple[Path, Path]]) -> list[ConvertedFile]:
     reports = _run_child(pairs)
     written = []
     for (source, target), report in zip(pairs, reports, strict=True):
-        header = read_header(target)  # the child's word is not taken for it
+        header = read_header(target)  # the child is not trusted
         skipped = report.get("skipped")
         skipped = tuple(str(name) for name in skipped) if isinstance(skipped, list) else ()
-        written.append(Converted(source, target, len(header.tensors), header.num_bytes, skipped))
+        written.append(ConvertedFile(source, target, len(header.tensors), header.num_bytes, skipped))
     return written
 
 
 def _run_child(pairs: list[tuple[Path, Path]]) -> list[dict]:
-    """Runs convert_child over (source, target) pairs and gives its report of each.
+    """Runs convert_child over (source, target) pairs and returns its report of each.
 
-    Raises UserError with its one line about the first file that failed, or with what became of the process.
+    Raises UserError with its line about the first file that failed, or with how the process ended.
     """
     timeout = 120 + sum(source.stat().st_size for source, _ in pairs) / (5 << 20)
-    # -P: the working folder is not on the import path, so a torch.py that lies there stays unread
+    # -P: the working folder is not on the import path, so a torch.py in it stays unread
     command = [sys.executable, "-P", "-m", "ea_runtime.models.convert_child"]
     command += [str(path.resolve()) for pair in pairs for path in pair]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

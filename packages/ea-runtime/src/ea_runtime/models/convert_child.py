@@ -1,14 +1,13 @@
 """The child process that reads one pickled weight file and writes safetensors.
 
-It runs apart from everything else, so that a file made to do harm meets: torch's weights-only unpickler
-(tensors and plain containers, nothing callable), an audit hook that stops processes and connections, limits
-on memory, time and file sizes, and a parent that accepts nothing but a file which passes its own reading of
-the header.
+It runs separately, so that a malicious file meets: torch's weights-only unpickler (tensors and plain containers,
+nothing callable), an audit hook that stops processes and connections, limits on memory, time and file sizes, and a
+parent that accepts only a file whose header passes its own check.
 
     python -P -m ea_runtime.models.convert_child SOURCE TARGET [SOURCE TARGET ...]
 
-Prints one JSON line for each file, {"tensors": n, "bytes": n, "skipped": [...]}, or {"error": "..."}, and
-then ends with exit code 3.
+Prints one JSON line per file, {"tensors": n, "bytes": n, "skipped": [...]}, or {"error": "..."} and exits with
+code 3.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: keys under which training scripts put the weights beside optimiser and step
+#: keys under which training scripts put the weights next to optimiser and step
 WEIGHT_KEYS = ("state_dict", "model", "module")
 #: prefixes that a wrapper around the whole model leaves
 PREFIXES = ("module.", "_orig_mod.")
@@ -52,7 +51,7 @@ _FORBIDDEN_EVENTS = (
 
 
 class RefusedError(Exception):
-    """The file is not one that holds weights and nothing else. One line."""
+    """The file holds something other than weights. One line."""
 
 
 def main(argv: list[str]) -> int:
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> int:
         for source, target, size in zip(sources, targets, sizes, strict=True):
             report = convert(source, target, max_bytes=4 * size + (64 << 20))
             sys.stdout.write(json.dumps(report) + "\n")
-    except Exception as error:  # whatever a hostile file provokes is one line to the parent
+    except Exception as error:  # whatever a hostile file provokes reaches the parent as one line
         sys.stdout.write(json.dumps({"error": _reason(error)}) + "\n")
         return 3
     return 0
@@ -116,7 +115,7 @@ def take_tensors(loaded: Any) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors one after another; those that share memory get bytes of their own each.
+    """Writes tensors one after another; those that share memory get separate bytes.
 
     Only one tensor is copied at a time, so mapped files of any size go through. Raises RefusedError for
     dtypes and layouts that safetensors does not have.
@@ -172,7 +171,7 @@ def _load(source: Path) -> Any:
 def _limit_resources(size: int, total: int) -> None:
     try:
         import resource
-    except ImportError:  # Windows: the parent's time limit is what remains
+    except ImportError:  # Windows: only the parent's time limit remains
         return
     limits = {
         resource.RLIMIT_CORE: 0,
@@ -187,7 +186,7 @@ def _limit_resources(size: int, total: int) -> None:
 
 
 def _forbid(targets: list[Path]) -> None:
-    """From here on this process starts none, connects nowhere, and writes to no file but `targets`."""
+    """From here on this process starts no other, connects nowhere, and writes to no file but `targets`."""
     allowed = {os.devnull, *(os.path.abspath(target) for target in targets)}
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 

@@ -1,7 +1,7 @@
-"""How pixels map to latents, and the numbers of frames and sizes that fit.
+"""The mapping of pixels to latents, and the numbers of frames and sizes that fit.
 
-"frames" are pixels, "latent frames" latents. How many frames stand for how many latent frames follows from
-the VAE's config; which sizes fit from the VAE's and the denoiser's.
+"frames" are pixels, "latent frames" latents. The number of latent frames follows from the VAE's config; the sizes
+that fit from the VAE's and the denoiser's.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ea_runtime.errors import UserError
 #: Frames x height x width of one request, all its videos together: V2's largest, 144 x 768 x 768, three times
 #: over.
 MAX_PIXELS = 1 << 28
-#: What EasyAnimate V2 divides latents by, whatever the VAE's config says.
+#: The number that EasyAnimate V2 divides latents by, whatever the VAE's config says.
 V2_SCALE = 0.18215
 _REFERENCE_CLASS_DEFAULT = 0.1825
-#: Latent frames that a motion module has positions for, where its config does not say.
+#: Latent frames that a motion module has positions for, if its config does not say.
 MAX_POSITIONS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How pixels map to latents, in space and time.
+    """The mapping of pixels to latents, in space and time.
 
     latent_channels: C. spatial_ratio: pixels per latent position. size_multiple: height and width in pixels
     must be multiples of it. chunk_frames, chunk_latents: frames and latent frames that the VAE codes
@@ -87,7 +87,7 @@ class Geometry:
         return 1 if num_frames == 1 else num_frames // self.chunk_frames * self.chunk_latents
 
     def num_frames(self, num_latents: int) -> int:
-        """Frames that `num_latents` latent frames decode to. Raises UserError where no video has so many."""
+        """Frames that `num_latents` latent frames decode to. Raises UserError if no video has so many."""
         if self.is_slice:  # as the reference: an odd number of latent frames has frame 0 alone
             alone = num_latents % 2
             return alone + (num_latents - alone) * self.temporal_ratio
@@ -98,7 +98,7 @@ class Geometry:
         return 1 if num_latents == 1 else num_latents // self.chunk_latents * self.chunk_frames
 
     def fits(self, num_frames: int) -> bool:
-        """Whether a video may have that many frames."""
+        """True if a video may have that many frames."""
         if num_frames == 1:
             return True
         if self.is_slice:
@@ -151,7 +151,7 @@ class Geometry:
     def check_budget(
         self, batch: int, num_frames: int, height: int, width: int, limit: int = MAX_PIXELS
     ) -> None:
-        """Raise UserError, with what fits, where the videos' pixels exceed `limit`."""
+        """Raises UserError, with what fits, if the videos' pixels exceed `limit`."""
         pixels = batch * num_frames * height * width
         if pixels <= limit:
             return
@@ -169,10 +169,10 @@ class Geometry:
 
 
 def latent_scale(vae_config: Any) -> float:
-    """What a denoiser's latents are multiplied by, relative to the VAE's own.
+    """The factor between a denoiser's latents and the VAE's own.
 
-    V2 multiplies by 0.18215 and ignores the config; its class default 0.1825 was never in use. A config that
-    says anything else means it. Differs from EasyAnimate: there such a config has no effect.
+    V2 multiplies by 0.18215 and ignores the config; its class default 0.1825 was never in use. Any other value in
+    a config counts. Differs from EasyAnimate: there such a config has no effect.
     """
     scale = _get(vae_config, "scaling_factor")
     return V2_SCALE if scale in (None, _REFERENCE_CLASS_DEFAULT) else float(scale)

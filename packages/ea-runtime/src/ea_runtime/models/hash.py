@@ -1,4 +1,4 @@
-"""One number for what a model folder holds, so that a run can say which weights it used."""
+"""One hash for the contents of a model folder, so that a run can say which weights it used."""
 
 from __future__ import annotations
 
@@ -17,14 +17,10 @@ _cache: dict[tuple[str, int, int, int], bytes] = {}
 def model_hash(model: str | os.PathLike[str]) -> str:
     """sha256 (64 hex digits) over the names and contents of all files that loading reads, sorted by name.
 
-    Two folders of equal files have equal hashes wherever they lie. Each file's own digest is kept in memory
-    until its size, time or inode changes. Raises UserError where there is no such model.
+    Two folders of equal files have equal hashes wherever they are. Each file's own digest is kept in memory
+    until its size, time or inode changes. Raises UserError for a model that does not exist.
     """
-    folder = resolve_folder(model)
-    total = hashlib.sha256()
-    for name in hashed_files(folder):
-        total.update(name.encode("utf-8", "surrogateescape") + b"\0" + _file_digest(inside(folder, name)))
-    return total.hexdigest()
+    return folders_hash(model, "ea.json", *_FOLDERS)
 
 
 def part_hash(model: str | os.PathLike[str], part: str) -> str:
@@ -43,7 +39,7 @@ def folders_hash(model: str | os.PathLike[str], *folders: str) -> str:
 
 
 def hashed_files(folder: Path) -> list[str]:
-    """The files that count, relative to `folder`, sorted."""
+    """The names of the files that count, relative to `folder`, sorted."""
     names = ["ea.json"] if is_file(folder / "ea.json") else []
     for part in _FOLDERS:
         directory = inside(folder, part)
@@ -63,7 +59,6 @@ def _file_digest(path: Path) -> bytes:
 
 
 def part_digest(folder: Path, part: str) -> str:
-    """As the pipeline loads it: a text encoder with its tokenizer."""
-    return (
-        folders_hash(folder, PARTS[part].folder, "tokenizer") if part == "text" else part_hash(folder, part)
-    )
+    """As `part_hash`, with all that the pipeline loads: a text encoder comes with its tokenizer."""
+    also = ["tokenizer"] if part == "text" else []
+    return folders_hash(folder, PARTS[part].folder, *also)

@@ -1,4 +1,4 @@
-"""Where things lie in a model folder, and the settings that it carries. Imports no torch.
+"""The layout of a model folder, and its settings. Imports no torch.
 
     model_index.json              optional; its class names are not used: each part's config.json decides
     vae/ transformer/             config.json + diffusion_pytorch_model.safetensors
@@ -11,23 +11,23 @@ Large weights may be in shards, named by `<stem>.safetensors.index.json`.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import inside, is_file, quote, quote_path, read_json
 from ea_runtime.samplers.schedule import schedule_of_model
+from ea_runtime.settings import validate
 
 BUNDLED = ("tiny",)
-#: environment variable: a folder whose subfolders are models by name
+#: environment variable: a folder whose subfolders are models
 MODELS_DIR = "EA_MODELS_DIR"
 
 
@@ -77,15 +77,45 @@ class GenerationDefaults(BaseModel):
     seed: int = Field(default=43, ge=0, lt=1 << 63)
 
 
-_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+Beta = Annotated[float, Field(gt=0, lt=1)]
+
+
+class NoiseSchedule(BaseModel):
+    """What a scheduler_config.json may say about the noise that a model was trained with."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    num_train_timesteps: int = Field(ge=1, le=100_000)
+    beta_start: Beta
+    beta_end: Beta
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+    trained_betas: list[Beta] = []
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    rescale_betas_zero_snr: bool = False
+    clip_sample: bool = False
+    clip_sample_range: float = Field(1.0, gt=0)
+
+    @field_validator("beta_end")
+    @classmethod
+    def _after_the_start(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("beta_start", 0):
+            raise ValueError("must be at least `beta_start`")
+        return value
+
+    @field_validator("trained_betas")
+    @classmethod
+    def _one_a_step(cls, value: list[float], info: ValidationInfo) -> list[float]:
+        steps = info.data.get("num_train_timesteps")
+        if len(value) != steps:
+            raise ValueError(f"must be a list of {steps} numbers between 0 and 1")
+        return value
 
 
 def resolve_folder(name: str | os.PathLike[str]) -> Path:
     """The folder of a model: a bundled name ("tiny"), a name beneath EA_MODELS_DIR, or a path.
 
-    Bundled names win over a folder of that name here (write `./tiny` for the latter). Raises UserError where
-    there is no such model.
+    Bundled names win over a folder of that name here (write `./tiny` for the latter). Raises UserError for a model
+    that does not exist.
     """
     text = os.fspath(name)
     if text in BUNDLED:
@@ -122,7 +152,7 @@ def resolve_folder(name: str | os.PathLike[str]) -> Path:
 
 
 def bundled_folder(name: str) -> Path:
-    """The folder of a bundled model inside the installed package. Raises UserError where it is absent."""
+    """The folder of a bundled model inside the installed package. Raises UserError if it is missing."""
     folder = Path(str(resources.files("ea_runtime").joinpath(name)))
     if not folder.is_dir():
         raise UserError(
@@ -159,7 +189,7 @@ def _models_in(directory: Path | None) -> list[Path]:
 
 
 def class_name(config: dict[str, Any], spec: PartSpec) -> str:
-    """The class that a part's config.json names. Raises UserError where it names none.
+    """The class that a part's config.json names. Raises UserError if it names none.
 
     Networks of diffusers carry `_class_name`, those of transformers `architectures` or at least `model_type`.
     """
@@ -181,8 +211,8 @@ def read_defaults(model: str | os.PathLike[str]) -> tuple[dict[str, Any], Genera
     """The noise schedule and the generation defaults of a model. Raises UserError for values out of range.
 
     Returns:
-        the noise schedule that the model was trained with (samplers.schedule says which keys): how a sampler
-            places and solves its steps is left out, since the sampler is the user's choice.
+        the noise schedule that the model was trained with (samplers.schedule lists the keys). How a sampler places
+            and solves its steps is left out: the sampler is the user's choice.
         generation defaults.
     """
     folder = resolve_folder(model)
@@ -192,57 +222,13 @@ def read_defaults(model: str | os.PathLike[str]) -> tuple[dict[str, Any], Genera
 def _read_generation(folder: Path) -> GenerationDefaults:
     if not is_file(inside(folder, "ea.json")):
         return GenerationDefaults()
-    values = read_json(folder, "ea.json")
-    try:
-        return GenerationDefaults.model_validate(values)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        name = ".".join(str(piece) for piece in fault["loc"])
-        raise UserError(
-            f"ea.json in model folder {quote_path(folder)}: {name}: {fault['msg']}, got "
-            f"{quote(fault['input'])}"
-        ) from error
+    where = f"ea.json in model folder {quote_path(folder)}"
+    return validate(GenerationDefaults, read_json(folder, "ea.json"), where)
 
 
 def _read_scheduler(folder: Path) -> dict[str, Any]:
     name = "scheduler/scheduler_config.json"
     found = read_json(folder, name) if is_file(inside(folder, name)) else None
     settings = schedule_of_model(found)
-
-    def check(key: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise UserError(
-                f"{name} in {quote_path(folder)}: `{key}` must be {expected}, got {quote(settings[key])}"
-            )
-
-    steps, start, end = settings["num_train_timesteps"], settings["beta_start"], settings["beta_end"]
-    check(
-        "num_train_timesteps", type(steps) is int and 1 <= steps <= 100_000, "a whole number from 1 to 100000"
-    )
-    check("beta_start", _is_number(start) and 0 < start < 1, "between 0 and 1")
-    check("beta_end", _is_number(end) and start <= end < 1, "between `beta_start` and 1")
-    check("beta_schedule", settings["beta_schedule"] in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
-    if "trained_betas" in settings:
-        betas = settings["trained_betas"]
-        valid = (
-            isinstance(betas, list)
-            and len(betas) == steps
-            and all(_is_number(b) and 0 < b < 1 for b in betas)
-        )
-        check("trained_betas", valid, f"a list of {steps} numbers between 0 and 1")
-    if "prediction_type" in settings:
-        check(
-            "prediction_type",
-            settings["prediction_type"] in _PREDICTIONS,
-            f"one of {', '.join(_PREDICTIONS)}",
-        )
-    for key in ("rescale_betas_zero_snr", "clip_sample"):
-        check(key, isinstance(settings.get(key, False), bool), "true or false")
-    if "clip_sample_range" in settings:
-        limit = settings["clip_sample_range"]
-        check("clip_sample_range", _is_number(limit) and limit > 0, "a number above 0")
+    validate(NoiseSchedule, settings, f"{name} in {quote_path(folder)}")
     return settings
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -1,7 +1,7 @@
 """Loading a model folder: each part's class is found through the host, its weights are read from safetensors.
 
-Nothing in a folder can run code: configs are data, pickles are refused, no class is imported by a name that
-a file gives, and no path leaves the folder.
+Nothing in a folder can run code: configs are data, pickles are refused, no file names a class to import, and no
+path leaves the folder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,21 +41,21 @@ MAX_TOKENIZER_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a model folder holds, ready to run. A part that was not asked for is None.
+    """The contents of a model folder, ready to run. A part that was not asked for is None.
 
     vae, denoiser: modules in eval mode on the device asked for.
     text: what the text encoder's record builds, with `encode(prompts)`.
     scheduler_config, defaults: see layout.read_defaults.
-    notes: one line for each thing that was ignored (unexpected tensors, unknown config keys).
+    notes: one line for each thing that is ignored (unexpected tensors, unknown config keys).
     """
 
     folder: Path
-    vae: Any
-    denoiser: Any
-    text: Any
     scheduler_config: dict[str, Any]
     defaults: GenerationDefaults
     notes: tuple[str, ...] = ()
+    vae: Any = None
+    denoiser: Any = None
+    text: Any = None
 
 
 def load_parts(
@@ -74,7 +74,7 @@ def load_parts(
 
     Raises:
         MissingPackageError: no installed package brings the class that a part needs.
-        UserError: one line for all else: no such model, no weights, pickles, damaged files, wrong shapes.
+        UserError: everything else, in one line: no such model, no weights, pickles, damaged files, wrong shapes.
     """
     wanted = tuple(PARTS) if parts is None else tuple(parts)
     for name in wanted:
@@ -96,15 +96,7 @@ def load_parts(
             loaded[name] = load_part(plan, device=device, dtype=dtype, notes=notes)
     for note in notes:
         logger.warning("%s", note)
-    return Parts(
-        folder=folder,
-        vae=loaded.get("vae"),
-        denoiser=loaded.get("denoiser"),
-        text=loaded.get("text"),
-        scheduler_config=scheduler_config,
-        defaults=defaults,
-        notes=tuple(notes),
-    )
+    return Parts(folder, scheduler_config, defaults, tuple(notes), **loaded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +119,7 @@ def plan_part(folder: Path, spec: PartSpec, host: Host | None = None) -> PartPla
     if spec.name == "text":
         check_tokenizer(folder)
         if os.path.lexists(folder / spec.folder / "adapter_config.json"):
-            # transformers would follow it to another model, wherever that lies
+            # transformers would follow it to another model, wherever that is
             raise UserError(
                 f"{spec.folder} of model folder {quote_path(folder)} has an adapter_config.json; remove "
                 "that file"
@@ -136,7 +128,7 @@ def plan_part(folder: Path, spec: PartSpec, host: Host | None = None) -> PartPla
 
 
 def read_part_config(folder: Path, spec: PartSpec) -> dict[str, Any]:
-    """A part's config.json. Raises UserError that names the expected files where the part is absent."""
+    """A part's config.json. Raises UserError, naming the expected files, if the part is missing."""
     if not is_file(inside(folder, f"{spec.folder}/config.json")):
         stem = "model" if spec.name == "text" else "diffusion_pytorch_model"
         raise UserError(
@@ -148,7 +140,7 @@ def read_part_config(folder: Path, spec: PartSpec) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class DenoiserFolder:
-    """A denoiser's place: it lies at `root / spec.folder`. is_bare: the user named that folder itself."""
+    """Where a denoiser is: `root / spec.folder`. is_bare: the user named that folder itself."""
 
     root: Path
     spec: PartSpec
@@ -157,14 +149,14 @@ class DenoiserFolder:
 
     @property
     def class_name(self) -> str:
-        """What config.json calls itself. Raises UserError where it names nothing."""
+        """The class that config.json names. Raises UserError if it names none."""
         return class_name(self.config, self.spec)
 
 
 def denoiser_of(model: str | os.PathLike[str]) -> DenoiserFolder:
     """The denoiser of a model folder, or of a folder that holds nothing else, as a run's `final/`.
 
-    Raises UserError where there is neither.
+    Raises UserError if there is neither.
     """
     folder = resolve_folder(model)
     spec = PARTS["denoiser"]
@@ -178,7 +170,7 @@ def denoiser_of(model: str | os.PathLike[str]) -> DenoiserFolder:
 def find_record(host: Host, spec: PartSpec, name: str) -> Record:
     """The record that loads class `name`.
 
-    Raises MissingPackageError where its package is not installed, UserError for a class that no one knows.
+    Raises MissingPackageError if its package is not installed, UserError for an unknown class.
     """
     record = host.find_class(spec.kind, name)
     if record is not None:
@@ -211,7 +203,7 @@ def load_part(
     dtype: torch.dtype | None = None,
     notes: list[str] | None = None,
 ) -> Any:
-    """A VAE or denoiser with its weights. Raises UserError; appends what was ignored to `notes`."""
+    """A VAE or denoiser with its weights. Raises UserError; appends what is ignored to `notes`."""
     unknown = unknown_keys(plan.record.build(), plan.config)
     if unknown and notes is not None:
         shown = ", ".join(plain(key) for key in unknown[:10])
@@ -234,7 +226,7 @@ def load_module(
 ) -> Any:
     """`build()` with `weights` read straight into it; the peak is one copy of the weights.
 
-    Raises UserError where tensors are missing or have another shape; appends what was ignored to `notes`.
+    Raises UserError if tensors are missing or have another shape; appends what is ignored to `notes`.
     """
     from ea_runtime.models import meta
 
@@ -249,6 +241,8 @@ def load_module(
 
 def build_from_config(plan: PartPlan) -> Any:
     """The part's class built from its config, whatever the config calls itself. Raises UserError."""
+    if plan.spec.name == "text":
+        return build_t5(plan.config)
     cls = plan.record.build()
     # private keys are the writing library's notes; `_class_name` is ours from here on
     config = {key: value for key, value in plan.config.items() if not key.startswith("_")}
@@ -256,11 +250,28 @@ def build_from_config(plan: PartPlan) -> Any:
     config["_class_name"] = cls.__name__
     try:
         return cls.from_config(config)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a constructor makes of data from outside: the config is wrong
-        reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + plain(error, 300)
-        raise UserError(f"{plan.spec.folder}/config.json does not fit {cls.__name__}: {reason}") from error
+    except Exception as error:  # whatever a constructor raises for data from outside: the config is wrong
+        raise _unfit(error, plan.spec, cls.__name__) from error
+
+
+def build_t5(config: Mapping[str, Any]) -> Any:
+    """transformers' T5EncoderModel of this config. Raises UserError for a config that fits none."""
+    from transformers import T5Config, T5EncoderModel
+
+    spec = PARTS["text"]
+    if config.get("model_type") != "t5":  # transformers asks for it when the folder is loaded
+        raise UserError(f"{spec.folder}/config.json must have `model_type` 't5'; add it")
+    try:
+        return T5EncoderModel(T5Config.from_dict(dict(config)))
+    except Exception as error:
+        raise _unfit(error, spec, "T5EncoderModel") from error
+
+
+def _unfit(error: Exception, spec: PartSpec, cls: str) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + plain(error, 300)
+    return UserError(f"{spec.folder}/config.json does not fit {cls}: {reason}")
 
 
 def unknown_keys(cls: type, config: dict[str, Any]) -> list[str]:
@@ -272,7 +283,7 @@ def unknown_keys(cls: type, config: dict[str, Any]) -> list[str]:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise UserError where the tokenizer is absent, too large, or asks for code."""
+    """Raises UserError if the tokenizer is missing, too large, or asks for code."""
     directory = inside(folder, "tokenizer")
     names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
     if not {"spiece.model", "tokenizer.json"} & set(names):

@@ -1,8 +1,7 @@
-"""How much memory a model needs: exact for weights, an estimate for activations. Imports no torch.
+"""Estimates of the memory of a model's activations, from its configs alone. Imports no torch.
 
-The estimates count the widest moment of one denoising step and of one decoded chunk. They are upper bounds
-for a plain eager run and calibrated on one measured figure each; allocators, libraries and the system come
-on top.
+They count the widest moment of one denoising step and of one decoded chunk: upper bounds for a plain eager run,
+each calibrated on one measured figure; allocators, libraries and the system come on top.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ea_runtime.models.geometry import Geometry
 
 #: bytes an element
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -48,14 +49,6 @@ def native_size(denoiser: Mapping[str, Any], spatial_ratio: int = 8) -> int:
     return int(denoiser.get("sample_size") or 64) * spatial_ratio
 
 
-def latent_frames(vae: Mapping[str, Any], num_frames: int) -> int:
-    """Latent frames of a video: whole chunks of `mini_batch_encoder` frames, a picture is one."""
-    if num_frames == 1:
-        return 1
-    chunk, latents = int(vae.get("mini_batch_encoder") or 9), int(vae.get("mini_batch_decoder") or 3)
-    return -(-num_frames * latents // chunk)
-
-
 def estimate_denoise(
     denoiser: Mapping[str, Any],
     vae: Mapping[str, Any],
@@ -69,8 +62,10 @@ def estimate_denoise(
     patch = int(denoiser.get("patch_size") or 2)
     dim = int(denoiser.get("num_attention_heads") or 16) * int(denoiser.get("attention_head_dim") or 72)
     skips = (int(denoiser.get("num_layers") or 28) - 1) // 2 if denoiser.get("enable_uvit", True) else 0
-    ratio = spatial_ratio(vae)
-    tokens = (height // ratio // patch) * (width // ratio // patch) * latent_frames(vae, num_frames)
+    _, _, frames, rows, columns = Geometry.from_configs(vae, denoiser).latent_shape(
+        1, num_frames, height, width
+    )
+    tokens = frames * (rows // patch) * (columns // patch)
     elements = batch * tokens * dim * (_LIVE_WIDTHS + skips)
     return DenoiseEstimate(
         height, width, num_frames, tokens, {name: elements * size for name, size in BYTES.items()}
@@ -85,14 +80,6 @@ def estimate_decode(vae: Mapping[str, Any], *, height: int, width: int) -> Decod
     frames = int(vae.get("mini_batch_encoder") or 9)
     elements = int(_LIVE_DECODER * frames * height * width * channels)
     return DecodeEstimate(height, width, frames, {name: elements * size for name, size in BYTES.items()})
-
-
-def spatial_ratio(vae: Mapping[str, Any]) -> int:
-    """Pixels per latent position: each block but the last halves the size where its name says Spatial."""
-    blocks = vae.get("down_block_types")
-    if not isinstance(blocks, list) or not blocks:
-        return 2 ** (len(vae_widths(vae)) - 1)
-    return 2 ** sum(str(name).startswith("Spatial") for name in blocks[:-1])
 
 
 def vae_widths(vae: Mapping[str, Any]) -> list[int]:

@@ -1,8 +1,8 @@
 """Models without weights, and weights put into them: the memory of loading is one copy of the weights.
 
-A model is built on torch's meta device (shapes only) where all that it holds comes from files. Where its
-constructor computes something that no file holds, such as a position table kept as an attribute, it is built
-once more with its parameters alone on the meta device, so that what it computes is right.
+A model whose tensors all come from files is built on torch's meta device (shapes only). If its constructor computes
+something that no file holds, such as a position table kept as an attribute, it is built once more with only its
+parameters on the meta device, so that what it computes is right.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def build_without_weights(build: Callable[[], ModuleT]) -> ModuleT:
-    """`build()` with parameters and saved buffers on the meta device and all else real.
+    """`build()` with parameters and saved buffers on the meta device and everything else real.
 
-    The global random state is left as it was. A model that computes with memory from `torch.empty` is built
-    the usual way instead: slower, never wrong.
+    The global random state does not change. A model that computes with memory from `torch.empty` is built the usual
+    way instead: slower, never wrong.
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            # published transformers compute 1 GB of position tables that their file holds as well: not here
+            # published transformers compute 1 GB of position tables that are in their file too: not here
             with torch.device("meta"):
                 model = build()
             if not any(_computed(model)):
@@ -56,7 +56,7 @@ def build_without_weights(build: Callable[[], ModuleT]) -> ModuleT:
 
 
 def build_shapes(build: Callable[[], ModuleT]) -> ModuleT:
-    """`build()` for its names and shapes alone: all on the meta device where the constructor allows that."""
+    """`build()` for its names and shapes alone: all on the meta device if the constructor allows that."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
@@ -80,10 +80,10 @@ class Comparison:
 
 
 def compare(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Comparison:
-    """Compare names and shapes with those of `model.state_dict()`.
+    """Compares names and shapes with those of `model.state_dict()`.
 
-    A parameter that stands in the model under several names (tied embeddings) may stand in the file under
-    any of them: `shared` maps each absent name to the one that is there.
+    A parameter that has several names in the model (tied embeddings) may be in the file under any of them: `shared`
+    maps each missing name to the one that is there.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shared: dict[str, str] = {}
@@ -112,12 +112,12 @@ def fill(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> ModuleT:
-    """Read `weights` straight into `model` and move what is left (computed buffers) to `device` and `dtype`.
+    """Reads `weights` straight into `model` and moves the rest (computed buffers) to `device` and `dtype`.
 
     device: "meta" reads nothing and gives a model of shapes.
     dtype: of all floating-point parameters and buffers; None keeps what each tensor has in the file.
-    Raises UserError where a file ends early or holds whole numbers for weights; `comparison` must fit (checked by
-    the caller).
+    Raises UserError if a file ends early or holds whole numbers for weights; `comparison` must fit (the caller
+    checks).
     """
     assert comparison.fits
     built = model.state_dict()
@@ -155,7 +155,7 @@ def fill(
 
 
 def require_fit(comparison: Comparison, label: str) -> None:
-    """Raise UserError in one line where names are missing or shapes differ, with counts and the first few."""
+    """Raises UserError, with counts and the first few names, if tensors are missing or shapes differ."""
     if comparison.fits:
         return
     faults = []

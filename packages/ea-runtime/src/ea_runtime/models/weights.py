@@ -1,7 +1,7 @@
 """Safetensors of a part (one file or shards): found, checked and read without trusting a byte of them.
 
-Files are read with plain reads into fresh memory, not mapped: a cast then never counts the file twice, the
-peak is one copy of the weights, and a file that shrinks while it is in use is an error and not a bus error.
+Files are read into fresh memory, not mapped: a cast then never counts the file twice, the peak is one copy of the
+weights, and a file that shrinks while it is in use is an error, not a bus error.
 Nothing here unpickles.
 """
 
@@ -36,7 +36,7 @@ DTYPES: dict[str, tuple[str, int]] = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
-#: endings of files that run code when they are loaded the usual way
+#: suffixes of files that can run code when torch.load reads them
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 STEMS = ("diffusion_pytorch_model", "model")
 MAX_HEADER_BYTES = 64 << 20
@@ -46,7 +46,7 @@ MAX_DIMENSIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of a file: where its bytes lie (absolute offsets) and what they mean."""
+    """One tensor of a file: where its bytes are (absolute offsets) and what they mean."""
 
     file: Path
     dtype: str
@@ -61,7 +61,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class PartWeights:
-    """All tensors of a part by name, and the files they lie in."""
+    """All tensors of a part by name, and their files."""
 
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorEntry]
@@ -85,7 +85,7 @@ class PartWeights:
 
 
 def is_pickle(name: str) -> bool:
-    """Whether a file of this name is one that torch.load would unpickle."""
+    """True if torch.load would unpickle a file of this name."""
     return name.lower().endswith(PICKLE_SUFFIXES)
 
 
@@ -94,7 +94,7 @@ def find_weights(folder: Path, part: str) -> PartWeights:
 
     A file `diffusion_pytorch_model.safetensors` or `model.safetensors`, or shards named by its
     `.index.json`, or the only `.safetensors` of the part; of a text encoder only `model`, the name that
-    transformers reads. Raises UserError where there are only pickles, nothing, or damaged files.
+    transformers reads. Raises UserError if there are only pickles, nothing, or damaged files.
     """
     directory = inside(folder, part)
     names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
@@ -162,10 +162,10 @@ def read_header(path: Path, label: str | None = None) -> PartWeights:
 def iter_tensors(
     weights: PartWeights, names: Collection[str], *, is_shared: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors called `names` as they are stored, in the order of the files' bytes.
+    """The tensors called `names` as stored, in the order of the files' bytes.
 
-    is_shared: all of them lie in the same memory, one after the other; for callers that copy each (to another
-        dtype or device), so that nothing but their copies grows.
+    is_shared: all of them use the same memory, one after the other; for callers that copy each (to another dtype or
+        device), so that only their copies take memory.
 
     Raises UserError on a short read.
     """
@@ -217,25 +217,32 @@ def _single(folder: Path, name: str) -> PartWeights:
     return read_header(inside(folder, name), name)
 
 
-def _sharded(folder: Path, part: str, index_name: str) -> PartWeights:
-    index = read_json(folder, f"{part}/{index_name}", MAX_INDEX_BYTES)
+def read_weight_map(folder: Path, part: str, index_name: str) -> tuple[dict[str, str], str]:
+    """Tensor names and their files from an index of shards, and the index's name for errors. Raises UserError."""
     where = f"{quote(f'{part}/{index_name}')} in model folder {quote_path(folder)}"
-    weight_map = index.get("weight_map")
+    weight_map = read_json(folder, f"{part}/{index_name}", MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{where} must have a `weight_map` from tensor names to files; download it again")
     for name in weight_map.values():
         if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
             raise UserError(
-                f"{where} must name files that lie beside it, got {quote(name)}; do not trust this folder"
+                f"{where} must name weight files next to it, got {quote(name)}; do not trust this folder"
             )
+    count = len(set(weight_map.values()))
+    if count > MAX_SHARDS:
+        raise UserError(f"{where} names {count:,} files, more than the {MAX_SHARDS:,} it may name")
+    return weight_map, where
+
+
+def _sharded(folder: Path, part: str, index_name: str) -> PartWeights:
+    weight_map, where = read_weight_map(folder, part, index_name)
+    shards = sorted(set(weight_map.values()))
+    for name in shards:
         if not name.endswith(".safetensors"):
             raise UserError(
                 f"{where} names {quote(name)}, which is no safetensors file; run `ea models convert "
                 f"{folder}` first"
             )
-    shards = sorted(set(weight_map.values()))
-    if len(shards) > MAX_SHARDS:
-        raise UserError(f"{where} names {len(shards):,} files, more than the {MAX_SHARDS:,} it may name")
     headers = {name: _single(folder, f"{part}/{name}") for name in shards}
     absent = [key for key, name in weight_map.items() if key not in headers[name].tensors]
     if absent:

@@ -1,4 +1,4 @@
-"""Help for those who test plugins: a host with a plugin in it, and small stand-ins for the parts of a model.
+"""Helpers for tests of plugins: a host with a plugin in it, and small fakes for the parts of a model.
 
     from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae, host_with
 

@@ -1,4 +1,4 @@
-"""Small stand-ins for the parts of a model, for tests of plugins and of what uses a pipeline.
+"""Small fakes for the parts of a model, for tests of plugins and of code that uses a pipeline.
 
 They follow the contracts of the real ones (names, shapes, value ranges) and compute in milliseconds on a CPU.
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class FakeTextEncoder:
-    """Embeddings that follow from a text's letters. Texts over `num_tokens` letters are cut."""
+    """Embeddings computed from a text's letters. Texts over `num_tokens` letters are cut."""
 
     def __init__(self, width: int = 8, num_tokens: int = 12) -> None:
         self.width = width

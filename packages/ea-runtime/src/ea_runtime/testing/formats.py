@@ -20,8 +20,7 @@ def broken_convolution(
 ) -> Iterator[None]:
     """Breaks bfloat16 convolutions on the CPU within the block, in every thread.
 
-    parts: of PARTS. at: tells from input and weight whether this one is broken. value: what a part of the result is
-    multiplied by.
+    parts: of PARTS. at: True for the input and weight of a broken one. value: the factor of a part of the result.
     """
     library = torch.library.Library("aten", "IMPL")
 

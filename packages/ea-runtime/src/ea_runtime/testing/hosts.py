@@ -1,4 +1,4 @@
-"""A host with a plugin under test in it, and plugin packages as an installer would leave them."""
+"""A host with a plugin under test in it, and plugin packages as an installer would write them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["FakeDenoiser", "FakeTextEncoder", "FakeVae", "host_with", "write_pac
 def host_with(*plugin: Any, entry_points: bool = False, name: str = "under-test") -> Iterator[Host]:
     """Makes a host of what ea_runtime brings and these plugins the process's host, until the block ends.
 
-    plugin: a module, or an object whose methods are marked with @hookimpl. entry_points: whether installed
-    packages are there too. name: what the plugins are called; the second is "under-test-2".
+    plugin: a module, or an object whose methods are marked with @hookimpl. entry_points: True adds
+    installed packages. name: of the plugins; the second is "under-test-2".
 
-    Raises PluginFault with the reason `ea plugins` would show where a plugin is broken.
+    Raises PluginFault, with the reason that `ea plugins` would show, if a plugin is broken.
     """
     host = Host(entry_points=entry_points)
     for number, one in enumerate(plugin, start=1):

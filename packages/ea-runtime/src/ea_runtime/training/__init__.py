@@ -1,1 +1,1 @@
-"""The one training loop. Recipes (what is trained, on what, with which loss) come from the packages."""
+"""The training loop. Recipes (networks, data, loss) come from the packages."""

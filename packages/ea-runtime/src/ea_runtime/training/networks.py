@@ -1,4 +1,4 @@
-"""Networks that a run starts from, in float32: fresh ones by a [model] table, trained ones from a folder."""
+"""Networks that a run starts from, in float32: new ones from a [model] table, trained ones from a folder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 def build_network(cls: type[NetworkT], table: dict[str, Any]) -> NetworkT:
-    """A `cls` (a diffusers ModelMixin) as the [model] table of a config says, with the weights it draws.
+    """A `cls` (a diffusers ModelMixin) as the [model] table of a config describes it, with random weights.
 
-    Raises UserError, one line, for a key that `cls` does not have and for values that describe none.
+    Raises UserError, one line, for an unknown key and for values that describe no such network.
     """
     unknown = unknown_keys(cls, table)
     if unknown:
         known = [key for key in cls.__init__.__annotations__ if key != "return"]
         raise UserError(f"[model]: {cls.__name__} has no key `{unknown[0]}`{nearest(unknown[0], known)}")
     try:
-        return cls.from_config(table)  # pyright: ignore[reportAttributeAccessIssue]
-    except Exception as error:  # a table is the user's: whatever a constructor makes of it is a wrong table
+        build: Any = cls
+        return build.from_config(table)
+    except Exception as error:  # the table is the user's: whatever a constructor raises means a wrong table
         reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + str(error)
         raise UserError(f"[model] describes no {cls.__name__}: {reason[:300]}") from error
 
@@ -36,8 +37,8 @@ def build_network(cls: type[NetworkT], table: dict[str, Any]) -> NetworkT:
 def load_network(cls: type[NetworkT], folder: str, part: str) -> NetworkT:
     """The network in `folder` (config.json and safetensors, as a run's `final/` holds them).
 
-    part: "vae" or "denoiser". Where torch's default device is "meta" (a dry run), no weights are read: their headers
-    are compared, and the network has shapes alone.
+    part: "vae" or "denoiser". If torch's default device is "meta" (a dry run), no weights are read: their headers are
+    compared, and the network has shapes only.
     Raises UserError, one line: no such folder, no or damaged weights, another class.
     """
     path = Path(folder).resolve()

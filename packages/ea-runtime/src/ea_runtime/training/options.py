@@ -1,20 +1,18 @@
-"""The options of a run, read from TOML: [run], [train], and the recipe's own tables."""
+"""The options of a run, from TOML: [run], [train], and the recipe's own tables."""
 
 from __future__ import annotations
 
-import datetime
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ea_runtime.errors import UserError
-from ea_runtime.settings import validate
+from ea_runtime.settings import put_setting, read_setting, read_toml, validate
 
 
 class GuardOptions(BaseModel):
-    """[train.guard]: what counts as a spike. The defaults find 0.05 -> 0.2 -> 1.0 within ten steps."""
+    """[train.guard]: the limits of a spike. The defaults find 0.05 -> 0.2 -> 1.0 within ten steps."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -45,11 +43,11 @@ class TrainOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(gt=0, description="optimiser steps in all")
-    batch_size: int = Field(gt=0, description="samples a step")
-    accumulate: int = Field(1, gt=0, description="micro batches a step; batch_size is split into that many")
+    batch_size: int = Field(gt=0, description="samples per step")
+    accumulate: int = Field(1, gt=0, description="micro batches per step; batch_size is split into that many")
     optimizer: Literal["adamw", "adam", "adamw8bit"] = Field(
         "adamw",
-        description="of what Muon does not get; adam couples weight decay; adamw8bit needs bitsandbytes",
+        description="for all that Muon does not train; adam couples weight decay; adamw8bit needs bitsandbytes",
     )
     lr: float = Field(gt=0, description="Adam's peak learning rate")
     muon_lr: float = Field(0.0, ge=0, description="peak rate of the groups that a recipe gives to Muon")
@@ -66,34 +64,32 @@ class TrainOptions(BaseModel):
     seed: int = Field(0, ge=0)
     dtype: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         "fp32",
-        description="type to compute in; weights and optimiser stay fp32; fp16 scales the loss; auto is bf16 where "
-        "the device has bf16 arithmetic, else fp32, and stays what it was when a run goes on",
+        description="type to compute in; weights and optimiser stay fp32; fp16 scales the loss; auto is bf16 if "
+        "the device has bf16 arithmetic, else fp32, and does not change when a run resumes",
     )
-    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     device: str = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads of a process; 0 leaves it to torch")
+    threads: int = Field(0, ge=0, description="CPU threads per process; 0: torch's default")
     processes: int = Field(
-        1,
-        gt=0,
-        description="processes on this machine that share each batch; torchrun's count comes before it",
+        1, gt=0, description="processes on this machine that share each batch; torchrun's count overrides it"
     )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="how they share: ddp copies the weights, fsdp shards weights and optimiser"
     )
-    workers: int = Field(0, ge=0, description="processes that read data ahead, for each process; 0: none")
+    workers: int = Field(0, ge=0, description="processes per process that read data ahead; 0: none")
     bad_share: float = Field(
-        0.01, ge=0, le=1, description="part of the samples that may be unusable; more ends it"
+        0.01, ge=0, le=1, description="share of the samples that may be unusable; more ends the run"
     )
     guard: GuardOptions = GuardOptions()
     save_every: int = Field(500, gt=0)
-    keep: int = Field(2, gt=0, description="checkpoints that stay")
+    keep: int = Field(2, gt=0, description="checkpoints to keep")
     sample_every: int = Field(0, ge=0, description="steps between sample sheets; 0: none")
-    log_every: int = Field(1, gt=0, description="steps between what is shown; log.jsonl has every step")
+    log_every: int = Field(1, gt=0, description="steps between lines shown; log.jsonl has every step")
     tensorboard: bool = False
 
 
 class RunTable(BaseModel):
-    """Which recipe and where the run's folder is."""
+    """The recipe and the run's folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -102,7 +98,7 @@ class RunTable(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """A whole config file. `recipe_options` holds the tables that the recipe itself validates."""
+    """A whole config file. `recipe_options`: the tables that the recipe validates."""
 
     run: RunTable
     train: TrainOptions
@@ -112,17 +108,10 @@ class RunConfig(BaseModel):
 def read_config(path: Path, settings: list[str] | None = None) -> RunConfig:
     """Reads and validates a TOML file; `settings` are `table.key=value` overrides.
 
-    Raises UserError, one line, for a file that is absent or no TOML, and naming the key for anything unknown,
+    Raises UserError, one line, for a file that is missing or no TOML, and, naming the key, for anything unknown,
     missing or out of range. The recipe's own tables are validated later, by `validate`.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"`config` must be a TOML file, got {str(path)!r}, which is not there") from None
-    except OSError as error:
-        raise UserError(f"`config` {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"`config` {path.name} is not valid TOML: {error}") from error
+    tables = read_toml(path, "config")
     for setting in settings or []:
         _apply(tables, setting)
     for needed in ("run", "train"):
@@ -134,22 +123,10 @@ def read_config(path: Path, settings: list[str] | None = None) -> RunConfig:
 
 
 def _apply(tables: dict[str, Any], setting: str) -> None:
-    """Puts one `table.key=value` into `tables`; a value that is no TOML is a string."""
-    key, equals, text = setting.partition("=")
-    parts = key.strip().split(".")
-    is_top = len(parts) == 1 and not isinstance(tables.get(parts[0]), dict)  # `stage` is no table's
+    """Puts one `table.key=value` into `tables`."""
+    keys, value = read_setting(setting)
+    is_top = len(keys) == 1 and not isinstance(tables.get(keys[0]), dict)  # `stage` is no table's
     known = {*TrainOptions.model_fields, *RunTable.model_fields, "run", "train"}
-    if not equals or not all(parts) or (len(parts) < 2 and (not is_top or parts[0] in known)):
+    if len(keys) < 2 and (not is_top or keys[0] in known):
         raise UserError(f"`--set` must read table.key=value, for example train.steps=100, got {setting!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        value = text
-    if isinstance(value, (datetime.date, datetime.time)):  # no option is one; a folder may be called so
-        value = text
-    table = tables
-    for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise UserError(f"`--set {setting}`: {part!r} is a value, not a table")
-    table[parts[-1]] = value
+    put_setting(tables, keys, value, setting)

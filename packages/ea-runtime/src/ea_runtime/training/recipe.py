@@ -1,4 +1,4 @@
-"""What a training recipe must offer to the loop."""
+"""The interface of a training recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the loop tells a recipe about the run.
+    """The run, as the loop describes it to a recipe.
 
     seed: the run's seed. device: where the networks live. out: the run's folder.
     say: shows one line to the user.
@@ -39,8 +39,8 @@ class Phase:
     """A stretch of a run over which the buckets stay: one for most runs, several for a schedule of sizes.
 
     start: first step, counted from 0; the first phase starts at 0.
-    buckets: one key a sample, of all samples; the samples of a batch share their key. None leaves one out.
-    batch_size: samples a step in this phase; 0: as `train.batch_size` says.
+    buckets: one key per sample, for all samples; the samples of a batch share their key. None leaves one out.
+    batch_size: samples per step in this phase; 0: `train.batch_size`.
     """
 
     start: int
@@ -50,10 +50,10 @@ class Phase:
 
 @dataclass(slots=True)
 class Batch:
-    """What `fetch` made of some samples: tensors on the CPU, and which files could not be used.
+    """Samples as `fetch` returns them: tensors on the CPU, and the files that could not be used.
 
-    indices: the samples that are in it, in order (those of `bad` are not). tensors: what `loss` needs.
-    bad: (sample, path, reason) of each file that did not decode. It is counted, never replaced in silence.
+    indices: the samples in it, in order (those of `bad` are not). tensors: the input of `loss`.
+    bad: (sample, path, reason) of each file that did not decode. It is counted, never silently replaced.
     """
 
     indices: list[int]
@@ -69,8 +69,8 @@ class Loss:
     """The result of `Recipe.loss`.
 
     total: scalar, the mean over the batch; differentiable. figures: numbers for the log (means over the batch), of
-    the same names at every call. samples: each sample's loss (B,), detached, and timesteps: theirs (B,), 0..999:
-    what the guard against spikes looks at; None where a recipe has no timesteps.
+    the same names at every call. samples: each sample's loss (B,), detached, and timesteps: theirs (B,), 0..999, for
+    the guard against spikes; None if a recipe has no timesteps.
     """
 
     total: Tensor
@@ -87,9 +87,9 @@ class Recipe(Protocol):
     a batch that is accumulated. So what differs between samples is drawn for each sample (with
     `ea_runtime.training.data.draws`, and `SeedSequence([seed, index])` in `fetch`), and what is drawn from the
     generator itself is a decision for the whole batch. A run then draws the same whatever its workers, processes and
-    accumulation, and also after a resume. Only torch's global generator (which dropout uses) is seeded for each
-    process and part of its own.
-    What else changes from step to step must lie in the modules (as parameters or persistent buffers).
+    accumulation, and also after a resume. Only torch's global generator (which dropout uses) is seeded separately for
+    each process and part.
+    Everything else that changes from step to step must be in the modules (as parameters or persistent buffers).
     """
 
     options_model: type[BaseModel]
@@ -105,7 +105,7 @@ class Recipe(Protocol):
         ...
 
     def turns(self) -> Sequence[str]:
-        """What a step optimises one after the other: ("model",), or ("vae", "discriminator").
+        """The parts that a step optimises in turn: ("model",), or ("vae", "discriminator").
 
         Each turn has its own parameter groups, backward pass, clipping and update, on the same batch. During a turn
         the parameters of the others need no gradient. A parameter belongs to one turn.
@@ -117,14 +117,14 @@ class Recipe(Protocol):
         ...
 
     def phases(self) -> Sequence[Phase]:
-        """The buckets of every sample, stretch by stretch."""
+        """The buckets of every sample, phase by phase."""
         ...
 
     def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
-        """Reads and cuts samples: a function of its arguments alone, called in the process or in a worker of it.
+        """Reads and cuts samples: a function of its arguments alone, called in the run's process or in a worker.
 
-        It touches no device, no trained module and starts no thread. Workers are forked from the run: they have what
-        the recipe held then, and keep what they read. step: counted from 0; tells the phase.
+        It touches no device and no trained module, and starts no thread. Workers are forked from the run: they have
+        what the recipe held then, and keep what they read. step: counted from 0; gives the phase.
         """
         ...
 
@@ -136,11 +136,11 @@ class Recipe(Protocol):
         ...
 
     def sample_sheet(self, step: int) -> Any | None:
-        """A picture for `samples/`: uint8 (H, W, 3) of what the averaged weights make now; None: nothing to show."""
+        """A picture for `samples/`: uint8 (H, W, 3), made with the averaged weights; None: nothing to show."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What `--dry-run` tells beyond the loop's own plan: name -> value (stage, trainable parameters, ...)."""
+        """Additions to the plan of `--dry-run`: name -> value (stage, trainable parameters, ...)."""
         ...
 
     def finish(self) -> None:
@@ -153,7 +153,7 @@ class Recipe(Protocol):
 
 
 class RecipeDefaults:
-    """What most recipes answer: one turn, everything averaged, no sheet, nothing left to do at the end."""
+    """Defaults of most recipes: one turn, everything averaged, no sheet, nothing to do at the end."""
 
     def modules(self) -> dict[str, nn.Module]:
         raise NotImplementedError
@@ -171,4 +171,4 @@ class RecipeDefaults:
         return {}
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from ea_runtime.files.atomic import atomic_file
 
 #: A contact sheet shows at most so many frames, in rows of so many, so far apart (pixels).
 SHEET_FRAMES, SHEET_COLUMNS, SHEET_GAP = 16, 4, 2
@@ -74,13 +75,8 @@ def write_sheet(path: Path, array: np.ndarray) -> None:
     """
     if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8:
         raise ValueError(f"a sheet must be uint8 (H, W, 3), got {array.dtype} {array.shape}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with atomic_file(path) as partial:
         Image.fromarray(array).save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:

@@ -99,7 +99,7 @@ def test_what_cannot_be_read_or_written(tmp_path):
     with pytest.raises(UserError, match="no valid JSON"):
         read_sidecar(tmp_path / "binary.json")
     with pytest.raises(UserError, match="cannot be written"):
-        write_sidecar(tmp_path / "no" / "out.json", RECORD)
+        write_sidecar(tmp_path / "binary.json" / "out.json", RECORD)
 
 
 def test_hashes_of_files_and_folders(tmp_path):

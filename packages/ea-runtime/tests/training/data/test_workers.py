@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ea_runtime.errors import UserError
-from ea_runtime.training.data.workers import Fetcher, Job
+from ea_runtime.training.data.workers import Fetcher, FetchJob
 from ea_runtime.training.recipe import Batch
 from ea_runtime.training.run.loop import Trainer
 
@@ -28,8 +28,8 @@ def fetch(indices: list[int], seed: int, step: int) -> Batch:
     return Batch(indices, {"x": torch.full((2, 3), float(seed + step)), "pid": os.getpid()})
 
 
-def jobs_of(step: int) -> list[Job]:
-    return [Job([step, part], 100, step) for part in range(step % 3)]
+def jobs_of(step: int) -> list[FetchJob]:
+    return [FetchJob([step, part], 100, step) for part in range(step % 3)]
 
 
 @pytest.fixture
@@ -108,12 +108,12 @@ def test_a_signal_to_all_of_the_group_saves(number: int, make_trainer: Make, tmp
 PROGRAM = """
 import os, sys, time
 from ea_runtime.training.recipe import Batch
-from ea_runtime.training.data.workers import Fetcher, Job
+from ea_runtime.training.data.workers import Fetcher, FetchJob
 def fetch(indices, seed, step):
     os.write(1, str(os.getpid()).encode() + bytes([10]))
     time.sleep({seconds})
     return Batch(indices)
-fetcher = Fetcher(fetch, lambda step: [Job([1], 0, step)], 2, 99)
+fetcher = Fetcher(fetch, lambda step: [FetchJob([1], 0, step)], 2, 99)
 fetcher.batches(0)
 os.kill(os.getpid(), 9)
 """

@@ -136,8 +136,12 @@ def test_fetch_is_a_function_of_its_arguments(source: Open) -> None:
                     if isinstance(value, list)
                     else torch.equal(again.tensors[name], value)
                 )
-        draws = {first.fetch([3], seed, bucket).tensors[name].sum().item() for seed in range(20)
-                 for name in ("moments", "frames") if name in batch.tensors}  # fmt: skip
+        draws = {
+            first.fetch([3], seed, bucket).tensors[name].sum().item()
+            for seed in range(20)
+            for name in ("moments", "frames")
+            if name in batch.tensors
+        }
         assert len(draws) == 2  # windows start at frame 0 and 9
 
 
@@ -193,9 +197,15 @@ def test_what_is_there_is_not_coded_again(source: Open, small: ModuleType, lines
     ],
 )
 def test_only_what_changed_is_coded_again(
-    change: str, latents: int, captions: int, source: Open, small: ModuleType, parts: Path, tmp_path: Path,
+    change: str,
+    latents: int,
+    captions: int,
+    source: Open,
+    small: ModuleType,
+    parts: Path,
+    tmp_path: Path,
     lines: list[str],
-) -> None:  # fmt: skip
+) -> None:
     before = seen(source(), [3, 4])
     folder = tmp_path / "set"
     rows = (folder / "dataset.json").read_text()
@@ -247,7 +257,7 @@ def test_a_run_that_is_killed_goes_on(
     with pytest.raises(KeyboardInterrupt):
         source()
     folder = next((tmp_path / "set" / "cache").glob("latents-*"))
-    (folder / ".shard-9.safetensors.partial").write_bytes(b"torn")
+    (folder / ".shard-9.safetensors.0a1b2c3d.part").write_bytes(b"torn")
     monkeypatch.setattr(fill.Writer, "add", first)
     assert coded(small, source) == 9 - 5
     assert not list(folder.glob(".*"))

@@ -31,9 +31,11 @@ def test_what_was_added_is_found(tmp_path: Path) -> None:
         (int(high), int(low)) for high in rng.integers(0, 1 << 63, 20) for low in rng.integers(0, 1 << 63, 5)
     ]
     entries = {
-        key: torch.randn(*((1, 4, 3) if i % 3 else (1 + i % 7, 8)), dtype=torch.bfloat16 if i % 2 else torch.float32)
+        key: torch.randn(
+            *((1, 4, 3) if i % 3 else (1 + i % 7, 8)), dtype=torch.bfloat16 if i % 2 else torch.float32
+        )
         for i, key in enumerate(numbers)
-    }  # fmt: skip
+    }
     assert len(Store(tmp_path / "none")) == 0
     assert Store(tmp_path / "none").find(keys(numbers)).tolist() == [-1] * 100
     for kind in (torch.float32, torch.bfloat16):  # a shard holds one type
@@ -125,7 +127,7 @@ def test_killed_at_any_time(tmp_path: Path) -> None:
     assert done > 0
     with Writer(tmp_path) as writer:
         writer.add((5_000_000, 0), torch.zeros(1, 100))
-    assert not list(tmp_path.glob(".*.partial"))
+    assert not list(tmp_path.glob(".*.part"))
     assert Store(tmp_path).find(keys([(5_000_000, 0)]))[0] >= 0
 
 

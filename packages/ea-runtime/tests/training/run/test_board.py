@@ -42,9 +42,18 @@ def shown(folder: Path) -> tuple[dict[str, dict[int, list[float]]], dict[str, li
 
 def line(step: int, loss: float) -> dict[str, object]:
     return {
-        "step": step, "loss": loss, "lr": 1e-3, "skipped": not math.isfinite(loss), "samples": 8, "seconds": 0.5,
-        "used": 8, "wait": 0.0, "rollbacks": 0, "memory": 100.0, "words": "left out",
-    }  # fmt: skip
+        "step": step,
+        "loss": loss,
+        "lr": 1e-3,
+        "skipped": not math.isfinite(loss),
+        "samples": 8,
+        "seconds": 0.5,
+        "used": 8,
+        "wait": 0.0,
+        "rollbacks": 0,
+        "memory": 100.0,
+        "words": "left out",
+    }
 
 
 def write(folder: Path, done: int, until: int, base: float) -> None:

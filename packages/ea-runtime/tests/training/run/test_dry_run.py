@@ -15,17 +15,17 @@ from ea_runtime.errors import UserError
 from ea_runtime.training.data.dataset import Bucket
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
-from ea_runtime.training.run.dry_run import Plan, _Kept, make_plan, shapes_only
+from ea_runtime.training.run.dry_run import RunPlan, _Kept, make_plan, shapes_only
 from ea_runtime.training.run.loop import Trainer
 
 TRAIN: dict[str, Any] = {"steps": 12, "batch_size": 4, "lr": 1e-2, "muon_lr": 1e-2, "warmup": 3, "seed": 7}
 
 
-def plan_of(cls: Any, options: Any, out: Path, train: dict[str, Any] | None = None) -> Plan:
+def plan_of(cls: Any, options: Any, out: Path, train: dict[str, Any] | None = None) -> RunPlan:
     return make_plan(cls, options, TrainOptions(**{**TRAIN, **(train or {})}), "toy", out, "cpu")
 
 
-def rows(plan: Plan, section: str) -> dict[str, str]:
+def rows(plan: RunPlan, section: str) -> dict[str, str]:
     return dict(plan.sections[section])
 
 
@@ -74,9 +74,13 @@ def test_memory_is_what_the_run_holds(
     assert plan["gradients"] == kilobytes(size(p.grad for turn in trainer.turns for p in turn.parameters))
     assert plan["averages"] == kilobytes(size(trainer.averages["network"].averages.values()))
     moments = [
-        value for turn in trainer.turns for optimizer in turn.optimizers for table in optimizer.state.values()
-        for value in table.values() if isinstance(value, torch.Tensor) and value.ndim
-    ]  # fmt: skip
+        value
+        for turn in trainer.turns
+        for optimizer in turn.optimizers
+        for table in optimizer.state.values()
+        for value in table.values()
+        if isinstance(value, torch.Tensor) and value.ndim
+    ]
     assert plan["optimiser"] == kilobytes(size(moments))
 
 

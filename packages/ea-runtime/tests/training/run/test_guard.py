@@ -139,9 +139,11 @@ def test_phases_and_new_groups_do_not_alarm() -> None:
         moved = step._replace(group=f"1:{step.group}", samples=samples, number=300 + step.number)
         assert ask(guard)(moved) == "ok"
     found = first_alarm(
-        ask(guard), (s._replace(group=f"1:{s.group}", samples=[3 * x for x in s.samples]) for s in clean(30, 16, 5)),
-        5, "grows",
-    )  # fmt: skip
+        ask(guard),
+        (s._replace(group=f"1:{s.group}", samples=[3 * x for x in s.samples]) for s in clean(30, 16, 5)),
+        5,
+        "grows",
+    )
     assert found is not None
     assert found < 15
 
@@ -239,8 +241,11 @@ def judge(make: Callable[[], Callable[[Step], str]]) -> tuple[int, int]:
         onset = 120 + 7 * number
         at = first_alarm(make(), clean(onset + 11, 8, number), onset, list(SPIKES)[number % 3])
         found += at is not None and onset <= at < onset + 10
-    alarms = sum(any(make_check(step) != "ok" for step in clean(700, 8, 100 + n)) for n in range(3)
-                 for make_check in [make()])  # fmt: skip
+    alarms = sum(
+        any(make_check(step) != "ok" for step in clean(700, 8, 100 + n))
+        for n in range(3)
+        for make_check in [make()]
+    )
     return found, alarms
 
 

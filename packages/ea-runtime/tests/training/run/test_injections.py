@@ -37,7 +37,7 @@ RUNS: list[list[tuple[int, str]]] = [
         (270 + 3 * n, ("at once", "climbs", "bad gradient")[n % 3]),
     ]
     for n in range(10)
-]  # fmt: skip
+]
 
 
 class Denoiser(RecipeDefaults):
@@ -89,7 +89,7 @@ class Denoiser(RecipeDefaults):
         if kind == "nan":
             total = total * math.nan
         if kind == "bad gradient":
-            total = total + (self.network[0].bias * 0).abs().sqrt().sum()  # pyright: ignore[reportArgumentType]
+            total = total + (next(self.network.parameters()) * 0).abs().sqrt().sum()
         return Loss(total, {}, each.detach() * (math.nan if kind == "nan" else 1.0), timesteps)
 
     def each(self, x: Tensor, indices: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -117,12 +117,12 @@ class Denoiser(RecipeDefaults):
         save_file({k: v.clone() for k, v in self.network.state_dict().items()}, folder / "model.safetensors")
 
 
-Start = Callable[..., Trainer]
+Start = Callable[..., Any]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    def start(faults: list[tuple[int, str]], seed: int = 0, steps: int = STEPS, **train: Any) -> Trainer:
+    def start(faults: list[tuple[int, str]], seed: int = 0, steps: int = STEPS, **train: Any) -> Any:
         table = {
             "batch_size": 16,
             "lr": 3e-3,
@@ -135,7 +135,7 @@ def start(tmp_path: Path) -> Start:
         options = TrainOptions(steps=steps, seed=seed, **table)
         torch.manual_seed(seed)
         out = tmp_path / f"run-{seed}"
-        recipe = Denoiser(Context(seed=seed, device="cpu", out=out, say=lambda line: None), faults)
+        recipe: Any = Denoiser(Context(seed=seed, device="cpu", out=out, say=lambda line: None), faults)
         return Trainer(recipe, options, out, {"train": options.model_dump(mode="json")})
 
     return start
@@ -145,7 +145,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def judge(trainer: Trainer, faults: list[tuple[int, str]], limit: float) -> list[str]:
+def judge(trainer: Any, faults: list[tuple[int, str]], limit: float) -> list[str]:
     """What is wrong with a run that has ended: injections that were not handled in time, and poisoned states."""
     wrong: list[str] = []
     given_up = {
@@ -169,8 +169,9 @@ def judge(trainer: Trainer, faults: list[tuple[int, str]], limit: float) -> list
     for number, folder in checkpoints(trainer.out):
         if number >= 60:
             weights = load_file(folder / "state.safetensors")
-            recipe.network.load_state_dict({k.removeprefix("weight/network/"): v for k, v in weights.items()
-                                            if k.startswith("weight/")})  # fmt: skip
+            recipe.network.load_state_dict(
+                {k.removeprefix("weight/network/"): v for k, v in weights.items() if k.startswith("weight/")}
+            )
             if not recipe.quality() < limit:
                 wrong.append(f"checkpoint-{number} is poisoned: {recipe.quality():.3f}")
     return wrong
@@ -209,7 +210,7 @@ def test_nothing_is_done_to_clean_runs(start: Start) -> None:
 class MeanOnly(Guard):
     """A twin: asks whether the batch's mean loss is 16 times the usual one, the least that gives no false alarm."""
 
-    def check(self, step: int, loss: float, grad_norm: float, *_: Any) -> Any:
+    def check(self, step: int, loss: float, grad_norm: float, *_: Any, **__: Any) -> Any:
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             return "skip"
         self.usual = 0.98 * getattr(self, "usual", loss) + 0.02 * loss
@@ -219,8 +220,13 @@ class MeanOnly(Guard):
 class Careless(Guard):
     """A twin: finds spikes, but calls every state clean and suspects nothing before the alarm."""
 
-    is_clean = True  # pyright: ignore[reportAssignmentType]
-    suspect_since = None  # pyright: ignore[reportAssignmentType]
+    @property
+    def is_clean(self) -> bool:
+        return True
+
+    @property
+    def suspect_since(self) -> int | None:
+        return None
 
 
 @pytest.mark.parametrize("twin", ["off", "mean only", "careless"])

@@ -34,8 +34,8 @@ class Faulty(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return gradient * float("inf")
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * float("inf")
 
 
 def step(network: Network, spoil: Callable[[Tensor], Tensor] = lambda loss: loss) -> Callable[[], float]:
@@ -56,7 +56,7 @@ def test_a_sound_step_has_none() -> None:
 
 def test_the_innermost_module_whose_output_is_not_finite() -> None:
     network = Network()
-    network.blocks[1].bias.data[2] = float("nan")  # pyright: ignore[reportIndexIssue, reportAttributeAccessIssue]
+    dict(network.named_parameters())["blocks.1.bias"].data[2] = float("nan")
     assert find_first({"net": network}, step(network)) == "the output of `net.blocks.1`"
 
 
@@ -85,9 +85,9 @@ def test_a_weight_gradient_alone() -> None:
             return x @ weight.t()
 
         @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-            x, weight = ctx.saved_tensors
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+            (gradient,), (x, weight) = gradients, ctx.saved_tensors
             return gradient @ weight, gradient.t() @ x * float("nan")
 
-    network.blocks[0].forward = lambda x: Wrong.apply(x, weight)  # pyright: ignore[reportAttributeAccessIssue]
+    network.blocks[0].forward = lambda x: Wrong.apply(x, weight)
     assert find_first({"net": network}, step(network)) == "the weight gradient of `net.blocks.0`"

@@ -73,7 +73,7 @@ def test_what_fails_in_one_is_told_once(train: Run, tmp_path: Path) -> None:
     assert code == 2
     assert said[-1] == (
         f"error: '{tmp_path / 'full'}' cannot be written: No space left on device; saved is nothing yet: "
-        "make room there and go on with --resume"
+        "make room there and continue with --resume"
     )
     assert [line for line in said if line.startswith("error")] == said[-1:]
     assert [path.name for path in (tmp_path / "full").glob("*checkpoint*")] == ["checkpoint-0"]

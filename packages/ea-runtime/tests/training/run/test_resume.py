@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from ea_runtime.training.recipe import Batch
 from ea_runtime.training.run.loop import Trainer
 
-Make = Callable[..., Trainer]
+Make = Callable[..., Any]
 CLOCK = ("seconds", "wait", "memory")
 FULL = os.environ.get("EA_FULL") == "1"
 CUTS = (1, 2, 3, 4, 5, 6, 7, 9, 10, 11)
@@ -53,12 +53,13 @@ def what_is_left(run: Path) -> dict[str, Any]:
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     assert one.keys() == other.keys()
     return [
-        key for key, value in one.items()
+        key
+        for key, value in one.items()
         if not (torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key])
-    ]  # fmt: skip
+    ]
 
 
-def cut(trainer: Trainer, step: int) -> None:
+def cut(trainer: Any, step: int) -> None:
     """Runs until that step, and dies in its last turn as a killed process would: nothing more is saved."""
     whole, last, one_step = trainer.recipe.loss, trainer.turns[-1].turn, trainer.stepper.one_step
 
@@ -73,8 +74,8 @@ def cut(trainer: Trainer, step: int) -> None:
             raise MemoryError
         return result
 
-    trainer.recipe.loss = dying  # pyright: ignore[reportAttributeAccessIssue]
-    trainer.stepper.one_step = ending  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.recipe.loss = dying
+    trainer.stepper.one_step = ending
     with pytest.raises(MemoryError):
         trainer.run(resume=True)
 

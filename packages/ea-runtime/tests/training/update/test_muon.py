@@ -58,7 +58,21 @@ def test_adam_is_that_of_torch(decay: float, kind: str) -> None:
         mine.step()
         other.step()
     for p, q in zip(ours, theirs, strict=True):
-        assert (p - q).abs().max() < 1e-7 * max(1.0, float(q.detach().abs().max()))
+        assert torch.equal(p, q)
+
+
+def test_steps_counted_in_whole_numbers_go_on() -> None:
+    """As in the checkpoints of ea-runtime 0.1."""
+    parameters = [torch.nn.Parameter(draw(6)) for _ in range(2)]
+    optimizers = [MuonAdamW([{"params": [parameter], "kind": "adamw"}], lr=0.01) for parameter in parameters]
+    for step in range(4):
+        for parameter, optimizer in zip(parameters, optimizers, strict=True):
+            parameter.grad = draw(6, seed=step)
+            optimizer.step()
+        old = optimizers[1].state_dict()
+        old["state"][0]["step"] = old["state"][0]["step"].long()
+        optimizers[1].load_state_dict(old)
+    assert torch.equal(*parameters)
 
 
 def test_muon_moves_by_the_rate_whatever_the_gradient_is() -> None:

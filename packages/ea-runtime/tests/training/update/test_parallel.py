@@ -20,9 +20,8 @@ from safetensors.torch import load_file
 from ea_runtime.errors import UserError
 from ea_runtime.machine.processes import process_group, world
 from ea_runtime.training.run.checkpoints import checkpoints
-from ea_runtime.training.run.loop import Trainer
 
-Make = Callable[..., Trainer]
+Make = Callable[..., Any]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 ONE: dict[str, Any] = {
     "train": {"steps": 10, "batch_size": 5, "save_every": 4, "keep": 9, "bad_share": 1.0},
@@ -139,7 +138,7 @@ def test_two_go_on_to_the_bit_and_one_goes_on_with_theirs(
                 raise MemoryError
             return loss(batch, generator, step, turn)
 
-        trainer.recipe.loss = dying  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.recipe.loss = dying
         trainer.run(resume=False)
 
     assert all("MemoryError" in said for said in together(cut))
@@ -193,4 +192,5 @@ def test_what_fsdp_refuses(
 def test_accelerate_told_otherwise(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     said = together(lambda: make_trainer())
-    assert said == ["accelerate was told to use FSDP, but `train.parallel` is 'ddp'; set it to 'fsdp'"] * 2
+    assert len(said) == 2
+    assert all("use FSDP, but `train.parallel` is 'ddp'; set it to 'fsdp'" in one for one in said)

@@ -1,7 +1,7 @@
-"""Encoder and decoder of the VAE, and what they are made of.
+"""Encoder and decoder of the VAE, and their blocks.
 
 Shapes: B batch, C channels, T frames (latent frames deep inside), H and W rows and columns. Every module maps
-(B, C, T, H, W) to (B, C', T', H', W') and is told the pass's `Mode`, so that no module holds state.
+(B, C, T, H, W) to (B, C', T', H', W') and takes the pass's `Mode`, so that no module holds state.
 Attribute names are the state-dict keys of the published checkpoints.
 """
 
@@ -43,15 +43,10 @@ _LAYOUTS = {
 }
 
 
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    return partial(_activate, _ACTIVATIONS[name], _OVERWRITING.get(name, _ACTIVATIONS[name]))
-
-
-def _activate(
-    plain: Callable[[Tensor], Tensor], overwriting: Callable[[Tensor], Tensor], x: Tensor
-) -> Tensor:
-    """The activation of a norm's output, which is overwritten where nothing is recorded for gradients."""
-    return plain(x) if torch.is_grad_enabled() else overwriting(x)
+def _activate(name: str, x: Tensor) -> Tensor:
+    """The activation of a norm's output, which is overwritten unless gradients are recorded."""
+    overwriting = None if torch.is_grad_enabled() else _OVERWRITING.get(name)
+    return (overwriting or _ACTIVATIONS[name])(x)
 
 
 class ResidualBlock3D(nn.Module):
@@ -65,7 +60,7 @@ class ResidualBlock3D(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels)
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
-        self.activation = _activation(config.act_fn)
+        self.activation = partial(_activate, config.act_fn)
 
     def forward(self, x: Tensor, mode: Mode) -> Tensor:
         h = self.conv1(self.activation(self.norm1(x)), mode)
@@ -228,9 +223,8 @@ class MidBlock3D(nn.Module):
 def _mid_attention(channels: int, config: VaeConfig) -> nn.Module:
     heads, kind = config.mid_block_num_attention_heads, config.mid_block_attention_type
     if kind == "spatial_temporal":
-        return nn.Sequential(
-            *(Attention(channels, heads, layout, config) for layout in ("spatial", "temporal"))
-        )
+        layouts = ("spatial", "temporal")
+        return nn.Sequential(*(Attention(channels, heads, layout, config) for layout in layouts))
     return Attention(channels, heads, kind, config)
 
 
@@ -250,7 +244,7 @@ class Encoder(nn.Module):
         self.mid_block = MidBlock3D(widths[-1], config)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels)
-        self.activation = _activation(config.act_fn)
+        self.activation = partial(_activate, config.act_fn)
 
     def forward(self, x: Tensor, mode: Mode = "causal") -> Tensor:
         x = self.conv_in(x, mode)
@@ -280,7 +274,7 @@ class Decoder(nn.Module):
         )
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], config.out_channels)
-        self.activation = _activation(config.act_fn)
+        self.activation = partial(_activate, config.act_fn)
 
     def forward(self, z: Tensor, mode: Mode = "causal", num_before: int = 0, num_after: int = 0) -> Tensor:
         x = _checkpointed(self, self.mid_block, self.conv_in(z, mode), mode)

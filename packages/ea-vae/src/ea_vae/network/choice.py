@@ -1,4 +1,4 @@
-"""Which form of a convolution (rewrites.py) runs, per shape.
+"""The form of a convolution (rewrites.py) that runs, for each shape.
 
     rule     the default: a fixed function of device and shape, from measurements (docs/performance.md)
     measure  each shape is timed once, in all its forms, on this machine; the fastest is remembered, also on disk
@@ -19,6 +19,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ _MIN_WORK_CUDA = 1_000_000_000  # counted, not measured: below this a kernel tak
 
 
 def current(own: str | None) -> str:
-    """The choice that holds: a network's own, else the environment's, else "rule". Raises ValueError for others."""
+    """The choice in force: a network's own, else the environment's, else "rule". Raises ValueError for others."""
     if own is not None:
         return own
     if torch.compiler.is_compiling():
@@ -47,7 +48,7 @@ def current(own: str | None) -> str:
 
 
 def check(value: str, name: str) -> str:
-    """`value`, or ValueError where it is no choice."""
+    """`value`; raises ValueError for anything but a choice."""
     if value not in CHOICES:
         raise ValueError(
             f"`{name}` must be one of {', '.join(CHOICES)}, got {value!r}; leave it out for 'rule'"
@@ -71,9 +72,8 @@ def by_rule(x: Tensor, weight: Tensor, *, causal: bool, enlarges: bool) -> str:
             return "both" if causal else "phase"
         positions *= 4
     if x.shape[2] == 1:
-        return (
-            "summed" if positions >= 64 else "direct"
-        )  # one frame: a picture's convolution, a third of the work
+        # one frame: a picture's convolution, a third of the work
+        return "summed" if positions >= 64 else "direct"
     if not causal:
         return "summed"  # only who pads differs
     pays = positions >= _MIN_POSITIONS["summed"][large] and work >= _MIN_WORK["summed"]
@@ -81,39 +81,31 @@ def by_rule(x: Tensor, weight: Tensor, *, causal: bool, enlarges: bool) -> str:
 
 
 class Memory:
-    """Which form was fastest, by machine and shape: in this process, and in a JSON file that may be lost."""
+    """The fastest form by machine and shape: in this process, and in a JSON file that may be lost."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: dict[str, str] = {}
-        self.is_read = False
+        self.found: dict[str, str] | None = None
 
     def choose(self, key: str, forms: Mapping[str, Callable[[], Tensor]]) -> str:
         """The remembered form of `key`, or the fastest of `forms`, each run once to warm up and three times timed."""
-        self._read()
+        if self.found is None:
+            self.found = self._stored()
         if self.found.get(key) not in forms:
-            self.found[key] = fastest(forms)
-            self._write(key)
+            self.found[key] = self._add(key, fastest(forms))
         return self.found[key]
-
-    def _read(self) -> None:
-        if not self.is_read:
-            self.is_read = True
-            self.found = self._stored() | self.found
 
     def _stored(self) -> dict[str, str]:
         try:
-            stored = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
+            stored = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return {k: v for k, v in stored.items() if isinstance(v, str)} if isinstance(stored, dict) else {}
 
-    def _write(self, key: str) -> None:
-        """Adds one choice to the file; what other processes wrote meanwhile stays, and wins."""
-        if self.path is None:
-            return
+    def _add(self, key: str, form: str) -> str:
+        """Adds one choice to the file; choices that other processes wrote meanwhile stay, and win."""
         stored = self._stored()
-        self.found[key] = stored.setdefault(key, self.found[key])
+        form = stored.setdefault(key, form)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
@@ -122,6 +114,7 @@ class Memory:
             os.replace(name, self.path)
         except OSError as error:
             logger.warning("%s cannot be written (%s): this measurement will be made again", self.path, error)
+        return form
 
 
 def fastest(forms: Mapping[str, Callable[[], Tensor]]) -> str:
@@ -139,7 +132,7 @@ def fastest(forms: Mapping[str, Callable[[], Tensor]]) -> str:
 
 
 def describe_key(x: Tensor, weight: Tensor, stride: tuple[int, ...], mode: str, enlarges: bool) -> str:
-    """What a measurement holds for: machine, torch, threads, number format and shapes."""
+    """Everything that a measurement depends on: machine, torch, threads, number format and shapes."""
     if x.is_cuda:
         machine = torch.cuda.get_device_name(x.device)
     else:
@@ -150,7 +143,7 @@ def describe_key(x: Tensor, weight: Tensor, stride: tuple[int, ...], mode: str, 
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name, or "" if the system has none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -165,12 +158,7 @@ def cache_file() -> Path:
     return folder / "vae-rewrites.json"
 
 
-_memory: Memory | None = None
-
-
-def memory() -> Memory:
+@lru_cache
+def memory(path: Path) -> Memory:
     """The process's memory of measurements."""
-    global _memory
-    if _memory is None or _memory.path != cache_file():
-        _memory = Memory(cache_file())
-    return _memory
+    return Memory(path)

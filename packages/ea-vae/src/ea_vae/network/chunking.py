@@ -1,4 +1,4 @@
-"""Videos of any number of frames: what goes through the network together, and which numbers of frames fit.
+"""Videos of any number of frames: the pieces that pass the network together, and the numbers of frames that fit.
 
 MagViT mode: independent chunks, `mini_batch_encoder` frames <-> `mini_batch_decoder` latent frames (9 <-> 3).
 Slice mode: slices of 8 frames <-> 2 latent frames; an odd number of frames codes frame 0 alone; the decoder's
@@ -21,7 +21,7 @@ from .conv import Mode
 
 @dataclass(frozen=True)
 class Piece:
-    """Frames (or latent frames) start..stop that one pass codes, and the neighbours that it looks at."""
+    """Frames (or latent frames) start..stop that one pass codes, and the neighbours that it sees."""
 
     start: int
     stop: int
@@ -46,8 +46,8 @@ def decode_pieces(
 ) -> list[Piece]:
     """Passes that decode `num_latents` latent frames, in order; `chunked=False`: MagViT takes them as one.
 
-    first_alone: slice mode: latent frame 0 stands for one frame. None: it does where `num_latents` is odd, as
-        EasyAnimate takes it.
+    first_alone: slice mode: latent frame 0 stands for one frame. None: it does if `num_latents` is odd, as
+        in EasyAnimate.
     """
     size = config.mini_batch_decoder
     if not config.slice_compression_vae:
@@ -57,7 +57,7 @@ def decode_pieces(
     pieces = [Piece(0, 1, "single")] if first else []
     for start in range(first, num_latents, size):
         stop = min(start + size, num_latents)
-        # The lone first latent frame is nobody's neighbour: it was coded by itself.
+        # The lone first latent frame is nobody's neighbour: it was coded alone.
         pieces.append(Piece(start, stop, "slice", min(size, start - first), min(size, num_latents - stop)))
     return pieces
 
@@ -77,10 +77,10 @@ def count_frames(pieces: Sequence[Piece], config: VaeConfig) -> int:
 
 
 def resolve_first_alone(num_latents: int, num_frames: int | None, config: VaeConfig) -> bool | None:
-    """Whether latent frame 0 stands alone in a video of `num_frames` frames; None leaves it to the parity.
+    """True if latent frame 0 stands alone in a video of `num_frames` frames; None leaves it to the parity.
 
     Raises:
-        ValueError: `num_latents` latent frames cannot stand for `num_frames` frames.
+        ValueError: `num_latents` latent frames do not fit `num_frames` frames.
     """
     if num_frames is None:
         return None
@@ -96,7 +96,7 @@ def resolve_first_alone(num_latents: int, num_frames: int | None, config: VaeCon
 
 
 def check_frames(x: Tensor, config: VaeConfig, chunked: bool, name: str = "x") -> None:
-    """Raise ValueError where `x` is no (B, C, T, H, W) that this VAE can encode."""
+    """Raises ValueError unless `x` is a (B, C, T, H, W) that this VAE can encode."""
     _check_layout(x, name, "frames", config.in_channels)
     if not x.is_floating_point():
         raise ValueError(f"`{name}` must be floating point in -1..1, got {x.dtype}; use {name} / 127.5 - 1")
@@ -110,14 +110,14 @@ def check_frames(x: Tensor, config: VaeConfig, chunked: bool, name: str = "x") -
 
 
 def check_latents(z: Tensor, config: VaeConfig, name: str = "z") -> None:
-    """Raise ValueError where `z` is no (B, C, t, h, w) that this VAE can decode."""
+    """Raises ValueError unless `z` is a (B, C, t, h, w) that this VAE can decode."""
     _check_layout(z, name, "latent frames", config.latent_channels)
     if 0 in z.shape:
         raise ValueError(f"`{name}` must hold one latent frame or more, got shape {tuple(z.shape)}")
 
 
 def check_num_frames(num_frames: int, config: VaeConfig, chunked: bool) -> None:
-    """Raise ValueError, naming the two nearest numbers that fit, where `num_frames` cannot be encoded."""
+    """Raises ValueError with the two nearest numbers that fit if `num_frames` cannot be encoded."""
     if _fits(num_frames, config, chunked):
         return
     above = next(n for n in count(max(num_frames, 0) + 1) if _fits(n, config, chunked))

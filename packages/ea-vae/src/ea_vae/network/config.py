@@ -17,22 +17,11 @@ logger = logging.getLogger(__name__)
 ACTIVATIONS = ("silu", "swish", "relu", "gelu", "mish")
 MID_BLOCK_TYPES = ("MidBlock3D",)
 MID_ATTENTION_TYPES = ("3d", "spatial", "temporal", "spatial_temporal")
-_COUNTS = (
-    "in_channels",
-    "out_channels",
-    "layers_per_block",
-    "latent_channels",
-    "norm_num_groups",
-    "num_attention_heads",
-    "mid_block_num_attention_heads",
-    "mini_batch_encoder",
-    "mini_batch_decoder",
-)
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What a block type's name stands for."""
+    """The meaning of a block type's name."""
 
     resamples_space: bool
     resamples_time: bool
@@ -92,7 +81,7 @@ class VaeConfig:
     force_upcast: bool = True  # likewise
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        for name in (field.name for field in fields(self) if field.type == "int"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r}")
@@ -100,16 +89,14 @@ class VaeConfig:
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
         object.__setattr__(self, "block_out_channels", self._widths())
-        num_blocks = len(self.channels)
-        # Blocks not named: V2's pattern.
-        down = self.down_block_types or ["SpatialDownBlock3D"] + ["SpatialTemporalDownBlock3D"] * (
-            num_blocks - 1
-        )
-        up = self.up_block_types or ["SpatialUpBlock3D"] + ["SpatialTemporalUpBlock3D"] * (num_blocks - 1)
-        object.__setattr__(
-            self, "down_block_types", _names("down_block_types", down, DOWN_BLOCKS, num_blocks)
-        )
-        object.__setattr__(self, "up_block_types", _names("up_block_types", up, UP_BLOCKS, num_blocks))
+        for name, way, known in (
+            ("down_block_types", "Down", DOWN_BLOCKS),
+            ("up_block_types", "Up", UP_BLOCKS),
+        ):
+            # Blocks not named: V2's pattern.
+            rest = [f"SpatialTemporal{way}Block3D"] * (len(self.channels) - 1)
+            names = getattr(self, name) or [f"Spatial{way}Block3D", *rest]
+            object.__setattr__(self, name, _names(name, names, known, len(self.channels)))
         _one_of("mid_block_type", self.mid_block_type, MID_BLOCK_TYPES)
         _one_of("mid_block_attention_type", self.mid_block_attention_type, MID_ATTENTION_TYPES)
         _one_of("act_fn", self.act_fn, ACTIVATIONS)
@@ -140,7 +127,7 @@ class VaeConfig:
         return widths
 
     def _check_ratios(self) -> None:
-        up = [UP_BLOCKS[name] for name in self._up[:-1]]
+        up = self.up_specs[:-1]
         spatial = 2 ** sum(block.resamples_space for block in up)
         temporal = 2 ** sum(block.resamples_time for block in up)
         if (spatial, temporal) != (self.spatial_ratio, self.temporal_ratio):
@@ -149,8 +136,9 @@ class VaeConfig:
                 f"{self.temporal_ratio}x in time), got {spatial}x and {temporal}x; name as many of each kind"
             )
         latents = self.mini_batch_decoder
-        frames = self.temporal_ratio * (latents if self.slice_compression_vae else latents - 1)
-        frames += 0 if self.slice_compression_vae else 1
+        frames = self.temporal_ratio * latents
+        if not self.slice_compression_vae:
+            frames -= self.temporal_ratio - 1
         if self.mini_batch_encoder != frames:
             raise ValueError(
                 f"`mini_batch_encoder` must be the frames of `mini_batch_decoder` latent frames, got "
@@ -164,24 +152,14 @@ class VaeConfig:
         return tuple(self.block_out_channels)
 
     @property
-    def _down(self) -> tuple[str, ...]:
-        assert self.down_block_types is not None
-        return tuple(self.down_block_types)
-
-    @property
-    def _up(self) -> tuple[str, ...]:
-        assert self.up_block_types is not None
-        return tuple(self.up_block_types)
-
-    @property
     def down_specs(self) -> list[BlockSpec]:
         """The down blocks in order; the last one never resamples."""
-        return [DOWN_BLOCKS[name] for name in self._down]
+        return [DOWN_BLOCKS[name] for name in self.down_block_types or ()]
 
     @property
     def up_specs(self) -> list[BlockSpec]:
         """The up blocks in order, from the latents' side; the last one never resamples."""
-        return [UP_BLOCKS[name] for name in self._up]
+        return [UP_BLOCKS[name] for name in self.up_block_types or ()]
 
     @property
     def spatial_ratio(self) -> int:
@@ -195,7 +173,7 @@ class VaeConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VaeConfig:
-        """Read a `config.json` mapping; unknown keys are reported with a warning and left out."""
+        """Read a `config.json` mapping; unknown keys are reported with a warning and ignored."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(key for key in values if key not in known and not key.startswith("_"))
         if unknown:

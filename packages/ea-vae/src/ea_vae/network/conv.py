@@ -1,4 +1,4 @@
-"""The one 3-D convolution of this VAE, how its time axis is padded, and which form of it runs.
+"""The one 3-D convolution of this VAE: its padding in time, and the choice of its form.
 
 Shapes: B batch, C channels, T frames, H and W rows and columns.
 """
@@ -44,13 +44,11 @@ class CausalConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor, mode: Mode = "causal") -> Tensor:
         """(B, Cin, T, H, W) -> (B, Cout, ceil(T / stride), H', W')."""
-        form = self._form(input, mode, False)
-        return self._run(form, input, mode)
+        return self._run(self._form(input, mode, False), input, mode)
 
     def after_enlarging(self, x: Tensor, mode: Mode) -> Tensor:
         """The convolution of `enlarge(x)`: (B, Cin, T, H, W) -> (B, Cout, T, 2H, 2W)."""
-        form = self._form(x, mode, True)
-        return self._run_enlarging(form, x, mode)
+        return self._run_enlarging(self._form(x, mode, True), x, mode)
 
     def _run(self, form: str, x: Tensor, mode: Mode) -> Tensor:
         settings = (self._laid_out(x), self.weight, self.bias, self._steps, self._pad, mode)
@@ -78,11 +76,13 @@ class CausalConv3d(nn.Conv3d):
         names = ("direct", "summed", "phase", "both") if enlarges else ("direct", "summed")
         run = self._run_enlarging if enlarges else self._run
         key = choice.describe_key(x, self.weight, self._steps, mode, enlarges)
-        return choice.memory().choose(key, {name: partial(run, name, x, mode) for name in names})
+        return choice.memory(choice.cache_file()).choose(
+            key, {name: partial(run, name, x, mode) for name in names}
+        )
 
     @staticmethod
     def _laid_out(x: Tensor) -> Tensor:
-        """On CUDA in half precision channels last, as the tensor cores read them; a CPU is 10 to 20% slower so."""
+        """On CUDA in half precision channels last, as the tensor cores read them; on a CPU 10 to 20% slower."""
         if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and not torch.is_grad_enabled():
             return x.contiguous(memory_format=torch.channels_last_3d)
         return x

@@ -4,7 +4,7 @@ Shapes: frames (B, 3, T, H, W) in -1..1; latents (B, 4, t, H / 8, W / 8) in the 
 (`scaling_factor` is not applied here: a denoiser's latents are divided by it before they come in).
 Causality holds between chunks: within one, the norms and the mid block's attention see all its frames.
 `encode` and `decode` are the networks of the reference; `encode_video`, `decode_video` and `iter_decode`
-take videos of any number of frames (see chunking.py).
+take videos of any number of frames (see streaming.py, and chunking.py for the numbers that fit).
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
-from . import choice, chunking, streaming
+from . import choice, chunking
 from .blocks import Decoder, Encoder
 from .config import VaeConfig
 from .conv import CausalConv3d, Mode
-from .posterior import Generators, Posterior
-from .spread import Job, Spread, run_here
+from .posterior import Posterior
+from .spread import Job, Spread
+from .streaming import VideoCoder
 from .tiling import TileSize, decoder_tile, encoder_tile, run_tiled
 
 
@@ -38,7 +39,7 @@ class DecoderOutput(BaseOutput):
     sample: Tensor
 
 
-class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
+class AutoencoderKLMagvit(ModelMixin, ConfigMixin, VideoCoder):
     """Video VAE with causal 3-D convolutions; arguments are those of `VaeConfig`, all of them keywords.
 
     `from_pretrained(folder, subfolder="vae")` reads the published checkpoints as they are, `_class_name`
@@ -155,7 +156,7 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode_piece(self, x: Tensor, mode: Mode) -> Tensor:
-        """Moments (B, 8, t, h, w) of frames (B, 3, T, H, W) coded together, tiled where tiling is on."""
+        """Moments (B, 8, t, h, w) of frames (B, 3, T, H, W) coded together, tiled if tiling is on."""
 
         def network(part: Tensor) -> Tensor:
             return self.quant_conv(self.encoder(part, mode))
@@ -165,10 +166,10 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode_piece(self, z: Tensor, mode: Mode, num_before: int = 0, num_after: int = 0) -> Tensor:
-        """Frames (B, 3, T, H, W) of latents (B, 4, t, h, w) coded together, tiled where tiling is on.
+        """Frames (B, 3, T, H, W) of latents (B, 4, t, h, w) coded together, tiled if tiling is on.
 
-        The first `num_before` and the last `num_after` latent frames belong to neighbouring slices; they are
-        looked at and yield no frames.
+        The first `num_before` and the last `num_after` latent frames belong to neighbouring slices: they give
+        context and yield no frames.
         """
 
         def network(part: Tensor) -> Tensor:
@@ -187,76 +188,6 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
         if self.use_tiling and max(x.shape[3:]) > tile.size:
             return run_tiled(network, x, tile)
         return network(x)
-
-    # -- videos ------------------------------------------------------------------------------------
-
-    def encode_video(
-        self, frames: Tensor, generator: Generators = None, sample: bool | None = None
-    ) -> Tensor:
-        """Encode a video of any number of frames, chunk by chunk, without gradients.
-
-        Args:
-            frames: (B, 3, T, H, W) in -1..1, on any device; T is 9k, 9k + 1 or 9k + 5 (slice mode: 4k or
-                4k + 1, of which 8k and 8k + 1 decode to as many frames, the others if `num_frames` is told).
-            generator: for the posterior's noise: one for the batch, or a list with one for each video.
-            sample: draw from the posterior (True) or take its mean (False). Left out: draw if there is a
-                generator.
-
-        Returns:
-            Latents (B, 4, t, H / 8, W / 8), the VAE's own scale.
-
-        Raises:
-            ValueError: `frames` has another rank, channel count, type, size or number of frames.
-        """
-        return streaming.encode_video(self, frames, generator, sample)
-
-    def decode_video(
-        self,
-        latents: Tensor,
-        smooth: bool = True,
-        generator: Generators = None,
-        num_frames: int | None = None,
-    ) -> Tensor:
-        """Decode latents of any number of latent frames, chunk by chunk, without gradients.
-
-        Args:
-            latents: (B, 4, t, h, w), the VAE's own scale.
-            smooth: soften the seams between chunks as EasyAnimate V2 does. All frames but the first 4 and the
-                last 5 (slice mode: 4) are averaged with what they become when coded once more, in chunks that
-                begin 4 frames later. Costs an encoding and another decoding.
-            generator: for that second coding's noise: one for the batch, or a list with one for each video.
-            num_frames: slice mode: the number of frames that were encoded, which tells whether frame 0 was
-                coded alone. Left out: it was if t is odd, as EasyAnimate takes it.
-
-        Returns:
-            Frames (B, 3, T, 8 h, 8 w), clamped to -1..1.
-
-        Raises:
-            ValueError: `latents` has another rank or channel count, or cannot stand for `num_frames`.
-        """
-        return torch.cat(list(self.iter_decode(latents, smooth, generator, num_frames)), dim=2)
-
-    def iter_decode(
-        self,
-        latents: Tensor,
-        smooth: bool = True,
-        generator: Generators = None,
-        num_frames: int | None = None,
-    ) -> Iterator[Tensor]:
-        """`decode_video`, yielding (B, 3, n, 8 h, 8 w) as soon as n more frames are final (n varies: 1 to 9).
-
-        Memory does not grow with the number of frames. Arguments and errors are those of `decode_video`.
-        """
-        return streaming.iter_decode(self, latents, smooth, generator, num_frames)
-
-    def num_latents_for(self, num_frames: int) -> int:
-        """Latent frames that `encode_video` makes of `num_frames` frames; ValueError if they do not fit."""
-        chunking.check_num_frames(num_frames, self.settings, chunked=True)
-        return chunking.count_latents(chunking.encode_pieces(num_frames, self.settings), self.settings)
-
-    def num_frames_for(self, num_latents: int) -> int:
-        """Frames that `decode_video` makes of `num_latents` latent frames."""
-        return chunking.count_frames(chunking.decode_pieces(num_latents, self.settings), self.settings)
 
     # -- switches ----------------------------------------------------------------------------------
 
@@ -292,11 +223,11 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
         self.use_tiling = False
 
     def set_rewrites(self, rewrites: str | None) -> None:
-        """Say in which form the convolutions run without gradients; see choice.py.
+        """Set the form in which the convolutions run without gradients; see choice.py.
 
         Args:
-            rewrites: "rule" (by shape), "measure" (time each shape once), "always", "plain", or None for what
-                EA_VAE_REWRITES says, "rule" where it says nothing.
+            rewrites: "rule" (by shape), "measure" (time each shape once), "always", "plain", or None for the value
+                of EA_VAE_REWRITES, "rule" if it is not set.
 
         Raises:
             ValueError: another word.
@@ -310,10 +241,10 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin):
     def spread(self, enabled: bool = True, group: Any = None) -> None:
         """Share the chunks of `decode_video` and `iter_decode` among the processes of `group` (None: all).
 
-        Every process must decode the same latents and take all frames; each gets what one alone would, to the bit.
+        Every process must decode the same latents and take all frames; each gets what one alone would, bit-exact.
         """
         self._spread = Spread(group) if enabled else None
 
     def run_jobs(self, jobs: Iterator[Job]) -> Iterator[Tensor]:
-        """What each job gives, in order, from this process or from all that chunks are spread over."""
-        return run_here(jobs) if self._spread is None else self._spread.run(jobs)
+        """The result of each job, in order, from this process or from all that chunks are spread over."""
+        return super().run_jobs(jobs) if self._spread is None else self._spread.run(jobs)

@@ -7,7 +7,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 Generators = torch.Generator | list[torch.Generator] | None
-"""Where noise comes from: one generator for the batch, a list with one for each video, or torch's own."""
+"""Source of noise: one generator for the batch, a list with one for each video, or torch's own."""
 
 
 class Posterior:

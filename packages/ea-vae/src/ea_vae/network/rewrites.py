@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Mode = Literal["causal", "slice", "single"]
-"""How a pass treats time.
+"""A pass's way with time.
 
 causal: MagViT. Frame 0 stands for itself, padding repeats it in front, and no output sees a later input.
 slice: Slice VAE. Every frame of the piece is alike, zeros pad both ends.
-single: Slice VAE's frame 0, coded by itself: padded as a slice, never enlarged in time.
+single: Slice VAE's frame 0, coded alone: padded as a slice, never enlarged in time.
 """
 Stride = tuple[int, int, int]
 
@@ -74,7 +74,7 @@ def convolve_summed(
     if frames > 1 and stride[0] == 1:
         early = torch.stack([both, last], dim=2)  # Cout Cin 2 k k
         parts.append(_convolution(x[:, :, :2], early, bias, stride, (0, padding, padding)))
-    if frames > 2:  # with stride 2 the second output already lies on frames 0, 1, 2
+    if frames > 2:  # with stride 2 the second output already covers frames 0, 1, 2
         parts.append(_convolution(x, weight, bias, stride, (0, padding, padding)))
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
@@ -133,7 +133,7 @@ def double_time(x: Tensor, keep_first: bool) -> Tensor:
 def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
 ) -> Tensor:
-    """A 2-D or 3-D convolution, by oneDNN where that is to be had and pays for its set-up."""
+    """A 2-D or 3-D convolution, by oneDNN if it is available and pays for its set-up."""
     if _is_for_onednn(x, weight):
         ones = (1,) * len(stride)
         return torch.mkldnn_convolution(x.contiguous(), weight.contiguous(), bias, padding, stride, ones, 1)

@@ -1,6 +1,6 @@
 """Coding whole videos piece by piece, and the smoothing of the seams between the pieces.
 
-Everything is streamed: a few chunks of frames are held at a time, whatever the video's number of frames.
+Everything is streamed: a few chunks of frames are held at a time, for a video of any number of frames.
 Shapes: frames (B, 3, T, H, W) in -1..1, latents (B, 4, t, h, w) in the VAE's own scale.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from .chunking import (
     Piece,
     check_frames,
     check_latents,
+    check_num_frames,
     count_frames,
     count_latents,
     decode_pieces,
@@ -26,56 +26,165 @@ from .chunking import (
 from .config import VaeConfig
 from .conv import Mode
 from .posterior import Generators, NoiseStream
-from .spread import Job
+from .spread import Job, run_here
 
 
-class Coder(Protocol):
-    """The part of `AutoencoderKLMagvit` that is needed here: its settings, and the coding of one piece."""
+class VideoCoder:
+    """Videos of any number of frames, for whatever codes one piece: the network, or graphs exported from it.
+
+    A subclass has `settings`, `encode_piece` and `decode_piece`.
+    """
 
     settings: VaeConfig
 
-    def encode_piece(self, x: Tensor, mode: Mode) -> Tensor: ...
+    def encode_piece(self, x: Tensor, mode: Mode) -> Tensor:
+        """Moments (B, 8, t, h, w) of frames (B, 3, T, H, W) coded together."""
+        raise NotImplementedError
 
-    def decode_piece(self, z: Tensor, mode: Mode, num_before: int = 0, num_after: int = 0) -> Tensor: ...
+    def decode_piece(self, z: Tensor, mode: Mode, num_before: int = 0, num_after: int = 0) -> Tensor:
+        """Frames (B, 3, T, H, W) of latents (B, 4, t, h, w) coded together, the neighbours' not among them."""
+        raise NotImplementedError
 
-    def run_jobs(self, jobs: Iterator[Job]) -> Iterator[Tensor]: ...
+    def run_jobs(self, jobs: Iterator[Job]) -> Iterator[Tensor]:
+        """The result of each job, in order."""
+        return run_here(jobs)
 
+    @torch.no_grad()
+    def encode_video(
+        self, frames: Tensor, generator: Generators = None, sample: bool | None = None
+    ) -> Tensor:
+        """Encode a video of any number of frames, chunk by chunk, without gradients.
 
-@torch.no_grad()
-def encode_video(
-    vae: Coder, frames: Tensor, generator: Generators = None, sample: bool | None = None
-) -> Tensor:
-    """See `AutoencoderKLMagvit.encode_video`."""
-    check_frames(frames, vae.settings, chunked=True, name="frames")
-    _check_generators(generator, frames.shape[0])
-    sample = generator is not None if sample is None else sample
-    pieces = encode_pieces(frames.shape[2], vae.settings)
-    noise = _noise(generator, pieces, vae.settings)
-    latents = []
-    for piece in pieces:
-        moments = vae.encode_piece(frames[:, :, piece.start : piece.stop], piece.mode)
-        latents.append(noise.sample(moments) if sample else moments.chunk(2, dim=1)[0])
-    return torch.cat(latents, dim=2)
+        Args:
+            frames: (B, 3, T, H, W) in -1..1, on any device; T is 9k, 9k + 1 or 9k + 5 (slice mode: 4k or
+                4k + 1, of which 8k and 8k + 1 decode to as many frames, the others if they are given `num_frames`).
+            generator: for the posterior's noise: one for the batch, or a list with one for each video.
+            sample: draw from the posterior (True) or take its mean (False). Default: draw if there is a
+                generator.
 
+        Returns:
+            Latents (B, 4, t, H / 8, W / 8), the VAE's own scale.
 
-def iter_decode(
-    vae: Coder,
-    latents: Tensor,
-    smooth: bool = True,
-    generator: Generators = None,
-    num_frames: int | None = None,
-) -> Iterator[Tensor]:
-    """See `AutoencoderKLMagvit.iter_decode`. Arguments are checked at once, not with the first frames."""
-    config = vae.settings
-    check_latents(latents, config, name="latents")
-    _check_generators(generator, latents.shape[0])
-    first_alone = resolve_first_alone(latents.shape[2], num_frames, config)
-    pieces = decode_pieces(latents.shape[2], config, first_alone=first_alone)
-    plain = _decode_plain(vae, latents, pieces)
-    total = count_frames(pieces, config)
-    if smooth and total > config.mini_batch_encoder:
-        return _smooth(vae, plain, total, generator)
-    return plain
+        Raises:
+            ValueError: `frames` has another rank, channel count, type, size or number of frames.
+        """
+        check_frames(frames, self.settings, chunked=True, name="frames")
+        _check_generators(generator, frames.shape[0])
+        sample = generator is not None if sample is None else sample
+        pieces = encode_pieces(frames.shape[2], self.settings)
+        noise = _noise(generator, pieces, self.settings)
+        latents = []
+        for piece in pieces:
+            moments = self.encode_piece(frames[:, :, piece.start : piece.stop], piece.mode)
+            latents.append(noise.sample(moments) if sample else moments.chunk(2, dim=1)[0])
+        return torch.cat(latents, dim=2)
+
+    def decode_video(
+        self,
+        latents: Tensor,
+        smooth: bool = True,
+        generator: Generators = None,
+        num_frames: int | None = None,
+    ) -> Tensor:
+        """Decode latents of any number of latent frames, chunk by chunk, without gradients.
+
+        Args:
+            latents: (B, 4, t, h, w), the VAE's own scale.
+            smooth: soften the seams between chunks as EasyAnimate V2 does. All frames but the first 4 and the
+                last 5 (slice mode: 4) are averaged with their second coding, in chunks that
+                begin 4 frames later. Costs an encoding and another decoding.
+            generator: for that second coding's noise: one for the batch, or a list with one for each video.
+            num_frames: slice mode: the number of frames that were encoded, which decides whether frame 0 was
+                coded alone. Default: it was if t is odd, as in EasyAnimate.
+
+        Returns:
+            Frames (B, 3, T, 8 h, 8 w), clamped to -1..1.
+
+        Raises:
+            ValueError: `latents` has another rank or channel count, or do not fit `num_frames`.
+        """
+        return torch.cat(list(self.iter_decode(latents, smooth, generator, num_frames)), dim=2)
+
+    def iter_decode(
+        self,
+        latents: Tensor,
+        smooth: bool = True,
+        generator: Generators = None,
+        num_frames: int | None = None,
+    ) -> Iterator[Tensor]:
+        """`decode_video`, yielding (B, 3, n, 8 h, 8 w) as soon as n more frames are final (n varies: 1 to 9).
+
+        Memory does not grow with the number of frames. Arguments and errors are those of `decode_video`;
+        errors come at once, not with the first frames.
+        """
+        config = self.settings
+        check_latents(latents, config, name="latents")
+        _check_generators(generator, latents.shape[0])
+        first_alone = resolve_first_alone(latents.shape[2], num_frames, config)
+        pieces = decode_pieces(latents.shape[2], config, first_alone=first_alone)
+        plain = (
+            frames.clamp(-1, 1)
+            for frames in self._decode_pieces(pieces, lambda start, stop: latents[:, :, start:stop])
+        )
+        total = count_frames(pieces, config)
+        is_smoothed = smooth and total > config.mini_batch_encoder
+        return self._smooth(plain, total, generator) if is_smoothed else plain
+
+    def num_latents_for(self, num_frames: int) -> int:
+        """Latent frames that `encode_video` makes of `num_frames` frames; ValueError if they do not fit."""
+        check_num_frames(num_frames, self.settings, chunked=True)
+        return count_latents(encode_pieces(num_frames, self.settings), self.settings)
+
+    def num_frames_for(self, num_latents: int) -> int:
+        """Frames that `decode_video` makes of `num_latents` latent frames."""
+        return count_frames(decode_pieces(num_latents, self.settings), self.settings)
+
+    @torch.no_grad()
+    def _decode_pieces(
+        self, pieces: Sequence[Piece], latents: Callable[[int, int], Tensor]
+    ) -> Iterator[Tensor]:
+        """Frames of each piece, not clamped. latents: start, stop -> (B, 4, stop - start, h, w)."""
+
+        def jobs() -> Iterator[Job]:
+            for piece in pieces:
+                z = latents(piece.start - piece.num_before, piece.stop + piece.num_after)
+                yield partial(self.decode_piece, z, piece.mode, piece.num_before, piece.num_after)
+
+        yield from self.run_jobs(jobs())
+
+    @torch.no_grad()
+    def _smooth(self, plain: Iterator[Tensor], total: int, generator: Generators) -> Iterator[Tensor]:
+        """The `total` frames of `plain`, the inner ones averaged with their second coding.
+
+        The second coding's chunks begin 4 frames later, so that their middles are at the first coding's seams.
+        The first 4 frames and the last 5 (slice mode: 4) stay as they are.
+        """
+        config = self.settings
+        offset = config.mini_batch_encoder // 2
+        encoding = encode_pieces(total - config.mini_batch_encoder, config)
+        noise = _noise(generator, encoding, config)
+        frames = _Window(plain)
+
+        def encoding_jobs() -> Iterator[Job]:
+            for piece in encoding:
+                inner = frames.get(offset + piece.start, offset + piece.stop)
+                yield partial(self.encode_piece, inner, piece.mode)
+
+        latents = _Window(noise.sample(moments) for moments in self.run_jobs(encoding_jobs()))
+        yield frames.get(0, offset).clone()
+        done = offset
+        # explicit: the parity of the latent frames need not be that of the frames
+        first_alone = encoding[0].mode == "single"
+        pieces = decode_pieces(count_latents(encoding, config), config, first_alone=first_alone)
+        for piece, again in zip(pieces, self._decode_pieces(pieces, latents.get), strict=True):
+            stop = done + again.shape[2]
+            yield ((frames.get(done, stop) + again) / 2).clamp(-1, 1)
+            frames.release(stop)
+            latents.release(
+                max(piece.stop - config.mini_batch_decoder, 0)
+            )  # the next slice looks back that far
+            done = stop
+        yield frames.get(done, total).clone()
 
 
 def _noise(generator: Generators, pieces: Sequence[Piece], config: VaeConfig) -> NoiseStream:
@@ -89,76 +198,18 @@ def _check_generators(generator: Generators, batch: int) -> None:
         )
 
 
-@torch.no_grad()
-def _decode_plain(vae: Coder, latents: Tensor, pieces: Sequence[Piece]) -> Iterator[Tensor]:
-    def jobs() -> Iterator[Job]:
-        for piece in pieces:
-            z = latents[:, :, piece.start - piece.num_before : piece.stop + piece.num_after]
-            yield partial(vae.decode_piece, z, piece.mode, piece.num_before, piece.num_after)
-
-    for frames in vae.run_jobs(jobs()):
-        yield frames.clamp(-1, 1)
-
-
-@torch.no_grad()
-def _smooth(vae: Coder, plain: Iterator[Tensor], total: int, generator: Generators) -> Iterator[Tensor]:
-    """The `total` frames of `plain`, the inner ones averaged with what they become when coded once more.
-
-    The second coding's chunks begin 4 frames later, so that their middles lie on the first coding's seams.
-    The first 4 frames and the last 5 (slice mode: 4) stay as they are.
-    """
-    config = vae.settings
-    offset = config.mini_batch_encoder // 2
-    encoding = encode_pieces(total - config.mini_batch_encoder, config)
-    noise = _noise(generator, encoding, config)
-    frames = _Window(lambda: next(plain, None))
-
-    def encoding_jobs() -> Iterator[Job]:
-        for piece in encoding:
-            inner = frames.get(offset + piece.start, offset + piece.stop)
-            yield partial(vae.encode_piece, inner, piece.mode)
-
-    encoded = vae.run_jobs(encoding_jobs())
-
-    def encode_next() -> Tensor | None:
-        moments = next(encoded, None)
-        return None if moments is None else noise.sample(moments)
-
-    latents = _Window(encode_next)
-    yield frames.get(0, offset).clone()
-    done = offset
-    num_latents = count_latents(encoding, config)
-    first_alone = (
-        encoding[0].mode == "single"
-    )  # said, since the latent frames' parity need not be the frames'
-    pieces = decode_pieces(num_latents, config, first_alone=first_alone)
-
-    def decoding_jobs() -> Iterator[Job]:
-        for piece in pieces:
-            z = latents.get(piece.start - piece.num_before, piece.stop + piece.num_after)
-            yield partial(vae.decode_piece, z, piece.mode, piece.num_before, piece.num_after)
-
-    for piece, again in zip(pieces, vae.run_jobs(decoding_jobs()), strict=True):
-        stop = done + again.shape[2]
-        yield ((frames.get(done, stop) + again) / 2).clamp(-1, 1)
-        frames.release(stop)
-        latents.release(max(piece.stop - config.mini_batch_decoder, 0))  # the next slice looks back that far
-        done = stop
-    yield frames.get(done, total).clone()
-
-
 class _Window:
-    """A stream of (B, C, n, H, W), asked for by positions on axis 2; what is released is no longer held."""
+    """A stream of (B, C, n, H, W), read by positions on axis 2; released positions are no longer held."""
 
-    def __init__(self, more: Callable[[], Tensor | None]) -> None:
-        self.more = more
+    def __init__(self, stream: Iterator[Tensor]) -> None:
+        self.stream = stream
         self.start = 0
         self.parts: list[Tensor] = []
 
     def get(self, start: int, stop: int) -> Tensor:
         """Positions start..stop; pulls the stream on as far as needed."""
         while self.start + sum(part.shape[2] for part in self.parts) < stop:
-            part = self.more()
+            part = next(self.stream, None)
             assert part is not None, "the stream ended early"
             self.parts.append(part)
         if len(self.parts) > 1:

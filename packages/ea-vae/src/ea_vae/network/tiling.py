@@ -27,7 +27,7 @@ def encoder_tile(latents: int, overlap: float, ratio: int) -> TileSize:
     """Tiles for encoding: `latents` latent positions along an edge, sharing the fraction `overlap`.
 
     Differs from EasyAnimate: the shared part is counted in whole latent positions on both sides of the
-    network. Rounding each side by itself gives a wrong size unless tile and overlap happen to divide.
+    network. Rounding each side separately gives a wrong size unless tile and overlap happen to divide.
     """
     shared = int(latents * overlap)
     step = latents - shared
@@ -50,7 +50,7 @@ def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: TileSize) ->
         tile: from `encoder_tile` or `decoder_tile`.
 
     Returns:
-        (B, C', T', H', W'), what `network(x)` would be shaped as.
+        (B, C', T', H', W'), the shape of `network(x)`.
     """
     rows: list[Tensor] = []
     above: list[Tensor] = []

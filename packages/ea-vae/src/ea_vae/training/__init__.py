@@ -1,1 +1,1 @@
-"""The recipe `vae` and what it is made of."""
+"""The recipe `vae` and its parts."""

@@ -1,4 +1,4 @@
-"""Patch discriminators: one looks at frames, one at clips.
+"""Patch discriminators: one for frames, one for clips.
 
 Shapes: B batch, C channels, T frames, H and W rows and columns; frames in -1..1. Logits: above 0 for a patch
 taken as real.
@@ -78,7 +78,7 @@ class _ClipBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Both: frames one by one, and clips whole.
+    """Both: on single frames, and on whole clips.
 
     channels: width of the frames' first layer. num_layers: its strided layers. clip_channels: widths of the
     clips' blocks. Differs from EasyAnimate: a picture, which has no motion to judge, is shown to the first only.
@@ -95,7 +95,7 @@ class Discriminator(nn.Module):
                 nn.init.normal_(module.weight, 0.0, 0.02)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """x: (B, 3, T, H, W) in -1..1. Returns the frames' logits and, where T > 1, the clips'.
+        """x: (B, 3, T, H, W) in -1..1. Returns the frames' logits and, if T > 1, the clips'.
 
         Raises ValueError for frames smaller than the first one's kernels need.
         """

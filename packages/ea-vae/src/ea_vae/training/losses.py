@@ -1,7 +1,7 @@
-"""What the VAE is trained on: pixel, KL and adversarial terms, and the weight that balances the last.
+"""The VAE's losses: pixel, KL and adversarial terms, and the weight that balances the last.
 
 Shapes: frames (B, 3, T, H, W) in -1..1; latents (B, C, t, h, w); logits of any shape. Terms are means over
-elements; `scales` tells what EasyAnimate's sums make of them.
+elements; `scales` turns them into EasyAnimate's sums.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: largest adaptive weight, and what keeps its denominator from zero: VQGAN's, for a loss that is a sum
+#: largest adaptive weight, and the term that keeps its denominator above zero: VQGAN's, for a loss that is a sum
 ADAPTIVE_MOST = 1e4
 ADAPTIVE_EPS = 1e-4
 
@@ -40,7 +40,7 @@ def psnr(square: float) -> float:
 
 
 def scales(frames: Tensor, latents: Tensor, reduction: str) -> tuple[float, float]:
-    """Factors of the reconstruction's and the KL term's mean that give what `reduction` asks for.
+    """Factors that turn the means of reconstruction and KL term into what `reduction` asks for.
 
     reduction: "mean" or "sum". EasyAnimate sums: the reconstruction (pixels and perceptual distance, which it
     adds to each element) over each frame, the KL term over each video, both averaged over the batch. A KL
@@ -57,7 +57,7 @@ def scales(frames: Tensor, latents: Tensor, reduction: str) -> tuple[float, floa
 
 
 def adversarial_loss(fake: Sequence[Tensor]) -> Tensor:
-    """What the VAE pays for being found out: minus the mean logit of each discriminator, added up."""
+    """The VAE's adversarial term: minus the mean logit of each discriminator, added up."""
     return torch.stack([-logits.float().mean() for logits in fake]).sum()
 
 

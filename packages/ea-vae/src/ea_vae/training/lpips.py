@@ -1,4 +1,4 @@
-"""LPIPS: how far apart two pictures look, by VGG16's features (Zhang et al., 2018).
+"""LPIPS: the perceptual distance of two pictures, by VGG16's features (Zhang et al., 2018).
 
 Shapes: pictures (N, 3, H, W) in -1..1, H and W 16 or more. Names of tensors: VGG16's as torchvision has them
 (`features.0.weight`, ...), the linear heads' as the authors have them (`lin0.model.1.weight`, ...).
@@ -22,7 +22,7 @@ class LPIPS(nn.Module):
     """Two pictures -> distance (N,): squared differences of unit features of five layers, weighted by channel.
 
     Fresh, it holds random weights, which measure nothing: load some (see lpips_weights.py). It stays in eval
-    mode without gradients of its own; gradients flow to the pictures.
+    mode and its weights get no gradients; gradients flow to the pictures.
     """
 
     def __init__(self) -> None:
@@ -39,13 +39,14 @@ class LPIPS(nn.Module):
             self.stages[-1].append(str(index))
             index, width = index + 2, layer  # a ReLU, which has no weights, takes a number too
         for i, stage in enumerate(self.stages):
-            head = nn.Conv2d(int(self.features[stage[-1]].out_channels), 1, 1, bias=False)  # pyright: ignore[reportArgumentType]
+            channels = self.get_parameter(f"features.{stage[-1]}.weight").shape[0]
+            head = nn.Conv2d(channels, 1, 1, bias=False)
             self.add_module(f"lin{i}", nn.ModuleDict({"model": nn.ModuleDict({"1": head})}))
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in eval mode, whatever the mode of what it is part of."""
+        """Stays in eval mode, whatever the mode of the module around it."""
         return super().train(False)
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:

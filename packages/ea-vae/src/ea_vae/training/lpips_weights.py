@@ -1,4 +1,4 @@
-"""LPIPS with weights from local files, read as the host reads a model's: safetensors only, checked."""
+"""LPIPS with weights from local files, read and checked like a model's: safetensors only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def load_lpips(weights: str | Path, *, device: str = "cpu") -> LPIPS:
     """LPIPS (VGG16) ready for use.
 
     weights: a .safetensors file, or a folder whose .safetensors files together hold VGG16's `features.*` under
-        torchvision's names and the heads `lin0.model.1.weight` to `lin4.model.1.weight`; others are passed over.
+        torchvision's names and the heads `lin0.model.1.weight` to `lin4.model.1.weight`; others are ignored.
 
-    Raises UserError, one line: nothing there, pickles only, a tensor that is missing, of another shape or not finite.
+    Raises UserError, one line: no files, pickles only, a tensor that is missing, of another shape or not finite.
     """
     path = Path(weights)
     with torch.device("meta"):
@@ -44,14 +44,14 @@ def load_lpips(weights: str | Path, *, device: str = "cpu") -> LPIPS:
     for name, tensor in state.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise UserError(
-                f"`loss.perceptual_weights` {quote_path(path)}: {name} must hold finite numbers; get it again"
+                f"`loss.perceptual_weights` {quote_path(path)}: {name} must hold finite numbers; download it again"
             )
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return module.requires_grad_(False).to(device)
 
 
 def _files(path: Path) -> list[Path]:
-    """The safetensors files that `path` names; UserError where there are none."""
+    """The safetensors files that `path` names; raises UserError if there are none."""
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.name.endswith(".safetensors"))
         pickles = [file.name for file in sorted(path.iterdir()) if is_pickle(file.name)]

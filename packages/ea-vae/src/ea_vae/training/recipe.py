@@ -25,14 +25,13 @@ from ea_vae.network.model import AutoencoderKLMagvit
 from ea_vae.training import losses
 from ea_vae.training.discriminator import Discriminator
 from ea_vae.training.recipe_options import VaeOptions
-from ea_vae.training.sheet import contact_sheet
+from ea_vae.training.sheet import contact_sheet, spaced
 from ea_vae.training.start import as_slices, inflate, initialise, whiten
 
 VAE, DISCRIMINATOR = "vae", "discriminator"
 #: the layers that Muon does not take: they meet pixels, or latents
-_OUTER = (
-    "encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant_conv", "post_quant_conv"
-)  # fmt: skip
+_OUTER = tuple(f"{half}.conv_{end}" for half in ("encoder", "decoder") for end in ("in", "out"))
+_OUTER += ("quant_conv", "post_quant_conv")
 _SHEET_SAMPLES = 6
 _WHITENING_SAMPLES = 256
 
@@ -40,11 +39,11 @@ _WHITENING_SAMPLES = 256
 class VaeRecipe(RecipeDefaults):
     """Trains AutoencoderKLMagvit to reconstruct pictures and clips.
 
-    Two turns where the adversarial term is on: the VAE's, then the discriminators' on the reconstructions that
+    Two turns if the adversarial term is on: the VAE's, then the discriminators' on the reconstructions that
     the VAE has just made. Before `loss.adversarial_start` the second turn's loss carries no gradient: the loop
-    leaves the turn out and nothing of the discriminators changes. (EasyAnimate runs them with factor 0 there.)
+    skips the turn and the discriminators do not change. (EasyAnimate runs them with factor 0 there.)
 
-    Raises UserError, one line, where the set, the start or the number of frames is wrong.
+    Raises UserError, one line, if the set, the start or the number of frames is wrong.
     """
 
     options_model = VaeOptions
@@ -66,12 +65,13 @@ class VaeRecipe(RecipeDefaults):
             raise UserError(
                 f"no file of `data.path` {options.data.path!r} is as large as one latent position"
             )
-        short = short_videos(self._buckets, options.data.num_frames)
-        if short:
-            context.say(short)
-        self.vae.to(context.device).train()  # pyright: ignore[reportArgumentType]
+        self._short_videos = short_videos(self._buckets, options.data.num_frames)
+        if self._short_videos:
+            context.say(self._short_videos)
+        place: dict[str, Any] = {"device": context.device}
         if options.memory_format == "channels_last_3d":
-            self.vae.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
+            place["memory_format"] = torch.channels_last_3d
+        self.vae.to(**place).train()
         if context.gradient_checkpointing:
             self.vae.enable_gradient_checkpointing()
         self.perceptual, self._perceptual_state = self._perceptual()
@@ -80,7 +80,7 @@ class VaeRecipe(RecipeDefaults):
         self._made: dict[tuple[int, ...], Tensor] = {}
         self._made_at = -1
 
-    # -- what the loop asks --------------------------------------------------------------------------
+    # -- for the training loop ------------------------------------------------------------------------
 
     def modules(self) -> dict[str, nn.Module]:
         own: dict[str, nn.Module] = {VAE: self.vae}
@@ -101,33 +101,32 @@ class VaeRecipe(RecipeDefaults):
                 part = "encoder" if name.startswith(("encoder.", "quant_conv.")) else "decoder"
                 kind = "muon" if parameter.ndim >= 2 and not name.startswith(_OUTER) else "adamw"
                 found.setdefault((part, kind), []).append(parameter)
-        groups: list[dict[str, Any]] = [
-            {
-                "params": params,
-                "kind": kind,
-                "lr_scale": getattr(rates, part),
-                "turn": VAE,
-                "name": f"{part}-{kind}",
-            }
+        groups = [
+            (f"{part}-{kind}", params, kind, getattr(rates, part), VAE)
             for (part, kind), params in sorted(found.items())
         ]
         if self.discriminator is not None:
             # two groups: pictures give the clips' discriminator no gradient
             groups += [
-                {"params": list(module.parameters()), "kind": "adamw", "lr_scale": rates.discriminator,
-                 "turn": DISCRIMINATOR, "name": f"discriminator-{name}"}
+                (
+                    f"discriminator-{name}",
+                    list(module.parameters()),
+                    "adamw",
+                    rates.discriminator,
+                    DISCRIMINATOR,
+                )
                 for name, module in self.discriminator.named_children()
-            ]  # fmt: skip
-        return groups
+            ]
+        keys = ("name", "params", "kind", "lr_scale", "turn")
+        return [dict(zip(keys, group, strict=True)) for group in groups]
 
     def phases(self) -> Sequence[Phase]:
-        keys: list[Hashable] = list(self._buckets)
-        return (Phase(0, keys),)
+        return (Phase(0, list[Hashable](self._buckets)),)
 
     def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
         """Tensor `frames`: uint8 (B, T, H, W, 3)."""
         bucket = self._buckets[indices[0]]
-        assert bucket is not None, "a sample that was left out is asked for"
+        assert bucket is not None, "a dropped sample is requested"
         return fetch_samples(self.set, indices, seed, bucket)
 
     def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
@@ -142,11 +141,9 @@ class VaeRecipe(RecipeDefaults):
     def sample_sheet(self, step: int) -> np.ndarray | None:
         """Six samples spread over the set, originals above reconstructions, the same ones every time."""
         usable = [index for index, bucket in enumerate(self._buckets) if bucket is not None]
-        count = min(_SHEET_SAMPLES, len(usable))
-        chosen = [usable[round(i * (len(usable) - 1) / max(1, count - 1))] for i in range(count)]
         pairs = []
-        for index in chosen:
-            batch = self.fetch([index], self.context.seed, 0)
+        for place in spaced(len(usable), _SHEET_SAMPLES):
+            batch = self.fetch([usable[place]], self.context.seed, 0)
             if len(batch):
                 frames = self._frames(batch)
                 pairs.append((frames[0], self._mode(frames)[0]))
@@ -154,29 +151,29 @@ class VaeRecipe(RecipeDefaults):
 
     def describe(self) -> dict[str, Any]:
         loss = self.options.loss
-        told: dict[str, Any] = {"stage": self.options.stage}
-        told["starts from"] = self.options.init.folder or "fresh weights"
-        for name in ("l1", "mse", "kl"):
-            told[f"loss {name}"] = f"weight {getattr(loss, name):g}, {loss.reduction}"
-        told["loss perceptual"] = self._perceptual_state
+        groups, left_out = self.parameter_groups(), self._buckets.count(None)
         on = f"weight {loss.adversarial:g} x adaptive, from step {loss.adversarial_start}"
-        told["loss adversarial"] = on if loss.adversarial else "off: its weight is 0"
-        for group in self.parameter_groups():
-            told[f"parameters {group['name']}"] = sum(p.numel() for p in group["params"])
-        told["frozen parameters"] = sum(p.numel() for p in self.vae.parameters() if not p.requires_grad)
-        short = short_videos(self._buckets, self.options.data.num_frames)
-        if short:
-            told["short videos"] = short
-        left_out = self._buckets.count(None)
-        if left_out:
-            told["left out"] = f"{left_out} files smaller than one latent position"
-        return told
+        facts = {
+            "stage": self.options.stage,
+            "starts from": self.options.init.folder or "fresh weights",
+            **{
+                f"loss {name}": f"weight {getattr(loss, name):g}, {loss.reduction}"
+                for name in ("l1", "mse", "kl")
+            },
+            "loss perceptual": self._perceptual_state,
+            "loss adversarial": on if loss.adversarial else "off: its weight is 0",
+            **{f"parameters {group['name']}": sum(p.numel() for p in group["params"]) for group in groups},
+            "frozen parameters": sum(p.numel() for p in self.vae.parameters() if not p.requires_grad),
+            "short videos": self._short_videos,
+            "left out": f"{left_out} files smaller than one latent position" if left_out else None,
+        }
+        return {name: fact for name, fact in facts.items() if fact is not None}
 
     def finish(self) -> None:
         if self.options.init.whiten:
             shift, scale = whiten(self.vae, self._whitening_latents())
             text = ", ".join(f"{m:+.2f}/{s:.2f}" for m, s in zip(shift.tolist(), scale.tolist(), strict=True))
-            self.context.say(f"latents whitened (mean/deviation a channel before: {text})")
+            self.context.say(f"latents whitened (mean/deviation per channel before: {text})")
 
     def save(self, folder: Path) -> None:
         """The VAE alone: discriminators are training state."""
@@ -200,15 +197,15 @@ class VaeRecipe(RecipeDefaults):
         reconstruction = samples.mean()
         total = reconstruction + table.kl * latent_scale * kl
         if self.discriminator is not None:
-            adversarial, weight = torch.zeros(()), torch.zeros(())
-            if self._is_adversarial(step):
+            figures |= {"adversarial": 0.0, "adaptive": 0.0}
+            if step >= table.adversarial_start:
                 self._keep(batch, output, step)
                 adversarial = losses.adversarial_loss(self.discriminator(output))
                 weight = losses.adaptive_weight(
                     reconstruction, adversarial, self.vae.decoder.conv_out.weight, self._to_sum(frames)
                 )
                 total = total + table.adversarial * weight * adversarial
-            figures |= {"adversarial": float(adversarial.detach()), "adaptive": float(weight)}
+                figures |= {"adversarial": float(adversarial.detach()), "adaptive": float(weight)}
         figures["psnr"] = losses.psnr(float(square.detach().mean()))
         figures["latent_std"] = float(mean.detach().std())
         return Loss(total, figures, samples=samples.detach())
@@ -217,7 +214,7 @@ class VaeRecipe(RecipeDefaults):
         self, batch: Batch, frames: Tensor, generator: torch.Generator, step: int
     ) -> Loss:
         assert self.discriminator is not None
-        if not self._is_adversarial(step):
+        if step < self.options.loss.adversarial_start:
             return Loss(torch.zeros(()), {"discriminator": 0.0, "real": 0.0, "fake": 0.0})
         output = self._made.pop(tuple(batch.indices), None) if self._made_at == step else None
         if output is None:
@@ -243,9 +240,6 @@ class VaeRecipe(RecipeDefaults):
         output = self.vae.decode(mean + torch.exp(0.5 * logvar) * noise).sample
         return output.float(), mean, logvar
 
-    def _is_adversarial(self, step: int) -> bool:
-        return self.discriminator is not None and step >= self.options.loss.adversarial_start
-
     def _keep(self, batch: Batch, output: Tensor, step: int) -> None:
         if self._made_at != step:
             self._made.clear()
@@ -253,13 +247,13 @@ class VaeRecipe(RecipeDefaults):
         self._made[tuple(batch.indices)] = output.detach()
 
     def _to_sum(self, frames: Tensor) -> float:
-        """What this run's reconstruction loss must be multiplied by to be EasyAnimate's sum over a frame."""
+        """The factor from this run's reconstruction loss to EasyAnimate's sum over a frame."""
         return 1.0 if self.options.loss.reduction == "sum" else losses.scales(frames, frames, "sum")[0]
 
     # -- parts ---------------------------------------------------------------------------------------
 
     def _start(self) -> AutoencoderKLMagvit:
-        """The VAE as the stage wants it: built or loaded, in the stage's mode, frozen where it shall be."""
+        """The VAE as the stage needs it: built or loaded, in the stage's mode, parts of it frozen."""
         options = self.options
         if options.init.folder is None:
             vae = build_network(AutoencoderKLMagvit, options.model)
@@ -284,7 +278,7 @@ class VaeRecipe(RecipeDefaults):
         return vae
 
     def _perceptual(self) -> tuple[nn.Module | None, str]:
-        """The perceptual distance, if it is on, and a line about it for people."""
+        """The perceptual distance, if it is on, and a line about it for the user."""
         table = self.options.loss
         if table.perceptual == 0:
             return None, "off: its weight is 0"
@@ -312,7 +306,7 @@ class VaeRecipe(RecipeDefaults):
         return made.to(self.context.device)
 
     def _fit(self, bucket: Bucket) -> Bucket | None:
-        """The largest bucket within this one that the VAE can code; None where there is none."""
+        """The largest bucket within this one that the VAE can code, or None."""
         config = self.vae.settings
         num_frames = bucket.num_frames
         try:
@@ -343,9 +337,8 @@ class VaeRecipe(RecipeDefaults):
         used = [bucket for bucket in self._buckets if bucket is not None]
         common = Counter(used).most_common(1)[0][0]
         members = [i for i, bucket in enumerate(self._buckets) if bucket == common]
-        count = min(_WHITENING_SAMPLES, len(members))
-        indices = [members[round(i * (len(members) - 1) / max(1, count - 1))] for i in range(count)]
-        batches = (self.fetch(indices[i : i + 8], self.context.seed, 0) for i in range(0, count, 8))
+        indices = [members[place] for place in spaced(len(members), _WHITENING_SAMPLES)]
+        batches = (self.fetch(indices[i : i + 8], self.context.seed, 0) for i in range(0, len(indices), 8))
         parts = [self.vae.encode(self._frames(batch)).latent_dist.mode() for batch in batches if len(batch)]
         if not parts:
             raise UserError("latents cannot be whitened: none of the samples could be read")

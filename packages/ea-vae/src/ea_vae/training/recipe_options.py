@@ -1,4 +1,4 @@
-"""The tables of a `vae` config, and what they make wrong together."""
+"""The tables of a `vae` config, and the checks across them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _TABLE = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataTable(SetOptions):
-    """The set and how it is cut. Clips come out 4k + 1 frames long, `num_frames` at the most (slices: 4k too)."""
+    """The set and its cut. Clips have 4k + 1 frames, at most `num_frames` (slices: 4k too)."""
 
     # Left at the set's own default of a VAE chunk, clips between two chunks would lose frames that fit here.
     chunk: int = Field(
-        default=1, gt=0, description="a video too short for num_frames gives a multiple of so many frames"
+        default=1, gt=0, description="a video too short for num_frames gives a multiple of this many frames"
     )
     crop: Literal["centre", "random"] = Field(
-        default="random", description="what is cut off a file of another shape"
+        default="random", description="where a file of another shape is cut"
     )
 
 
 class InitTable(BaseModel):
-    """What a run starts from, and what is done to the latents after its last step."""
+    """The start of a run, and a change to the latents after its last step."""
 
     model_config = _TABLE
 
@@ -36,7 +36,7 @@ class InitTable(BaseModel):
     )
     whiten: bool = Field(
         default=False,
-        description="after the last step, fold a scale and a shift a channel into the quant convolutions, so that "
+        description="after the last step, fold a scale and a shift per channel into the quant convolutions, so that "
         "0.18215 x latent has zero mean and unit deviation over the set",
     )
 
@@ -52,9 +52,9 @@ class LossTable(BaseModel):
     perceptual: float = Field(
         default=1.0, ge=0, description="of the perceptual distance; off without its weights"
     )
-    perceptual_name: str = Field(default="lpips", description="which installed distance")
+    perceptual_name: str = Field(default="lpips", description="an installed distance")
     perceptual_weights: str | None = Field(
-        default=None, description="its weights: a .safetensors file or a folder of some"
+        default=None, description="its weights: a .safetensors file, or a folder of them"
     )
     adversarial: float = Field(
         default=0.5, ge=0, description="of the discriminators' term, times the adaptive weight; 0: none"
@@ -83,7 +83,7 @@ class DiscriminatorTable(BaseModel):
 
 
 class RatesTable(BaseModel):
-    """What each part's learning rate is multiplied by."""
+    """A factor for the learning rate of each part."""
 
     model_config = _TABLE
 
@@ -96,7 +96,7 @@ class VaeOptions(BaseModel):
     """`stage` and the tables [data], [model], [init], [loss], [discriminator] and [rates] of a `vae` config.
 
     stage: "magvit" trains the causal VAE on pictures and clips of 4k + 1 frames; "slice" starts from its weights
-    and trains the whole network slice by slice; "slice-decoder" goes on with the decoder alone.
+    and trains the whole network slice by slice; "slice-decoder" continues with the decoder alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -111,7 +111,7 @@ class VaeOptions(BaseModel):
     memory_format: Literal["contiguous", "channels_last_3d"] = "channels_last_3d"
 
     def check(self) -> None:
-        """Raises UserError, one line, where keys contradict each other."""
+        """Raises UserError, one line, if keys contradict each other."""
         init = self.init
         if self.stage != "magvit" and init.folder is None:
             before = "magvit" if self.stage == "slice" else "slice"
@@ -121,7 +121,7 @@ class VaeOptions(BaseModel):
             )
         if init.folder is not None and self.model:
             raise UserError(
-                "[model] and `init.folder` exclude each other: the folder's config.json says what the VAE is; "
+                "[model] and `init.folder` exclude each other: the folder's config.json describes the VAE; "
                 "leave one out"
             )
         if init.inflate and self.stage != "magvit":
@@ -132,5 +132,5 @@ class VaeOptions(BaseModel):
             )
         if not any((self.loss.l1, self.loss.mse, self.loss.perceptual)):
             raise UserError(
-                "`loss.l1`, `loss.mse` and `loss.perceptual` are all 0: nothing says what to reconstruct"
+                "`loss.l1`, `loss.mse` and `loss.perceptual` are all 0: no loss of reconstruction is left; set one"
             )

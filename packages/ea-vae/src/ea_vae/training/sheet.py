@@ -1,4 +1,4 @@
-"""A contact sheet: originals above what the VAE makes of them."""
+"""A contact sheet: originals above their reconstructions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def spaced(total: int, count: int) -> list[int]:
+    """At most `count` indices below `total`, evenly spaced, first and last among them."""
+    count = min(count, total)
+    return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
+
+
 def contact_sheet(pairs: Sequence[tuple[Tensor, Tensor]], frames_each: int = 3) -> Tensor:
     """One column for each pair: its original above its reconstruction, up to `frames_each` frames side by side.
 
@@ -18,9 +24,7 @@ def contact_sheet(pairs: Sequence[tuple[Tensor, Tensor]], frames_each: int = 3) 
     """
     columns = []
     for original, reconstruction in pairs:
-        num_frames = original.shape[1]
-        count = min(frames_each, num_frames)
-        chosen = [round(i * (num_frames - 1) / max(1, count - 1)) for i in range(count)]
+        chosen = spaced(original.shape[1], frames_each)
         rows = [rearrange(x[:, chosen], "c t h w -> h (t w) c") for x in (original, reconstruction)]
         pixels = torch.cat(rows).float().clamp(-1, 1).add(1).mul(127.5).round()
         columns.append(pixels.to("cpu", torch.uint8))

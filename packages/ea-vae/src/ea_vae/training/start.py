@@ -1,4 +1,4 @@
-"""What is done to a VAE before and after training: fresh weights, pictures to video, slices, unit latents."""
+"""Changes to a VAE before and after training: fresh weights, pictures to video, slices, unit latents."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def initialise(vae: AutoencoderKLMagvit) -> None:
 def inflate(vae: AutoencoderKLMagvit) -> None:
     """Moves the sum of a causal kernel's temporal taps into the last one.
 
-    On one frame, replicated in front, nothing changes; on a clip each frame is then coded as a picture of
-    its own, which is a far better start for video than three equal taps.
+    On one frame, replicated in front, nothing changes; on a clip each frame is then coded as a separate
+    picture, which is a far better start for video than three equal taps.
     """
     for module in vae.modules():
         if isinstance(module, CausalConv3d) and module.weight.shape[2] > 1:
@@ -48,15 +48,13 @@ def inflate(vae: AutoencoderKLMagvit) -> None:
 def whiten(vae: AutoencoderKLMagvit, latents: Tensor) -> tuple[Tensor, Tensor]:
     """Folds (z - mean) * LATENT_STD / std into quant_conv and its inverse into post_quant_conv, exactly.
 
-    latents: (B, C, T, h, w) means of the posterior. Returns the mean and deviation a channel that were found.
-    `decode(encode(x))` stays what it was; `encode` then gives means of deviation LATENT_STD a channel.
+    latents: (B, C, T, h, w) means of the posterior. Returns the mean and deviation found, per channel.
+    `decode(encode(x))` does not change; `encode` then gives means of deviation LATENT_STD per channel.
     """
     channels = latents.shape[1]
     mean = latents.mean(dim=(0, 2, 3, 4))
     scale = LATENT_STD / latents.std(dim=(0, 2, 3, 4))
     quant, post = vae.quant_conv, vae.post_quant_conv
-    assert quant is not None
-    assert post is not None
     assert quant.bias is not None
     assert post.bias is not None
     quant.weight[:channels].mul_(scale.view(-1, 1, 1, 1, 1))
@@ -70,7 +68,7 @@ def whiten(vae: AutoencoderKLMagvit, latents: Tensor) -> tuple[Tensor, Tensor]:
 
 def as_slices(vae: AutoencoderKLMagvit) -> AutoencoderKLMagvit:
     """The same weights in slice mode: slices of two latent frames, zeros around them in time."""
-    # not the private ones: diffusers puts the names of defaults there and drops what they name
+    # without the private keys: diffusers lists the names of defaults there and drops those
     settings = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     settings |= {
         "slice_compression_vae": True,

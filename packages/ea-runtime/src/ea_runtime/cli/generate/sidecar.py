@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ea_runtime.errors import UserError
-from ea_runtime.files.atomic import temporary_sibling
+from ea_runtime.files.atomic import write_atomic
 from ea_runtime.video.output import Output
 
 VERSION = 1
@@ -71,15 +71,11 @@ def describes(path: Path) -> str | None:
 
 def write_sidecar(path: Path, record: Mapping[str, Any]) -> None:
     """Write `record` whole or not at all. Raises UserError where that fails."""
-    temporary = temporary_sibling(path)
     try:
         text = json.dumps({"ea_sidecar": VERSION, **record}, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomic(path, text + "\n")
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a training set offers to recipes, how one is opened, and how its samples become a batch.
+"""The interface of a training set, opening one, and making its samples a batch.
 
 ea-data brings the set of EasyAnimate's JSON. Shapes: frames uint8 (T, H, W, 3), batches of them (B, T, H, W, 3).
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Bucket(NamedTuple):
-    """What the samples of a batch share. Sizes in pixels."""
+    """The shape that the samples of a batch share. Sizes in pixels."""
 
     kind: Literal["image", "video"]
     num_frames: int
@@ -32,7 +32,7 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One entry of a set. `path` is absolute and lies beneath the set's root; sizes are 0 where unknown."""
+    """One entry of a set. `path` is absolute and beneath the set's root; sizes are 0 where unknown."""
 
     path: Path
     text: str
@@ -63,7 +63,7 @@ class Sample:
 
 
 class SetOptions(BaseModel):
-    """The part of a [data] table that says which set and how it is cut; recipes extend it with their own keys."""
+    """The keys of a [data] table that choose a set and how it is cut; recipes add their own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,14 +73,14 @@ class SetOptions(BaseModel):
     )
     format: str = Field("easyanimate", description="which installed dataset reads it")
     kinds: Literal["both", "videos", "pictures"] = "both"
-    limit: int = Field(0, ge=0, description="use the first so many of them only; 0: all")
+    limit: int = Field(0, ge=0, description="use only the first so many; 0: all")
     repeat_videos: int = Field(1, gt=0, description="times that each video counts in an epoch")
     size: int = Field(
         0, ge=0, description="side of a square with a bucket's area, in pixels; 0: each file's own size"
     )
     multiple: int = Field(16, gt=0, description="height and width of a bucket are multiples of it, in pixels")
     crop: Literal["centre", "random"] = Field(
-        "centre", description="where it is cut, if a file has not its bucket's shape"
+        "centre", description="where a file is cut that does not have its bucket's shape"
     )
     num_frames: int = Field(9, gt=0, description="largest number of frames of a clip")
     chunk: int = Field(
@@ -92,14 +92,14 @@ class SetOptions(BaseModel):
         1.0, gt=0, le=1, description="part of a video, around its middle, that windows come from"
     )
     decode: Literal["child", "inline"] = Field(
-        "child", description="decode in a process of its own, whose death costs one sample, or in this one"
+        "child", description="decode in a separate process, whose death costs one sample, or in this one"
     )
     timeout: float = Field(20.0, gt=0, description="seconds that a child may take for a sample")
     strict: bool = Field(
-        True, description="a file with damaged frames is bad, also where a decoder could conceal them"
+        True, description="a file with damaged frames is bad, even if a decoder could conceal them"
     )
     keep_mib: int = Field(
-        2048, ge=0, description="memory of a process for small clips, so that they are decoded once"
+        2048, ge=0, description="memory per process for small clips, so that they are decoded once"
     )
 
 
@@ -114,7 +114,7 @@ class TrainingSet(Protocol):
     def __init__(self, options: SetOptions) -> None: ...
 
     def __len__(self) -> int:
-        """Samples an epoch."""
+        """Samples per epoch."""
         ...
 
     def item(self, index: int) -> Item:
@@ -122,11 +122,11 @@ class TrainingSet(Protocol):
         ...
 
     def buckets(self, size: int | None = None, num_frames: int | None = None) -> list[Bucket]:
-        """One a sample. size, num_frames: in place of the options' (a schedule changes them)."""
+        """One per sample. size, num_frames: in place of the options' (a schedule changes them)."""
         ...
 
     def starts(self, index: int, bucket: Bucket) -> range:
-        """The frames that a window of the bucket may start at; one of them at least."""
+        """The frames that a window of the bucket may start at, at least one."""
         ...
 
     def read(self, index: int, start: int, bucket: Bucket) -> np.ndarray:
@@ -149,7 +149,7 @@ def open_set(options: SetOptions) -> TrainingSet:
 
 
 def bucket_name(key: Hashable) -> str:
-    """A bucket in words: "video 64x64, 18 frames"; any other key as it is."""
+    """A bucket in words: "video 64x64, 18 frames"; any other key as text."""
     if isinstance(key, Bucket):
         frames = f", {key.num_frames} frames" if key.kind == "video" else ""
         return f"{key.kind} {key.width}x{key.height}{frames}"
@@ -157,7 +157,7 @@ def bucket_name(key: Hashable) -> str:
 
 
 def short_videos(buckets: Iterable[Bucket | None], num_frames: int) -> str | None:
-    """A line about the videos that are too short to give `num_frames` frames; None where all do."""
+    """A line about the videos that are too short to give `num_frames` frames; None if all do."""
     counts = Counter(bucket.num_frames for bucket in buckets if bucket is not None and bucket.kind == "video")
     short = sorted((frames, count) for frames, count in counts.items() if frames < num_frames)
     if not short:
@@ -181,7 +181,7 @@ def fetch_samples(data: TrainingSet, indices: Sequence[int], seed: int, bucket: 
     """Samples of one bucket as a batch, for `Recipe.fetch`.
 
     tensors: "frames" uint8 (B, T, H, W, 3) and "captions", a list of B strings; what does not decode is in `bad`.
-    Where nothing decodes the batch is empty, B = 0.
+    If nothing decodes, the batch is empty, B = 0.
     """
     import torch
 

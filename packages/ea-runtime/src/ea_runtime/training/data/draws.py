@@ -1,24 +1,22 @@
 """Random numbers that belong to a sample, not to its place in a batch.
 
-Whether a batch is computed whole, in parts one after the other, or shared by several processes, each sample then
-sees the same noise. What is drawn from the generator itself is the same in every part and process: a decision for
-the whole batch.
+So each sample sees the same noise if a batch is computed whole, in parts, or by several processes. A number drawn from
+the generator itself is the same in every part and process: a decision for the whole batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-
-_MASK = (1 << 64) - 1
 
 
 def normal(generator: torch.Generator, indices: Sequence[int], shape: Sequence[int] = ()) -> Tensor:
     """Standard normal numbers (B, *shape), float32 on the CPU, row b a function of the generator and indices[b].
 
-    The generator moves on by one number, however many are drawn: two calls in a row differ.
+    The generator advances by one number, however many are drawn: two calls in a row differ.
     """
     rows = [torch.randn(tuple(shape), generator=one) for one in _generators(generator, indices)]
     return torch.stack(rows) if rows else torch.empty(0, *shape)
@@ -38,8 +36,13 @@ def _generators(generator: torch.Generator, indices: Sequence[int]) -> Iterator[
 
 
 def mix(base: int, number: int) -> int:
-    """A 64-bit seed from two numbers (the finaliser of SplitMix64, Steele et al. 2014): near ones lead far apart."""
-    x = (base + (number + 1) * 0x9E3779B97F4A7C15) & _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)
+    """A 64-bit seed from two numbers: near ones lead far apart."""
+    return int(scramble(np.array((base + (number + 1) * 0x9E3779B97F4A7C15) % (1 << 64), dtype=np.uint64)))
+
+
+def scramble(x: np.ndarray) -> np.ndarray:
+    """uint64 numbers, the finaliser of SplitMix64 (Steele et al. 2014) of each. Wraps around on purpose."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

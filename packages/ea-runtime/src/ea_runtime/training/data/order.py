@@ -15,11 +15,11 @@ from ea_runtime.training.recipe import Phase
 
 
 class BatchOrder:
-    """Batches of sample indices; each batch holds one bucket, every sample comes once an epoch.
+    """Batches of sample indices; each batch has one bucket, every sample comes once per epoch.
 
-    A bucket's last batch of an epoch may be smaller than `batch_size`: nothing is dropped or doubled.
+    A bucket's last batch of an epoch may be smaller than `batch_size`: nothing is dropped or repeated.
 
-    buckets: one key a sample; None leaves a sample out. batch_size: 1 or more. seed: 0 or more.
+    buckets: one key per sample; None leaves a sample out. batch_size: 1 or more. seed: 0 or more.
     Raises UserError for no samples.
     """
 
@@ -59,7 +59,7 @@ class BatchOrder:
 
 
 class Draw(NamedTuple):
-    """A step's samples. phase: its number. bucket: the key that they share."""
+    """A step's samples. phase: its number. bucket: their common key."""
 
     phase: int
     bucket: Hashable
@@ -67,9 +67,9 @@ class Draw(NamedTuple):
 
 
 class PhaseOrder:
-    """The samples of every step of a run: a BatchOrder a phase, its batches counted from the phase's start.
+    """The samples of every step of a run: one BatchOrder per phase, its batches counted from the phase's start.
 
-    Raises UserError where the phases do not begin at step 0 and follow one another, or one has no samples.
+    Raises UserError if the phases do not begin at step 0 and follow one another, or one has no samples.
     """
 
     def __init__(self, phases: Sequence[Phase], batch_size: int, seed: int) -> None:
@@ -78,11 +78,11 @@ class PhaseOrder:
             raise UserError(f"phases must start at step 0 and follow one another, got starts {starts}")
         self.phases = phases
         self.orders = [BatchOrder(phase.buckets, phase.batch_size or batch_size, seed) for phase in phases]
-        #: samples an epoch, of the phase that has most
+        #: samples per epoch, of the phase with the most
         self.num_samples = max(order.num_samples for order in self.orders)
 
     def lines(self) -> list[str]:
-        """A line for each phase with buckets that can never fill a batch: nothing is lost, but steps see less."""
+        """One line per phase with buckets that can never fill a batch: nothing is lost, but its steps are smaller."""
         lines = []
         for phase, order in zip(self.phases, self.orders, strict=True):
             counts = Counter(key for key in phase.buckets if key is not None)
@@ -97,7 +97,7 @@ class PhaseOrder:
         return lines
 
     def draw(self, step: int) -> Draw:
-        """Of a step, counted from 0."""
+        """The samples of a step, counted from 0."""
         number = max(n for n, phase in enumerate(self.phases) if phase.start <= step)
         phase = self.phases[number]
         indices = self.orders[number].batch(step - phase.start)

@@ -1,4 +1,8 @@
-"""Fetching batches ahead of the loop, in processes of their own or in this one: the same batches either way."""
+"""Fetches batches ahead of the loop, in worker processes or in this one: the same batches either way.
+
+torch's DataLoader is as fast, but its order is fixed when it starts: a rollback would fork new workers, which have lost
+the clips that they kept decoded, and an error in a worker arrives as a traceback.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,13 @@ import torch.multiprocessing  # tensors then travel between processes through sh
 from ea_runtime.errors import UserError
 from ea_runtime.training.recipe import Batch
 
-#: Seconds that a worker is given to end by itself, which it does once it has fetched what it is at.
+#: Seconds that a worker has to end, which it does after its current fetch.
 _GRACE = 2.0
-#: How many jobs each worker has ahead of it.
+#: Jobs that each worker has ahead of it.
 _AHEAD = 2
 
 
-class Job(NamedTuple):
+class FetchJob(NamedTuple):
     """The arguments of a recipe's `fetch`."""
 
     indices: list[int]
@@ -36,15 +40,15 @@ class Job(NamedTuple):
 class Fetcher:
     """Fetches the parts of each step's batch, in order.
 
-    fetch: a recipe's. jobs_of: a step -> its jobs; asked ahead of time, so a function of the step alone until
+    fetch: a recipe's. jobs_of: a step -> its jobs; called ahead of time, so a function of the step alone until
     `restart` is called. workers: 0 fetches when asked; more start that many processes, forked from this one: they
-    see what the recipe had read so far, and keep what they read. steps: of the run; none past it is fetched.
+    have what the recipe had read so far, and keep what they read. steps: of the run; none past it is fetched.
     """
 
     def __init__(
         self,
         fetch: Callable[[list[int], int, int], Batch],
-        jobs_of: Callable[[int], list[Job]],
+        jobs_of: Callable[[int], list[FetchJob]],
         workers: int,
         steps: int,
     ) -> None:
@@ -63,7 +67,7 @@ class Fetcher:
             self._workers.append(_Worker(fetch, [worker.pipe for worker in self._workers]))
 
     def batches(self, step: int) -> list[Batch]:
-        """The parts of a step. Raises UserError where `fetch` does, and where a worker died."""
+        """The parts of a step. Raises UserError if `fetch` does, or a worker died."""
         if not self._workers:
             return [self._fetch(*job) for job in self.jobs_of(step)]
         if not self._ahead or self._ahead[0][0] != step:
@@ -76,7 +80,7 @@ class Fetcher:
         return parts
 
     def restart(self) -> None:
-        """Drops what was fetched ahead: the run goes on elsewhere, or with other draws."""
+        """Drops what was fetched ahead: the run continues elsewhere, or with other draws."""
         while self._ahead:
             for worker in self._ahead.popleft()[1]:
                 worker.take()
@@ -84,7 +88,7 @@ class Fetcher:
     def close(self) -> None:
         """Ends the workers."""
         for worker in self._workers:
-            worker.pipe.close()  # those who wait for a job see that there will be none
+            worker.pipe.close()  # a worker that waits for a job sees that there will be none
         deadline = time.monotonic() + _GRACE
         for worker in self._workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
@@ -121,15 +125,15 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def give(self, job: Job) -> None:
-        """One more job. Raises UserError where the process has ended."""
+    def give(self, job: FetchJob) -> None:
+        """Adds a job. Raises UserError if the process has ended."""
         try:
             self.pipe.send(job)
         except OSError:
             raise self._ended() from None
 
     def take(self) -> Batch:
-        """The next answer. Raises UserError with what it says, or naming what ended the process."""
+        """The next answer. Raises UserError with its message, or naming what ended the process."""
         connection.wait([self.pipe, self.process.sentinel])
         try:
             if not self.pipe.poll():
@@ -158,9 +162,9 @@ def _work(
 ) -> None:
     """A worker's life: until its parent closes the pipe or is gone."""
     for other in others:
-        other.close()  # only the parent may hold them, or their ends would not be seen
+        other.close()  # only the parent may hold them, or a closed end would go unnoticed
     for number in (signal.SIGINT, signal.SIGTERM):
-        # they mean the run, which ends its workers itself; not SIG_IGN, which a decoder's process would inherit
+        # meant for the run, which ends its workers; not SIG_IGN, which a decoder's process would inherit
         signal.signal(number, lambda *_: None)
     torch.set_num_threads(1)  # a forked process must not enter a pool of threads that it does not have
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -174,7 +178,7 @@ def _work(
             answer = ("ok", fetch(*job))
         except UserError as error:
             answer = ("user", str(error))
-        except Exception:  # told where the loop is, whatever it was
+        except Exception:  # reported in the run's process, whatever it was
             answer = ("fault", traceback.format_exc())
         try:
             pipe.send(answer)
@@ -183,7 +187,7 @@ def _work(
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, also where that was killed in the middle of a job."""
+    """Ends this process when its parent is gone, even if it was killed in the middle of a job."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""The cache of a training set's latents and text features: what it must hold, what it lacks, and reading it.
+"""The cache of a training set's latents and text features: its needed and missing entries, and reading it.
 
 SET/cache/latents-<key of the VAE>/     shards, index.safetensors, bad.json
 SET/cache/text-<key of the text encoder>/
@@ -33,12 +33,12 @@ _HINT = "run `ea train cache CONFIG`, or set data.cache = 'make'"
 class EncodedOptions(SetOptions):
     """The [data] table of recipes that train on latents."""
 
-    parts: str = Field(description="model folder whose vae/, text_encoder/ and tokenizer/ code the set")
+    parts: str = Field(description="model folder whose vae/, text_encoder/ and tokenizer/ encode the set")
     coding: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="type that these compute in")
     cache: Literal["make", "use", "off"] = Field(
         "make",
-        description="make: code what is not yet in the cache, then train from it; use: it must be complete; "
-        "off: code in every step",
+        description="make: encode what is not yet in the cache, then train from it; use: it must be complete; "
+        "off: encode in every step",
     )
     cache_folder: str | None = Field(
         None, description="folder of the cache; `cache` in the set's own if not given"
@@ -46,7 +46,7 @@ class EncodedOptions(SetOptions):
 
 
 class Cache:
-    """The two stores of a set, and which entry is whose. What is missing shows with `check`; see EncodedSource."""
+    """The two stores of a set, and each sample's entries. `check` reports what is missing; see EncodedSource."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Cache:
         self.open()
 
     def open(self) -> None:
-        """Takes up what the folders hold now."""
+        """Reads the present contents of the folders."""
         self._latents, self._texts = Store(self._latents_at), Store(self._text_at)
         self._bad = fill.read_bad(self._latents_at)
         self._text_places = self._texts.find(text_keys(self._captions))
@@ -83,7 +83,7 @@ class Cache:
         return self._texts.get(int(self._text_places[self._captions.index("")]))
 
     def make(self, coder: Coder, say: Callable[[str], None], again: bool) -> None:
-        """Codes what is missing. again: also what did not decode before. Call `open` afterwards."""
+        """Encodes what is missing. again: also what did not decode before. Call `open` afterwards."""
         missing = fill.missing_windows(self._needed, self._latents, {} if again else self._bad)
         if again and self._bad:
             fill.write_bad(self._latents_at, {})
@@ -92,7 +92,7 @@ class Cache:
                 bad = fill.make_latents(self._data, missing, self._latents_at, coder, self._stride, say)
                 count = sum(len(group) for group in missing)
                 say(f"latents: {count - len(bad):,} coded, {len(bad):,} bad, {self._latents_at.name}")
-            coder.free()  # before the text encoder comes: a card may hold only one of them
+            coder.free()  # before the text encoder is loaded: a card may hold only one of them
             captions = [self._captions[i] for i in np.flatnonzero(self._text_places < 0)]
             if captions:
                 fill.make_features(captions, self._text_at, coder, say)
@@ -101,7 +101,7 @@ class Cache:
             coder.free()
 
     def check(self) -> None:
-        """Raises UserError where something is missing."""
+        """Raises UserError if something is missing."""
         missing = fill.missing_windows(self._needed, self._latents, self._bad)
         count = sum(len(group) for group in missing)
         if count:
@@ -149,7 +149,7 @@ class Cache:
         return next(known, (self._data.item(index).path.name, "it is not in the cache"))
 
     def summary(self) -> str:
-        """One line: what there is, and what nothing needs any more."""
+        """One line: the entries that there are, and those that nothing needs any more."""
         needed = sum(len(group) for group in self._needed)
         found = sum(int((self._latents.find(group.keys) >= 0).sum()) for group in self._needed)
         line = f"{found:,} latents and {len(self._captions):,} captions in {quote_path(self.folder)}"

@@ -19,8 +19,8 @@ from ea_runtime.training.data.dataset import to_float
 
 logger = logging.getLogger("ea")
 
-#: Frames x height x width that go through the VAE together: on a CPU, as much as its caches bear (twice as fast as
-#: four times as much); on other devices, enough to fill them.
+#: Frames x height x width that go through the VAE together: on a CPU, what fits its caches (twice as fast as four
+#: times as much); on other devices, enough to fill them.
 CPU_PIXELS = 150_000
 PIXELS = 1 << 22
 #: Captions that go through the text encoder together.
@@ -43,7 +43,7 @@ class Coder:
 
     @torch.no_grad()
     def moments(self, frames: Tensor) -> Tensor:
-        """(B, 2 C, t, h, w) on the device; T is 1 or a multiple of the chunk, each chunk coded by itself."""
+        """(B, 2 C, t, h, w) on the device; T is 1 or a multiple of the chunk, each chunk encoded separately."""
         vae = self._part("vae")
         b, t, h, w = frames.shape[:4]
         chunk = 1 if t == 1 else self.chunk
@@ -69,7 +69,7 @@ class Coder:
         return found
 
     def free(self) -> None:
-        """Gives the memory of what was loaded back."""
+        """Frees the loaded parts."""
         if self._loaded:
             self._loaded.clear()
             if torch.device(self.device).type != "cpu":  # there, dropping them is enough

@@ -1,13 +1,12 @@
-"""Fills a cache of latents and text features with what it lacks.
+"""Fills a cache with missing latents and text features.
 
-Work goes on where an earlier run was killed: what is in a shard is not made again. Memory holds one shard and one
-batch, however large the set is.
+It resumes where an earlier run was killed: what is in a shard is not made again. Memory holds one shard and one batch,
+however large the set is.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import write_atomic
 from ea_runtime.files.safe import quote
 from ea_runtime.training.data.dataset import BadSample, Bucket, TrainingSet
 from ea_runtime.training.latents.coder import CAPTIONS, PIXELS, Coder
@@ -53,7 +53,7 @@ def needed_windows(
     stride: int,
     with_single_frames: bool,
 ) -> list[Windows]:
-    """Every window that a batch may be put together from: chunks, and frames by themselves.
+    """Every window that a batch may be made of: chunks, and single frames.
 
     views: the buckets of all samples, for each view of the set.
     """
@@ -85,7 +85,7 @@ def _windows(
 
 
 def missing_windows(windows: Sequence[Windows], store: Store, bad: dict[str, Any]) -> list[Windows]:
-    """What of them is neither in the store nor known to be bad."""
+    """The windows that are neither in the store nor known to be bad."""
     found = []
     for group in windows:
         lacking = np.flatnonzero(store.find(group.keys) < 0)
@@ -104,7 +104,7 @@ def make_latents(
     stride: int,
     say: Callable[[str], None],
 ) -> dict[str, tuple[str, str]]:
-    """Codes the windows into the folder. Returns those that do not decode: key -> (path, reason)."""
+    """Encodes the windows into the folder. Returns those that do not decode: key -> (path, reason)."""
     bad: dict[str, tuple[str, str]] = {}
     total = sum(len(group) for group in missing)
     progress = _Progress("latents", total, say)
@@ -129,7 +129,7 @@ def make_latents(
 
 
 def make_features(captions: Sequence[str], folder: Path, coder: Coder, say: Callable[[str], None]) -> None:
-    """Codes the captions into the folder."""
+    """Encodes the captions into the folder."""
     progress = _Progress("captions", len(captions), say)
     with Writer(folder) as writer:
         for start in range(0, len(captions), CAPTIONS):
@@ -150,9 +150,7 @@ def read_bad(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def write_bad(folder: Path, bad: dict[str, tuple[str, str]]) -> None:
-    partial = folder / f".{BAD}.partial"
-    partial.write_text(json.dumps(bad, indent=1), encoding="utf-8")
-    os.replace(partial, folder / BAD)
+    write_atomic(folder / BAD, json.dumps(bad, indent=1))
 
 
 def _batches(
@@ -175,7 +173,7 @@ def _batches(
 
 
 def _runs(group: Windows, stride: int, most: int) -> Iterator[list[int]]:
-    """Rows of one file, near enough to be read in one go: no more than twice the frames that are wanted."""
+    """Rows of one file, near enough to be read together: at most twice the frames that are wanted."""
     run: list[int] = []
     reach = max(2 * group.bucket.num_frames, 32) * stride
     for row in range(len(group)):
@@ -197,7 +195,7 @@ def _runs(group: Windows, stride: int, most: int) -> Iterator[list[int]]:
 def _read_run(
     data: TrainingSet, group: Windows, run: list[int], stride: int, bad: dict[str, tuple[str, str]]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The windows of a run; where they do not decode together, one by one, so that only the bad ones are lost."""
+    """The windows of a run; if they do not decode together, one by one, so that only the bad ones are lost."""
     length = group.bucket.num_frames
     index, first = int(group.samples[run[0]]), int(group.starts[run[0]])
     offsets = [(int(group.starts[row]) - first) // stride for row in run]
@@ -215,7 +213,7 @@ def _read_run(
 
 
 class _Progress:
-    """A line every few seconds: how many of how many, the rate, the time left."""
+    """Reports every few seconds: the count of the total, the rate, the time left."""
 
     def __init__(self, what: str, total: int, say: Callable[[str], None]) -> None:
         self.what, self.total, self.say = what, total, say

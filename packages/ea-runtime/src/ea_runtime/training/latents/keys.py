@@ -1,8 +1,8 @@
-"""What latents and text features in a cache are known by: the contents that they were made from.
+"""Keys of the latents and text features in a cache: hashes of the contents that they were made from.
 
-A window's key is the hash of its file's contents, mixed with what was cut out of it; a caption's is its own hash.
-The folder that they lie in is named by the hash of the weights and configs that made them. So a changed file,
-caption or model finds nothing, and what did not change is found whatever it is called.
+A window's key is the hash of its file's contents, mixed with the window's position and shape; a caption's is its own
+hash. Their folder is named by the hash of the weights and configs that made them. So a changed file, caption or model
+finds nothing, and unchanged contents are found under any file name.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from ea_runtime.files.safe import is_file
 from ea_runtime.models.hash import folders_hash
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.training.data.dataset import TrainingSet
+from ea_runtime.training.data.draws import scramble
 from ea_runtime.training.latents.store import KEY
 
-#: Raised whenever the same inputs would be coded into something else.
+#: Raised whenever the same inputs would be encoded differently.
 VERSION = 3
 
 
 class Contents:
-    """The contents of a set's files. hashes: (N,) of type KEY, one a sample; `bad`: sample -> (path, reason)."""
+    """The contents of a set's files. hashes: (N,) of type KEY, one per sample; `bad`: sample -> (path, reason)."""
 
     def __init__(self, data: TrainingSet, root: Path) -> None:
         self.hashes = np.zeros(len(data), dtype=KEY)
         self.bad: dict[int, tuple[str, str]] = {}
         remembered = Remembered(root, "contents", version=1)
-        seen: dict[Path, int] = {}  # a video that is repeated is looked at once
+        seen: dict[Path, int] = {}  # a repeated video is read once
         for index in range(len(data)):
             path = data.item(index).path
             first = seen.setdefault(path, index)
@@ -63,8 +64,8 @@ class Contents:
         shape = f"{frames}:{height}:{width}:{stride if frames > 1 else 1}"
         salt = _halves(hashlib.sha256(shape.encode()).digest())
         spread = np.asarray(starts, dtype=np.uint64)
-        mixed["high"] ^= _scramble(spread + np.uint64(salt[0] >> 1))
-        mixed["low"] ^= _scramble(spread + np.uint64(salt[1] >> 1))
+        mixed["high"] ^= scramble(spread + np.uint64(salt[0] >> 1))
+        mixed["low"] ^= scramble(spread + np.uint64(salt[1] >> 1))
         return mixed
 
 
@@ -75,12 +76,12 @@ def text_keys(captions: Iterable[str]) -> np.ndarray:
 
 
 def latents_folder(cache: Path, parts: str, coding: str) -> Path:
-    """Where latents of this VAE lie. Raises UserError for a model folder without one."""
+    """The folder of this VAE's latents. Raises UserError for a model folder without one."""
     return cache / f"latents-{_folder_key(parts, coding, 'vae')}"
 
 
 def text_folder(cache: Path, parts: str, coding: str) -> Path:
-    """Where features of this text encoder lie. Raises UserError for a model folder without one."""
+    """The folder of this text encoder's features. Raises UserError for a model folder without one."""
     return cache / f"text-{_folder_key(parts, coding, 'text_encoder', 'tokenizer')}"
 
 
@@ -99,7 +100,7 @@ def _folder_key(parts: str, coding: str, *folders: str) -> str:
 
 
 def _digest(path: Path, root: Path, remembered: Remembered) -> bytes:
-    """sha256 of a file, read again only where its size or time changed."""
+    """sha256 of a file, read again only if its size or time changed."""
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     known = remembered.get(name)
     if isinstance(known, str) and len(known) == 64:
@@ -114,11 +115,3 @@ def _digest(path: Path, root: Path, remembered: Remembered) -> bytes:
 
 def _halves(digest: bytes) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
-
-
-def _scramble(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele et al. 2014): near numbers lead far apart. Wraps around on purpose."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))

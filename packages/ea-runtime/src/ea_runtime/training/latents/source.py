@@ -1,8 +1,8 @@
-"""A training set as the denoiser sees it: latents and text features, coded as training goes or once, into a cache.
+"""A training set as the denoiser sees it: latents and text features, encoded during training or once, into a cache.
 
-A sample's window starts at a multiple of the VAE's chunk, and chunks are coded independently. So moments of chunks,
-kept by the contents of the file, give to rounding what coding the window would give, and the noise of the
-posterior is drawn by the recipe's generator in either case: a run from the cache has the losses of one without.
+A sample's window starts at a multiple of the VAE's chunk, and chunks are encoded independently. So cached moments of
+chunks equal, up to rounding, those of the window, and the recipe's generator draws the noise of the posterior in
+either case: a run from the cache has the losses of one without.
 
 Shape legend: B samples, T frames, C latent channels, t h w latents, L tokens, D the text encoder's width.
 """
@@ -38,7 +38,7 @@ class EncodedSource:
     coded together; clips have a multiple of it, or one frame. spatial_ratio: pixels a latent.
 
     Raises UserError, one line: no set, no such model folder, a number of frames that does not fit, a cache that
-    lacks something (`cache = "use"`).
+    is incomplete (`cache = "use"`).
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class EncodedSource:
             update={
                 "chunk": self.chunk,
                 "start_multiple": self.chunk * options.stride,
-                # what is coded once need not be kept decoded
+                # what is encoded once need not be kept decoded
                 "keep_mib": 0 if is_cached else options.keep_mib,
             }
         )
@@ -87,11 +87,11 @@ class EncodedSource:
         return len(self.set)
 
     def buckets(self, size: int | None = None, num_frames: int | None = None) -> list[Bucket]:
-        """One a sample; num_frames of a bucket is the most that its clips have."""
+        """One per sample; num_frames of a bucket is the largest number that its clips have."""
         return self.set.buckets(size, num_frames)
 
     def num_latents(self, num_frames: int) -> int:
-        """Latent frames of a clip of so many frames."""
+        """Latent frames of a clip of `num_frames` frames."""
         return self._geometry.num_latents(num_frames)
 
     def fetch(self, indices: list[int], seed: int, bucket: Bucket, num_frames: int | None = None) -> Batch:
@@ -101,7 +101,7 @@ class EncodedSource:
         """
         if num_frames is not None:
             self._check_frames(num_frames)
-            assert num_frames <= bucket.num_frames, "a crop takes away"
+            assert num_frames <= bucket.num_frames, "a crop is no longer than its clip"
             bucket = bucket._replace(num_frames=num_frames)
         if self._cache is not None:
             return self._cache.fetch(indices, seed, bucket)
@@ -152,9 +152,9 @@ class EncodedSource:
             )
 
     def open_cache(self, make: bool, again: bool = False) -> Cache:
-        """The cache of this source, whole. make: what it lacks is coded first; again: also what did not decode.
+        """The complete cache of this source. make: encode what is missing first; again: also what did not decode.
 
-        Raises UserError where something is missing and not to be made.
+        Raises UserError if something is missing and not to be made.
         """
         cache = Cache(self.set, self.options, self.chunk, self.views, self.single_frames)
         if make:
@@ -173,7 +173,7 @@ def make_cache(
     views: Sequence[View] = ((None, None),),
     single_frames: bool = False,
 ) -> None:
-    """`ea train cache`: codes what the cache lacks, tries again what did not decode, and tells what it found.
+    """`ea train cache`: encodes what is missing, retries what did not decode, and reports the cache's contents.
 
     Raises UserError as EncodedSource does.
     """
@@ -185,7 +185,7 @@ def make_cache(
 
 @contextmanager
 def _all_threads() -> Iterator[None]:
-    """The other processes wait: this one takes all cores."""
+    """Within the block this process uses all cores: the others wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or threads)
     try:

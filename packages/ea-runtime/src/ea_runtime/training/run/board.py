@@ -1,4 +1,4 @@
-"""TensorBoard event files beside log.jsonl: every number of its lines, and the sample sheets."""
+"""TensorBoard event files next to log.jsonl: every number of its lines, and the sample sheets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-#: Numbers of a log line that a board does not need: its axis, and what it shows by itself.
+#: Numbers of a log line that a board does not need: its axis, and what it computes itself.
 _LEFT_OUT = {"step", "seconds", "wait", "samples", "used"}
 
 
 class Board:
     """Writes event files into `folder`, a run's.
 
-    step: steps done when it is opened. Points of later steps that a killed run left are purged, since they come
-    again; so are those of steps that a rollback does anew.
+    step: steps done when it is opened. Points of later steps that a killed run left are purged, since they are done
+    again; so are those of steps that a rollback repeats.
     The files are written by tensorboardX, without TensorFlow; `tensorboard --logdir RUN` shows them.
     """
 
@@ -25,9 +25,11 @@ class Board:
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(
-            str(folder), purge_step=step + 1 if step else None, flush_secs=30,
+            str(folder),
+            purge_step=step + 1 if step else None,
+            flush_secs=30,
             filename_suffix=f".{step:09}.{os.getpid()}",  # tells files of one second apart, and sorts them
-        )  # fmt: skip
+        )
         self._step = step
 
     def __enter__(self) -> Board:
@@ -37,7 +39,7 @@ class Board:
         self.close()
 
     def line(self, line: dict[str, Any]) -> None:
-        """Takes a line of log.jsonl in: finite numbers as scalars, true and false as 1 and 0."""
+        """Adds a line of log.jsonl: finite numbers as scalars, true and false as 1 and 0."""
         step = line["step"]
         if step <= self._step:
             self._purge(step)
@@ -55,10 +57,10 @@ class Board:
 
     def _purge(self, step: int) -> None:
         """Tells readers to drop what they have of `step` and later."""
-        from tensorboardX.proto import event_pb2 as proto  # made by protobuf: no checker sees what is in it
+        from tensorboardX.proto import event_pb2
 
-        session: Any = getattr(proto, "SessionLog")  # noqa: B009
-        event: Any = getattr(proto, "Event")(step=step, session_log=session(status=session.START))  # noqa: B009
+        proto: Any = event_pb2  # made by protobuf: no checker sees what is in it
+        event = proto.Event(step=step, session_log=proto.SessionLog(status=proto.SessionLog.START))
         assert self._writer.file_writer is not None
         self._writer.file_writer.add_event(event, step=step)
 

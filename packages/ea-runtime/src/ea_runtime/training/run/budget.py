@@ -1,25 +1,25 @@
-"""Files that cannot be used: counted exactly, written down, told once each, and too many of them end the run."""
+"""Unusable files: counted exactly, logged, reported once each; too many end the run."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ea_runtime.errors import UserError, writing
+from ea_runtime.files.atomic import write_atomic
 
 
 class ErrorBudget:
-    """Stops a run once more than `share` of its set's samples are bad files; until then it goes on without them.
+    """Stops a run once more than `share` of its set's samples are bad files; until then it continues without them.
 
     share: 0..1. set_size: samples of the set (1 or more): the share is one of the whole set, so that one bad file
-    in the first batch of a large set stops nothing. path: the log (a line of JSON a file: "path", "reason"), by
-    convention quarantine.jsonl in the run's folder; None: the counts are kept and nothing is written.
+    in the first batch of a large set stops nothing. path: the log (one line of JSON per file: "path", "reason"), by
+    convention quarantine.jsonl in the run's folder; None: nothing is written.
     say: shows one line to the user, called once for each new bad file.
-    Raises UserError where `share` is not between 0 and 1.
+    Raises UserError if `share` is not between 0 and 1.
     """
 
     def __init__(
@@ -30,7 +30,9 @@ class ErrorBudget:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         if not 0 <= share <= 1:
-            raise UserError(f"`bad_share` must be between 0 and 1, got {share}; 0.01 bears 1 bad file in 100")
+            raise UserError(
+                f"`bad_share` must be between 0 and 1, got {share}; 0.01 allows 1 bad file in 100"
+            )
         assert set_size > 0
         self.share = share
         self.path = path
@@ -38,24 +40,24 @@ class ErrorBudget:
         self.say = say
         #: path of each bad file -> reason, in the order they were found
         self.bad: dict[str, str] = {}
-        #: samples that were used, repeated ones counted again
+        #: samples used, repeated ones counted again
         self.used = 0
 
     @property
     def allowed(self) -> int:
-        """Bad files that the run bears."""
+        """Bad files that the run may have."""
         return math.floor(self.share * self.set_size + 1e-9)
 
     def start(self) -> None:
-        """Begins anew: forgets all, and removes the log of an earlier run."""
+        """Starts over: forgets everything, and removes the log of an earlier run."""
         self.bad, self.used = {}, 0
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
     def count(self, used: int, bad: Iterable[tuple[int, str, str]]) -> None:
-        """Takes a batch in: how many samples were used, and (sample, path, reason) of those that could not be.
+        """Counts a batch: the number of samples used, and (sample, path, reason) of the unusable ones.
 
-        Raises UserError, one line with the counts and the log's path, where bad files exceed the share.
+        Raises UserError, one line with the counts and the log's path, if bad files exceed the share.
         """
         self.used += used
         new = {path: reason for _, path, reason in reversed(list(bad)) if path not in self.bad}
@@ -63,7 +65,7 @@ class ErrorBudget:
             self.bad[path] = reason
             self.say(f"left out, {_one_line(reason)}: {_one_line(path)}")
         if new and self.path is not None:
-            with writing(self.path, "make room there and go on with --resume"):
+            with writing(self.path, "make room there and continue with --resume"):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write("".join(_line(path, reason) for path, reason in reversed(new.items())))
@@ -76,11 +78,11 @@ class ErrorBudget:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has counted, for JSON."""
+        """Its counts, for JSON."""
         return {"used": self.used, "bad": list(map(list, self.bad.items()))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave; the log is cut to those files, since later ones will be met again."""
+        """Restores a `state_dict`; the log is cut to its files, since later ones will be met again."""
         self.used = int(state["used"])
         self.bad = {str(path): str(reason) for path, reason in state["bad"]}
         if self.path is None:
@@ -88,10 +90,7 @@ class ErrorBudget:
         if not self.bad:
             self.path.unlink(missing_ok=True)
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(_line(*pair) for pair in self.bad.items()), encoding="utf-8")
-        os.replace(partial, self.path)
+        write_atomic(self.path, "".join(_line(*pair) for pair in self.bad.items()))
 
 
 def _line(path: str, reason: str) -> str:

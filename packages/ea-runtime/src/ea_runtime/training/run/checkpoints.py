@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which there are, which are whole, and which are old enough to go."""
+"""The checkpoints of a run: listing, checking and removing them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `folder` has a manifest and every file that it lists, with its hash. Never raises."""
+    """True if `folder` has a manifest and every file that it lists, with its hash. Never raises."""
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return bool(listed) and all(file_hash(folder / name) == digest for name, digest in listed.items())
@@ -34,7 +34,7 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def newest_complete(run: Path) -> tuple[int, Path] | None:
-    """The newest checkpoint whose manifest holds, or None where the run has none."""
+    """The newest complete checkpoint, or None."""
     for step, path in reversed(checkpoints(run)):
         if is_complete(path):
             return step, path
@@ -44,7 +44,7 @@ def newest_complete(run: Path) -> tuple[int, Path] | None:
 def prune(run: Path, keep: int) -> None:
     """Removes all but the newest `keep` (1 or more) complete checkpoints, and what killed saves left behind.
 
-    Damaged checkpoints go once a newer one is complete. Nobody else may be saving in `run` meanwhile.
+    Damaged checkpoints are removed once a newer one is complete. Nobody else may be saving in `run` meanwhile.
     """
     assert keep > 0
     complete = [path for _, path in checkpoints(run) if is_complete(path)]
@@ -61,6 +61,6 @@ def prune(run: Path, keep: int) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint so that no half of it can be taken for whole: the manifest goes first."""
+    """Removes a checkpoint, its manifest first, so that a half of it never counts as complete."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)

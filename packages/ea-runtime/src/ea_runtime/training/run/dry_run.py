@@ -1,9 +1,9 @@
-"""`ea train ... --dry-run`: what a run would do and need, without training and without its weights.
+"""`ea train ... --dry-run`: the plan and the memory of a run, without training and without its weights.
 
-The recipe is made on torch's meta device, where tensors have shapes and no values. Memory is counted there: what
-stays from step to step exactly, and the activations by computing one batch of each phase's largest bucket on the
-meta device and adding up what autograd keeps for the backward pass (a recipe that computes under autocast counts as
-in float32, which is more). Not counted: what lives within an operation only, the allocator's waste, the libraries.
+The recipe is made on torch's meta device, where tensors have shapes and no values. Memory is counted there: exactly for
+what stays from step to step; for activations by computing one batch of each phase's largest bucket on the meta device
+and adding up what autograd keeps for the backward pass (under autocast counted as float32, which is more). Not counted:
+temporary memory within an operation, the allocator's waste, the libraries.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Context, Phase, Recipe
 from ea_runtime.training.update.optimizers import TurnOptimizer
 
-#: Bytes that an optimiser keeps for a parameter.
+#: Bytes that an optimiser keeps per parameter.
 _MOMENTS = {"muon": 4, "adamw8bit": 2}
 _BUCKETS_SHOWN = 12
 
 
 @dataclass(slots=True)
-class Plan:
+class RunPlan:
     """sections: title -> rows (what, how much), in the order in which they are shown."""
 
     sections: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -47,26 +47,31 @@ class Plan:
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Within the block new tensors are on the meta device; the global random state is left as it was."""
+    """Within the block new tensors are on the meta device; the global random state does not change."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         yield
 
 
+def recipe_of_shapes(
+    recipe_class: Any, options: Any, train: TrainOptions, out: Path, dtype: str | None = None
+) -> Recipe:
+    """The recipe as it is made for a dry run; to be called within `shapes_only`. dtype: None as `train` says."""
+    dtype, checkpointing = dtype or train.dtype, train.gradient_checkpointing
+    context = Context(train.seed, "meta", out, lambda line: None, dtype, checkpointing, dry_run=True)
+    return recipe_class(options, context)
+
+
 def make_plan(
     recipe_class: Any, options: Any, train: TrainOptions, name: str, out: Path, device: str
-) -> Plan:
+) -> RunPlan:
     """The plan of a run. Raises UserError as the run itself would at its start; writes nothing.
 
     recipe_class, options: as for the run. name: the recipe's. device: where the run would compute.
     """
-    context = Context(
-        seed=train.seed, device="meta", out=out, say=lambda line: None, dtype=train.dtype,
-        gradient_checkpointing=train.gradient_checkpointing, dry_run=True,
-    )  # fmt: skip
     with shapes_only():
-        recipe: Recipe = recipe_class(options, context)
+        recipe = recipe_of_shapes(recipe_class, options, train, out)
         told = recipe.describe()
-    plan = Plan()
+    plan = RunPlan()
     order = PhaseOrder(recipe.phases(), train.batch_size, train.seed)
     _add_run(plan, train, name, out, device)
     _add_data(plan, order, train)
@@ -79,8 +84,8 @@ def make_plan(
     return plan
 
 
-def show_plan(plan: Plan, console: Console) -> None:
-    """Prints the plan as one table; a script reads it as lines."""
+def show_plan(plan: RunPlan, console: Console) -> None:
+    """Prints the plan as one table, in lines that a script can read."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -93,7 +98,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table, highlight=False, markup=False)
 
 
-def _add_run(plan: Plan, train: TrainOptions, name: str, out: Path, device: str) -> None:
+def _add_run(plan: RunPlan, train: TrainOptions, name: str, out: Path, device: str) -> None:
     plan.add("Run", "recipe", name)
     state = "there is something already" if out.exists() else "new"
     plan.add("Run", "writes to", f"{out} ({state}; this plan writes nothing)")
@@ -114,7 +119,7 @@ def _add_run(plan: Plan, train: TrainOptions, name: str, out: Path, device: str)
     plan.add("Run", "saves", f"every {train.save_every} steps, keeps {train.keep}{samples}")
 
 
-def _add_data(plan: Plan, order: PhaseOrder, train: TrainOptions) -> None:
+def _add_data(plan: RunPlan, order: PhaseOrder, train: TrainOptions) -> None:
     for number, (phase, batches) in enumerate(zip(order.phases, order.orders, strict=True)):
         title = "Data" if len(order.orders) == 1 else f"Data, phase {number + 1}"
         length = _end(order, number, train) - phase.start
@@ -149,7 +154,7 @@ def _add_data(plan: Plan, order: PhaseOrder, train: TrainOptions) -> None:
 
 
 def _turns(recipe: Recipe, train: TrainOptions) -> list[TurnOptimizer]:
-    # the loss scale of fp16 needs a real device, and says nothing here
+    # the loss scale of fp16 needs a real device, and does not matter here
     options = train.model_copy(update={"dtype": "fp32"})
     groups, names = recipe.parameter_groups(), list(recipe.turns())
     turns = [TurnOptimizer(groups, name, options, first=name == names[0]) for name in names]
@@ -159,7 +164,7 @@ def _turns(recipe: Recipe, train: TrainOptions) -> list[TurnOptimizer]:
     return turns
 
 
-def _add_parameters(plan: Plan, recipe: Recipe, turns: list[TurnOptimizer], train: TrainOptions) -> None:
+def _add_parameters(plan: RunPlan, recipe: Recipe, turns: list[TurnOptimizer], train: TrainOptions) -> None:
     trained = sum(p.numel() for turn in turns for p in turn.parameters)
     total = sum(p.numel() for module in recipe.modules().values() for p in module.parameters())
     plan.add("Parameters", "trained", f"{trained:,} of {total:,} ({trained / max(1, total):.1%})")
@@ -170,14 +175,14 @@ def _add_parameters(plan: Plan, recipe: Recipe, turns: list[TurnOptimizer], trai
 
 
 def _add_memory(
-    plan: Plan,
+    plan: RunPlan,
     recipe: Recipe,
     turns: list[TurnOptimizer],
     order: PhaseOrder,
     train: TrainOptions,
     told: dict[str, Any],
 ) -> dict[str, Any]:
-    """Adds the section and returns what the recipe told without what went into it."""
+    """Adds the section and returns the rest of what the recipe reported."""
     parts = resident_bytes(recipe, turns, train)
     own = told.pop("memory", None)
     activations: dict[str, int | str] = {}
@@ -204,7 +209,7 @@ def _add_memory(
 
 
 def resident_bytes(recipe: Recipe, turns: list[TurnOptimizer], train: TrainOptions) -> dict[str, int]:
-    """What stays from step to step, by part, in bytes; weights, gradients and averages are float32."""
+    """Bytes that stay from step to step, by part; weights, gradients and averages are float32."""
     modules = recipe.modules()
     averaged = {name: modules[name] for name in recipe.averaged()}
     helpers = [m for m in vars(recipe).values() if isinstance(m, nn.Module) and m not in modules.values()]
@@ -233,9 +238,9 @@ def largest_batch(phase: Phase, count: int) -> tuple[Hashable, list[int]]:
 
 
 def activation_bytes(recipe: Recipe, phase: Phase, order: BatchOrder, step: int, count: int) -> int | str:
-    """What autograd keeps of one micro-batch of `count` samples of the phase's largest bucket, each storage once.
+    """Bytes that autograd keeps of a micro-batch of `count` samples of the phase's largest bucket, each storage once.
 
-    The largest of the turns counts. A string says why it cannot be told: that is for people.
+    The largest of the turns counts. A string says, for people, why it is unknown.
     """
     largest, members = largest_batch(phase, count)
     sizes = []
@@ -251,18 +256,16 @@ def activation_bytes(recipe: Recipe, phase: Phase, order: BatchOrder, step: int,
             sizes.append(kept.bytes_without(known) if loss.total.requires_grad else 0)
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # a loss may do what has no meaning without values; the plan is told without it
+    except Exception as error:  # a loss may be undefined without values: the plan comes without it
         return f"not counted ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
     return max(sizes) * count // len(batch)
 
 
 class _Kept:
-    """Holds every tensor that autograd saves within the block."""
+    """Collects every tensor that autograd saves within the block."""
 
     def __init__(self) -> None:
-        self._tensors: dict[int, Tensor] = {}  # alive, so that no storage's number is given twice
+        self._tensors: dict[int, Tensor] = {}  # kept alive, so that no storage's number is reused
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._take, lambda tensor: tensor)
 
     def __enter__(self) -> _Kept:
@@ -281,7 +284,7 @@ class _Kept:
 
 
 class NoValues(TorchDispatchMode):
-    """Lets a loss mix tensors with and without values, and read values that are not there: it reads ones."""
+    """Lets a loss mix tensors with and without values; values that do not exist read as ones."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -323,7 +326,7 @@ def _weight(key: Hashable) -> float:
 
 
 def _bytes_of(modules: Any, without: Any = ()) -> int:
-    """Of all their tensors, each once; without: modules whose tensors are counted elsewhere (a LoRA's in its base)."""
+    """Bytes of their tensors, each once; without: modules that are counted elsewhere (a LoRA in its base)."""
 
     def tensors(these: Any) -> dict[int, Tensor]:
         return {id(t): t for module in these for t in (*module.parameters(), *module.buffers())}
@@ -340,7 +343,7 @@ def _size(size: int) -> str:
 
 
 def _flat(what: str, value: Any) -> Iterator[tuple[str, str]]:
-    """What a recipe told, as rows: a table's or list's entries one below the other."""
+    """A recipe's description as rows: a table's or list's entries one below the other."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{what}: {key}", inner)

@@ -1,22 +1,22 @@
-"""The guard against steps that would spoil a run: values that are not finite, and spikes of the loss.
+"""Guards a run against bad steps: values that are not finite, and spikes of the loss.
 
-Plain DiT training is known to spike (0.05 -> 0.2 -> 1.0 within some steps). The loss of a single step tells
-little: between timestep 0 and 999 it changes by a factor of 10,000, and a batch holds some timesteps only. So
-each sample is compared with others of its own bin of timesteps:
+Plain DiT training is known to spike (0.05 -> 0.2 -> 1.0 within some steps). The loss of a single step says little:
+between timestep 0 and 999 it changes by a factor of 10,000, and a batch has only some timesteps. So each sample is
+compared with others of its own bin of timesteps:
 
     r = log(loss) - median of its bin             over the last WINDOW steps that had the bin
     x = mean of r over the batch - median of the same for the last steps of its group, as seen from now
     S = max(0, S + min((x - allowance) / limit, 1 / 3))    a cumulative sum (Page 1954); alarm where S > 1
 
-Medians and their deviations (MAD) are robust: a spike that is under way hardly moves what it is compared with.
-A single odd batch cannot alarm, a lasting rise by a factor of 2 does within some steps. The logarithm makes
-the test one of factors; a small floor (`_FLOOR` of the highest median so far, 10 times that without timesteps)
-keeps a loss that has all but vanished from being judged by its noise. The gradient's norm is a witness: where
-it has jumped too, the rise counts more. By itself it never alarms, since clipping makes it harmless.
+Medians and their deviations (MAD) are robust: a spike hardly moves the level that it is compared with. A single odd
+batch cannot raise the alarm, a lasting rise by a factor of 2 does within some steps. The logarithm makes the test one
+of factors; a small floor (`_FLOOR` of the highest median so far, 10 times that without timesteps) keeps the noise of a
+nearly vanished loss from counting. The gradient's norm is a witness: if it has jumped too, the rise counts more. Alone
+it never raises the alarm, since clipping makes it harmless.
 
-A group is whatever shifts the level without being a fault: kind of the batch, its size, the phase. A group
-that is new is learned before it counts (until then only a rise by 8 and more does), so a phase may begin
-anywhere, and a warm-up, which only lowers the loss, passes.
+A group is whatever shifts the level without being a fault: kind of the batch, its size, the phase. A new group is
+learned before it counts (until then only a rise by a factor of 8 does), so a phase may begin anywhere, and a warm-up,
+which only lowers the loss, raises no alarm.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from typing import Any, Literal
 
 from ea_runtime.training.options import GuardOptions
 
-#: Steps whose values a bin's median is taken over, and those that a group remembers.
+#: Steps in a bin's median, and those that a group remembers.
 WINDOW, GROUP_WINDOW = 64, 48
 #: A bin or a group with fewer steps is being learned.
 LEARN_BIN, LEARN_GROUP = 8, 16
-#: Groups that are remembered; the one that was not seen for longest is forgotten.
+#: Groups that are remembered; the one not seen for longest is forgotten.
 MAX_GROUPS = 64
-#: Steps before a rise was noticed that are held to be spoilt as well.
+#: Steps before a rise was noticed that also count as bad.
 MARGIN = 5
-#: Batches below this size are noisy beyond what their deviation tells; their limit is raised.
+#: Batches below this size are noisier than their deviation shows; their limit is raised.
 SMALL = 6
 _FLOOR = 1e-3
 _NUM_TIMESTEPS = 1000
@@ -47,7 +47,7 @@ Row = list[tuple[int, float, int]]  # (bin, mean log loss, samples) of one step
 
 
 class Guard:
-    """Judges steps one after the other; a function of what it was shown, so a resumed run judges alike."""
+    """Judges steps one after the other; a function of what it has seen, so a resumed run judges equally."""
 
     def __init__(self, options: GuardOptions) -> None:
         self.options = options
@@ -61,19 +61,19 @@ class Guard:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the present state may be saved as good: nothing is suspected."""
+        """True if the present state may be saved as good: nothing is suspected."""
         return self._skips == 0 and self._sum < 1 / 3
 
     @property
     def is_rising(self) -> bool:
-        """Whether the loss is suspected of a lasting rise. A step that was skipped changed nothing and is none."""
+        """True if a lasting rise of the loss is suspected. A skipped step changed nothing and does not count."""
         return self._sum >= 1 / 3
 
     @property
     def suspect_since(self) -> int | None:
-        """Steps that were done before what is suspected now began, with a margin; None where nothing is.
+        """Steps done before the suspected rise began, with a margin; None if nothing is suspected.
 
-        A checkpoint of that step or an earlier one is from before.
+        A checkpoint of that step or an earlier one is good.
         """
         return None if self._since is None else max(0, self._since - MARGIN)
 
@@ -91,8 +91,8 @@ class Guard:
         step: steps done before this one. loss, grad_norm: of the whole batch, before clipping.
         samples: each sample's loss; without them, `loss` is taken. timesteps: theirs, 0..999; without them all
         samples share a bin. group: see above.
-        "ok": apply it. "skip": it is not finite, leave it out. "spike": the weights are held to be spoilt;
-        go back to a state of `suspect_since` or earlier, and load the guard's state of then.
+        "ok": apply it. "skip": it is not finite, drop it. "spike": the weights count as bad; go back to a state of
+        `suspect_since` or earlier, with the guard's state of then.
         """
         values = list(samples) if samples is not None else [loss]
         if not all(map(math.isfinite, (loss, grad_norm, *values))):
@@ -121,18 +121,21 @@ class Guard:
         return "spike" if self._sum > 1.0 else "ok"
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it remembers, for JSON; floats come back from there to the bit."""
+        """Its whole state, for JSON, which keeps floats bit-exact."""
         return {
             "bins": [[place, list(values)] for place, values in sorted(self._bins.items())],
             "groups": {
-                name: [[list(map(list, row)), norm] for row, norm in rows] for name, rows in self._groups.items()
+                name: [[list(map(list, row)), norm] for row, norm in rows]
+                for name, rows in self._groups.items()
             },
             "peaks": sorted(map(list, self._peaks.items())),
-            "sum": self._sum, "skips": self._skips, "since": self._since,
-        }  # fmt: skip
+            "sum": self._sum,
+            "skips": self._skips,
+            "since": self._since,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave, also after a trip through JSON. Raises KeyError where a part is missing."""
+        """Restores a `state_dict`, also after a trip through JSON. Raises KeyError if a part is missing."""
 
         def row(pairs: list[list[Any]]) -> Row:
             return [(int(place), float(value), int(count)) for place, value, count in pairs]
@@ -149,7 +152,7 @@ class Guard:
         self._sum, self._skips, self._since = float(state["sum"]), state["skips"], state["since"]
 
     def _row(self, values: list[float], timesteps: Sequence[int] | None) -> Row:
-        """The step's mean log loss by bin. A loss of 0 or less has no logarithm and says nothing here."""
+        """The step's mean log loss by bin. A loss of 0 or less has no logarithm and is ignored."""
         places, floor = [0] * len(values), 10 * _FLOOR
         if timesteps is not None:
             places = [
@@ -163,7 +166,7 @@ class Guard:
         return [(place, sum(logs) / len(logs), len(logs)) for place, logs in sorted(found.items())]
 
     def _excess(self, row: Row, grad_norm: float, group: str) -> float | None:
-        """How far the step lies above what is allowed, in parts of the limit; None: nothing to compare with."""
+        """The step's excess over what is allowed, in parts of the limit; None: nothing to compare with."""
         medians = self._medians
         level = _level(row, medians)
         if level is None:
@@ -199,7 +202,7 @@ class Guard:
 
 
 def _level(row: Row, medians: dict[int, float]) -> float | None:
-    """Mean of log loss minus its bin's median over the samples whose bin is known; None where half are not."""
+    """Mean of log loss minus its bin's median over the samples whose bin is known; None if half are not."""
     known = [(value - medians[place], count) for place, value, count in row if place in medians]
     total = sum(count for _, count in known)
     if 2 * total < sum(count for _, _, count in row) or not total:
@@ -208,7 +211,7 @@ def _level(row: Row, medians: dict[int, float]) -> float | None:
 
 
 def _center_and_sigma(values: list[float]) -> tuple[float, float]:
-    """Median, and the standard deviation that the median absolute deviation stands for."""
+    """Median, and the standard deviation that the median absolute deviation corresponds to."""
     center = median(values)
     return center, _MAD_TO_SIGMA * median(abs(value - center) for value in values)
 

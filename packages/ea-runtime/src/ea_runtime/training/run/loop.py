@@ -1,6 +1,6 @@
-"""The one training loop. What a step computes is in step.py; here is what happens around it, and how a run goes on.
+"""The training loop. step.py computes a step; here is everything around it: resume, saving, rollbacks, the end.
 
-A run is a folder: config.toml (as run), log.jsonl (a line a step), checkpoint-N/ (a loadable model folder `model/`
+A run is a folder: config.toml (as run), log.jsonl (one line per step), checkpoint-N/ (a loadable model folder `model/`
 with the averaged weights, and the training state), samples/ (sheets) and at the end `final/`.
 """
 
@@ -20,7 +20,7 @@ from ea_runtime.machine.canary import Canary, canary_file
 from ea_runtime.machine.formats import Formats
 from ea_runtime.machine.processes import from_first, wait_for_all
 from ea_runtime.training.data.order import PhaseOrder
-from ea_runtime.training.data.workers import Fetcher, Job
+from ea_runtime.training.data.workers import Fetcher, FetchJob
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Recipe
 from ea_runtime.training.run.budget import ErrorBudget
@@ -42,9 +42,9 @@ MAX_ROLLBACKS = 3
 class Trainer:
     """Trains one recipe in one folder.
 
-    config: the whole config as run; a run can go on with the same one only (see run_folder.MAY_CHANGE).
+    config: the whole config as run; a run can only resume with the same one (see run_folder.MAY_CHANGE).
     say: shows one line to the user.
-    Raises UserError where the recipe leaves nothing to train, or the options cannot be had together.
+    Raises UserError if the recipe leaves nothing to train, or the options exclude each other.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Trainer:
         self._given_up = ""  # why the run ends, after too many steps that were not finite
 
     def group_lines(self) -> list[str]:
-        """One line a parameter group: name, optimiser, size, peak rate."""
+        """One line per parameter group: name, optimiser, size, peak rate."""
         return [line for turn in self.turns for line in turn.lines()]
 
     def run(self, *, resume: bool) -> Path:
         """Trains to the last step and returns `final/`, the finished model folder. Main thread only.
 
-        resume: go on from the newest complete checkpoint; without one, start.
+        resume: continue from the newest complete checkpoint; without one, start.
         SIGTERM and Ctrl-C end the step, save a checkpoint (unless the state is suspect) and raise KeyboardInterrupt.
-        Raises UserError for a folder that holds another run or a damaged one, for a full disk, for too many files
-        that cannot be used, and where the loss stays infinite or spikes again and again.
+        Raises UserError for a folder that holds another run or a damaged one, for a full disk, for too many unusable
+        files, and if the loss stays infinite or spikes again and again.
         """
         previous = {
             number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)
@@ -157,9 +157,9 @@ class Trainer:
                 self.say(f"the state at step {self.step} is suspect and was not saved")
 
     def _one_step(self, fetcher: Fetcher) -> tuple[str, dict[str, Any], bool]:
-        """One step: what the guard says, the line for the log, and whether any process was asked to stop."""
+        """One step: the guard's verdict, the line for the log, and True if any process was asked to stop."""
         limit = self.options.guard.skips
-        # the first of a row, and the last one that is borne
+        # the first of a row, and the last one allowed
         explain = self.skipped in (0, limit - 1)
         result = self.stepper.one_step(
             self.step, self.rollbacks, fetcher, self.guard, self.budget, stop=self._stop, explain=explain
@@ -173,27 +173,26 @@ class Trainer:
                 self._given_up = f"{steps}: {said}; {self._remedy()}"
             else:
                 self.say(f"step {self.step} is skipped: {said}")
-        line = {
-            "step": self.step, **result.line, "skipped": result.verdict == "skip", "rollbacks": self.rollbacks
-        }  # fmt: skip
+        line = {"step": self.step, **result.line}
+        line |= {"skipped": result.verdict == "skip", "rollbacks": self.rollbacks}
         return result.verdict, line, result.stop
 
     def _remedy(self) -> str:
-        """What to set where gradients stay infinite."""
+        """The advice for gradients that stay infinite."""
         data = "look at the data of the last lines of log.jsonl"
         if self.options.dtype == "fp32":
             return f"lower `train.lr`, or {data}"
         return f"set `train.dtype` to fp32 in a new run; if that does not help, lower `train.lr` or {data}"
 
-    def _jobs_of(self, step: int) -> list[Job]:
-        """What this process fetches for a step: its share of the batch, in `accumulate` parts."""
+    def _jobs_of(self, step: int) -> list[FetchJob]:
+        """This process's fetches for a step: its share of the batch, in `accumulate` parts."""
         share = self.order.draw(step).indices[self.rank :: self.processes]
         seed = seed_of(self.options.seed, step, self.rollbacks)
         size = max(1, -(-len(share) // self.options.accumulate))
-        return [Job(share[at : at + size], seed, step) for at in range(0, len(share), size)]
+        return [FetchJob(share[at : at + size], seed, step) for at in range(0, len(share), size)]
 
     def _open(self, resume: bool) -> None:
-        """Takes up the run in the folder, or starts one there."""
+        """Resumes the run in the folder, or starts one there."""
         newest = self.folder.start(resume)
         wait_for_all()
         for line in (*self.group_lines(), *self.order.lines()):
@@ -203,7 +202,7 @@ class Trainer:
                 self.folder.begin()
                 if self.rank == 0:
                     self.budget.start()
-            self._save()  # what a spike before the first checkpoint goes back to
+            self._save()  # the state that a spike before the first checkpoint goes back to
             return
         self._load(newest[1])
         with self._writing():
@@ -228,9 +227,10 @@ class Trainer:
                 f"look at log-rollback-*.jsonl; checkpoint-{self.saved_step} is the last good state"
             )
         good = [
-            (step, path) for step, path in checkpoints(self.out)
+            (step, path)
+            for step, path in checkpoints(self.out)
             if step < self.step and (since is None or step <= since) and is_complete(path)
-        ]  # fmt: skip
+        ]
         chosen = from_first(good[-1] if good else None)
         if chosen is None:
             raise UserError(
@@ -241,7 +241,7 @@ class Trainer:
         self.rollbacks = rollbacks
         self.folder.cut_log(self.step, keep_as=f"log-rollback-{rollbacks}.jsonl")
         wait_for_all()
-        if self.rank == 0:  # later ones are of the state that was given up
+        if self.rank == 0:  # later ones are of the abandoned state
             for step, path in checkpoints(self.out):
                 if step > self.step:
                     remove_checkpoint(path)
@@ -249,26 +249,21 @@ class Trainer:
         self.say(f"the loss spiked at step {spiked}; back to checkpoint-{self.step} (rollback {rollbacks})")
 
     def _save(self) -> None:
-        """Writes checkpoint-N. Raises UserError before anything is written where the disk is too full."""
+        """Writes checkpoint-N. Raises UserError, before anything is written, if the disk is too full."""
         self._save_is_due = False
-        position = {
-            "step": self.step, "skipped": self.skipped, "rollbacks": self.rollbacks,
-            "guard": self.guard.state_dict(), "budget": self.budget.state_dict(),
-        }  # fmt: skip
-        state = {
-            "modules": self.modules, "averages": self.averages, "turns": self.turns, "position": position
-        }  # fmt: skip
+        position = {"step": self.step, "skipped": self.skipped, "rollbacks": self.rollbacks}
+        position |= {"guard": self.guard.state_dict(), "budget": self.budget.state_dict()}
+        parts = {"modules": self.modules, "averages": self.averages, "turns": self.turns}
         if self.rank == 0:
             size = sum(p.numel() * 4 for module in self.modules.values() for p in module.parameters())
-            require_space(
-                self.out, size * 6
-            )  # weights, averages, two moments, the model folder, and some room
+            # weights, averages, two moments, the model folder, and some room
+            require_space(self.out, size * 6)
             with self._writing(), atomic_folder(self.out / f"checkpoint-{self.step}") as folder:
-                save_state(folder, **state)
+                save_state(folder, **parts, position=position)
                 self._save_model(folder / "model")
             prune(self.out, self.options.keep)
         elif self.parallel.is_sharded:
-            save_state(None, **state)
+            save_state(None, **parts, position=position)
             self._save_model(None)
         wait_for_all()
         self.saved_step = self.step
@@ -285,7 +280,7 @@ class Trainer:
             stack.enter_context(average.swapped_in())
 
     def _sample(self, board: Any) -> None:
-        """Writes samples/step-N.png, where the recipe has something to show."""
+        """Writes samples/step-N.png if the recipe has something to show."""
         if self.rank == 0 or self.parallel.is_sharded:
             with ExitStack() as stack:
                 self._swap_averages_in(stack)
@@ -310,7 +305,7 @@ class Trainer:
         return stack.enter_context(Board(self.out, self.step))
 
     def _finish(self) -> Path:
-        """The averages for good, the recipe's last words, and `final/`."""
+        """Installs the averages, lets the recipe finish, and writes `final/`."""
         target = self.out / "final"
         for average in self.averages.values():
             average.install()
@@ -325,9 +320,9 @@ class Trainer:
         return target
 
     def _writing(self) -> AbstractContextManager[None]:
-        """Within the block a full disk is a UserError that tells what is saved."""
+        """Within the block a full disk is a UserError that reports what is saved."""
         saved = f"step {self.saved_step} of {self.options.steps}" if self.saved_step else "nothing yet"
-        return writing(self.out, f"saved is {saved}: make room there and go on with --resume")
+        return writing(self.out, f"saved is {saved}: make room there and continue with --resume")
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
         self._stop = True

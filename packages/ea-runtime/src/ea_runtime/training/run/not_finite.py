@@ -1,4 +1,4 @@
-"""Where in a step a number first was not finite: found by doing the step again with a look at every module."""
+"""Finds where in a step a number first was not finite: does the step again and checks every module."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 
 def find_first(modules: Mapping[str, nn.Module], again: Callable[[], float]) -> str | None:
-    """What was not finite first, in the order of computing: "the weight gradient of `vae.decoder.conv_in`".
+    """The first value that is not finite, in the order of computing: "the weight gradient of `vae.decoder.conv_in`".
 
     modules: the run's, by name. again: does the step's forward and backward passes and returns its loss.
-    None: all was finite this time.
+    None: everything was finite this time.
     """
     outputs: list[str] = []
     gradients: list[str] = []
@@ -33,7 +33,7 @@ def find_first(modules: Mapping[str, nn.Module], again: Callable[[], float]) -> 
             for tensor in _tensors(out):
                 look(tensor, f"the output of `{place}`", outputs)
                 if tensor.requires_grad:
-                    # told at the module that made it: what comes in from there is the gradient of its output
+                    # reported at the module that made it: the incoming gradient is that of its output
                     tensor.register_hook(on_gradient(f"the gradient that reaches the output of `{place}`"))
 
         return hook
@@ -53,10 +53,13 @@ def find_first(modules: Mapping[str, nn.Module], again: Callable[[], float]) -> 
 
 def _tensors(out: Any) -> list[Tensor]:
     """The tensors in a module's output, those in the attributes of an object such as a posterior too."""
-    leaves = [inner for leaf in tree_leaves(out) for inner in (
-        [leaf] if isinstance(leaf, Tensor) else tree_leaves(list(getattr(leaf, "__dict__", {}).values()))
-    )]  # fmt: skip
+    leaves = tree_leaves(out)
+    leaves += [value for leaf in leaves if not isinstance(leaf, Tensor) for value in _attributes(leaf)]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _attributes(value: Any) -> list[Any]:
+    return tree_leaves(list(getattr(value, "__dict__", {}).values()))
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What a person sees while training: one live line on a terminal, a line now and then elsewhere."""
+"""Progress of training: one live line on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ QUIET_SECONDS = 30.0
 
 
 class TrainingProgress:
-    """Shows step, loss (running mean), rate, samples a second, memory, time left, and what went wrong so far.
+    """Shows step, loss (running mean), rate, samples per second, memory, time left, and faults so far.
 
-    steps: of the whole run. done: of them, when it is opened. show: false says nothing at all.
+    steps: of the whole run. done: of them, when it is opened. show: False shows nothing.
     """
 
     def __init__(self, steps: int, done: int, show: bool = True) -> None:
@@ -28,10 +28,9 @@ class TrainingProgress:
         self.skipped = 0
         self.last_print = 0.0
         self.steps = steps
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}"), console=self.console, disable=not self.live,
-        )  # fmt: skip
+        text, line = TextColumn("{task.description}"), TextColumn("{task.fields[line]}")
+        columns = text, BarColumn(bar_width=20), MofNCompleteColumn(), line
+        self.bar = Progress(*columns, console=self.console, disable=not self.live)
         self.task = self.bar.add_task("training", total=steps, completed=done, line="")
 
     def __enter__(self) -> TrainingProgress:
@@ -42,7 +41,7 @@ class TrainingProgress:
         self.bar.stop()
 
     def take(self, line: dict[str, Any]) -> None:
-        """Counts a line of log.jsonl: every step's. A skipped step leaves the running loss as it was."""
+        """Counts a line of log.jsonl, one per step. A skipped step does not change the running loss."""
         loss, seconds = line["loss"], max(line["seconds"], 1e-9)
         if loss is not None and math.isfinite(loss):
             self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
@@ -53,8 +52,8 @@ class TrainingProgress:
     def show(self, line: dict[str, Any]) -> None:
         """Shows the running figures with a line of log.jsonl that was taken.
 
-        Read: step, loss (None or NaN where it was not finite), lr, samples, seconds; and where they are there
-        skipped, rollbacks, bad (counts so far), memory (MB), wait (seconds of the step that waited for data).
+        Read: step, loss (None or NaN if not finite), lr, samples, seconds; and if present skipped, rollbacks, bad
+        (counts so far), memory (MB), wait (seconds of the step that waited for data).
         """
         text = self._text(line)
         if self.live:

@@ -1,4 +1,4 @@
-"""A step of a run on shapes alone: what it would compute in a reduced number format, and how much of it is wrong."""
+"""A step of a run on shapes alone: how much of it a reduced number format would compute wrongly."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from ea_runtime.errors import UserError
 from ea_runtime.machine.canary import Canary
 from ea_runtime.machine.formats import Formats
 from ea_runtime.training.options import TrainOptions
-from ea_runtime.training.recipe import Context, Recipe
-from ea_runtime.training.run.dry_run import NoValues, largest_batch, micro_batch, shapes_only
+from ea_runtime.training.recipe import Recipe
+from ea_runtime.training.run.dry_run import (
+    NoValues,
+    largest_batch,
+    micro_batch,
+    recipe_of_shapes,
+    shapes_only,
+)
 from ea_runtime.training.update.precision import DTYPES
 
 
@@ -26,18 +32,14 @@ def share_wrong(
     say: Callable[[str], None],
     canary: Canary | None,
 ) -> float:
-    """The part of a run's products, 0..1, that `dtype` gets wrong on this device.
+    """The share of a run's products, 0..1, that `dtype` gets wrong on this device.
 
-    One step of the largest batch of each phase is gone through, forward and backward, on tensors without values; each
-    operation in it is tried by the canary. say: hears what is wrong, with the modules' names.
-    Raises what the recipe raises for options that are wrong.
+    One step of the largest batch of each phase is computed, forward and backward, on tensors without values; the canary
+    tries each operation in it. say: is told what is wrong, with the modules' names.
+    Raises what the recipe raises for wrong options.
     """
-    context = Context(
-        seed=train.seed, device="meta", out=Path(), say=lambda line: None, dtype=dtype,
-        gradient_checkpointing=train.gradient_checkpointing, dry_run=True,
-    )  # fmt: skip
     with shapes_only():
-        recipe: Recipe = recipe_class(options, context)
+        recipe = recipe_of_shapes(recipe_class, options, train, Path(), dtype)
     formats = Formats(torch.device(device), DTYPES[dtype], say, canary, assume=DTYPES[dtype])
     for phase in recipe.phases():
         _, members = largest_batch(phase, micro_batch(train, phase.batch_size or train.batch_size))
@@ -58,8 +60,6 @@ def _go_through(recipe: Recipe, members: list[int], step: int, formats: Formats)
                     loss.total.backward()
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # a loss may do what has no meaning without values; it is watched as it runs
+        except Exception as error:  # a loss may be undefined without values: it is watched as it runs
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
             formats.say(f"number formats are checked as the run meets them, not ahead ({reason})")

@@ -1,4 +1,4 @@
-"""The folder of a run: config.toml as run, log.jsonl (a line a step), checkpoint-N/, samples/, final/."""
+"""The folder of a run: config.toml as run, log.jsonl (one line per step), checkpoint-N/, samples/, final/."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from typing import Any
 import tomli_w
 
 from ea_runtime.errors import UserError
+from ea_runtime.files.atomic import write_atomic
 from ea_runtime.training.run.checkpoints import checkpoints, newest_complete
 
-#: What may change when a run goes on: where and how often it saves and shows, and how it uses the machine.
-MAY_CHANGE = {
-    "train.save_every", "train.keep", "train.log_every", "train.sample_every", "train.tensorboard", "train.threads",
-    "train.workers", "train.processes", "train.parallel", "train.device", "run.out",
-}  # fmt: skip
+#: Keys that may change when a run resumes: where and how often it saves and shows, and how it uses the machine.
+_MAY = "save_every keep log_every sample_every tensorboard threads workers processes parallel device"
+MAY_CHANGE = {"run.out", *(f"train.{name}" for name in _MAY.split())}
 
 
 class RunFolder:
-    """out: the folder. config: the whole config as run; a run can go on with the same one only (see MAY_CHANGE).
+    """out: the folder. config: the whole config as run; a run can only resume with the same one (see MAY_CHANGE).
 
-    writes: whether this process is the one that writes.
+    writes: True for the process that writes.
     """
 
     def __init__(self, out: Path, config: dict[str, Any], *, writes: bool) -> None:
@@ -34,15 +33,15 @@ class RunFolder:
         self.log_path = out / "log.jsonl"
 
     def start(self, resume: bool) -> tuple[int, Path] | None:
-        """The checkpoint (step, folder) that the run goes on from; None: it is new, and the folder is made ready.
+        """The checkpoint (step, folder) that the run resumes from; None: it is new.
 
-        Raises UserError where the folder holds another run, or a damaged one.
+        Raises UserError if the folder holds another run, or a damaged one.
         """
         newest = newest_complete(self.out)
         if newest is not None and not resume:
             if newest[0] > 0:
                 raise UserError(
-                    f"`out` {str(self.out)!r} holds a run at step {newest[0]}; go on with --resume or choose another"
+                    f"`out` {str(self.out)!r} holds a run at step {newest[0]}; continue with --resume or choose another"
                 )
             newest = None  # nothing was done yet
         damaged = [path for step, path in checkpoints(self.out) if step > 0]
@@ -56,9 +55,9 @@ class RunFolder:
         return newest
 
     def refuse_early(self, resume: bool) -> None:
-        """Raises UserError as `start` would, as far as that needs no look into checkpoints.
+        """Raises UserError as `start` would, as far as possible without reading checkpoints.
 
-        To be asked before a recipe is made, which may code a whole set.
+        To be called before a recipe is made, which may encode a whole set.
         """
         if any(step > 0 for step, _ in checkpoints(self.out)):
             if resume:
@@ -76,11 +75,11 @@ class RunFolder:
             (self.out / "config.toml").write_text(tomli_w.dumps(self.config), encoding="utf-8")
 
     def open_log(self) -> RunLog:
-        """log.jsonl; nothing is written where this process is not the one that writes."""
+        """log.jsonl; only the process that writes writes to it."""
         return RunLog(self.log_path if self.writes else Path(os.devnull))
 
     def cut_log(self, step: int, keep_as: str | None = None) -> None:
-        """Drops the lines past `step`: those steps will be done again. keep_as: a file that they are moved to."""
+        """Drops the lines past `step`: those steps will be done again. keep_as: a file for them."""
         if not self.writes or not self.log_path.exists():
             return
         kept, dropped = [], []
@@ -91,9 +90,7 @@ class RunFolder:
                 break  # a torn last line of a killed run
         if keep_as:
             (self.out / keep_as).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
-        partial = self.log_path.with_name(f".{self.log_path.name}.partial")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(partial, self.log_path)
+        write_atomic(self.log_path, "".join(f"{line}\n" for line in kept))
 
     def _same_config(self) -> None:
         """Raises UserError naming the keys that differ from the run's own config."""
@@ -102,7 +99,7 @@ class RunFolder:
             before = _flat(tomllib.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{str(path)!r} must be the config of the run that --resume goes on with: {error}"
+                f"{str(path)!r} must be the config of the run that --resume continues: {error}"
             ) from error
         now = _flat(self.config)
         keys = sorted(
@@ -117,9 +114,9 @@ class RunFolder:
 
 
 class RunLog:
-    """A log that is appended to line by line, so that it can be followed. What a full disk took of a line stays torn.
+    """A log, appended line by line, so that it can be followed. A full disk leaves a torn line.
 
-    Nothing is buffered: closing it has nothing to write, and so cannot fail.
+    Nothing is buffered: closing it writes nothing, so it cannot fail.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,7 +129,7 @@ class RunLog:
         self.close()
 
     def line(self, line: dict[str, Any]) -> None:
-        """Raises OSError where the disk does not take it."""
+        """Raises OSError if the disk is full."""
         data = (json_line(line) + "\n").encode()
         while data:
             data = data[self._file.write(data) :]
@@ -145,7 +142,7 @@ class RunLog:
 
 
 def recorded_dtype(out: Path) -> str | None:
-    """`train.dtype` of the run in this folder; None where there is none, or none that can be read."""
+    """`train.dtype` of the run in this folder; None if missing or unreadable."""
     try:
         dtype = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))["train"]["dtype"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -154,7 +151,7 @@ def recorded_dtype(out: Path) -> str | None:
 
 
 def json_line(line: dict[str, Any]) -> str:
-    """One line of JSON; NaN and infinity, which JSON has not, become null."""
+    """One line of JSON; NaN and infinity, which JSON lacks, become null."""
     lost = {key: None for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)}
     return json.dumps(line | lost)
 

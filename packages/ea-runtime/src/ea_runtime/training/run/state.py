@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the model: tensors in safetensors, numbers in JSON; nothing that runs code."""
+"""The training state in a checkpoint: tensors in safetensors, numbers in JSON; nothing that runs code."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def save_state(
 ) -> None:
     """Writes state.safetensors (weights, averages, optimisers) and state.json (position, rates, loss scales).
 
-    Tensors are whole, also where the run shards them: then every process must call this, the others with folder None.
-    position: what JSON can hold.
+    Tensors are whole even if the run shards them: then every process must call this, the others with folder None.
+    position: anything that JSON can hold.
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {"position": position, "turns": {}}
@@ -66,9 +66,9 @@ def load_state(
     averages: dict[str, WeightAverage],
     turns: Sequence[TurnOptimizer],
 ) -> dict[str, Any]:
-    """Restores what save_state wrote, to the bit, and returns the position.
+    """Restores what save_state wrote, bit-exact, and returns the position.
 
-    Raises UserError where the checkpoint is of other modules or turns.
+    Raises UserError if the checkpoint is of other modules or turns.
     """
     tensors = load_file(folder / "state.safetensors")
     numbers = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -110,7 +110,7 @@ def _load_module(folder: Path, name: str, module: nn.Module, weights: dict[str, 
 def _load_optimizer(
     optimizer: torch.optim.Optimizer, values: dict[str, Tensor], groups: list[Any], rest: dict[str, Any]
 ) -> None:
-    """Also gives the tensors their parameters' strides (channels last) and shards, as in an unbroken run.
+    """Also gives the tensors their parameters' strides (channels last) and shards, as in an uninterrupted run.
 
     Files hold them contiguous and whole. Arithmetic over mixed layouts is slower, and need not round alike.
     """

@@ -1,4 +1,4 @@
-"""One step of training: its batch, its turns (gradients, clipping, update), and what is told of it."""
+"""One step of training: its batch, its turns (gradients, clipping, update), and its line in the log."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ea_runtime.training.run.guard import Guard
 from ea_runtime.training.run.not_finite import find_first
 from ea_runtime.training.update.average import WeightAverage
 from ea_runtime.training.update.optimizers import TurnOptimizer, all_turns_train, only_turn_trains, rate
-from ea_runtime.training.update.parallel import Alone
+from ea_runtime.training.update.parallel import Strategy
 
 
 @dataclass(slots=True)
 class StepResult:
-    """verdict: "ok", "skip" or "spike". line: for the log. stop: whether any process was asked to stop.
+    """verdict: "ok", "skip" or "spike". line: for the log. stop: True if any process was asked to stop.
 
     why: what was not finite first, of a step that was skipped and explained.
     """
@@ -49,17 +49,17 @@ class TurnResult:
     figures: dict[str, float] = field(default_factory=dict)
     samples: list[float] | None = None
     timesteps: list[int] | None = None
-    is_trained: bool = True  # whether its loss had a gradient: a turn may sit steps out
+    is_trained: bool = True  # True if its loss had a gradient: a turn may sit steps out
 
 
 class Stepper:
-    """Computes steps. What it draws is a function of (seed, step, rollbacks) and the sample."""
+    """Computes steps. Its random draws are functions of (seed, step, rollbacks) and the sample."""
 
     def __init__(
         self,
         recipe: Recipe,
         options: TrainOptions,
-        parallel: Alone,
+        parallel: Strategy,
         turns: Sequence[TurnOptimizer],
         averages: dict[str, WeightAverage],
         order: PhaseOrder,
@@ -84,9 +84,9 @@ class Stepper:
         stop: bool,
         explain: bool = False,
     ) -> StepResult:
-        """step: counted from 0. explain: a step that is skipped is done again to find out why.
+        """step: counted from 0. explain: a skipped step is done again to find out why.
 
-        Raises UserError past the budget of unusable samples.
+        Raises UserError beyond the budget of unusable samples.
         """
         started = time.perf_counter()
         draw = self.order.draw(step)
@@ -109,10 +109,13 @@ class Stepper:
             if verdict == "skip" and explain:
                 why = self._explain(turn, weighted, step, rollbacks)
             self.parallel.share_buffers()
+        line |= {"lr": self.options.lr * rate(self.options, step), "samples": len(draw.indices), "used": used}
         line |= {
-            "lr": self.options.lr * rate(self.options, step), "samples": len(draw.indices), "used": used,
-            "bad": len(bad), "seconds": time.perf_counter() - started, "wait": wait, "memory": memory_mb(),
-        }  # fmt: skip
+            "bad": len(bad),
+            "seconds": time.perf_counter() - started,
+            "wait": wait,
+            "memory": memory_mb(),
+        }
         return StepResult(verdict, line, any(asked for _, _, asked in facts), why)
 
     def _turns(
@@ -162,7 +165,7 @@ class Stepper:
         return verdict, number
 
     def _explain(self, number: int, batches: list[tuple[Batch, float]], step: int, rollbacks: int) -> str:
-        """What was not finite first in a turn that was skipped: by doing it once more. Done by all processes."""
+        """The first value that is not finite in a skipped turn, which is done again, by all processes."""
         turn = self.turns[number]
         only_turn_trains(self.turns, turn)
         seed = seed_of(self.options.seed, step, rollbacks, number)
@@ -185,7 +188,7 @@ class Stepper:
         turn.zero_grad()
         share = Share()
         for place, (batch, weight) in enumerate(batches):
-            # dropout is drawn a process and part; what a recipe draws, a sample (see draws.py)
+            # dropout is drawn per process and part; what a recipe draws, per sample (see draws.py)
             seed_global(seed_of(seed, self.parallel.rank, place))
             generator = torch.Generator().manual_seed(seed)
             with self.formats.watch():
@@ -203,7 +206,7 @@ class Stepper:
 
 
 class Share:
-    """What one process computed of a turn: sums of figures times their weights, and each sample's loss."""
+    """One process's share of a turn: sums of figures times their weights, and each sample's loss."""
 
     def __init__(self) -> None:
         self.loss = 0.0
@@ -213,7 +216,7 @@ class Share:
         self.is_trained = False
 
     def take(self, loss: Loss, weight: float) -> None:
-        """weight: the part's samples as a part of all; 0 where it only kept in step."""
+        """weight: the part's share of all samples; 0 if it only kept in step."""
         self.is_trained |= loss.total.requires_grad
         if weight == 0:
             return
@@ -229,7 +232,7 @@ def _joined(values: list[Any] | None, more: Tensor | None) -> list[Any] | None:
 
 
 def merge(shares: Sequence[Share]) -> TurnResult:
-    """The numbers of all processes as one."""
+    """Merges the numbers of all processes."""
     result = TurnResult(sum(share.loss for share in shares), is_trained=shares[0].is_trained)
     for share in shares:
         for name, value in share.figures.items():
@@ -249,14 +252,14 @@ def seed_of(*numbers: int) -> int:
 
 
 def seed_global(seed: int) -> None:
-    """Seeds torch's own generators: what torch.manual_seed does, without the stack that it keeps where CUDA is idle."""
+    """Seeds torch's own generators as torch.manual_seed does, without the stack that it keeps while CUDA is idle."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
 
 
 def memory_mb() -> float:
-    """The most memory that was in use so far: of the GPU where there is one, else of the process."""
+    """Peak memory so far, in MB: of the GPU if there is one, else of the process."""
     if torch.cuda.is_initialized():
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
     return round(peak_rss() / 1e6, 1)

@@ -25,7 +25,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the module's present weights in."""
+        """Adds the module's present weights to the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         weights = [p.detach() for p in self.module.parameters() if p.requires_grad]
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within the block the module carries the averages; afterwards its own weights again, to the bit."""
+        """Within the block the module has the averages; afterwards its own weights again, bit-exact."""
         self._swap()
         try:
             yield
@@ -61,7 +61,7 @@ class WeightAverage:
         return {**self.averages, "_updates": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what `state_dict` gave. Raises KeyError where a name is missing."""
+        """Restores a `state_dict`. Raises KeyError if a name is missing."""
         for name, average in self.averages.items():
             fill(average, state[name])
         self.updates = int(state["_updates"])

@@ -1,4 +1,4 @@
-"""Muon for matrices and convolution kernels, AdamW for the rest, in one optimiser.
+"""Muon for matrices and convolution kernels, torch's AdamW for the rest, in one optimiser.
 
 Muon (K. Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks"): the momentum of a
 weight matrix is replaced by the nearest semi-orthogonal matrix, found by five Newton-Schulz iterations.
@@ -7,11 +7,11 @@ torch.optim.Muon takes 2-D parameters only; here a convolution kernel counts as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
@@ -35,8 +35,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     lr, weight_decay (decoupled; "adam" adds it to the gradient instead), betas and eps (Adam), momentum (Muon's,
     Nesterov), dtype (of its products). A Muon update is scaled by max(1, rows / columns) ** 0.5, so that rates carry
-    over between shapes. The parameters of an Adam group must have gradients at the same steps: they share one bias
-    correction.
+    over between shapes.
     Raises ValueError for another `kind`, and for a vector in a Muon group.
     """
 
@@ -50,11 +49,8 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        defaults = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum,
-            "kind": "adamw",
-        }  # fmt: skip
-        super().__init__(groups, defaults)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(groups, {**defaults, "momentum": momentum, "kind": "adamw"})
         self.dtype = dtype
         for group in self.param_groups:
             if group["kind"] not in ("adamw", "adam", "muon"):
@@ -65,7 +61,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 raise ValueError("Muon takes parameters of two or more dimensions only")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Any = None) -> Any:
         """One update of every parameter that has a gradient."""
         assert closure is None, "closures are not used by the loop"
         for group in self.param_groups:
@@ -91,27 +87,29 @@ class MuonAdamW(torch.optim.Optimizer):
         parameter.add_(matrix.view_as(parameter), alpha=-group["lr"] * scale)
 
     def _adam(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        beta1, beta2 = group["betas"]
         for parameter in params:
             state = self.state[parameter]
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.int64)
-                state["mean"] = torch.zeros_like(parameter)
+                state |= {"step": torch.zeros(()), "mean": torch.zeros_like(parameter)}
                 state["square"] = torch.zeros_like(parameter)
-            state["step"] += 1
-        step = int(self.state[params[0]]["step"])
-        gradients = [p.grad for p in params if p.grad is not None]
-        means = [self.state[p]["mean"] for p in params]
-        squares = [self.state[p]["square"] for p in params]
-        decay, is_coupled = group["weight_decay"], group["kind"] == "adam"
-        if decay and is_coupled:
-            gradients = torch._foreach_add(gradients, params, alpha=decay)
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        roots = torch._foreach_sqrt(squares)
-        torch._foreach_div_(roots, (1 - beta2**step) ** 0.5)
-        torch._foreach_add_(roots, group["eps"])
-        if decay and not is_coupled:
-            torch._foreach_mul_(params, 1 - group["lr"] * decay)
-        torch._foreach_addcdiv_(params, means, roots, -group["lr"] / (1 - beta1**step))
+            elif not state["step"].is_floating_point():  # from a checkpoint of ea-runtime 0.1
+                state["step"] = state["step"].float()
+        states = [self.state[parameter] for parameter in params]
+        columns = ([state[name] for state in states] for name in ("mean", "square"))
+        beta1, beta2 = group["betas"]
+        adam(
+            params,
+            [p.grad for p in params if p.grad is not None],
+            *columns,
+            max_exp_avg_sqs=[],
+            state_steps=[state["step"] for state in states],
+            foreach=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            decoupled_weight_decay=group["kind"] == "adamw",
+        )

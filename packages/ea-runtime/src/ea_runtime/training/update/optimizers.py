@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.training.options import TrainOptions
@@ -16,7 +16,7 @@ from ea_runtime.training.update.sharded import whole
 
 
 def rate(options: TrainOptions, step: int) -> float:
-    """The part of the peak rates that a step (counted from 0) runs at: warm-up, then the schedule."""
+    """The fraction of the peak rates for a step (counted from 0): warm-up, then the schedule."""
     if step < options.warmup:
         return (step + 1) / options.warmup
     if options.schedule == "constant":
@@ -27,7 +27,7 @@ def rate(options: TrainOptions, step: int) -> float:
 
 
 def check_groups(groups: list[dict[str, Any]], turns: Iterable[str]) -> None:
-    """Raises UserError where nothing is trained, and ValueError where a recipe's groups do not fit its turns."""
+    """Raises UserError if nothing is trained, and ValueError if a recipe's groups do not fit its turns."""
     known = list(turns)
     seen: dict[int, str] = {}
     for group in groups:
@@ -42,11 +42,11 @@ def check_groups(groups: list[dict[str, Any]], turns: Iterable[str]) -> None:
 
 
 class TurnOptimizer:
-    """Everything that one turn of a step updates.
+    """The groups and optimisers of one turn of a step.
 
-    groups: the recipe's (of all turns). first: whether groups that name no turn are this one's. Their `kind` is "muon"
+    groups: the recipe's (of all turns). first: True if groups without a turn are this one's. Their `kind` is "muon"
     or "adamw" (the latter meaning `train.optimizer`), `lr_scale` multiplies the rate, `name` is shown.
-    Raises UserError, one line: 8-bit Adam without bitsandbytes; Muon, 8-bit Adam or fp16 where weights are sharded.
+    Raises UserError, one line: 8-bit Adam without bitsandbytes; Muon, 8-bit Adam or fp16 with sharded weights.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TurnOptimizer:
             parameter.grad = None
 
     def set_rate(self, part: float) -> None:
-        """part: of the peak rates."""
+        """part: fraction of the peak rates."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * part
@@ -73,7 +73,7 @@ class TurnOptimizer:
     def finish_gradients(self) -> float:
         """After the backward passes: undoes the loss scale, clips, and returns the norm before clipping."""
         for parameter in self.parameters:
-            # None and zero differ for the optimiser; which it is must not depend on when a run was resumed
+            # None and zero differ for the optimiser: the choice must not depend on when a run was resumed
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self.scaler.is_enabled():
@@ -82,17 +82,17 @@ class TurnOptimizer:
         return float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)))
 
     def step(self) -> None:
-        """Takes the gradients in. They must be finite."""
+        """Applies the gradients. They must be finite."""
         for optimizer in self.optimizers:
             optimizer.step()
 
     def end(self) -> None:
-        """After `finish_gradients`, whether or not there was a step: the loss scale follows what was seen."""
+        """After `finish_gradients`, with or without a step: adapts the loss scale."""
         if self.scaler.is_enabled():
             self.scaler.update()
 
     def lines(self) -> list[str]:
-        """One line a group: what it is called, how it is updated, how many parameters, at which peak rate."""
+        """One line per group: name, optimiser, number of parameters, peak rate."""
         lines = []
         for group in self.groups:
             count = sum(p.numel() for p in group["params"])
@@ -105,7 +105,7 @@ class TurnOptimizer:
 def _choose(
     groups: list[dict[str, Any]], turn: str, options: TrainOptions, first: bool
 ) -> list[dict[str, Any]]:
-    """The groups of this turn that train anything, with their rates and the optimiser that they get."""
+    """The groups of this turn that train anything, with their rates and optimiser."""
     chosen = []
     for number, group in enumerate(groups):
         if group.get("turn", turn if first else None) != turn:
@@ -134,9 +134,7 @@ def _build(groups: list[dict[str, Any]], options: TrainOptions) -> list[torch.op
             raise UserError(refused + "scaled fp16 cannot follow; set `train.dtype` to bf16, or use ddp")
     if not groups:
         return []
-    common: dict[str, Any] = {
-        "lr": options.lr, "betas": options.betas, "eps": options.eps, "weight_decay": options.weight_decay
-    }  # fmt: skip
+    common: dict[str, Any] = options.model_dump(include={"lr", "betas", "eps", "weight_decay"})
     ours, in_8bit = groups, []
     if options.optimizer == "adamw8bit":
         ours = [group for group in groups if group["kind"] == "muon"]
@@ -157,16 +155,17 @@ def _bare(group: dict[str, Any]) -> dict[str, Any]:
 def _adamw8bit() -> Any:
     try:
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+
+        return AdamW8bit
     except ImportError as error:
         raise MissingPackageError(
             "`train.optimizer` is 'adamw8bit', which needs the package bitsandbytes; "
             "`pip install 'ea-runtime[adam8bit]'`, or set it to 'adamw'"
         ) from error
-    return AdamW8bit
 
 
 def only_turn_trains(turns: list[TurnOptimizer], chosen: TurnOptimizer) -> None:
-    """During a turn the other turns' parameters need no gradients: that saves their part of the backward pass."""
+    """Turns gradients of the other turns' parameters off, which saves their part of the backward pass."""
     if len(turns) > 1:
         for turn in turns:
             for parameter in turn.parameters:
@@ -178,8 +177,3 @@ def all_turns_train(turns: list[TurnOptimizer]) -> None:
     for turn in turns:
         for parameter in turn.parameters:
             parameter.requires_grad_(True)
-
-
-def num_trainable(modules: dict[str, nn.Module]) -> int:
-    """Parameters that are trained."""
-    return sum(p.numel() for module in modules.values() for p in module.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""How the gradients of several processes become one: alone, DDP (accelerate), or shards (FSDP)."""
+"""Strategies for sharing the gradients of several processes: none for one, DDP (accelerate), shards (FSDP)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ea_runtime.training.update.optimizers import TurnOptimizer
 from ea_runtime.training.update.sharded import ShardedModules, whole_weights
 
 
-class Alone:
-    """One process: nothing is exchanged. Also what the others below share."""
+class Strategy:
+    """How a step's gradients are shared. This one, the base of the others, is for one process: nothing is exchanged."""
 
-    #: Whether the modules hold shards, so that using and saving them takes every process.
+    #: True if the modules hold shards, so that using and saving them takes every process.
     is_sharded = False
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
@@ -30,7 +30,7 @@ class Alone:
         self.rank, self.size = world()
 
     def prepare(self, turns: Sequence[TurnOptimizer]) -> None:
-        """Called once the turns' optimisers are there."""
+        """Called once the turns' optimisers exist."""
 
     def run(self, work: Callable[[], Any]) -> Any:
         """`work()`, which uses the modules."""
@@ -41,21 +41,21 @@ class Alone:
         total.backward()
 
     def pad(self, batches: list[Batch], counts: list[int]) -> list[Batch]:
-        """This process's parts of a step, followed by as many that weigh nothing as it needs to keep in step.
+        """This process's parts of a step, padded with parts of weight 0 so that it keeps in step.
 
         counts: of every process's parts; one is above 0. Called by all of them.
         """
         return batches
 
     def share_buffers(self) -> None:
-        """Gives all processes the first one's buffers, where a step changed any."""
+        """Gives all processes the first one's buffers that a step changed."""
 
     def whole(self) -> AbstractContextManager[None]:
-        """Within the block the modules carry whole weights, to be saved."""
+        """Within the block the modules have whole weights, to be saved."""
         return whole_weights(self.modules.values() if self.is_sharded else ())
 
 
-class _Shared(Alone):
+class _Shared(Strategy):
     """Several processes: they start from the first one's weights and keep its buffers."""
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
@@ -64,7 +64,7 @@ class _Shared(Alone):
             for module in modules.values():
                 for tensor in module.state_dict().values():
                     _broadcast(tensor)
-        # persistent ones only: tables that are computed do not change
+        # persistent ones only: computed tables do not change
         names = {f"{n}/{k}" for n, m in modules.items() for k in m.state_dict()}
         self._buffers = [
             buffer for n, m in modules.items() for k, buffer in m.named_buffers() if f"{n}/{k}" in names
@@ -72,7 +72,7 @@ class _Shared(Alone):
         self._seen = [buffer._version for buffer in self._buffers]
 
     def _padded(self, batches: list[Batch], counts: list[int], wanted: int) -> list[Batch]:
-        """Copies of one that a process has, for those with fewer than `wanted`."""
+        """Adds copies of some process's batch if this one has fewer than `wanted`."""
         if min(counts) < wanted:
             giver = counts.index(max(counts))
             given = from_first(batches[0] if self.rank == giver else None, giver)
@@ -97,7 +97,7 @@ class Ddp(_Shared):
     """Every process holds all weights; DDP, as accelerate sets it up, averages gradients during the backward pass.
 
     One DDP module a turn holds that turn's parameters. Its forward is handed the finished loss: the recipe calls its
-    own modules (and any method of them), and DDP looks at the graph behind the loss for what will get a gradient.
+    own modules (and any method of them), and DDP finds in the loss's graph what will get a gradient.
     """
 
     def prepare(self, turns: Sequence[TurnOptimizer]) -> None:
@@ -105,7 +105,7 @@ class Ddp(_Shared):
         self._reducers = {turn.turn: accelerator.prepare_model(_Reducer(turn.parameters)) for turn in turns}
 
     def backward(self, total: Tensor, turn: str, *, is_last: bool) -> None:
-        # DDP averages; what the processes add up are parts of one mean
+        # DDP averages, but the processes' losses are parts of one mean
         if is_last:
             total = self._reducers[turn](total * self.size)
         else:
@@ -160,7 +160,7 @@ def _accelerator(device: torch.device) -> Any:
     from accelerate.utils import DistributedDataParallelKwargs
 
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise UserError("accelerate was told to use FSDP, but `train.parallel` is 'ddp'; set it to 'fsdp'")
+        raise UserError("accelerate is set to use FSDP, but `train.parallel` is 'ddp'; set it to 'fsdp'")
     threads = torch.get_num_threads()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate chooses a number of its own
     kwargs = DistributedDataParallelKwargs(find_unused_parameters=True)  # pictures use no motion module
@@ -169,10 +169,10 @@ def _accelerator(device: torch.device) -> Any:
         return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[kwargs])
 
 
-def choose_parallel(kind: str, modules: dict[str, nn.Module], num_turns: int) -> Alone:
-    """kind: `train.parallel`. Raises UserError where it cannot be: FSDP of a recipe with several turns."""
+def choose_parallel(kind: str, modules: dict[str, nn.Module], num_turns: int) -> Strategy:
+    """kind: `train.parallel`. Raises UserError for FSDP with a recipe of several turns."""
     if world()[1] == 1:
-        return Alone(modules)
+        return Strategy(modules)
     if kind == "ddp":
         return Ddp(modules)
     if num_turns > 1:

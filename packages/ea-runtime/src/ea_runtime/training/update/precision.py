@@ -19,10 +19,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_dtype(asked: str, device: str, recorded: str | None, say: Callable[[str], None]) -> str:
-    """`train.dtype` as the run computes: "auto" becomes the type that suits the device, or the one it had before.
+    """`train.dtype` as the run computes: "auto" becomes the type that suits the device, or that of the run.
 
-    recorded: the type of the run that goes on, whatever machine that was on; None: a new one.
-    say: hears what auto became, and that bf16 will be slow on a CPU without bf16 arithmetic.
+    recorded: the type of the run that resumes, on whatever machine; None: a new run.
+    say: is told what auto became, and that bf16 will be slow on a CPU without bf16 arithmetic.
     """
     dtype, hint = asked, "set it to auto"
     if asked == "auto":
@@ -48,7 +48,7 @@ def run_in(module: nn.Module, dtype: torch.dtype, *args: Any, **kwargs: Any) -> 
     """
     if dtype == torch.float32:
         return module(*args, **kwargs)
-    if is_sharded(module):  # its weights are gathered block by block as they are called; each is cast there
+    if is_sharded(module):  # its weights are gathered and cast block by block
         with torch.autocast(next(module.parameters()).device.type, dtype):
             return module(*args, **kwargs)
     tensors = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
@@ -60,6 +60,6 @@ def run_in(module: nn.Module, dtype: torch.dtype, *args: Any, **kwargs: Any) -> 
 def short_attention(device: str) -> AbstractContextManager[Any]:
     """Attention as plain matrix products on the CPU, for training on short sequences (some hundred tokens).
 
-    There the fused kernel's backward pass takes longer than the rest of a small network together.
+    There the fused kernel's backward pass takes longer than all the rest of a small network.
     """
     return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()

@@ -1,4 +1,4 @@
-"""Weights that several processes hold a shard of each (torch's fully_shard, FSDP2), and what is whole of them."""
+"""Weights in shards, one per process (torch's fully_shard, FSDP2), and gathering them whole."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether some parameter of `module` is held in shards."""
+    """True if some parameter of `module` is sharded."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 class ShardedModules(nn.Module):
     """Shards `modules` in place and runs what uses them.
 
-    Each module of their module lists (a transformer's blocks) is gathered when it is called, and let go again; what
-    is left is gathered for the whole of `forward`. torch's fully_shard is used beneath accelerate, which on CPUs
+    Each module of their module lists (a transformer's blocks) is gathered when it is called, then released; the rest
+    is gathered for the whole of `forward`. torch's fully_shard is used beneath accelerate, which on CPUs
     takes an FSDP plugin and then quietly makes DDP of it (1.15), and prepares one model with its optimiser only.
     """
 
@@ -29,7 +29,7 @@ class ShardedModules(nn.Module):
         super().__init__()
         self.held = nn.ModuleList(modules)
         for parameter in self.held.parameters():
-            parameter.data = parameter.data.contiguous()  # shards know no other layout (channels last)
+            parameter.data = parameter.data.contiguous()  # shards have no other layout (channels last)
         for block in _blocks(self.held, is_root=True):
             fully_shard(block)
         fully_shard(self, reshard_after_forward=True)  # a forward without a backward must leave nothing stale
@@ -39,7 +39,7 @@ class ShardedModules(nn.Module):
         return work()
 
     def last_backward(self, is_last: bool) -> None:
-        """Says whether the next backward pass is a step's last: only then are gradients exchanged."""
+        """Sets if the next backward pass is a step's last: only then are gradients exchanged."""
         assert isinstance(self, FSDPModule)
         self.set_requires_gradient_sync(is_last)
 
@@ -56,7 +56,7 @@ def _blocks(module: nn.Module, is_root: bool = False) -> Iterator[nn.Module]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered (every process must ask for it), any other as it is."""
+    """A sharded tensor gathered (every process must ask for it); any other unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -78,7 +78,7 @@ def like(target: Tensor, values: Tensor) -> Tensor:
 
 @contextmanager
 def whole_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the block sharded modules carry whole parameters, to be saved; every process must take part.
+    """Within the block sharded modules have whole parameters, to be saved; every process must take part.
 
     They are copies: what is written to them is lost.
     """

@@ -1,29 +1,27 @@
-"""The networks of a model folder that LoRA can go on: with their weights, or names and shapes alone."""
+"""The networks of a model folder that LoRA can adapt: with their weights, or names and shapes alone."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from ea_lora.keys import Part
-from ea_runtime.errors import UserError
-from ea_runtime.files.safe import inside, is_file, plain
+from ea_runtime.files.safe import inside, is_file
 from ea_runtime.models.layout import PARTS as FOLDERS
 from ea_runtime.models.layout import class_name
-from ea_runtime.models.loading import load_part, load_parts, plan_part, read_part_config
+from ea_runtime.models.loading import build_t5, load_part, load_parts, plan_part, read_part_config
 from ea_runtime.models.meta import build_shapes
 
 
 def load_networks(
     folder: Path, parts: Collection[str], *, with_weights: bool = False
 ) -> dict[Part, nn.Module | None]:
-    """The networks of a model folder; those not in `parts`, and a text encoder that is not there, as None.
+    """The networks of a model folder; None for those not in `parts` and for a missing text encoder.
 
-    with_weights: False gives modules and shapes on the meta device. A text encoder that is no T5 is loaded either
-    way: only its builder knows what it is made of.
+    with_weights: False gives modules and shapes on the meta device. A text encoder that is no T5 is always
+    loaded: only its builder knows its modules.
     """
     networks: dict[Part, nn.Module | None] = {"denoiser": None, "text": None}
     if "denoiser" in parts:
@@ -38,18 +36,11 @@ def load_networks(
 
 
 def t5_shapes(folder: Path) -> nn.Module | None:
-    """The T5 of a model folder without its weights, from its config alone; None where it is something else.
+    """The T5 of a model folder without its weights, from its config alone; None if it is another kind.
 
     Raises UserError for a config that fits no T5.
     """
-    from transformers import T5Config, T5EncoderModel
-
-    config: dict[str, Any] = read_part_config(folder, FOLDERS["text"])
+    config = read_part_config(folder, FOLDERS["text"])
     if class_name(config, FOLDERS["text"]) != "T5EncoderModel":
         return None
-    try:
-        return build_shapes(lambda: T5EncoderModel(T5Config(**config)))
-    except Exception as error:  # whatever a constructor makes of data from outside: the config is wrong
-        raise UserError(
-            f"text_encoder/config.json does not fit T5EncoderModel: {plain(error, 300)}"
-        ) from error
+    return build_shapes(lambda: build_t5(config))

@@ -1,4 +1,4 @@
-"""The text encoder trained along: captions are read anew in every step, with its adapters in place."""
+"""The text encoder, trained too: captions are encoded again in every step, with its adapters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ea_lora.adapters import Adapters, adapt
-from ea_lora.networks import t5_shapes
+from ea_lora.folder import t5_shapes
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import quote
 from ea_runtime.models.layout import resolve_folder
@@ -26,7 +26,7 @@ class TrainedText:
     def __init__(self, base: Any, sizes: dict[str, Any], low_vram: bool) -> None:
         if low_vram:
             raise UserError(
-                "`network.text` trains the text encoder, which `memory.low_vram` sends away; set one of them only"
+                "`network.text` trains the text encoder, which `memory.low_vram` removes; set one of them only"
             )
         self.source = base.source
         self.encoder, self.network = _load(self.source.coder.parts, base.context)

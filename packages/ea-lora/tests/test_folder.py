@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ea_lora import find_targets
-from ea_lora.networks import load_networks, t5_shapes
+from ea_lora.folder import load_networks, t5_shapes
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.models.layout import resolve_folder
 

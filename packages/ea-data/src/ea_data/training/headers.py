@@ -1,4 +1,4 @@
-"""Remembers what was read from the headers of a set's files, so that the next run opens none of them."""
+"""Remembers the headers of a set's files, so that the next run opens none of them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ea_data.media.reader import Probe
 from ea_runtime.files.remembered import Remembered
 
 
-class ProbeFile:
+class HeaderFile:
     """`cache/headers.json` of a set; see Remembered."""
 
     def __init__(self, root: Path) -> None:
         self._table = Remembered(root, "headers", version=1)
 
     def get(self, name: str, with_size: bool) -> Probe | None:
-        """What is known of a file; with_size: its width and height are wanted too."""
+        """The known header of a file; with_size: only if its width and height are known."""
         value = self._table.get(name)
         try:
             found = Probe(*(int(number) for number in value)) if value is not None else None
