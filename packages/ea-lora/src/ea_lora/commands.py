@@ -21,7 +21,7 @@ _Model = Annotated[
     str, typer.Option("--model", "-m", help="A model folder, or the name of an installed model.")
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_NoText = Annotated[bool, typer.Option("--no-text", help="Leave the text encoder's layers out.")]
+_NoText = Annotated[bool, typer.Option("--no-text", help="Skip the text encoder's layers.")]
 _Exclude = Annotated[
     list[str] | None,
     typer.Option(help="Shell pattern over module paths to leave out ('*attn_temporal*'); repeatable."),

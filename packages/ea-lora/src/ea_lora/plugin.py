@@ -33,7 +33,7 @@ def ea_commands() -> list[CommandRecord]:
     return [
         CommandRecord(
             "lora",
-            "Look into LoRA files, prove what they do to a model, convert, merge.",
+            "Inspect, verify, convert and merge LoRA files.",
             "ea_lora.commands:app",
         )
     ]

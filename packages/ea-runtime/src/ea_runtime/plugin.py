@@ -72,7 +72,7 @@ def ea_commands() -> list[CommandRecord]:
         ("export", "Export a model to ONNX or TensorRT, with a parity report."),
         ("generate", "Make a video or a picture from a prompt."),
         ("models", "List, check and convert model folders."),
-        ("plugins", "List installed plugins and what they bring."),
+        ("plugins", "List installed plugins and their parts."),
         ("train", "Train a part of a model from a config file."),
     ]
     homes = {"generate": "generate.command"}

@@ -120,7 +120,7 @@ def test_help_lists_every_command_with_its_summary() -> None:
 def test_a_groups_help_shows_first_sentences_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["lora", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "block by block; exit code 1 where nothing changes." in shown
+    assert "by block; exit code 1 if nothing changes." in shown
     assert "..." not in shown.partition("Commands:")[2]
 
 

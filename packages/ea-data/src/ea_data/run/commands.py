@@ -45,7 +45,7 @@ class RunOptions:
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a clip that hangs is given up.")] = (
         120.0
     )
-    memory: Annotated[int, typer.Option(min=0, help="Most MB of a process; 0: no limit.")] = 4096
+    memory: Annotated[int, typer.Option(min=0, help="Memory limit per process in MB; 0: no limit.")] = 4096
     score_all: Annotated[
         bool, typer.Option("--score-all", help="Compute every score, even of dropped clips.")
     ] = False

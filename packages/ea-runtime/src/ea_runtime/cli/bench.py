@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def bench() -> None:
-    """Benchmark results: `uv run pytest benchmarks` in a clone writes them, `ea bench report` shows them."""
+    """Show benchmark results (written by `uv run pytest benchmarks` in a clone)."""
 
 
 @app.command()
@@ -23,7 +23,9 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Page whose part between the bench marks is replaced. Default: print."
+            "--output",
+            "-o",
+            help="Page in which to replace the part between the bench markers. Default: print.",
         ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to write the plot (.svg).")] = None,

@@ -14,7 +14,7 @@ _Folder = Annotated[str, typer.Argument(help="A folder that `ea export` wrote.")
 
 @app.command("list")
 def list_bundles(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Lists the build record: what this user exported or accepted."""
+    """List the bundles that you exported or accepted."""
     from ea_runtime.export import build_record
 
     entries = build_record.entries()
@@ -32,7 +32,7 @@ def list_bundles(as_json: Annotated[bool, typer.Option("--json", help="Print JSO
 
 @app.command()
 def check(folder: _Folder) -> None:
-    """Says what a bundle holds and whether it loads: exit code 2, in one line, where it does not."""
+    """Check a bundle: its contents, and if it loads. Exit code 2 and one line if not."""
     from ea_runtime.export.bundle import open_bundle
 
     bundle = open_bundle(folder)
@@ -49,7 +49,7 @@ def accept(
     folder: _Folder,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Puts a bundle that was built elsewhere into this user's build record, after every check but that one.
+    """Add a bundle built elsewhere to your build record, after all other checks.
 
     An engine is code that runs as you: accept only what you or people you trust have built.
     """

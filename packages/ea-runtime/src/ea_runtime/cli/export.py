@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def export(
     onnx: Annotated[bool, Option("--onnx", help="ONNX graphs, for `--engine onnx`.")] = False,
-    trt: Annotated[bool, Option("--trt", help="TensorRT engines for the GPU that is here.")] = False,
+    trt: Annotated[bool, Option("--trt", help="TensorRT engines for this machine's GPU.")] = False,
     trt_rtx: Annotated[
         bool, Option("--trt-rtx", help="TensorRT-RTX engines, built ahead of time; needs no GPU.")
     ] = False,
@@ -29,12 +29,13 @@ def export(
         int | None, Option(help="Frames; 1 is a picture. Default: the model's own.")
     ] = None,
     batch: Annotated[
-        int | None, Option(help="Rows of a denoising pass; 2 takes guidance at once. Default: by size.")
+        int | None,
+        Option(help="Rows of a denoising pass; 2: guidance in one pass. Default: depends on size."),
     ] = None,
     dtype: Annotated[
         str | None, Option(help="fp32, fp16 or bf16. Default: fp32 for ONNX, fp16 otherwise.")
     ] = None,
-    opset: Annotated[int | None, Option(help="20 to 23. Default: what the target takes.")] = None,
+    opset: Annotated[int | None, Option(help="20 to 23. Default: by target.")] = None,
     capability: Annotated[
         list[str] | None,
         Option(help="For --trt-rtx: sm75, sm80, sm86, sm89, sm120, sm121; repeatable. Default: sm89."),
@@ -47,7 +48,7 @@ def export(
             help="For --trt and --trt-rtx: weights can be changed (LoRA). Default: with a GPU.",
         ),
     ] = None,
-    parity: Annotated[str, Option(help="auto: compare with PyTorch what a CPU can do; off.")] = "auto",
+    parity: Annotated[str, Option(help="auto: compare with PyTorch if a CPU can; off: do not.")] = "auto",
     output: Annotated[
         str | None, Option("--output", "-o", help="The bundle's folder. Default: MODEL-TARGET.")
     ] = None,
@@ -70,9 +71,7 @@ def export(
     if memory_limit is not None and not 0.01 <= memory_limit <= 10_000:
         raise UserError(f"`memory-limit` must be from 0.01 to 10000 GB, got {memory_limit:g}")
     if targets[0] != "trt-rtx" and capability:
-        raise UserError(
-            "`capability` is for --trt-rtx: TensorRT builds for the GPU that is here; leave it out"
-        )
+        raise UserError("`capability` is for --trt-rtx: TensorRT builds for this machine's GPU; leave it out")
     console = Console(stderr=True, highlight=False)
     with notes_on(console), console.status("loading torch") as status:
         from ea_runtime.export.make import Request, export_bundle

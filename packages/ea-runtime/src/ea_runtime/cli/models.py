@@ -20,7 +20,7 @@ _SHOWN = 5
 
 @app.command("list")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Lists the bundled models and those in the folder that EA_MODELS_DIR names."""
+    """List the bundled models and those in the folder that EA_MODELS_DIR names."""
     from ea_runtime.models.layout import PARTS, known_models
 
     rows: list[dict[str, Any]] = []
@@ -50,7 +50,7 @@ def check(
     folder: Annotated[str, typer.Argument(help="A model folder, or the name of an installed model.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every tensor name.")] = False,
 ) -> None:
-    """Says what is in a model folder and whether it loads: exit code 0 yes, 1 no, 2 no such folder.
+    """Check a model folder: its parts, and if it loads. Exit code 0: yes, 1: no, 2: no such folder.
 
     Only headers are read, so this is quick for weights of any size.
     """
@@ -70,12 +70,12 @@ def convert(
     folder: Annotated[Path, typer.Argument(help="A model folder with pickled weights, or one such file.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A new folder for the result; without it, beside the originals."),
+        typer.Option("--output", "-o", help="A new folder for the result; default: next to the originals."),
     ] = None,
 ) -> None:
-    """Turns pickled weights (.bin, .pt, .pth, .ckpt) into safetensors. The originals stay.
+    """Convert pickled weights (.bin, .pt, .pth, .ckpt) to safetensors. The originals are kept.
 
-    A pickle can hold code. It is read in a separate process that accepts tensors and nothing else.
+    A pickle can hold code. It is read in a separate process that accepts only tensors.
     """
     from ea_runtime.models.convert import convert_file, convert_folder
 
@@ -97,7 +97,7 @@ def extract_motion(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A new .safetensors file.")],
 ) -> None:
-    """Writes the motion modules of a model as one file, bits unchanged."""
+    """Write a model's motion modules to one file, bit-exact."""
     for line in _motion_tools(model).extract_motion(model, output):
         typer.echo(plain(line, 400))
 
@@ -112,7 +112,7 @@ def insert_motion(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the model.")],
 ) -> None:
-    """Writes a copy of a model with the motion modules of a file, and says what matched."""
+    """Write a copy of a model with the motion modules of a file, and report the matches."""
     for line in _motion_tools(model).insert_motion(motion, model, output):
         typer.echo(plain(line, 400))
 

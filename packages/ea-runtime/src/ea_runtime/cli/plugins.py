@@ -24,7 +24,7 @@ def plugins(
     kind: Annotated[str | None, typer.Option(help="Show one kind only, for example samplers.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Lists the parts that plugins bring: name, kind, package, version, state."""
+    """List the parts of all plugins: name, kind, package, version, state."""
     from ea_runtime.errors import UserError, nearest
     from ea_runtime.hookspecs import KINDS
     from ea_runtime.plugins.host import get_host

@@ -22,7 +22,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="What to train: vae, dit, text, ... ; `cache` codes a config's set; none lists all."
+            help="What to train: vae, dit, text, ... ; `cache` encodes a config's set; without one, lists all."
         ),
     ] = None,
     config: Annotated[Path | None, typer.Argument(help="TOML file, see configs/.")] = None,
@@ -30,14 +30,14 @@ def train(
         list[str] | None, typer.Option("--set", help="Override a value: table.key=value. Repeatable.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
+        bool, typer.Option("--resume", help="Resume from the newest complete checkpoint.")
     ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show data, steps, parameters and memory; train and write nothing."),
     ] = False,
 ) -> None:
-    """Trains a part of a model; the run's folder holds config, log, checkpoints and the final model."""
+    """Train a part of a model; the run's folder has config, log, checkpoints and the final model."""
     from ea_runtime.errors import UserError
     from ea_runtime.plugins.host import get_host
     from ea_runtime.training.options import read_config

@@ -179,6 +179,14 @@ def test_steps_that_stay_infinite_end_the_run(
     assert all(value.isfinite().all() for value in weights(run, newest).values() if value.is_floating_point())
 
 
+def test_a_skipped_step_in_fp16_names_the_loss_scale(make_trainer: Make) -> None:
+    said: list[str] = []
+    make_trainer(train={"dtype": "fp16"}, toy={"nan": [6]}, say=said.append).run(resume=False)
+    (line,) = [one for one in said if "skipped" in one]
+    # 65536, halved once though the step was done again to be explained
+    assert line == "step 7 is skipped: the loss is not finite in fp16, the loss scale falls to 32768"
+
+
 def test_a_turn_that_is_not_finite_is_left_out(make_trainer: Make, tmp_path: Path) -> None:
     """The first turn's update stands; the critic's is skipped, and the step counted as one that was."""
     data = {"critic": True, "critic_start": 2}

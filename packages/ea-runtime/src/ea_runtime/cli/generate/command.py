@@ -28,7 +28,7 @@ _OUTPUT = (
 
 @app.command()
 def generate(
-    prompt: Annotated[str | None, Argument(help="What to show.", show_default=False)] = None,
+    prompt: Annotated[str | None, Argument(help="Prompt.", show_default=False)] = None,
     model: Annotated[str | None, Option(help="tiny (bundled) or a model folder. Default: tiny.")] = None,
     num_frames: Annotated[int | None, Option(help=f"Frames; 1 is a picture. {_OWN}")] = None,
     size: Annotated[str | None, Option(help=f"WIDTHxHEIGHT in pixels. {_OWN}")] = None,
@@ -41,37 +41,37 @@ def generate(
     sampler: Annotated[
         str | None, Option(help="euler, euler-a, dpm++, pndm, ddim, unipc or a plugin's.")
     ] = None,
-    seed: Annotated[
-        int | None, Option(help="What the noise follows from; --prompts counts up from it.")
+    seed: Annotated[int | None, Option(help="Seed of the noise; --prompts adds 1 for each prompt.")] = None,
+    negative_prompt: Annotated[
+        str | None, Option("--negative", help="Negative prompt: what to avoid.")
     ] = None,
-    negative_prompt: Annotated[str | None, Option("--negative", help="What to stay away from.")] = None,
-    prompts: Annotated[str | None, Option(help="File of prompts, one a line; outputs are numbered.")] = None,
-    fps: Annotated[float | None, Option(help=f"Frames a second of the file. {_OWN}")] = None,
+    prompts: Annotated[
+        str | None, Option(help="File of prompts, one per line; outputs are numbered.")
+    ] = None,
+    fps: Annotated[float | None, Option(help=f"Frames per second of the file. {_OWN}")] = None,
     device: Annotated[
-        str | None, Option(help="cpu, cuda, cuda:N or mps. Default: the best there is.")
+        str | None, Option(help="cpu, cuda, cuda:N or mps. Default: the best available.")
     ] = None,
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16. Default: by device.")] = None,
     engine: Annotated[
-        str | None, Option(help="torch, onnx, trt, trt-rtx or a plugin's: what runs the networks.")
+        str | None, Option(help="Runs the networks: torch, onnx, trt, trt-rtx or a plugin's.")
     ] = None,
     bundle: Annotated[
         str | None,
-        Option(help="What `ea export` wrote, for engines other than torch; its size is the default."),
+        Option(help="Folder written by `ea export`, for engines other than torch; sets the default size."),
     ] = None,
     smooth: Annotated[
         bool | None, Option("--smooth/--no-smooth", help="Smooth the seams between chunks of frames (on).")
     ] = None,
     step_cache: Annotated[
         str | None,
-        Option(
-            help="Approximate: teacache:0.1 passes over steps that would change little; none: all steps run."
-        ),
+        Option(help="Approximate: teacache:0.1 skips steps that would change little; none: run all steps."),
     ] = None,
     compile: Annotated[
         bool | None,
         Option(
             "--compile/--no-compile",
-            help="torch.compile, block by block: pays where many videos follow (off).",
+            help="torch.compile, block by block: pays off for many videos (off).",
         ),
     ] = None,
     cuda_graphs: Annotated[
@@ -80,7 +80,7 @@ def generate(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        Option(help="LoRA file, with its weight behind a colon: style.safetensors:0.55; repeatable."),
+        Option(help="LoRA file, with its weight after a colon: style.safetensors:0.55; repeatable."),
     ] = None,
     target: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
     sidecar: Annotated[

@@ -168,6 +168,8 @@ class Trainer:
         self.step += 1
         if result.why:
             said = f"{result.why} is not finite in {self.options.dtype}"
+            if self.options.dtype == "fp16":  # a scale that starts too high is found in this way
+                said += f", the loss scale falls to {self.turns[0].scaler.get_scale():g}"
             if self.skipped >= limit:
                 steps = f"{limit} steps in a row were skipped, the last one is {self.step}"
                 self._given_up = f"{steps}: {said}; {self._remedy()}"

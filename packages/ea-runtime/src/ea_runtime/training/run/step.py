@@ -169,12 +169,13 @@ class Stepper:
         turn = self.turns[number]
         only_turn_trains(self.turns, turn)
         seed = seed_of(self.options.seed, step, rollbacks, number)
-        modules = self.recipe.modules()
+        modules, scale = self.recipe.modules(), turn.scaler.state_dict()
         buffers = [(buffer, buffer.clone()) for module in modules.values() for buffer in module.buffers()]
         try:
             found = gather(find_first(modules, lambda: self._gradients(turn, batches, step, seed).loss))
         finally:
             turn.end()
+            turn.scaler.load_state_dict(scale)  # the step was one step, and lowers it once
             turn.zero_grad()
             all_turns_train(self.turns)
             for buffer, before in buffers:
