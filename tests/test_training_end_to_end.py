@@ -105,7 +105,7 @@ def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> Non
 
     train(ea, "dit-motion", 5, "run.out=runs/whole")
     stopped = stop_after(2)
-    assert "step 3 of 5 is saved; --resume goes on from there" in train(ea, "dit-motion", 5, code=130)
+    assert "step 3 of 5 is saved; --resume continues from there" in train(ea, "dit-motion", 5, code=130)
     stopped.undo()
     refused = train(ea, "dit-motion", 5, code=2)
     assert "holds a run at step 3; " in refused[-1]

@@ -102,7 +102,7 @@ def test_stopped_told_and_gone_on(ea: Ea) -> None:
     code, said = ea("train", "toy", "toy.toml", "--set=toy.sigint=[2]")
     assert code == 130
     lines = said.splitlines()
-    assert lines[-2:] == ["step 4 of 6 is saved; --resume goes on from there", "error: stopped"]
+    assert lines[-2:] == ["step 4 of 6 is saved; --resume continues from there", "error: stopped"]
 
     code, said = ea("train", "toy", "toy.toml", "--set=toy.sigint=[2]")
     assert code == 2  # and nothing else is said: it is told before the recipe reads or codes a set
@@ -199,7 +199,7 @@ def test_cache_calls_the_recipe_or_says_that_there_is_nothing(
     ea: Ea, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, said = ea("train", "cache", "toy.toml")
-    assert (code, said) == (0, "recipe 'toy' reads its data as it is; there is nothing to code ahead\n")
+    assert (code, said) == (0, "recipe 'toy' reads its data directly; there is nothing to encode ahead\n")
     assert not Path("runs").exists()
     calls: list[object] = []
     from ea_runtime.plugins.host import Host

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 from ea_runtime.errors import UserError
 from ea_runtime.generation.pipeline import VideoPipeline
-from ea_runtime.generation.requests import check_seeds
+from ea_runtime.generation.requests import Request, check_sampler, check_seeds
 from ea_runtime.models.geometry import Geometry, latent_scale
 from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
 
@@ -206,6 +208,36 @@ def test_what_latents_are_divided_by():
 def test_seeds_count_up():
     assert check_seeds(43, 3) == [43, 44, 45]
     assert check_seeds([5, 5], 2) == [5, 5]
+
+
+def test_a_request_has_the_arguments_of_a_call():
+    call = set(inspect.signature(VideoPipeline.__call__).parameters) - {"self", "on_step"}
+    assert {one.name for one in fields(Request)} == call
+
+
+def test_the_first_source_that_has_a_value_wins():
+    first, second = Request(smooth=False, seed=0), Request(smooth=True, seed=1, num_frames=9)
+    assert first.over(Request(), second).settings == {"smooth": False, "seed": 0, "num_frames": 9}
+    assert second.over(first).settings == second.settings
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_scheduler_is_built_once_for_each_group(monkeypatch, batch_size):
+    built = []
+
+    def counted(name):
+        record = check_sampler(name)
+
+        def build(**config):
+            built.append(name)
+            return record.build(**config)
+
+        return SimpleNamespace(name=record.name, build=build)
+
+    monkeypatch.setattr("ea_runtime.generation.pipeline.check_sampler", counted)
+    pipe = VideoPipeline(None, FakeDenoiser(), FakeTextEncoder())
+    pipe(["x"] * 4, output="latents", batch_size=batch_size, **SMALL)
+    assert len(built) == -(-4 // batch_size)
 
 
 def test_checking_a_request_imports_no_torch():

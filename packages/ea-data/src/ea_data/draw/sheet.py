@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ea_data.draw.check import Checked
+from ea_runtime.video.sheets import spaced, write_sheet
 
 FRAMES = 6  # shown of each clip, spread evenly, the first and the last among them
 SIDE = 96  # pixels of a frame's longer side on the sheet
@@ -19,9 +20,9 @@ _INK, _WRONG, _PAPER = (40, 40, 40), (200, 30, 30), (255, 255, 255)
 
 
 def contact_sheet(clips: Sequence[tuple[Checked, np.ndarray]]) -> Image.Image:
-    """One cell a clip, in two columns. Frames: uint8 (T, H, W, 3), of any sizes.
+    """One cell per clip, in two columns. Frames: uint8 (T, H, W, 3), of any sizes.
 
-    What a clip got wrong stands in red behind its prompt, as "attribute: what was seen".
+    What a clip got wrong is in red after its prompt, as "attribute: what was seen".
     """
     cell = FRAMES * (SIDE + GAP), TEXT_HEIGHT + SIDE + 3 * GAP
     rows = -(-len(clips) // COLUMNS)
@@ -33,11 +34,11 @@ def contact_sheet(clips: Sequence[tuple[Checked, np.ndarray]]) -> Image.Image:
 
 
 def save_sheet(path: Path, clips: Sequence[tuple[Checked, np.ndarray]]) -> None:
-    """Writes the contact sheet as a PNG. Raises ValueError where it cannot be written."""
+    """Writes the contact sheet as a PNG. Raises ValueError if it cannot be written."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"`--sheet` must end in .png, got {path.name!r}")
     try:
-        contact_sheet(clips).save(path)
+        write_sheet(path, np.asarray(contact_sheet(clips)))
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -52,8 +53,7 @@ def _draw_cell(sheet: Image.Image, checked: Checked, frames: np.ndarray, x: int,
     if wrong:
         start = x + draw.textlength(checked.prompt, font=font) + 2 * GAP
         draw.text((start, y), ", ".join(wrong), fill=_WRONG, font=font)
-    count = min(FRAMES, len(frames))
-    for place, index in enumerate(np.linspace(0, len(frames) - 1, count).round().astype(int)):
+    for place, index in enumerate(spaced(len(frames), FRAMES)):
         picture = Image.fromarray(frames[index])
         scale = SIDE / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

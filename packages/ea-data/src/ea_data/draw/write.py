@@ -84,7 +84,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"
-        stream.options = x264_options(4, "veryfast")
+        stream.options = {**x264_options(4, "veryfast")}
         context = stream.codec_context
         context.thread_count = 1
         context.colorspace, context.color_range = _COLORSPACE, _COLOR_RANGE

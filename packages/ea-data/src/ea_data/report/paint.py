@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ea_runtime.video.sheets import frame_grid
+
 #: Frames of a strip, in rows of two; the width of one; JPEG quality.
 FRAMES, ACROSS, WIDTH, QUALITY = 4, 2, 268, 78
 _BOX, _ARROW = (255, 64, 64), (64, 220, 255)
@@ -29,11 +31,7 @@ def paint(frames: np.ndarray, seconds: Sequence[float], row: dict[str, Any]) -> 
         detail = score.get("detail") or {}
         if detail.get("flow"):
             _vectors(tiles[_nearest(seconds, detail["flow"]["second"])], detail["flow"])
-    rows = -(-len(tiles) // ACROSS)
-    across = min(ACROSS, len(tiles))
-    sheet = Image.new("RGB", (WIDTH * across, tall * rows))
-    for i, tile in enumerate(tiles):
-        sheet.paste(tile, (WIDTH * (i % ACROSS), tall * (i // ACROSS)))
+    sheet = Image.fromarray(frame_grid([np.asarray(tile) for tile in tiles], ACROSS, gap=0, paper=0))
     out = io.BytesIO()
     sheet.save(out, "JPEG", quality=QUALITY)
     return out.getvalue()

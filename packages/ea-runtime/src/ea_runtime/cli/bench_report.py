@@ -22,7 +22,7 @@ _MACHINE = ("processor", "cores", "threads", "gpu", "python", "torch")
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The results in a folder by name. Raises UserError where there are none or one is damaged."""
+    """The results in a folder by name. Raises UserError if there are none or one is damaged."""
     if not folder.is_dir():
         raise UserError(
             f"there is no folder {str(folder)!r}; run `uv run pytest benchmarks` in a clone, or give --results"
@@ -138,7 +138,7 @@ def draw(results: dict[str, dict[str, Any]]) -> str:
 
 
 def put_into(page: Path, text: str) -> None:
-    """Replaces what stands between the two marks of a page. Raises UserError where they are missing."""
+    """Replaces the text between the two marks of a page. Raises UserError if they are missing."""
     try:
         before = page.read_text(encoding="utf-8")
     except OSError as error:

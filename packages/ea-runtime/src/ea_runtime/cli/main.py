@@ -60,7 +60,7 @@ class LazyGroup(TyperGroup):
 
 
 def _build(host: Host, name: str) -> Any:
-    """The command of a record. Raises UserError that names the package where the plugin's part is broken."""
+    """The command of a record. Raises UserError that names the package if the plugin's part is broken."""
     record = host.get("commands", name)
     entry = host.records("commands")[name]
     where = f"command {name!r} of plugin {entry.plugin} (package {entry.package} {entry.version})"
@@ -136,7 +136,7 @@ def run(argv: list[str]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         words, files, no_plugins = _take_global_options(argv)
-        # the host is wanted before the command is known, so its options are read ahead, wherever they stand
+        # the host is wanted before the command is known, so its options are read ahead, wherever they are
         set_host(make_host(files, entry_points=False if no_plugins else None))
         # for commands that start more of this program
         again = [

@@ -118,7 +118,7 @@ def insert_motion(
 
 
 def _motion_tools(model: str) -> Any:
-    """What the package of the model's denoiser offers for motion modules. Raises UserError where nothing."""
+    """The tools for motion modules of the denoiser's package. Raises UserError if it has none."""
     from ea_runtime.errors import UserError
     from ea_runtime.models.loading import denoiser_of, find_record
     from ea_runtime.plugins.host import get_host

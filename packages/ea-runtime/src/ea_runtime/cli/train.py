@@ -1,4 +1,4 @@
-"""`ea train RECIPE CONFIG`: one command for every recipe that is installed; `ea train cache CONFIG` codes its set."""
+"""`ea train RECIPE CONFIG`: one command for every recipe that is installed; `ea train cache CONFIG` encodes its set."""
 
 from __future__ import annotations
 
@@ -178,21 +178,19 @@ def _show_plan(recipe_class: Any, options: Any, run: RunConfig, resume: bool) ->
 
 
 def _cache(recipe_class: Any, options: Any, run: RunConfig) -> None:
-    """Codes latents and text of the config's set with the recipe's own `cache(options, context)`, where it has one."""
+    """Encodes latents and text of the config's set with the recipe's `cache(options, context)`, if it has one."""
     from ea_runtime.machine.device import choose_device
     from ea_runtime.training.recipe import Context
 
     make = getattr(recipe_class, "cache", None)
     if make is None:
-        _say(f"recipe {run.run.recipe!r} reads its data as it is; there is nothing to code ahead")
+        _say(f"recipe {run.run.recipe!r} reads its data directly; there is nothing to encode ahead")
         return
     device = str(choose_device(run.train.device))
-    # a run that is there goes on with its own type, and what is coded for it is coded in that
+    # an existing run continues in its own type, so its set is encoded in that
     dtype = _resolved(recipe_class, options, run, device, True, _say).train.dtype
-    context = Context(
-        seed=run.train.seed, device=device, out=Path(run.run.out), say=_say, dtype=dtype,
-    )  # fmt: skip
-    make(options, context)
+    out = Path(run.run.out)
+    make(options, Context(seed=run.train.seed, device=device, out=out, say=_say, dtype=dtype))
 
 
 def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], resume: bool) -> None:
@@ -220,7 +218,7 @@ def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], re
             "train": run.train.model_dump(mode="json"),
             **options.model_dump(mode="json"),
         }
-        RunFolder(out, as_run, writes=False).refuse_early(resume)  # before a set is coded
+        RunFolder(out, as_run, writes=False).refuse_early(resume)  # before a set is encoded
         torch.manual_seed(run.train.seed)
         context = Context(
             seed=run.train.seed, device=device, out=out, say=say, dtype=run.train.dtype,
@@ -239,6 +237,6 @@ def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], re
             final = trainer.run(resume=resume)
         except KeyboardInterrupt:
             if trainer.saved_step:
-                say(f"step {trainer.saved_step} of {run.train.steps} is saved; --resume goes on from there")
+                say(f"step {trainer.saved_step} of {run.train.steps} is saved; --resume continues from there")
             raise
         say(f"done: {final}")

@@ -28,7 +28,7 @@ class Encode(nn.Module):
 
 
 def build(build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """The T5EncoderModel."""
+    """The T5Encoder."""
     return build_network()
 
 
@@ -54,7 +54,7 @@ def attach(network: nn.Module, runs: Mapping[str, Run]) -> ExportedT5:
 
 
 class ExportedT5:
-    """Called as T5EncoderModel is; `.last_hidden_state` is float32 on the CPU."""
+    """Called as T5Encoder is; `.last_hidden_state` is float32 on the CPU."""
 
     device = torch.device("cpu")
     dtype = torch.float32

@@ -46,22 +46,20 @@ def plan_steps(record: Record, config: dict[str, Any], num_steps: int) -> Any:
     """The sampler's scheduler, ready for `num_steps` steps. Raises UserError where it cannot do so many."""
 
     def prepared(count: int) -> Any:
-        scheduler = record.build(**config)
-        scheduler.set_timesteps(count)
+        try:
+            scheduler = record.build(**config)
+            scheduler.set_timesteps(count)
+        except (ValueError, IndexError, ZeroDivisionError):
+            return None
         last = getattr(scheduler.config, "num_train_timesteps", 1000) - 1
         # PNDM and DDIM count from an offset and at 1,000 steps would start beyond the last trained one
         return scheduler if float(scheduler.timesteps.max()) <= last else None
 
-    def works(count: int) -> bool:
-        try:
-            return prepared(count) is not None
-        except (ValueError, IndexError, ZeroDivisionError):
-            return False
-
-    if works(num_steps):
-        return prepared(num_steps)
+    scheduler = prepared(num_steps)
+    if scheduler is not None:
+        return scheduler
     near = sorted(range(max(1, num_steps - 20), num_steps + 21), key=lambda count: abs(count - num_steps))
-    use = next((count for count in near if works(count)), None)
+    use = next((count for count in near if prepared(count) is not None), None)
     hint = f"; use {use}" if use else ""
     raise UserError(f"`num_inference_steps` {num_steps} is not possible with sampler {record.name!r}{hint}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from ea_runtime.errors import MissingPackageError, UserError
-from ea_runtime.generation import requests as settings_of
 from ea_runtime.generation.denoise import NoisePredictor, Text, denoise, plan_steps, size_conditions
 from ea_runtime.generation.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
 from ea_runtime.generation.out_of_memory import explained
-from ea_runtime.generation.prompts import TextInput, encode_text
+from ea_runtime.generation.prompts import check_text, encode_text
+from ea_runtime.generation.requests import Request, check_sampler, check_seeds
 from ea_runtime.generation.step_cache import StepCaching, check_step_cache, require_support
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
-from ea_runtime.models.geometry import MAX_PIXELS, Geometry
+from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int
 from ea_runtime.models.layout import GenerationDefaults
 from ea_runtime.samplers.schedule import schedule_of_model
 
@@ -240,52 +240,11 @@ class VideoPipeline:
         Raises UserError, before any work, for what cannot be done; MissingPackageError without a VAE;
             OutOfMemoryError; UserError where latents or frames are no longer finite.
         """
-        defaults = self.defaults
-        given = TextInput(
-            prompt, negative_prompt, prompt_embeds, prompt_attention_mask, negative_prompt_embeds,
-            negative_prompt_attention_mask,
-        )  # fmt: skip
-        guidance = settings_of.check_guidance(defaults.guidance if guidance_scale is None else guidance_scale)
-        batch = given.check(self.text, has_guidance=guidance > 1)
-        num_frames, height, width = shape = self._shape(batch, num_frames, height, width, latents)
-        steps = settings_of.check_steps(
-            defaults.steps if num_inference_steps is None else num_inference_steps
-        )
-        record = settings_of.check_sampler(defaults.sampler if sampler is None else sampler)
-        plan_steps(record, self.scheduler_config, steps)
-        if output not in ("frames", "latents"):
-            raise UserError(f"`output` must be 'frames' or 'latents', got {output!r}")
-        if not isinstance(smooth, bool):
-            raise UserError(f"`smooth` must be True or False, got {smooth!r}")
-        batch_size = settings_of.check_int("batch_size", batch_size, 1)
-        if output == "frames":
-            self._require_vae()
-        caching = check_step_cache(step_cache)
-        if caching is not None:
-            require_support(self.denoiser)
-            if self.has_cuda_graphs:
-                raise UserError("`step_cache` keeps what CUDA graphs overwrite; use one of the two")
-        if seed is not None and generator is not None:
-            raise UserError("give either `seed` or `generator`, not both")
-        if seed is None and generator is None:
-            seed = int.from_bytes(os.urandom(4), "big")
-        seeds = None if seed is None else settings_of.check_seeds(seed, batch)
-        settings: dict[str, Any] = given.settings() | {
-            "num_frames": num_frames,
-            "height": height,
-            "width": width,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "sampler": record.name,
-            "smooth": smooth,
-            "output": output,
-            "batch_size": batch_size,
-        }
-        generators = make_generators(seeds, generator, batch)
-        settings |= {"generator": copy_generators(generator)} if seed is None else {"seed": seed}
-        settings |= {} if latents is None else {"latents": latents}
-        settings |= {} if caching is None else {"step_cache": caching.text}
-
+        request, generators = self._checked(Request.of(locals()))
+        caching = check_step_cache(request.step_cache)
+        settings = request.settings | ({} if caching is None else {"step_cache": caching.text})
+        scheduler = self._scheduler(request)
+        shape = (request.num_frames, request.height, request.width)
         step = on_step or (lambda phase, done, total: None)
         timings: dict[str, float] = {}
         with torch.inference_mode():
@@ -294,11 +253,11 @@ class VideoPipeline:
                 explained("reading the prompt for", self.geometry, *shape),
                 self._formats.watch(getattr(self.text, "model", self.text)),
             ):
-                text, notes = encode_text(given, self.text, guidance > 1, step, self.device, self.dtype)
+                text, notes = encode_text(request, self.text, step, self.device, self.dtype)
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
-                found = self._denoise(record, text, settings, latents, generators, step, caching)
+                found = self._denoise(request, text, scheduler, generators, step, caching)
         if caching is not None:
             notes = [*notes, caching.note]
             logger.warning("%s", caching.note)
@@ -342,50 +301,82 @@ class VideoPipeline:
                 return
             yield frame
 
-    def _shape(
-        self, batch: int, num_frames: Any, height: Any, width: Any, latents: Tensor | None
-    ) -> tuple[int, int, int]:
-        """(num_frames, height, width), checked, from the arguments, the latents or the defaults."""
-        geometry, defaults = self.geometry, self.defaults
-        if latents is not None:
-            if not isinstance(latents, Tensor) or latents.ndim != 5:
-                raise UserError("`latents` must be a tensor (B, C, t, h, w) of unit noise")
-            num_frames = geometry.num_frames(latents.shape[2]) if num_frames is None else num_frames
-            height = latents.shape[3] * geometry.spatial_ratio if height is None else height
-            width = latents.shape[4] * geometry.spatial_ratio if width is None else width
-        num_frames = geometry.check_num_frames(defaults.num_frames if num_frames is None else num_frames)
-        height, width = geometry.check_size(
-            defaults.height if height is None else height, defaults.width if width is None else width
-        )
+    def _checked(self, request: Request) -> tuple[Request, list[torch.Generator]]:
+        """The request with nothing left out that a repetition needs, and a generator for each video.
+
+        Raises UserError; MissingPackageError without a VAE.
+        """
+        if request.output not in ("frames", "latents"):
+            raise UserError(f"`output` must be 'frames' or 'latents', got {request.output!r}")
+        if request.output == "frames":
+            self._require_vae()
+        own = Request.of_model(self.defaults, negative_prompt="")
+        request = request.over(self._of_latents(request), own)
+        batch = check_text(request, self.text)
+        request = request.checked(self.geometry, batch, self.max_pixels)
+        size = (request.num_frames, request.height, request.width)
         if self.engine is not None:
-            self.engine.check(num_frames, height, width)
-        geometry.check_budget(batch, num_frames, height, width, self.max_pixels)
-        expected = geometry.latent_shape(batch, num_frames, height, width)
+            self.engine.check(*size)
+        latents, expected = request.latents, self.geometry.latent_shape(batch, *size)
         if latents is not None and tuple(latents.shape) != expected:
             raise UserError(
                 f"`latents` must have shape {expected} for this request, got {tuple(latents.shape)}"
             )
-        return num_frames, height, width
+        if request.step_cache is not None:
+            require_support(self.denoiser)
+            if self.has_cuda_graphs:
+                raise UserError("`step_cache` keeps what CUDA graphs overwrite; use one of the two")
+        seed, generator = request.seed, request.generator
+        if seed is not None and generator is not None:
+            raise UserError("give either `seed` or `generator`, not both")
+        if seed is None and generator is None:
+            seed = int.from_bytes(os.urandom(4), "big")
+        generators = make_generators(None if seed is None else check_seeds(seed, batch), generator, batch)
+        request = replace(
+            request,
+            batch_size=check_int("batch_size", request.batch_size, 1),
+            negative_prompt=None if request.negative_prompt_embeds is not None else request.negative_prompt,
+            seed=seed,
+            generator=None if generator is None else copy_generators(generator),
+        )
+        return request, generators
+
+    def _of_latents(self, request: Request) -> Request:
+        """The number of frames and the size that the given latents stand for."""
+        latents, geometry = request.latents, self.geometry
+        if latents is None:
+            return Request()
+        if not isinstance(latents, Tensor) or latents.ndim != 5:
+            raise UserError("`latents` must be a tensor (B, C, t, h, w) of unit noise")
+        return Request(
+            num_frames=request.num_frames or geometry.num_frames(latents.shape[2]),
+            height=latents.shape[3] * geometry.spatial_ratio,
+            width=latents.shape[4] * geometry.spatial_ratio,
+        )
+
+    def _scheduler(self, request: Request) -> Any:
+        """A new scheduler: it keeps state while it runs. Raises UserError where it cannot do so many steps."""
+        record = check_sampler(request.sampler)
+        return plan_steps(record, self.scheduler_config, request.num_inference_steps)
 
     def _denoise(
         self,
-        record: Any,
+        request: Request,
         text: Text,
-        settings: dict[str, Any],
-        latents: Tensor | None,
+        scheduler: Any,
         generators: list[torch.Generator],
         step: OnStep,
         caching: StepCaching | None,
     ) -> Tensor:
-        height, width, group = settings["height"], settings["width"], settings["batch_size"]
+        latents, group = request.latents, request.batch_size
+        height, width = request.height, request.width
         batch = len(generators)
-        shape = self.geometry.latent_shape(batch, settings["num_frames"], height, width)
+        shape = self.geometry.latent_shape(batch, request.num_frames, height, width)
         results: list[Tensor] = []
         done = 0
         for start in range(0, batch, group):
             stop = min(start + group, batch)
-            # a scheduler keeps state while it runs: a new one for each group
-            scheduler = plan_steps(record, self.scheduler_config, settings["num_inference_steps"])
+            scheduler = self._scheduler(request) if start else scheduler
             total = len(scheduler.timesteps) * len(range(0, batch, group))
             own = generators[start:stop]
             noise = draw_noise((stop - start, *shape[1:]), own) if latents is None else latents[start:stop]
@@ -397,7 +388,7 @@ class VideoPipeline:
                 self.denoiser,
                 (embeds, mask),
                 conditions,
-                settings["guidance_scale"],
+                request.guidance_scale,
                 shape[1],
                 [float(timestep) for timestep in scheduler.timesteps],
                 caching,

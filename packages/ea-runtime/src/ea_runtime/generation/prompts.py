@@ -1,4 +1,4 @@
-"""What a call says of its text, and that text turned into embeddings.
+"""The texts of a request: checked, and turned into embeddings.
 
 Shapes: text embeddings (B, L, D), masks (B, L), 1 on tokens and 0 on padding.
 """
@@ -6,7 +6,6 @@ Shapes: text embeddings (B, L, D), masks (B, L), 1 on tokens and 0 on padding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,89 +13,64 @@ from torch import Tensor
 
 from ea_runtime.errors import UserError
 from ea_runtime.generation.denoise import Text
-from ea_runtime.generation.requests import check_negatives, check_prompts
+from ea_runtime.generation.requests import Request, check_negatives, check_prompts
 
 
-@dataclass(frozen=True, slots=True)
-class TextInput:
-    """The text arguments of a call: see VideoPipeline.__call__."""
-
-    prompt: Any
-    negative_prompt: Any
-    embeds: Tensor | None
-    mask: Tensor | None
-    negative_embeds: Tensor | None
-    negative_mask: Tensor | None
-
-    def check(self, encoder: Any, has_guidance: bool) -> int:
-        """Checks all of it and returns the number of videos. Raises UserError."""
-        if (self.prompt is None) == (self.embeds is None):
-            got = "neither" if self.prompt is None else "both"
-            raise UserError(f"give either `prompt` or `prompt_embeds`, got {got}")
-        if self.prompt is not None:
-            batch = len(check_prompts(self.prompt))
-            if not can_encode(encoder):
-                raise UserError(
-                    "`prompt` needs a text encoder with a tokenizer, and `text` is "
-                    f"{type(encoder).__name__}; give `prompt_embeds`, or text=TextEncoder(model, tokenizer)"
-                )
-        else:
-            batch = _check_embeds("prompt", self.embeds, self.mask)
-        if self.negative_embeds is not None:
-            count = _check_embeds("negative_prompt", self.negative_embeds, self.negative_mask)
-            if count not in (1, batch):
-                raise UserError(f"`negative_prompt_embeds` must hold 1 or {batch} texts, got {count}")
-            if self.embeds is not None and self.negative_embeds.shape[1:] != self.embeds.shape[1:]:
-                raise UserError(
-                    f"`negative_prompt_embeds` must have {tuple(self.embeds.shape[1:])} tokens and "
-                    f"channels like `prompt_embeds`, got {tuple(self.negative_embeds.shape[1:])}"
-                )
-        else:
-            check_negatives(self.negative_prompt, batch)
-            if has_guidance and not can_encode(encoder):
-                raise UserError(
-                    "`negative_prompt_embeds` must be given with `prompt_embeds` where there is no text "
-                    "encoder; or set guidance_scale to 1"
-                )
+def check_text(request: Request, encoder: Any) -> int:
+    """Checks all texts of a request and returns the number of videos. Raises UserError."""
+    embeds, negative = request.prompt_embeds, request.negative_prompt_embeds
+    if (request.prompt is None) == (embeds is None):
+        got = "neither" if embeds is None else "both"
+        raise UserError(f"give either `prompt` or `prompt_embeds`, got {got}")
+    if embeds is not None:
+        batch = _check_embeds("prompt", embeds, request.prompt_attention_mask)
+    else:
+        batch = len(check_prompts(request.prompt))
+        if not can_encode(encoder):
+            raise UserError(
+                "`prompt` needs a text encoder with a tokenizer, and `text` is "
+                f"{type(encoder).__name__}; give `prompt_embeds`, or text=TextEncoder(model, tokenizer)"
+            )
+    if negative is None:
+        check_negatives(request.negative_prompt, batch)
+        if request.has_guidance and not can_encode(encoder):
+            raise UserError(
+                "`negative_prompt_embeds` must be given with `prompt_embeds` where there is no text "
+                "encoder; or set guidance_scale to 1"
+            )
         return batch
-
-    def settings(self) -> dict[str, Any]:
-        """The arguments that say something, by their names in the call."""
-        named = {
-            "prompt": self.prompt,
-            "prompt_embeds": self.embeds,
-            "prompt_attention_mask": self.mask,
-            "negative_prompt_embeds": self.negative_embeds,
-            "negative_prompt_attention_mask": self.negative_mask,
-        }
-        found = {name: value for name, value in named.items() if value is not None}
-        if self.negative_embeds is None:
-            found["negative_prompt"] = "" if self.negative_prompt is None else self.negative_prompt
-        return found
+    count = _check_embeds("negative_prompt", negative, request.negative_prompt_attention_mask)
+    if count not in (1, batch):
+        raise UserError(f"`negative_prompt_embeds` must hold 1 or {batch} texts, got {count}")
+    if embeds is not None and negative.shape[1:] != embeds.shape[1:]:
+        raise UserError(
+            f"`negative_prompt_embeds` must have {tuple(embeds.shape[1:])} tokens and "
+            f"channels like `prompt_embeds`, got {tuple(negative.shape[1:])}"
+        )
+    return batch
 
 
 def can_encode(encoder: Any) -> bool:
-    """Whether this is a text encoder that takes prompts, not a bare network."""
+    """True for a text encoder that takes prompts, False for a bare network."""
     return callable(getattr(encoder, "encode", None))
 
 
 def encode_text(
-    given: TextInput,
+    request: Request,
     encoder: Any,
-    has_guidance: bool,
     on_step: Callable[[str, int, int], None],
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Text, list[str]]:
     """The text of all videos on the denoiser's device, and notes for the user.
 
-    Each different text is encoded once and by itself, so that a prompt's embeddings do not depend on what
-    stands beside it in a batch.
+    Each different text is encoded once and alone, so that a prompt's embeddings do not depend on the rest of its
+    batch.
     """
-    prompts = [] if given.prompt is None else check_prompts(given.prompt)
-    batch = len(prompts) or (0 if given.embeds is None else given.embeds.shape[0])
-    needs_negative = has_guidance and given.negative_embeds is None
-    negatives = check_negatives(given.negative_prompt, batch) if needs_negative else []
+    prompts = [] if request.prompt is None else check_prompts(request.prompt)
+    batch = len(prompts) if request.prompt_embeds is None else len(request.prompt_embeds)
+    needs_negative = request.has_guidance and request.negative_prompt_embeds is None
+    negatives = check_negatives(request.negative_prompt, batch) if needs_negative else []
     texts = list(dict.fromkeys([*prompts, *negatives]))
     encoded: dict[str, Any] = {}
     notes = ["the prompt is empty: nothing says what to show"] if any(not p.strip() for p in prompts) else []
@@ -115,10 +89,12 @@ def encode_text(
         assert mask is not None
         return embeds.to(device, dtype), mask.to(device)
 
-    embeds, mask = joined(prompts, given.embeds, given.mask)
-    if not has_guidance:
+    embeds, mask = joined(prompts, request.prompt_embeds, request.prompt_attention_mask)
+    if not request.has_guidance:
         return Text(embeds, mask), notes
-    negative, negative_mask = joined(negatives, given.negative_embeds, given.negative_mask)
+    negative, negative_mask = joined(
+        negatives, request.negative_prompt_embeds, request.negative_prompt_attention_mask
+    )
     if negative.shape[1:] != embeds.shape[1:]:
         raise UserError(
             f"`negative_prompt_embeds` must have {tuple(embeds.shape[1:])} tokens and channels like "

@@ -1,25 +1,127 @@
-"""What a request may ask for: checked here, in one line each, before any work. Imports no torch."""
+"""One generation as it is asked for: the type that the command, the sidecar and the pipeline share, and its checks.
+
+Each check is one line for the user, before any work. Imports no torch.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ea_runtime.errors import UserError
-from ea_runtime.models.geometry import check_int, short
+from ea_runtime.generation.step_cache import check_step_cache
+from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int, short
+from ea_runtime.models.layout import GenerationDefaults
 from ea_runtime.plugins.host import get_host
 from ea_runtime.records import Record
 from ea_runtime.text.encoder import check_prompt
 
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
 #: torch.Generator takes 64 bits; one is kept so that seed + i stays in range.
 MAX_SEED = (1 << 63) - 1
+#: the value of a field that is left out; typed so that a request with its gaps filled (`over`) reads as complete
+_LEFT_OUT: Any = None
 
 
-def check_steps(value: Any) -> int:
-    """`num_inference_steps` as an int; what a sampler cannot do is found when its scheduler is made."""
-    return check_int("num_inference_steps", value, 1, 1000)
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments of `VideoPipeline.__call__` by their names there; None: left out."""
+
+    prompt: str | Sequence[str] | None = None
+    negative_prompt: str | Sequence[str] = _LEFT_OUT
+    num_frames: int = _LEFT_OUT
+    height: int = _LEFT_OUT
+    width: int = _LEFT_OUT
+    num_inference_steps: int = _LEFT_OUT
+    guidance_scale: float = _LEFT_OUT
+    sampler: str = _LEFT_OUT
+    smooth: bool = _LEFT_OUT
+    step_cache: str | None = None
+    seed: int | Sequence[int] | None = None
+    generator: Generator | Sequence[Generator] | None = None
+    latents: Tensor | None = None
+    prompt_embeds: Tensor | None = None
+    prompt_attention_mask: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+    negative_prompt_attention_mask: Tensor | None = None
+    output: Literal["frames", "latents"] = _LEFT_OUT
+    batch_size: int = _LEFT_OUT
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """From a function's `locals()`: those that are called as a field is."""
+        return cls(**{one.name: arguments[one.name] for one in fields(cls) if one.name in arguments})
+
+    @classmethod
+    def of_model(cls, defaults: GenerationDefaults, **more: Any) -> Self:
+        """The settings that suit a model. Its seed is for the command, a pipeline draws one."""
+        return cls(
+            num_frames=defaults.num_frames,
+            height=defaults.height,
+            width=defaults.width,
+            num_inference_steps=defaults.steps,
+            guidance_scale=defaults.guidance,
+            sampler=defaults.sampler,
+            **more,
+        )
+
+    def over(self, *others: Request) -> Self:
+        """This request; each field that it leaves out is the first of `others` that has it."""
+        sources = (self, *others)
+        found = {f.name: [getattr(one, f.name, None) for one in sources] for f in fields(self)}
+        return replace(self, **{n: next((v for v in vs if v is not None), None) for n, vs in found.items()})
+
+    def checked(self, geometry: Geometry, batch: int = 1, max_pixels: int = MAX_PIXELS) -> Self:
+        """The request of `batch` videos, its numbers as int and float.
+
+        Texts, seeds and tensors are checked where they are read. Raises UserError.
+        """
+        num_frames = geometry.check_num_frames(self.num_frames)
+        height, width = geometry.check_size(self.height, self.width)
+        geometry.check_budget(batch, num_frames, height, width, max_pixels)
+        check_step_cache(self.step_cache)
+        if not isinstance(self.smooth, bool):
+            raise UserError(f"`smooth` must be True or False, got {self.smooth!r}")
+        return replace(
+            self,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_inference_steps=check_int("num_inference_steps", self.num_inference_steps, 1, 1000),
+            guidance_scale=check_guidance(self.guidance_scale),
+            sampler=check_sampler(self.sampler).name,
+        )
+
+    @property
+    def has_guidance(self) -> bool:
+        """True if the network runs without the prompt as well. Raises UserError."""
+        return check_guidance(self.guidance_scale) > 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of a pipeline's call that are not left out."""
+        found = {one.name: getattr(self, one.name) for one in fields(Request)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest(Request):
+    """A request with the model and the machine that serve it: options of `ea generate`, records of a sidecar."""
+
+    model: str = _LEFT_OUT
+    fps: float = _LEFT_OUT
+    device: str | None = None
+    dtype: str | None = None
+    engine: str = _LEFT_OUT
+    bundle: str | None = None
+    compile: bool = _LEFT_OUT
+    cuda_graphs: bool = _LEFT_OUT
+    lora: Sequence[str] | None = None
 
 
 def check_guidance(value: Any) -> float:

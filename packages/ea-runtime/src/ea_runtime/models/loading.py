@@ -255,14 +255,16 @@ def build_from_config(plan: PartPlan) -> Any:
 
 
 def build_t5(config: Mapping[str, Any]) -> Any:
-    """transformers' T5EncoderModel of this config. Raises UserError for a config that fits none."""
-    from transformers import T5Config, T5EncoderModel
+    """The T5 encoder of this config, with random or no values. Raises UserError for a config that fits none."""
+    from transformers.models.t5.configuration_t5 import T5Config
+
+    from ea_runtime.text.t5 import T5Encoder
 
     spec = PARTS["text"]
     if config.get("model_type") != "t5":  # transformers asks for it when the folder is loaded
         raise UserError(f"{spec.folder}/config.json must have `model_type` 't5'; add it")
     try:
-        return T5EncoderModel(T5Config.from_dict(dict(config)))
+        return T5Encoder(T5Config.from_dict(dict(config)))
     except Exception as error:
         raise _unfit(error, spec, "T5EncoderModel") from error
 

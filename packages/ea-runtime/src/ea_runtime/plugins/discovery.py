@@ -1,4 +1,4 @@
-"""What is done to one plugin: found, imported and asked. Every way it can fail becomes a PluginFault."""
+"""Finding, importing and asking one plugin. Every way it can fail becomes a PluginFault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ea")
 
-#: Seconds after which the user is told which plugin everything waits for.
+#: Seconds after which the wait for a plugin is reported.
 PATIENCE = 3.0
 _LONGEST_REASON = 300
 _HOOKS = tuple(hook for hook, _ in KINDS.values())

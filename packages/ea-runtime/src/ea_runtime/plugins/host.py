@@ -4,8 +4,8 @@ Three sources, loaded in this order: what ea_runtime ships, entry points of grou
 (`--plugin FILE.py`). `EA_PLUGINS_BLOCK=a,b` leaves plugins out by their name or their package's;
 `EA_NO_PLUGINS=1` (or `--no-plugins`) leaves out all but ours and those given as files.
 
-A plugin is taken whole or not at all. Of two records of one kind and name neither wins: asking for that name
-is an error that names both packages, and everything else goes on working.
+A plugin is taken whole or not at all. If two records have one kind and name, asking for that name is an error
+that names both packages; everything else works.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from ea_runtime.records import Record
 logger = logging.getLogger("ea")
 
 GROUP = "ea"
-#: What ea_runtime brings, loaded by name: it imports everything, and everything asks the host.
+#: The plugin of ea_runtime, loaded by name: it imports everything, and everything asks the host.
 BUILTIN = ("ea_runtime.plugin",)
 _SINGULAR = {"vaes": "VAE", "text_encoders": "text encoder", "step_caches": "step cache"}
-#: What the other packages of this project bring, so that an error can say which one to install.
+#: Records of the project's other packages, so that an error can say which one to install.
 _HOMES = {
     ("vaes", "magvit"): "ea-vae",
     ("recipes", "vae"): "ea-vae",
@@ -107,7 +107,7 @@ class Host:
         raise UserError(f"no {_singular(kind)} is called {name!r}; there are: {known}{nearest(name, claims)}")
 
     def remedy(self, package: str) -> str:
-        """What to do about a package whose parts are not here: install it, or look why they were left out."""
+        """The remedy for a package whose parts are missing: install it, or see why they were left out."""
         for info in self.plugins.values():
             if info.package == package and info.state != "ok":
                 return f"it is installed, but {info.state.partition(':')[0]}: see `ea plugins`"

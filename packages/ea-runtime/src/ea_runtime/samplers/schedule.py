@@ -16,7 +16,7 @@ V2_SCHEDULE: dict[str, Any] = {
     "steps_offset": 1,
 }
 
-# What a model was trained with. How steps are placed and solved is the sampler's own affair: a folder's
+# The schedule that a model was trained with. Placing and solving steps is up to the sampler: a folder's
 # scheduler file describes one sampler and would bend the others (V2's script ignores it altogether).
 _OF_THE_MODEL = (
     "num_train_timesteps",

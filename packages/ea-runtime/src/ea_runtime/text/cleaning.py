@@ -23,7 +23,7 @@ from ea_runtime.text.html import shorten_references, visible_text
 MAX_PROMPT_BYTES = 16 * 1024
 
 # ftfy repairs a text of one line as a whole, in time that can grow with the square of its length. Pieces of
-# this many characters bound that; 120 tokens are about 600 characters, so what the encoder sees lies in the
+# this many characters bound that; 120 tokens are about 600 characters, so what the encoder sees is in the
 # first piece.
 REPAIR_CHARACTERS = 2048
 
@@ -246,7 +246,7 @@ def _repair(text: str) -> str:
 
 
 def _trim(text: str) -> str:
-    """What V2 takes off both ends. The text may still start or end with a space, which then shields it."""
+    """Trims both ends as V2 does. The text may still start or end with a space, which then shields it."""
     if len(text) > 2 and text[0] in "\"'" and text[-1] in "\"'":
         text = text[1:-1]
     if text and text[0] in "'_,-:;":

@@ -39,11 +39,11 @@ MAX_LENGTH = 120
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the denoiser gets of B prompts, and what a person should know about it.
+    """B prompts as the denoiser gets them, and what the user should know about them.
 
     embeds: (B, L, D). mask: (B, L) int64, 1 on tokens (`</s>` included) and 0 on padding.
     cleaned: each prompt as the encoder saw it. num_tokens: each prompt's tokens without `</s>`, before the
-    cut. truncated: the part of each cleaned prompt that was cut off, "" where nothing was.
+    cut. truncated: the part of each cleaned prompt that was cut off, "" if nothing was.
     """
 
     embeds: Tensor

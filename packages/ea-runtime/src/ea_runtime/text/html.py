@@ -57,7 +57,7 @@ def visible_text(markup: str) -> str:
     """The text of `markup` without tags, comments and declarations, references resolved; in linear time.
 
     Differs from EasyAnimate: text with very many "<" (see MAX_WORK) is parsed in windows of about WINDOW
-    characters, each cut before a "<"; and markup that html.parser rejects (`<![x`) stays as it is instead of
+    characters, each cut before a "<"; and markup that html.parser rejects (`<![x`) stays unchanged instead of
     raising.
     """
     if "<" not in markup and "&" not in markup:

@@ -150,7 +150,7 @@ class Stack(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         x = self.embed_tokens(ids)
         bias = self.block[0].layer[0].SelfAttention.bias(ids.shape[1])
-        if mask is not None and not mask.all():
+        if mask is not None:
             bias = torch.where(mask.bool()[:, None, None, :], bias, torch.finfo(bias.dtype).min)
         bias = bias.contiguous()
         for block in self.block:

@@ -60,7 +60,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 512) -> PreTraine
     vocabulary += [
         (WORD_START + word, max(math.log(words[word] / total), CHARACTER_SCORE + 1)) for word in ranked
     ]
-    # An empty word start is cheap: before a spelled-out word it must not count as a character of its own.
+    # An empty word start is cheap: before a spelled-out word it must not count as a separate character.
     vocabulary += [(c, -1.0 if c == WORD_START else CHARACTER_SCORE) for c in sorted(always) + extra]
     vocabulary += [(f"<0x{byte:02X}>", BYTE_SCORE) for byte in range(NUM_BYTES)]
     return _build(vocabulary)

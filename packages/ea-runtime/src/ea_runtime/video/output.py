@@ -86,7 +86,7 @@ class Output:
 
 
 def plan_output(path: str | os.PathLike[str], overwrite: bool = False) -> Output:
-    """What `path` asks for.
+    """The output that `path` asks for.
 
     Raises UserError for an unknown suffix, an existing file and a place that cannot be written.
     """
@@ -133,7 +133,7 @@ def check_free(path: Path, kind: str, overwrite: bool) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise UserError where no file can be made beside `path`. Tried out: permissions alone do not tell."""
+    """Raise UserError if no file can be made next to `path`. It tries: permissions alone do not tell."""
     parent = path.parent
     if not parent.is_dir():
         what = "is a file" if parent.exists() else "does not exist"

@@ -28,7 +28,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
     """The frames of a video, gif, picture or folder of pictures (in order of name): (H, W, 3) uint8, upright,
     one by one.
 
-    Raises UserError where there is nothing to read or it is damaged.
+    Raises UserError if there is nothing to read or it is damaged.
     """
     place = Path(path)
     if place.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,34 @@ from ea_runtime.files.atomic import atomic_file
 SHEET_FRAMES, SHEET_COLUMNS, SHEET_GAP = 16, 4, 2
 
 
-def frame_grid(frames: list[np.ndarray], columns: int = SHEET_COLUMNS, gap: int = SHEET_GAP) -> np.ndarray:
-    """Frames (H, W, 3) side by side, row by row, with white gaps; a single frame as it is."""
+def spaced(total: int, count: int) -> list[int]:
+    """At most `count` indices below `total`, evenly spaced, first and last among them."""
+    count = min(count, total)
+    return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
+
+
+def frame_grid(
+    frames: Sequence[np.ndarray], columns: int = SHEET_COLUMNS, gap: int = SHEET_GAP, paper: int = 255
+) -> np.ndarray:
+    """Pictures (H, W, 3) side by side, row by row, `gap` pixels apart, on `paper`; a single one unchanged.
+
+    A row is as tall as its tallest picture, a column as wide as its widest.
+    """
     if len(frames) == 1:
         return frames[0]
-    height, width = frames[0].shape[:2]
-    columns = min(columns, len(frames))
-    rows = -(-len(frames) // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for number, frame in enumerate(frames):
-        top, left = number // columns * (height + gap), number % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = frame
+    rows = [frames[start : start + columns] for start in range(0, len(frames), columns)]
+    tops = _starts([max(frame.shape[0] for frame in row) for row in rows], gap)
+    lefts = _starts([max(row.shape[1] for row in frames[i::columns]) for i in range(len(rows[0]))], gap)
+    sheet = np.full((tops[-1] - gap, lefts[-1] - gap, 3), paper, np.uint8)
+    for top, row in zip(tops, rows, strict=False):
+        for left, frame in zip(lefts, row, strict=False):
+            sheet[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
     return sheet
+
+
+def _starts(sizes: list[int], gap: int) -> list[int]:
+    """Where each of these starts, and where one more would."""
+    return [0, *accumulate(size + gap for size in sizes)]
 
 
 #: Frames of a video that a sheet shows, at most; evenly spaced, first and last among them.
@@ -45,26 +62,27 @@ def contact_sheet(videos: np.ndarray, captions: Sequence[str] = (), columns: int
         raise ValueError(
             f"`videos` must be uint8 (N, T, H, W, 3), none of them 0, got {videos.dtype} {videos.shape}"
         )
-    count, length, height, width, _ = videos.shape
+    count, length, height = videos.shape[:3]
     if captions and len(captions) != count:
         raise ValueError(f"`captions` must be {count} lines, one a video, or none, got {len(captions)}")
-    chosen = np.linspace(0, length - 1, min(length, MAX_FRAMES)).round().astype(int)
-    strip_width = len(chosen) * (width + 1) - 1
+    chosen = spaced(length, MAX_FRAMES)
+    strips = [frame_grid(video[chosen], MAX_FRAMES, gap=1) for video in videos]
+    strip_width = strips[0].shape[1]
     columns = min(count, columns or (1 if length > 1 else int(np.ceil(np.sqrt(count)))))
     font = ImageFont.load_default()
     texts = [_wrap(text, strip_width, font) for text in captions]
     head = max((_LINE * len(lines) + 2 for lines in texts), default=0)
-    rows = -(-count // columns)
-    size = (columns * (strip_width + _GAP) + _GAP, rows * (head + height + _GAP) + _GAP)
-    sheet = Image.new("RGB", size, (_PAPER,) * 3)
+    cells = [np.pad(strip, ((head, 0), (0, 0), (0, 0)), constant_values=_PAPER) for strip in strips]
+    framed = np.pad(
+        frame_grid(cells, columns, _GAP), ((_GAP,) * 2, (_GAP,) * 2, (0, 0)), constant_values=_PAPER
+    )
+    sheet = Image.fromarray(framed)
     draw = ImageDraw.Draw(sheet)
-    for place in range(count):
+    for place, lines in enumerate(texts):
         row, column = divmod(place, columns)
         left, top = _GAP + column * (strip_width + _GAP), _GAP + row * (head + height + _GAP)
-        for number, text in enumerate(texts[place] if texts else []):
+        for number, text in enumerate(lines):
             draw.text((left, top + number * _LINE), text, fill=(_INK,) * 3, font=font)
-        for number, frame in enumerate(chosen):
-            sheet.paste(Image.fromarray(videos[place, frame]), (left + number * (width + 1), top + head))
     return np.asarray(sheet)  # (H', W', 3)
 
 

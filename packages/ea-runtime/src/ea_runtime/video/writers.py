@@ -1,6 +1,6 @@
-"""One writer for each kind of file; each takes frames one by one and holds no more than it must.
+"""One writer for each kind of file; each takes frames one by one and keeps as few as it can.
 
-Frames are (H, W, 3) uint8. A writer writes to the path that it is given and leaves tidying up to video.py.
+Frames are (H, W, 3) uint8. A writer writes to the path that it is given and leaves tidying up to output.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ea_runtime.video.sheets import SHEET_FRAMES, frame_grid
+from ea_runtime.video.sheets import SHEET_FRAMES, frame_grid, spaced
 from ea_runtime.video.x264 import THREADS, x264_options
 
 logger = logging.getLogger("ea")
@@ -96,11 +96,11 @@ class Mp4Writer(FrameWriter):
 
 
 class GifWriter(FrameWriter):
-    """Animated GIF, repeating for ever; each frame has its own 256 colours, so nothing must be known in
-    advance.
+    """Animated GIF that repeats forever; each frame has its own 256 colours, so nothing must be known in advance.
 
     Times are in 1/100 s: the delays alternate so that the whole keeps its length. Under 2/100 s (over 50
     frames a second) viewers slow a GIF down; such a one is written at 50.
+    Pillow's `save_all` would hold all frames in memory until the last, and merge equal ones.
     """
 
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
@@ -143,19 +143,15 @@ class PngWriter(FrameWriter):
         self.kept: list[np.ndarray] = []
 
     def _add(self, frame: np.ndarray) -> None:
-        total = self.num_frames
-        if total is not None and total > SHEET_FRAMES:
-            wanted = {round(i * (total - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
-            if self.count not in wanted:
-                return
-        self.kept.append(frame.copy())
+        if self.num_frames is None or self.count in spaced(self.num_frames, SHEET_FRAMES):
+            self.kept.append(frame.copy())
 
     def finish(self) -> None:
         from PIL import Image
 
-        kept = self.kept
-        if len(kept) > SHEET_FRAMES:  # their number was not known
-            kept = [kept[round(i * (len(kept) - 1) / (SHEET_FRAMES - 1))] for i in range(SHEET_FRAMES)]
+        kept = [
+            self.kept[i] for i in spaced(len(self.kept), SHEET_FRAMES)
+        ]  # more if their number was not known
         Image.fromarray(frame_grid(kept)).save(self.path, "PNG")
 
 

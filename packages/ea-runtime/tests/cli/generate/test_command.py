@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from ea_runtime.cli.generate.plan import Wishes, make_plan, parse_size, slug
+from ea_runtime.cli.generate.command import generate
+from ea_runtime.cli.generate.plan import make_plan, parse_size, slug
 from ea_runtime.cli.main import run
 from ea_runtime.errors import UserError
+from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.video.reader import read_frames
 
 
@@ -333,7 +337,7 @@ def test_stopped_in_the_middle_nothing_stays(model, here, capsys, monkeypatch, p
 def test_everything_is_checked_before_torch_is_imported(model, here):
     code = (
         "import sys; from ea_runtime.cli.generate.plan import *; "
-        f"make_plan(Wishes(prompt='x', model={str(model)!r}, output='out.mp4')); "
+        f"make_plan(ModelRequest(prompt='x', model={str(model)!r}), target='out.mp4'); "
         "sys.exit('torch' in sys.modules)"
     )
     environment = os.environ | {"EA_NO_PLUGINS": "1"}
@@ -354,12 +358,20 @@ def test_what_is_slow_to_import_is_not_imported(model, here):
     assert done.stderr.startswith(f"{model}: 18 frames")
 
 
+def test_each_option_is_a_field_of_the_request_or_an_argument_of_the_plan():
+    options = set(inspect.signature(generate).parameters)
+    request = {one.name for one in fields(ModelRequest)}
+    assert options - request == set(inspect.signature(make_plan).parameters) - {"request"}
+    tensors = {name for name in request if name.endswith(("embeds", "mask"))}
+    assert request - options - tensors == {"height", "width", "latents", "generator", "output", "batch_size"}
+
+
 def test_a_plan_takes_the_models_own_settings(model, here):
-    plan = make_plan(Wishes(prompt="a red circle", model=str(model), size="64x48"))
+    plan = make_plan(ModelRequest(prompt="a red circle", model=str(model)), size="64x48")
     settings = plan.jobs[0].settings
     assert (settings["width"], settings["height"], settings["num_frames"]) == (64, 48, 18)
     assert (settings["num_inference_steps"], settings["sampler"], settings["seed"]) == (3, "dpm++", 43)
-    assert plan.fps == 12
+    assert plan.request.fps == 12
 
 
 def test_sizes_and_names():
@@ -414,18 +426,18 @@ def test_another_form_of_the_vae_is_recorded_and_named(model, here, capsys, monk
 
 
 def test_compiling_is_repeated_from_a_sidecar(model, here):
-    plain = make_plan(Wishes(prompt="x", model=str(model)))
-    assert not plain.compile
+    plain = make_plan(ModelRequest(prompt="x", model=str(model)))
+    assert not plain.request.compile
     assert run(["generate", "x", "--model", str(model), "-o", "x.png"]) == 0
     told = json.loads((here / "x.json").read_text())
     told["device"] |= {"compiled": True, "cuda_graphs": True}
     (here / "x.json").write_text(json.dumps(told))
-    plan = make_plan(Wishes(sidecar="x.json", output="y.png"))
-    assert plan.compile
-    assert plan.cuda_graphs
-    assert make_plan(Wishes(prompt="x", model=str(model), cuda_graphs=True)).compile
+    plan = make_plan(ModelRequest(), sidecar="x.json", target="y.png")
+    assert plan.request.compile
+    assert plan.request.cuda_graphs
+    assert make_plan(ModelRequest(prompt="x", model=str(model), cuda_graphs=True)).request.compile
     with pytest.raises(UserError, match="leave --no-compile out"):
-        make_plan(Wishes(prompt="x", model=str(model), cuda_graphs=True, compile=False))
+        make_plan(ModelRequest(prompt="x", model=str(model), cuda_graphs=True, compile=False))
 
 
 def test_a_process_among_several_loads_on_its_own_device(here, capsys, monkeypatch):

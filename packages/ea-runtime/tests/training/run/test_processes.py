@@ -52,7 +52,7 @@ def test_two_compute_what_one_computes_and_stop_together(train: Run, tmp_path: P
     words = ("two", "train.processes=2", "toy.sigterm=[2]", "toy.rank=1")
     code, said = train(*words)
     assert code == 130
-    assert said[-2:] == ["step 4 of 8 is saved; --resume goes on from there", "error: stopped"]
+    assert said[-2:] == ["step 4 of 8 is saved; --resume continues from there", "error: stopped"]
     code, said = train(*words, "--resume")
     assert code == 0
     assert said[-1] == f"done: {tmp_path / 'two' / 'final'}"

@@ -20,12 +20,13 @@ from ea_runtime.training.data.draws import normal
 from ea_runtime.training.networks import build_network, load_network
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 from ea_runtime.training.update.precision import DTYPES
+from ea_runtime.video.sheets import spaced
 from ea_vae.network.chunking import check_num_frames
 from ea_vae.network.model import AutoencoderKLMagvit
 from ea_vae.training import losses
 from ea_vae.training.discriminator import Discriminator
 from ea_vae.training.recipe_options import VaeOptions
-from ea_vae.training.sheet import contact_sheet, spaced
+from ea_vae.training.sheet import contact_sheet
 from ea_vae.training.start import as_slices, inflate, initialise, whiten
 
 VAE, DISCRIMINATOR = "vae", "discriminator"
@@ -147,7 +148,7 @@ class VaeRecipe(RecipeDefaults):
             if len(batch):
                 frames = self._frames(batch)
                 pairs.append((frames[0], self._mode(frames)[0]))
-        return contact_sheet(pairs).numpy() if pairs else None
+        return contact_sheet(pairs) if pairs else None
 
     def describe(self) -> dict[str, Any]:
         loss = self.options.loss

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
+
+from ea_runtime.video.sheets import frame_grid, spaced
 
 
-def spaced(total: int, count: int) -> list[int]:
-    """At most `count` indices below `total`, evenly spaced, first and last among them."""
-    count = min(count, total)
-    return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
-
-
-def contact_sheet(pairs: Sequence[tuple[Tensor, Tensor]], frames_each: int = 3) -> Tensor:
+def contact_sheet(pairs: Sequence[tuple[Tensor, Tensor]], frames_each: int = 3) -> np.ndarray:
     """One column for each pair: its original above its reconstruction, up to `frames_each` frames side by side.
 
     pairs: (original, reconstruction), each (3, T, H, W) in -1..1, sizes may differ between pairs. Frames are
@@ -27,7 +23,5 @@ def contact_sheet(pairs: Sequence[tuple[Tensor, Tensor]], frames_each: int = 3) 
         chosen = spaced(original.shape[1], frames_each)
         rows = [rearrange(x[:, chosen], "c t h w -> h (t w) c") for x in (original, reconstruction)]
         pixels = torch.cat(rows).float().clamp(-1, 1).add(1).mul(127.5).round()
-        columns.append(pixels.to("cpu", torch.uint8))
-    height = max(column.shape[0] for column in columns)
-    padded = [F.pad(column, (0, 0, 0, 2, 0, height - column.shape[0])) for column in columns]
-    return torch.cat(padded, dim=1)[:, :-2]
+        columns.append(pixels.to("cpu", torch.uint8).numpy())
+    return frame_grid(columns, len(columns), paper=0)

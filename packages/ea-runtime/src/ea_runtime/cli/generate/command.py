@@ -15,6 +15,7 @@ from ea_runtime.cli.generate.run import run
 
 if TYPE_CHECKING:
     from ea_runtime.cli.generate.plan import Plan
+    from ea_runtime.generation.requests import ModelRequest
 
 app = typer.Typer(add_completion=False)
 
@@ -31,15 +32,19 @@ def generate(
     model: Annotated[str | None, Option(help="tiny (bundled) or a model folder. Default: tiny.")] = None,
     num_frames: Annotated[int | None, Option(help=f"Frames; 1 is a picture. {_OWN}")] = None,
     size: Annotated[str | None, Option(help=f"WIDTHxHEIGHT in pixels. {_OWN}")] = None,
-    steps: Annotated[int | None, Option(help=f"Steps of the sampler. {_OWN}")] = None,
-    guidance: Annotated[
-        float | None, Option(help=f"How closely to follow the prompt; 1 is off. {_OWN}")
+    num_inference_steps: Annotated[
+        int | None, Option("--steps", help=f"Steps of the sampler. {_OWN}")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, Option("--guidance", help=f"How closely to follow the prompt; 1 is off. {_OWN}")
     ] = None,
     sampler: Annotated[
         str | None, Option(help="euler, euler-a, dpm++, pndm, ddim, unipc or a plugin's.")
     ] = None,
     seed: Annotated[int | None, Option(help="Seed of the noise; --prompts adds 1 for each prompt.")] = None,
-    negative: Annotated[str | None, Option(help="Negative prompt: what to avoid.")] = None,
+    negative_prompt: Annotated[
+        str | None, Option("--negative", help="Negative prompt: what to avoid.")
+    ] = None,
     prompts: Annotated[
         str | None, Option(help="File of prompts, one per line; outputs are numbered.")
     ] = None,
@@ -77,7 +82,7 @@ def generate(
         list[str] | None,
         Option(help="LoRA file, with its weight after a colon: style.safetensors:0.55; repeatable."),
     ] = None,
-    output: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
+    target: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
     sidecar: Annotated[
         str | None, Option("--from", help="An output's .json: make it again; other options change it.")
     ] = None,
@@ -85,41 +90,30 @@ def generate(
 ) -> None:
     """Make a video (or, with --num-frames 1, a picture) from a prompt."""
     start = time.perf_counter()
+    from ea_runtime.generation.requests import ModelRequest
+
+    _generate(
+        start,
+        ModelRequest.of(locals()),
+        size=size,
+        prompts=prompts,
+        sidecar=sidecar,
+        target=target,
+        overwrite=overwrite,
+    )
+
+
+def _generate(start: float, request: ModelRequest, **files: Any) -> None:
     from rich.console import Console
 
     from ea_runtime.cli.generate.notes import notes_on
-    from ea_runtime.cli.generate.plan import Wishes, make_plan
+    from ea_runtime.cli.generate.plan import make_plan
     from ea_runtime.generation.spread import joined, rank
 
     # of several processes the first speaks
     console = Console(stderr=True, highlight=False, emoji=False, quiet=rank() > 0)
-    wishes = Wishes(
-        prompt=prompt,
-        prompts_file=prompts,
-        sidecar=sidecar,
-        model=model,
-        negative=negative,
-        num_frames=num_frames,
-        size=size,
-        steps=steps,
-        guidance=guidance,
-        sampler=sampler,
-        seed=seed,
-        fps=fps,
-        device=device,
-        dtype=dtype,
-        engine=engine,
-        bundle=bundle,
-        smooth=smooth,
-        step_cache=step_cache,
-        compile=compile,
-        cuda_graphs=cuda_graphs,
-        loras=lora,
-        output=output,
-        overwrite=overwrite,
-    )
     with notes_on(console), _stopped_by_sigterm():
-        plan = make_plan(wishes)
+        plan = make_plan(request, **files)
         with joined(_device(plan)) as own_device:
             run(plan, console, start, own_device)
 
@@ -129,15 +123,16 @@ def _device(plan: Plan) -> str | None:
     from ea_runtime.errors import UserError
     from ea_runtime.machine.device import choose_device
 
-    if plan.recorded is None or plan.device is None:
-        return plan.device
+    device = plan.request.device
+    if plan.recorded is None or device is None:
+        return device
     try:
-        choose_device(plan.device)
+        choose_device(device)
     except UserError:
-        if plan.device != plan.recorded["device"]["device"]:
+        if device != plan.recorded["device"]["device"]:
             raise
         return None
-    return plan.device
+    return device
 
 
 @contextmanager

@@ -6,23 +6,16 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ea_runtime.cli.generate.sidecar import describes, plan_sidecar, read_sidecar
+from ea_runtime.cli.generate.sidecar import describes, plan_sidecar, read_sidecar, request_of
 from ea_runtime.errors import UserError
 from ea_runtime.export.bundle import read_size
 from ea_runtime.files.safe import inside, is_file, read_json
 from ea_runtime.generation.adapters import AdapterChoice, plan_adapters
-from ea_runtime.generation.requests import (
-    check_guidance,
-    check_prompts,
-    check_sampler,
-    check_seeds,
-    check_steps,
-)
-from ea_runtime.generation.step_cache import check_step_cache
+from ea_runtime.generation.requests import ModelRequest, check_prompts, check_seeds
 from ea_runtime.machine.device import check_dtype_name
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
@@ -30,35 +23,6 @@ from ea_runtime.video.output import KINDS, Output, check_fps, plan_output
 
 MAX_PROMPT_FILE = 16 << 20
 _SIZE = re.compile(r"\s*(-?\d{1,9})\s*[xX×*]\s*(-?\d{1,9})\s*")
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """The options as given; None where the user said nothing."""
-
-    prompt: str | None = None
-    prompts_file: str | None = None
-    sidecar: str | None = None
-    model: str | None = None
-    negative: str | None = None
-    num_frames: int | None = None
-    size: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    sampler: str | None = None
-    seed: int | None = None
-    fps: float | None = None
-    device: str | None = None
-    dtype: str | None = None
-    engine: str | None = None
-    bundle: str | None = None
-    smooth: bool | None = None
-    step_cache: str | None = None
-    compile: bool | None = None
-    cuda_graphs: bool | None = None
-    loras: list[str] | None = None
-    output: str | None = None
-    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,119 +38,105 @@ class Job:
 class Plan:
     """All that is to be done.
 
-    recorded: the sidecar that is repeated, if any. classes: kind of record -> class of the model's networks.
-    adapters: LoRA files to put on the model, in order. compile, cuda_graphs: of `VideoPipeline.compile`.
+    request: what all jobs share, nothing left out. recorded: the sidecar that is repeated, if any. classes: kind of
+    record -> class of the model's networks. adapters: LoRA files to put on the model, in order.
     """
 
-    model: str
-    fps: float
-    device: str | None
-    dtype: str | None
+    request: ModelRequest
     jobs: list[Job]
     recorded: dict[str, Any] | None = None
     classes: dict[str, str] = field(default_factory=dict)
     adapters: list[AdapterChoice] = field(default_factory=list)
-    compile: bool = False
-    cuda_graphs: bool = False
-    engine: str = "torch"
-    bundle: str | None = None
 
     @property
     def repeats_adapters(self) -> bool:
-        """Whether the LoRAs are those of the sidecar, and not others that the user named."""
+        """True if the LoRAs are those of the sidecar, not others that the user named."""
         return all(choice.sha256 is not None for choice in self.adapters)
 
 
-def make_plan(wishes: Wishes) -> Plan:
-    """Check everything that can be checked without the weights. Raises UserError."""
-    recorded = None if wishes.sidecar is None else read_sidecar(wishes.sidecar)
-    prompts = _prompts(wishes, recorded)
-    model = wishes.model or (recorded["model"]["name"] if recorded else "tiny")
-    folder = resolve_folder(model)
-    _, defaults = read_defaults(folder)
-    engine, bundle = _engine(wishes, recorded)
-    if bundle is not None:
-        defaults = defaults.model_copy(update=read_size(bundle))
-    configs = {name: _config(folder, name) for name in ("vae", "denoiser")}
-    geometry = Geometry.from_configs(configs["vae"], configs["denoiser"])
+def make_plan(
+    request: ModelRequest,
+    *,
+    size: str | None = None,
+    prompts: str | None = None,
+    sidecar: str | None = None,
+    target: str | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Check everything that can be checked without the weights.
 
-    before: dict[str, Any] = recorded["settings"] if recorded else {}
-    width, height = (None, None) if wishes.size is None else parse_size(wishes.size)
-    num_frames = geometry.check_num_frames(
-        _first(wishes.num_frames, before.get("num_frames"), defaults.num_frames)
-    )
-    height, width = geometry.check_size(
-        _first(height, before.get("height"), defaults.height),
-        _first(width, before.get("width"), defaults.width),
-    )
-    geometry.check_budget(1, num_frames, height, width)
-    sampler = check_sampler(_first(wishes.sampler, before.get("sampler"), defaults.sampler)).name
-    seeds = check_seeds(_first(wishes.seed, before.get("seed"), defaults.seed), len(prompts))
-    negative = check_prompts(_first(wishes.negative, before.get("negative_prompt"), ""), "negative")[0]
-    fps = _first(wishes.fps, recorded["fps"] if recorded else None, defaults.fps)
-    if not math.isfinite(fps):
-        raise UserError(
-            f"`fps` must be a finite number of frames a second, got {fps}; {defaults.fps} is usual"
-        )
-    check_fps(fps)
-    shared: dict[str, Any] = {
-        "negative_prompt": negative,
-        "num_frames": num_frames,
-        "height": height,
-        "width": width,
-        "num_inference_steps": check_steps(
-            _first(wishes.steps, before.get("num_inference_steps"), defaults.steps)
-        ),
-        "guidance_scale": check_guidance(
-            _first(wishes.guidance, before.get("guidance_scale"), defaults.guidance)
-        ),
-        "sampler": sampler,
-        "smooth": _first(wishes.smooth, before.get("smooth"), True),
-    }
-    step_cache = _first(wishes.step_cache, before.get("step_cache"))
-    if step_cache is not None and step_cache != "none":
-        check_step_cache(step_cache)
-        shared["step_cache"] = step_cache
-    dtype = _first(wishes.dtype, recorded["device"]["dtype"] if recorded else None)
-    dtype = None if dtype in (None, "auto") else check_dtype_name(dtype)
-    kind = recorded["output"]["kind"] if recorded else "png" if num_frames == 1 else "mp4"
-    where = recorded["device"] if recorded else {}
-    if wishes.cuda_graphs and wishes.compile is False:
+    size: WIDTHxHEIGHT. prompts: a file of them. sidecar: the one to repeat. target: the output; None: named after the
+    prompt. Raises UserError.
+    """
+    if request.cuda_graphs and request.compile is False:
         raise UserError("`--cuda-graphs` replays compiled blocks; leave --no-compile out")
-    many = wishes.prompts_file is not None
-    outputs = _outputs(prompts, wishes.output, kind, many, wishes.overwrite)
+    recorded = None if sidecar is None else read_sidecar(sidecar)
+    texts = _prompts(request.prompt, prompts, recorded)
+    asked, geometry, configs = _resolve(request, size, recorded)
+    negative = check_prompts(asked.negative_prompt, "negative")[0]
+    asked = replace(asked.checked(geometry), negative_prompt=negative)
+    seeds = check_seeds(asked.seed, len(texts))
+    kind = recorded["output"]["kind"] if recorded else "png" if asked.num_frames == 1 else "mp4"
+    outputs = _outputs(texts, target, kind, prompts is not None, overwrite)
     jobs = [
-        Job({"prompt": text, **shared, "seed": seed}, output, plan_sidecar(output))
-        for text, seed, output in zip(prompts, seeds, outputs, strict=True)
+        Job(replace(asked, prompt=text, seed=seed).settings, output, plan_sidecar(output))
+        for text, seed, output in zip(texts, seeds, outputs, strict=True)
     ]
     return Plan(
-        model=model,
-        fps=fps,
-        device=_first(wishes.device, recorded["device"]["device"] if recorded else None),
-        dtype=dtype,
-        jobs=jobs,
-        recorded=recorded,
-        compile=bool(_first(wishes.compile, where.get("compiled"), wishes.cuda_graphs)),
-        cuda_graphs=bool(_first(wishes.cuda_graphs, where.get("cuda_graphs"))),
-        adapters=plan_adapters(wishes.loras, recorded.get("loras", ()) if recorded else ()),
-        engine=engine,
-        bundle=bundle,
+        asked,
+        jobs,
+        recorded,
         classes={PARTS[name].kind: str(c.get("_class_name")) for name, c in configs.items() if c is not None},
+        adapters=plan_adapters(request.lora, recorded.get("loras", ()) if recorded else ()),
     )
 
 
-def _engine(wishes: Wishes, recorded: dict[str, Any] | None) -> tuple[str, str | None]:
-    """The engine's name and its bundle, from the options or the sidecar. Raises UserError."""
+def _resolve(
+    request: ModelRequest, size: str | None, recorded: dict[str, Any] | None
+) -> tuple[ModelRequest, Geometry, dict[str, Any]]:
+    """Each option from the first that has it: flag, sidecar, folder of the model, default. Raises UserError.
+
+    Returns also the model's geometry and the configs of its networks.
+    """
+    width, height = (None, None) if size is None else parse_size(size)
+    flags = replace(request, width=width, height=height, model=request.model or None)
+    before = ModelRequest() if recorded is None else request_of(recorded)
+    if flags.engine is not None or flags.bundle is not None:
+        before = replace(before, engine=None, bundle=None)
+    usual = ModelRequest(
+        model="tiny", engine="torch", negative_prompt="", smooth=True, compile=bool(flags.cuda_graphs)
+    )
+    asked = flags.over(before, usual)
+    folder = resolve_folder(asked.model)
+    _, defaults = read_defaults(folder)
+    _check_engine(asked)
+    if asked.bundle is not None:
+        defaults = defaults.model_copy(update=read_size(asked.bundle))
+    asked = asked.over(ModelRequest.of_model(defaults, seed=defaults.seed, fps=defaults.fps))
+    if not math.isfinite(asked.fps):
+        raise UserError(
+            f"`fps` must be a finite number of frames a second, got {asked.fps}; {defaults.fps} is usual"
+        )
+    check_fps(asked.fps)
+    asked = replace(
+        asked,
+        step_cache=None if asked.step_cache == "none" else asked.step_cache,
+        dtype=None if asked.dtype in (None, "auto") else check_dtype_name(asked.dtype),
+        compile=bool(asked.compile),
+        cuda_graphs=bool(asked.cuda_graphs),
+    )
+    configs = {name: _config(folder, name) for name in ("vae", "denoiser")}
+    return asked, Geometry.from_configs(configs["vae"], configs["denoiser"]), configs
+
+
+def _check_engine(asked: ModelRequest) -> None:
     from ea_runtime.plugins.host import get_host
 
-    before = (recorded or {}).get("engine", {}) if wishes.engine is None and wishes.bundle is None else {}
-    name = _first(wishes.engine, before.get("name"), "torch")
-    bundle = _first(wishes.bundle, before.get("bundle"))
+    name, bundle = asked.engine, asked.bundle
     if getattr(get_host().get("engines", name), "needs_bundle", False) and bundle is None:
         raise UserError(f"`--engine {name}` needs `--bundle FOLDER`, what `ea export --{name}` wrote")
     if bundle is not None and not Path(bundle).is_dir():
-        raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {str(bundle)!r}")
-    return name, bundle
+        raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {bundle!r}")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -209,19 +159,16 @@ def slug(text: str, limit: int = 60) -> str:
     return name or "video"
 
 
-def _prompts(wishes: Wishes, recorded: dict[str, Any] | None) -> list[str]:
-    ways = [w is not None for w in (wishes.prompt, wishes.prompts_file)]
-    if all(ways):
-        raise UserError("give either a prompt or --prompts FILE, not both")
-    if not any(ways):
-        if recorded is None:
-            raise UserError('a prompt is needed, for example: ea generate "a red circle moves right"')
-        return check_prompts(recorded["settings"]["prompt"])
-    if wishes.prompts_file is not None:
+def _prompts(prompt: Any, file: str | None, recorded: dict[str, Any] | None) -> list[str]:
+    if file is not None:
+        if prompt is not None:
+            raise UserError("give either a prompt or --prompts FILE, not both")
         if recorded is not None:
             raise UserError("give either --prompts FILE or --from, not both")
-        return _read_prompts(Path(wishes.prompts_file))
-    return check_prompts(wishes.prompt)
+        return _read_prompts(Path(file))
+    if prompt is None and recorded is None:
+        raise UserError('a prompt is needed, for example: ea generate "a red circle moves right"')
+    return check_prompts(recorded["settings"]["prompt"] if prompt is None and recorded else prompt)
 
 
 def _read_prompts(path: Path) -> list[str]:
@@ -276,7 +223,3 @@ def _config(folder: Path, part: str) -> dict[str, Any] | None:
     """A part's config.json, or None where it is missing: loading the model says so better."""
     name = f"{PARTS[part].folder}/config.json"
     return read_json(folder, name) if is_file(inside(folder, name)) else None
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
     from ea_runtime.cli.generate.plan import Job, Plan
     from ea_runtime.generation.pipeline import VideoPipeline
+    from ea_runtime.generation.requests import ModelRequest
 
 
 def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     """Makes the plan's videos, one after the other. start: when the command began, by time.perf_counter."""
     _announce(plan, 0, console)  # before any import that takes time
+    asked = plan.request
 
     from rich.markup import escape
 
@@ -44,19 +46,19 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     from ea_runtime.generation.pipeline import VideoPipeline
     from ea_runtime.machine.device import dtype_name
 
-    with console.status(escape(f"loading {plan.model}")), _timed("loading", shared):
+    with console.status(escape(f"loading {asked.model}")), _timed("loading", shared):
         pipe = VideoPipeline.from_pretrained(
-            plan.model, device=device, dtype=plan.dtype, engine=plan.engine, bundle=plan.bundle
+            asked.model, device=device, dtype=asked.dtype, engine=asked.engine, bundle=asked.bundle
         )
         _same_threads(plan, pipe)
         share_out(pipe)
-        model_sha256 = _hashed(plan.model)
+        model_sha256 = _hashed(asked.model)
     with _timed("adapters", shared):
         adapters = _put_on(plan, pipe, console)
     if not adapters:
         del shared["adapters"]
-    if plan.compile:
-        pipe.compile(plan.cuda_graphs)
+    if asked.compile:
+        pipe.compile(asked.cuda_graphs)
     console.print(f"on {_where(pipe)}, {dtype_name(pipe.dtype)}", markup=False, soft_wrap=True)
     for number, job in enumerate(plan.jobs):
         if number:
@@ -129,7 +131,7 @@ def _make(
     from ea_runtime.machine.device import dtype_name
     from ea_runtime.video.overlap import overlapped
 
-    settings = job.settings
+    asked, settings = plan.request, job.settings
     count = settings["num_frames"]
     with GenerationProgress(console) as progress:
         result = pipe(**settings, output="latents", on_step=progress.on_step)
@@ -139,7 +141,7 @@ def _make(
         )
         with (
             _timed("writing", timings),
-            job.output.writer(plan.fps, count) as write,
+            job.output.writer(asked.fps, count) as write,
             overlapped(write) as hand_in,
         ):
             progress.on_step("decoding", 0, count)
@@ -154,11 +156,11 @@ def _make(
                 progress.on_step("decoding", done, count)
     timings["writing"] -= timings["decoding"]  # decoding ran inside: what is left is waiting for the writer
     digest = content_hash(job.output.path)
-    is_path = os.sep in plan.model or Path(plan.model).is_dir()
+    is_path = os.sep in asked.model or Path(asked.model).is_dir()
     record = {
         "settings": settings,
-        "fps": plan.fps,
-        "model": {"name": os.path.abspath(plan.model) if is_path else plan.model, "sha256": model_sha256()},
+        "fps": asked.fps,
+        "model": {"name": os.path.abspath(asked.model) if is_path else asked.model, "sha256": model_sha256()},
         "device": {
             "device": str(pipe.device),
             "name": _where(pipe),
@@ -166,7 +168,7 @@ def _make(
             "threads": torch.get_num_threads(),
             **_unusual(plan),
         },
-        **_engine_record(plan),
+        **_engine_record(asked),
         "versions": versions(),
         "output": {
             "file": job.output.path.name,
@@ -189,8 +191,8 @@ def _unusual(plan: Plan) -> dict[str, Any]:
     rewrites = os.environ.get("EA_VAE_REWRITES") or "rule"
     given = {
         "processes": (world_size(), 1),
-        "compiled": (plan.compile, False),
-        "cuda_graphs": (plan.cuda_graphs, False),
+        "compiled": (plan.request.compile, False),
+        "cuda_graphs": (plan.request.cuda_graphs, False),
         "vae_rewrites": (rewrites, "rule"),
     }
     return {name: value for name, (value, usual) in given.items() if value != usual}
@@ -212,23 +214,23 @@ def _announce(plan: Plan, number: int, console: Console) -> None:
     s = job.settings
     if len(plan.jobs) > 1:
         console.print(f"{number + 1}/{len(plan.jobs)} {s['prompt']}", markup=False, style="bold")
-    what = "a picture" if s["num_frames"] == 1 else f"{s['num_frames']} frames at {plan.fps:g} fps"
+    what = "a picture" if s["num_frames"] == 1 else f"{s['num_frames']} frames at {plan.request.fps:g} fps"
     steps = f"{s['num_inference_steps']} step{'s' * (s['num_inference_steps'] > 1)}"
     kind = " as a contact sheet" if job.output.kind == "png" and s["num_frames"] > 1 else ""
     console.print(
-        f"{plan.model}: {what}{kind}, {s['width']}x{s['height']}, {steps} {s['sampler']}, "
+        f"{plan.request.model}: {what}{kind}, {s['width']}x{s['height']}, {steps} {s['sampler']}, "
         f"guidance {s['guidance_scale']:g}, seed {s['seed']}",
         markup=False,
         soft_wrap=True,
     )
 
 
-def _engine_record(plan: Plan) -> dict[str, Any]:
-    """What the sidecar says of an engine other than torch."""
-    if plan.engine == "torch":
+def _engine_record(asked: ModelRequest) -> dict[str, Any]:
+    """The sidecar's entry for an engine other than torch."""
+    if asked.engine == "torch":
         return {}
-    bundle = {} if plan.bundle is None else {"bundle": os.path.abspath(plan.bundle)}
-    return {"engine": {"name": plan.engine, **bundle}}
+    bundle = {} if asked.bundle is None else {"bundle": os.path.abspath(asked.bundle)}
+    return {"engine": {"name": asked.engine, **bundle}}
 
 
 def _where(pipe: VideoPipeline) -> str:

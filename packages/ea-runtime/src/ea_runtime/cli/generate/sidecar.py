@@ -21,6 +21,7 @@ from typing import Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import write_atomic
+from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.video.output import Output
 
 VERSION = 1
@@ -134,6 +135,22 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
         for key in keys:
             _require(name, record[section], key, (str,))
     return record
+
+
+def request_of(record: Mapping[str, Any]) -> ModelRequest:
+    """The request that a sidecar records, without its LoRAs, whose contents it records as well."""
+    device, engine = record["device"], record.get("engine", {})
+    return ModelRequest(
+        **record["settings"],
+        model=record["model"]["name"],
+        fps=record["fps"],
+        device=device["device"],
+        dtype=device["dtype"],
+        engine=engine.get("name"),
+        bundle=engine.get("bundle"),
+        compile=device.get("compiled"),
+        cuda_graphs=device.get("cuda_graphs"),
+    )
 
 
 def _require(name: str, values: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> None:
