@@ -56,7 +56,7 @@ def parse_spec(text: str) -> tuple[str, float]:
 def plan_adapters(
     texts: Sequence[str] | None, recorded: Sequence[Mapping[str, Any]] = ()
 ) -> list[AdapterChoice]:
-    """What `--lora` asks for, or what a sidecar recorded where it asks for nothing.
+    """The adapters that `--lora` asks for, or if it asks for none those of a sidecar.
 
     Raises UserError: a file that is not there, a wrong weight, no package that can put one on.
     """

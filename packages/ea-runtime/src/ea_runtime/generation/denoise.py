@@ -26,7 +26,7 @@ logger = logging.getLogger("ea")
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What N videos are told: embeddings (N, L, D) and mask (N, L), 1 on text; negative ones or None."""
+    """The texts of N videos: embeddings (N, L, D) and mask (N, L), 1 on text; negative ones or None."""
 
     embeds: Tensor
     mask: Tensor
@@ -153,7 +153,7 @@ class NoisePredictor:
 
 
 def size_conditions(denoiser_config: Any, rows: int, height: int, width: int, like: Tensor) -> dict[str, Any]:
-    """What PixArt's 1024-pixel model (sample_size 128) is told: (R, 2) and (R, 1); None for others."""
+    """Size inputs of PixArt's 1024-pixel model (sample_size 128): (R, 2) and (R, 1); None for others."""
     if getattr(denoiser_config, "sample_size", None) != 128:
         return {"resolution": None, "aspect_ratio": None}
     resolution = torch.tensor([[height, width]]).to(like).expand(rows, 2)
@@ -173,7 +173,7 @@ def denoise(
     noise: (N, C, t, h, w), unit variance, float32 on the device. generators: one for each video, for samplers
     that draw. on_step: called after each network pass.
 
-    Returns latents (N, C, t, h, w), float32. Raises UserError where they are no longer finite.
+    Returns latents (N, C, t, h, w), float32. Raises UserError if they are no longer finite.
     """
     # Latents stay in float32 whatever the network runs in. Differs from EasyAnimate, where they are rounded
     # to bfloat16 after every step.

@@ -54,7 +54,7 @@ def iter_frames(
 ) -> Iterator[np.ndarray]:
     """Decode one video and yield its frames as they become final; memory does not grow with their number.
 
-    Where memory runs out, decoding starts again in tiles, once, and goes on behind the frames already given.
+    If memory runs out, decoding restarts in tiles, once, and resumes after the frames already given.
 
     latents: (1, C, t, h, w), the VAE's own scale. Yields (H, W, 3) uint8. Raises UserError for NaN in the
     frames.

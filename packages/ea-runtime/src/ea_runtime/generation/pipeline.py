@@ -40,7 +40,7 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass
 class VideoOutput:
-    """What a run gives.
+    """The result of a run.
 
     frames: (B, T, H, W, 3) uint8, or None with output="latents". latents: (B, C, t, h, w) float32 on the CPU,
     the denoiser's scale. settings: `pipe(**settings)` repeats the run. timings: seconds by phase. notes:
@@ -74,7 +74,7 @@ class VideoPipeline:
     """
 
     max_pixels: int = MAX_PIXELS
-    #: what `from_pretrained` loaded the parts with (engines/base.py); None: the parts were given
+    #: the engine that `from_pretrained` loaded the parts with (engines/base.py); None: the parts were given
     engine: Any = None
 
     def __init__(
@@ -126,7 +126,7 @@ class VideoPipeline:
         (device.py); with float16 the VAE runs in float32, as in V2. parts: of "vae", "denoiser", "text"; None
         loads all.
 
-        Raises MissingPackageError where a part's package is not installed, UserError for everything else.
+        Raises MissingPackageError if a part's package is not installed, UserError for everything else.
         """
         from ea_runtime.plugins.host import get_host
 
@@ -147,12 +147,12 @@ class VideoPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
+        """The denoiser's device."""
         return next((p.device for p in _parameters(self.denoiser)), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the denoiser computes in."""
+        """The number format that the denoiser computes in."""
         return next((p.dtype for p in _parameters(self.denoiser)), torch.float32)
 
     def to(
@@ -225,20 +225,20 @@ class VideoPipeline:
             num_inference_steps: of the sampler. guidance_scale: classifier-free guidance; 1 and below turn it
             off.
             seed: video i draws from seed + i (a list: from its own), always on the CPU in float32. None picks
-                one and tells it in `settings`. generator: in place of a seed; it is used up.
+                one and reports it in `settings`. generator: in place of a seed; it is used up.
             latents: unit noise (B, C, t, h, w) to start from in place of drawn noise.
             prompt_embeds, negative_prompt_embeds: (B, L, D) in place of texts; *_attention_mask: (B, L),
             None: all ones.
             output: "frames", or "latents" without decoding (then `iter_frames` decodes as a stream).
             on_step: progress; an exception raised in it stops the run.
             smooth: V2's second pass over the seams between the VAE's chunks.
-            batch_size: videos per network pass. With 1 each video of a batch equals a run of its own to the
-                bit; more is faster on a GPU and differs from it by rounding.
-            step_cache: approximate: NAME:THRESHOLD such as "teacache:0.1" passes over network passes that would
+            batch_size: videos per network pass. With 1 each video of a batch is bit-exact with
+                a separate run; more is faster on a GPU and differs from it by rounding.
+            step_cache: approximate: NAME:THRESHOLD such as "teacache:0.1" skips network passes that would
             change little (step_cache.py); None computes all.
 
         Raises UserError, before any work, for what cannot be done; MissingPackageError without a VAE;
-            OutOfMemoryError; UserError where latents or frames are no longer finite.
+            OutOfMemoryError; UserError if latents or frames are no longer finite.
         """
         request, generators = self._checked(Request.of(locals()))
         caching = check_step_cache(request.step_cache)

@@ -54,12 +54,12 @@ class Request:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
-        """From a function's `locals()`: those that are called as a field is."""
+        """From the `locals()` at a function's start: the arguments that are named like a field."""
         return cls(**{one.name: arguments[one.name] for one in fields(cls) if one.name in arguments})
 
     @classmethod
     def of_model(cls, defaults: GenerationDefaults, **more: Any) -> Self:
-        """The settings that suit a model. Its seed is for the command, a pipeline draws one."""
+        """The settings that suit a model, without its seed: a pipeline draws one."""
         return cls(
             num_frames=defaults.num_frames,
             height=defaults.height,
@@ -71,7 +71,7 @@ class Request:
         )
 
     def over(self, *others: Request) -> Self:
-        """This request; each field that it leaves out is the first of `others` that has it."""
+        """This request, with each field that it leaves out taken from the first of `others` that has it."""
         sources = (self, *others)
         found = {f.name: [getattr(one, f.name, None) for one in sources] for f in fields(self)}
         return replace(self, **{n: next((v for v in vs if v is not None), None) for n, vs in found.items()})

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def world_size() -> int:
-    """How many processes a launcher has started; 1 without one."""
+    """The number of processes that a launcher has started; 1 without one."""
     try:
         return int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError as error:
@@ -44,7 +44,7 @@ def joined(device: str | None) -> Iterator[str | None]:
 
 
 def share_out(pipe: VideoPipeline) -> None:
-    """Shares the work of a pipeline's parts among the joined processes. Raises UserError where a part cannot."""
+    """Shares the work of a pipeline's parts among the joined processes. Raises UserError if a part cannot."""
     if world_size() == 1:
         return
     for name, part in (("denoiser", pipe.denoiser), ("VAE", pipe.vae)):

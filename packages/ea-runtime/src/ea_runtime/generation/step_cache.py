@@ -26,7 +26,7 @@ class TeaCache:
     """Gives the last computed change of x again while the input has moved little.
 
     The relative L1 distance between the signals of neighbouring passes is summed up; below `threshold` the pass is
-    passed over and the blocks' last residual is added to x, and at `threshold` the blocks run and the sum starts
+    skipped and the blocks' last residual is added to x, and at `threshold` the blocks run and the sum starts
     again. The first and the last pass always run. After TeaCache (Liu et al. 2024, arXiv 2411.19108), without its
     polynomial, which is fitted to each model.
     """
@@ -92,7 +92,7 @@ class StepCaching:
 
 
 def check_step_cache(text: Any) -> StepCaching | None:
-    """What "teacache:0.1" asks for; None for None. Raises UserError."""
+    """The step cache that "teacache:0.1" asks for; None for None. Raises UserError."""
     if text is None:
         return None
     if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""What `ea generate` is going to do, settled and checked before torch is imported."""
+"""The plan of `ea generate`, settled and checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def slug(text: str, limit: int = 60) -> str:
-    """A file name from a prompt: "A red circle!" -> "a-red-circle"; "video" where nothing is left."""
+    """A file name from a prompt: "A red circle!" -> "a-red-circle"; "video" if nothing is left."""
     words = re.findall(r"[a-z0-9]+", text[:1000].lower())
     name = ""
     for word in words:
@@ -175,24 +175,24 @@ def _read_prompts(path: Path) -> list[str]:
     name = repr(str(path))
     try:
         if not path.is_file():
-            raise UserError(f"there is no prompts file {name}; it holds one prompt a line")
+            raise UserError(f"there is no prompts file {name}; it holds one prompt per line")
         if path.stat().st_size > MAX_PROMPT_FILE:
             raise UserError(f"prompts file {name} has more than {MAX_PROMPT_FILE:,} bytes; split it")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"prompts file {name} must be UTF-8 text, one prompt a line") from error
+        raise UserError(f"prompts file {name} must be UTF-8 text, one prompt per line") from error
     except OSError as error:
         raise UserError(f"prompts file {name} cannot be read: {error.strerror or error}") from error
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise UserError(f"prompts file {name} holds no prompt; write one a line")
+        raise UserError(f"prompts file {name} holds no prompt; write one per line")
     return check_prompts(prompts)
 
 
 def _outputs(
     prompts: Sequence[str], wish: str | None, kind: str, many: bool, overwrite: bool
 ) -> list[Output]:
-    """One output for each prompt. Raises UserError where one cannot be written."""
+    """One output for each prompt. Raises UserError if one cannot be written."""
     suffix = next((s for s, k in KINDS.items() if k == kind), "/")
     if not many:
         return [_default_output(slug(prompts[0]), suffix) if wish is None else plan_output(wish, overwrite)]

@@ -106,7 +106,7 @@ def _import_diffusers() -> None:
 
 
 def _assist(pipe: VideoPipeline, job: Job) -> None:
-    """What processes other than the first do: the same work, nothing written."""
+    """The work of processes other than the first: the same, nothing written."""
     result = pipe(**job.settings, output="latents")
     settings = {"smooth": job.settings["smooth"], "num_frames": job.settings["num_frames"]}
     for _ in pipe.iter_frames(result.latents, seed=result.decode_seeds[0], **settings):
@@ -187,7 +187,7 @@ def _make(
 
 
 def _unusual(plan: Plan) -> dict[str, Any]:
-    """What changes the last bits besides device and threads, where it is not as usual."""
+    """Unusual settings that change the last bits, besides device and threads."""
     rewrites = os.environ.get("EA_VAE_REWRITES") or "rule"
     given = {
         "processes": (world_size(), 1),
@@ -209,7 +209,7 @@ def _put_on(plan: Plan, pipe: VideoPipeline, console: Console) -> list[dict[str,
 
 
 def _announce(plan: Plan, number: int, console: Console) -> None:
-    """What comes next, in a line that needs no torch; of several prompts also which."""
+    """Prints the next job in a line that needs no torch; of several prompts also which."""
     job = plan.jobs[number]
     s = job.settings
     if len(plan.jobs) > 1:
@@ -266,7 +266,7 @@ def _hashed(model: str) -> Callable[[], str]:
 
 
 def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
-    """Says whether a repeated run gave the recorded file, and if not what differs."""
+    """Reports if a repeated run gave the recorded file, and if not what differs."""
     from ea_runtime.cli.generate.sidecar import read_sidecar
 
     if plan.recorded is None or plan.recorded["output"]["kind"] != job.output.kind:

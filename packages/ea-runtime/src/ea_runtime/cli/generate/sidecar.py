@@ -1,5 +1,4 @@
-"""The JSON beside every output: what made it, so that `ea generate --from out.json` makes the same file
-again.
+"""The JSON next to every output: the settings that made it, for `ea generate --from out.json` to make it again.
 
     {"ea_sidecar": 1, "settings": {"prompt": ..., "seed": ..., ...}, "fps": ...,
      "model": {"name", "sha256"}, "device": {"device", "name", "dtype", "threads"}, "versions": {...},
@@ -40,15 +39,14 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "smooth": (bool,),
 }
-#: settings that a sidecar holds only where they were used
+#: settings that a sidecar holds only if they were used
 OPTIONAL_SETTINGS: dict[str, tuple[type, ...]] = {"step_cache": (str,)}
 
 
 def plan_sidecar(output: Output) -> Path:
-    """Where the sidecar of `output` goes: out.json for out.mp4, or out.mp4.json where out.json is something
-    else's.
+    """The place for the sidecar of `output`: out.json for out.mp4, or out.mp4.json if out.json is taken.
 
-    Raises UserError where that would replace a file without leave.
+    Raises UserError if that would replace a file without leave.
     """
     path = output.path
     plain = path.with_name(f"{path.name}.json") if output.kind == "folder" else path.with_suffix(".json")
@@ -63,7 +61,7 @@ def plan_sidecar(output: Output) -> Path:
 
 
 def describes(path: Path) -> str | None:
-    """The file name that the sidecar at `path` is about; None where it is no sidecar."""
+    """The file name that the sidecar at `path` is about; None if it is no sidecar."""
     try:
         return str(read_sidecar(path)["output"]["file"])
     except UserError:
@@ -71,7 +69,7 @@ def describes(path: Path) -> str | None:
 
 
 def write_sidecar(path: Path, record: Mapping[str, Any]) -> None:
-    """Write `record` whole or not at all. Raises UserError where that fails."""
+    """Write `record` whole or not at all. Raises UserError if that fails."""
     try:
         text = json.dumps({"ea_sidecar": VERSION, **record}, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomic(path, text + "\n")
@@ -85,7 +83,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
     name = repr(str(place))
     try:
         if not place.is_file():
-            raise UserError(f"there is no sidecar file {name}; `ea generate` writes one beside each output")
+            raise UserError(f"there is no sidecar file {name}; `ea generate` writes one next to each output")
         if place.stat().st_size > MAX_BYTES:
             raise UserError(f"{name} has more than {MAX_BYTES:,} bytes and is no sidecar of `ea generate`")
         record = json.loads(place.read_text(encoding="utf-8"))
@@ -96,7 +94,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
     if not isinstance(record, dict) or "ea_sidecar" not in record:
-        raise UserError(f"{name} is no sidecar of `ea generate`; give the .json that lies beside an output")
+        raise UserError(f"{name} is no sidecar of `ea generate`; give the .json next to an output")
     if record["ea_sidecar"] != VERSION:
         raise UserError(
             f"{name} is a sidecar of version {str(record['ea_sidecar'])[:20]}, "
