@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,9 @@ def write_raw(
     cannot be drawn and for a folder in use; no partial files stay behind.
     """
     from ea_data.draw.raw import render_video, sample_video
+    from ea_data.draw.raw_writer import RawWriter
     from ea_runtime.errors import writing
     from ea_runtime.files.atomic import new_folder
-    from ea_runtime.video.output import write_video
 
     if num_videos < 1:
         raise ValueError(f"`num_videos` must be 1 or more, got {num_videos}")
@@ -50,7 +51,10 @@ def write_raw(
     ):
         for number, video in enumerate(videos, start=1):
             name = f"{video.index:0{digits}d}-{video.kind}"
-            write_video(temporary / f"{name}.mp4", render_video(video), first.fps)
+            writer = RawWriter(temporary / f"{name}.mp4", Fraction(first.fps), None)
+            for frame in render_video(video):
+                writer.add(frame)
+            writer.finish()
             caption = video.scenes[0].caption()
             (temporary / f"{name}.txt").write_text(caption + "\n", encoding="utf-8")
             truth.write(json.dumps(video.truth(f"{name}.mp4")) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -41,7 +42,7 @@ def process_group(processes: int, argv: list[str], device: str = "cpu") -> Itera
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if _STORE in os.environ:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        _end_with_parent()
         store = Path(os.environ[_STORE])
         (store.parent / f"ready-{rank}").touch()
         with _joined(device, rank, size, store):
@@ -157,7 +158,18 @@ def _start(folder: Path, rank: int, processes: int, argv: list[str]) -> subproce
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, even if killed."""
+    """Ends this process when the one that started it is gone, even if killed.
+
+    On Linux the kernel does it: a thread alone waits for the interpreter, whose main thread may be stuck in torch.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    threading.Thread(target=_end_after_input, daemon=True).start()
+
+
+def _end_after_input() -> None:
+    """Standard input ends with the parent, also where that was gone before the kernel was asked."""
     os.read(0, 1)
     os._exit(1)
 

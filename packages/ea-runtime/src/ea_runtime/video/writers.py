@@ -51,6 +51,10 @@ class Mp4Writer(FrameWriter):
 
     crf = 18
 
+    def options(self) -> dict[str, str]:
+        """The encoder's options."""
+        return x264_options(self.crf)
+
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
         super().__init__(path, fps, num_frames)
         self.container: Any = None
@@ -79,7 +83,7 @@ class Mp4Writer(FrameWriter):
         self.container = av.open(str(self.path), "w", format="mp4", container_options=options)
         self.stream = self.container.add_stream("libx264", rate=self.fps)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
-        self.stream.options = x264_options(self.crf)
+        self.stream.options = self.options()
         codec = self.stream.codec_context
         codec.thread_count = THREADS
         bt709, limited = 1, 1  # players guess from the size otherwise
