@@ -1,4 +1,4 @@
-"""What ea_runtime itself brings through the hooks: samplers, the T5 text encoder, engines, commands."""
+"""Records that ea_runtime itself brings through the hooks: samplers, the T5 text encoder, engines, commands."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What "module:name", or "module", stands for. A call returns it, or with `is_called` calls it."""
+    """The object that "module:name", or "module", names. A call returns it, or with `is_called` calls it."""
 
     reference: str
     is_called: bool = False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-#: the part of a shape around its centre, in radii, that tells filled from outlined
+#: the part of a shape around its centre, in radii, that distinguishes filled from outlined
 CORE = 0.45
 #: a pixel is inside if it is this far (pixels) within the polygon through the outermost solid pixels
 _WITHIN = 0.75

@@ -34,7 +34,7 @@ def plain(text: object, limit: int = 80) -> str:
 
 
 def quote_path(path: Path | str) -> str:
-    """A path for an error: its end tells files apart, so it is cut later than other text."""
+    """A path for an error: files differ in its end, so it is cut later than other text."""
     return quote(str(path), 400)
 
 

@@ -47,7 +47,7 @@ _NAMES_SHOWN = 6
 class Formats:
     """Findings of a run in a reduced format about its operations.
 
-    device, dtype: what it computes on and in. say: is told once what is computed in float32 instead.
+    device, dtype: what it computes on and in. say: receives one line for what is computed in float32 instead.
     assume: on tensors without values, the format that float32 products count as: that of autocast.
     """
 
@@ -201,7 +201,7 @@ class _Watch(TorchDispatchMode):
         else:
             out = _in_float32(func, args, kwargs)
         if self.formats.assume is not None:
-            self._count(trial, func, args, kwargs, out, len(verdict.wrong))
+            self._count(func, args, kwargs, out, len(verdict.wrong))
         return out
 
     def _verdict(self, trial: Trial) -> Verdict:
@@ -230,7 +230,7 @@ class _Watch(TorchDispatchMode):
             return _in_float32(func, args, kwargs)
         return func(*args, **kwargs)
 
-    def _count(self, trial: Trial, func: Any, args: Any, kwargs: Any, out: Any, wrong: int) -> None:
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any, wrong: int) -> None:
         from torch.utils.flop_counter import flop_registry  # here, because it imports Triton
 
         formula = flop_registry.get(func._overloadpacket)

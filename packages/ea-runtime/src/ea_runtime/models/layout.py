@@ -81,7 +81,7 @@ Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
 class NoiseSchedule(BaseModel):
-    """What a scheduler_config.json may say about the noise that a model was trained with."""
+    """Noise that a model was trained with, as a scheduler_config.json gives it."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
