@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bs4.builder import HTMLParserTreeBuilder
+    from bs4.builder._htmlparser import HTMLParserTreeBuilder
 
 # Before its security releases of 2025, html.parser reads an unclosed construct to the end of the text from
 # every "<" anew. Up to this much work (openings times characters) a text is parsed in one piece, past it in
@@ -44,10 +44,11 @@ def visible_text(markup: str) -> str:
 @cache
 def _builder() -> type[HTMLParserTreeBuilder]:
     """Beautiful Soup's builder on html.parser, fed in pieces; its import is not paid by texts without markup."""
-    from bs4.builder import HTMLParserTreeBuilder
+    from bs4.builder._htmlparser import HTMLParserTreeBuilder
 
     class InPieces(HTMLParserTreeBuilder):
-        def feed(self, markup: str) -> None:
+        def feed(self, markup: str | bytes) -> None:
+            assert isinstance(markup, str)
             for piece in _pieces(markup):
                 super().feed(piece)
 
