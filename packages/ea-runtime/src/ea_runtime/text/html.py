@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bs4.builder._htmlparser import HTMLParserTreeBuilder
@@ -47,10 +47,9 @@ def _builder() -> type[HTMLParserTreeBuilder]:
     from bs4.builder._htmlparser import HTMLParserTreeBuilder
 
     class InPieces(HTMLParserTreeBuilder):
-        def feed(self, markup: str | bytes) -> None:
-            assert isinstance(markup, str)
+        def feed(self, markup: Any, *args: Any, **kwargs: Any) -> None:
             for piece in _pieces(markup):
-                super().feed(piece)
+                super().feed(piece, *args, **kwargs)
 
     return InPieces
 
