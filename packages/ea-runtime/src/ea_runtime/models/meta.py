@@ -138,8 +138,9 @@ def fill(
             raise UserError(
                 f"tensor {plain(name)} must be of the kind {built[name].dtype}, is {tensor.dtype} in the file"
             )
-        stays = dtype is None or not tensor.is_floating_point()
-        target = tensor.dtype if stays else dtype_of(model, name, dtype)
+        target = tensor.dtype
+        if dtype is not None and tensor.is_floating_point():
+            target = dtype_of(model, name, dtype)
         state[name] = tensor.to(device=device, dtype=target, copy=is_copied)
     state.update({name: state[source] for name, source in comparison.shared.items()})
     model.load_state_dict(state, strict=True, assign=True)
