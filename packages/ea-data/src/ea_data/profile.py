@@ -47,7 +47,7 @@ class ClipOptions(Options):
     crf: int = Field(default=18, ge=0, le=51)
 
 
-class Named(BaseModel):
+class ComponentTable(BaseModel):
     """A component's table: its name, and options that the component itself validates."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -60,13 +60,13 @@ class Named(BaseModel):
 
 
 class Profile(Options):
-    """A whole profile, as `load` returns it. Its components are checked by `Parts`."""
+    """A whole profile, as `load` returns it. `Components` checks what it names."""
 
     source: SourceOptions = SourceOptions()
-    split: Named
-    score: tuple[Named, ...] = ()
-    filter: tuple[Named, ...] = ()
-    caption: Named | None = None
+    split: ComponentTable
+    score: tuple[ComponentTable, ...] = ()
+    filter: tuple[ComponentTable, ...] = ()
+    caption: ComponentTable | None = None
     clips: ClipOptions = ClipOptions()
 
 
@@ -84,7 +84,7 @@ class Part:
         return f"{self.component.version}+{self.version[:8]}"
 
 
-class Parts:
+class Components:
     """The components of a profile, built, in the order in which they run. Nothing heavy is loaded.
 
     Raises UserError for unknown names and settings, and for a filter whose score no scorer computes.
@@ -159,7 +159,7 @@ def _read(name: str) -> dict[str, Any]:
     return read_toml(path, "--profile")
 
 
-def _part(kind: str, named: Named) -> Part:
+def _part(kind: str, named: ComponentTable) -> Part:
     component = make(KINDS[kind], named.name, named.settings)
     options = getattr(component, "options", None)
     settings = options.model_dump(mode="json") if isinstance(options, BaseModel) else named.settings

@@ -140,6 +140,3 @@ def data_url(frame: np.ndarray, quality: int) -> str:
     buffer = BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-build = OpenAiCaptioner

@@ -128,6 +128,3 @@ class TransformersCaptioner:
             message = "has no chat template; give an instruction-tuned model"
             raise UserError(f"transformers: {options.model!r} {message}")
         return processor, model.to(options.device).eval()
-
-
-build = TransformersCaptioner

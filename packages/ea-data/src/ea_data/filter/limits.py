@@ -50,7 +50,7 @@ class LimitOptions(Options):
         return self
 
 
-class MotionOptions(LimitOptions):
+class MotionLimits(LimitOptions):
     """Limits of a motion score, for `dis` and `raft` in frame diagonals per second."""
 
     score: str = "dis"
@@ -58,28 +58,28 @@ class MotionOptions(LimitOptions):
     max: float | None = 0.3
 
 
-class TextAreaOptions(LimitOptions):
+class TextAreaLimits(LimitOptions):
     """max: the share of the frame that text may cover, 0 to 1."""
 
     score: str = "rapidocr"
     max: float | None = 0.01
 
 
-class AestheticOptions(LimitOptions):
+class AestheticLimits(LimitOptions):
     """min: lowest aesthetic score that is kept, on a scale of about 1 to 10."""
 
     score: str = "clip-aesthetic"
     min: float | None = 4.0
 
 
-class TechnicalOptions(LimitOptions):
+class TechnicalLimits(LimitOptions):
     """min: lowest rating of the weakest measure that is kept, 0 to 1."""
 
     score: str = "technical"
     min: float | None = 0.3
 
 
-class DurationOptions(LimitOptions):
+class DurationLimits(LimitOptions):
     """min, max: seconds."""
 
     score: str = "probe"
@@ -163,7 +163,6 @@ class SizeFilter:
         return Decision(is_kept, f"{width}x{height} is {reason}", self.threshold)
 
 
-build_threshold, build_size = LimitFilter, SizeFilter
 build_duration = partial(LimitFilter, what="seconds", videos_only=True)
 build_motion = partial(LimitFilter, what="motion", videos_only=True)
 build_text_area = partial(LimitFilter, what="text area")

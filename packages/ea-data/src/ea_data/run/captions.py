@@ -15,14 +15,14 @@ from ea_data.children.supervisor import Failure, is_transient
 from ea_data.profile import Part
 from ea_data.protocols import Frames
 from ea_data.records.record import caption_entry
-from ea_data.run.engine import Engine
+from ea_data.run.engine import TaskEngine
 from ea_data.run.worker import Task, TaskResult, guarded, no_frames
 
 
 class CaptionEngine:
     """An engine for "caption" tasks: another engine decodes the frames, threads here call the captioner."""
 
-    def __init__(self, engine: Engine, part: Part, version: str) -> None:
+    def __init__(self, engine: TaskEngine, part: Part, version: str) -> None:
         self._engine, self._component, self._version = engine, part.component, version
         self._threads = max(1, int(part.component.concurrency))
 

@@ -132,7 +132,7 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     from rich.console import Console
 
     from ea_data.media.source import check_root
-    from ea_data.profile import Parts, parse
+    from ea_data.profile import Components, parse
     from ea_data.report.write import write_report
     from ea_data.run.config_file import write_config
     from ea_data.run.engine import Limits
@@ -146,7 +146,7 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     root, out, name, score_all = check_root(options.raw), options.out, options.profile, options.score_all
     _check_out(root, out)
     profile = parse(tables, name)
-    parts = Parts(profile)
+    parts = Components(profile)
     if stage != "filter":
         parts.check(name)
     write_config(out, profile, parts, {"raw": str(root), "profile": name, "score_all": score_all})

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ea_data.options import installed_versions
-from ea_data.profile import Part, Parts, Profile
+from ea_data.profile import Components, Part, Profile
 from ea_data.records import store
 from ea_runtime.errors import UserError
 
@@ -21,7 +21,7 @@ _PACKAGES = (
 )
 
 
-def write_config(out: Path, profile: Profile, parts: Parts, run: dict[str, Any]) -> None:
+def write_config(out: Path, profile: Profile, parts: Components, run: dict[str, Any]) -> None:
     """run: raw, profile and score_all, for the [run] table."""
     import tomli_w
 
@@ -71,6 +71,6 @@ def _plain(options: BaseModel) -> dict[str, Any]:
     return options.model_dump(mode="json", exclude_none=True)
 
 
-def _versions(parts: Parts) -> dict[str, Any]:
+def _versions(parts: Components) -> dict[str, Any]:
     components = {part.name: part.shown_version for part in parts.every}
     return {**installed_versions(_PACKAGES.split()), "components": components}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ea_data.profile import Part, Parts
+from ea_data.profile import Components, Part
 from ea_data.records.record import decision_entry
 from ea_runtime.errors import UserError
 
@@ -26,7 +26,7 @@ class Pending:
 class Judge:
     """Scores and filters of a profile. score_all: a drop does not end the clip."""
 
-    def __init__(self, parts: Parts, score_all: bool = False) -> None:
+    def __init__(self, parts: Components, score_all: bool = False) -> None:
         self.scores = parts.scores
         self.filters = [part for part in parts.filters if not hasattr(part.component, "judge")]
         self.set_filters = [part for part in parts.filters if hasattr(part.component, "judge")]
@@ -61,7 +61,7 @@ class Judge:
             record["scores"][part.name] = {**entry, "version": part.shown_version}
             if self._decide(record, waiting):
                 return None
-        assert not waiting, "Parts checks that every filter's scores are computed"
+        assert not waiting, "Components checks that every filter's scores are computed"
         return None
 
     def _asked_of(self, record: dict[str, Any]) -> tuple[list[Part], list[Part]]:

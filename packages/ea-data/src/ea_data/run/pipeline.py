@@ -17,13 +17,13 @@ from typing import Any
 from ea_data.children.supervisor import Failure
 from ea_data.media.cut import suffix_of
 from ea_data.media.source import find_files, tell_skipped
-from ea_data.profile import Parts, parse
+from ea_data.profile import Components, parse
 from ea_data.protocols import Decision
 from ea_data.records import store
 from ea_data.records.ledger import Ledger
 from ea_data.records.record import clip_id, decision_entry, empty_record
 from ea_data.run.captions import CaptionEngine
-from ea_data.run.engine import Engine
+from ea_data.run.engine import TaskEngine
 from ea_data.run.judge import Judge
 from ea_data.run.progress import RunProgress
 from ea_data.run.scratch import Scratch, Spool
@@ -69,7 +69,7 @@ class Pipeline:
         raw: Path,
         out: Path,
         tables: dict[str, Any],
-        engine: Engine | None,
+        engine: TaskEngine | None,
         *,
         command: str = "run",
         score_all: bool = False,
@@ -79,7 +79,7 @@ class Pipeline:
         self.raw, self.out, self.engine = raw, out, engine
         self.command, self.retry_errors = command, retry_errors
         self.profile = parse(tables, "of this run")
-        self.parts = Parts(self.profile)
+        self.parts = Components(self.profile)
         self.versions: Versions = versions_of(self.parts, tables)
         self.judge = Judge(self.parts, score_all)
         self.progress = progress or RunProgress()
@@ -154,7 +154,7 @@ class Pipeline:
                 records, retry = failed, False
         self.ledger.flush()
 
-    def _engine_of(self, stage: str) -> Engine:
+    def _engine_of(self, stage: str) -> TaskEngine:
         assert self.engine is not None
         part = self.parts.caption
         if stage == "caption" and part is not None and hasattr(part.component, "concurrency"):

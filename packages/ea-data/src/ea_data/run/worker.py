@@ -14,7 +14,7 @@ from typing import Any
 
 from ea_data.children.supervisor import Failure, is_transient, note
 from ea_data.media import cut, frames, probe
-from ea_data.profile import Part, Parts, parse
+from ea_data.profile import Components, Part, parse
 from ea_data.protocols import FrameRequest, Frames, Span, VideoInfo
 from ea_data.records.ledger import fingerprint
 from ea_data.records.record import caption_entry, clip_id, score_entry
@@ -72,7 +72,7 @@ class Worker:
     ):
         self.tables, self.root, self.score_all = tables, root, score_all
         self.plugins = tuple(plugins)
-        self._parts: Parts | None = None
+        self._parts: Components | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_parts": None}
@@ -83,10 +83,10 @@ class Worker:
             set_host(make_host(self.plugins))
         self._make()
 
-    def _make(self) -> Parts:
+    def _make(self) -> Components:
         if self._parts is None:
             self.profile = parse(self.tables, "of this run")
-            self._parts = Parts(self.profile)
+            self._parts = Components(self.profile)
             self.versions = versions_of(self._parts, self.tables)
             self.judge = Judge(self._parts, self.score_all)
         return self._parts
@@ -200,7 +200,7 @@ class Worker:
         return frames.read_frames(path, Path(self.root), *span, sorted(requests, key=repr), strict=strict)
 
 
-def versions_of(parts: Parts, tables: dict[str, Any]) -> Versions:
+def versions_of(parts: Components, tables: dict[str, Any]) -> Versions:
     """The settings and code versions on which each stage's results depend."""
     options = parse(tables, "of this run")
     strict = options.source.strict_decode

@@ -50,6 +50,3 @@ class HashScorer:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.options.frames - len(pixels), 0)])
         bits = np.stack([difference_hash(frame) for frame in pixels])
         return Score(round(float(bits.mean()), 6), detail={"hash": np.packbits(bits).tobytes().hex()})
-
-
-build = HashScorer

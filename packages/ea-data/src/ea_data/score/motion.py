@@ -150,6 +150,3 @@ def _farneback(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return cv2.calcOpticalFlowFarneback(
         np.ascontiguousarray(before), np.ascontiguousarray(after), start, 0.5, 3, 15, 3, 5, 1.2, 0
     )
-
-
-build_dis, build_farneback = DisScorer, FarnebackScorer

@@ -115,6 +115,3 @@ class TechnicalScorer:
         weakest = min(ratings, key=ratings.__getitem__)
         values = tuple(min(rate(one).values()) for one in found)
         return Score(ratings[weakest], values, {**means, "weakest": weakest})
-
-
-build = TechnicalScorer

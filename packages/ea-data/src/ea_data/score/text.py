@@ -115,6 +115,3 @@ class RapidOcrScorer:
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
         )
-
-
-build = RapidOcrScorer

@@ -120,6 +120,3 @@ class SceneSplitter:
         end = last + 1
         cuts |= {start.frame_num: start.seconds, end.frame_num: end.seconds}
         return [Boundary(frame, cuts[frame]) for frame in sorted(cuts)], fps
-
-
-build = SceneSplitter
