@@ -43,7 +43,7 @@ out, count = Path(sys.argv[1]), int(sys.argv[2])
 A_FILE = 10
 tables = load("offline", ["filter.motion.max=0.25"])
 parts = Components(parse(tables, "offline"))
-versions = versions_of(parts, tables)
+versions = versions_of(parts)
 probed = {"width": 1280, "height": 720, "fps_exact": "24", "seconds": 60.0, "num_frames": 1440, "codec": "h264",
           "rotation": 0, "is_variable_rate": False, "is_picture": False}
 

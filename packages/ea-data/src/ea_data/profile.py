@@ -91,6 +91,7 @@ class Components:
     """
 
     def __init__(self, profile: Profile) -> None:
+        self.profile = profile
         self.split = _part("split", profile.split)
         scorers = [_part("score", named) for named in profile.score]
         # cheap ones first: a clip dropped by them costs no more
