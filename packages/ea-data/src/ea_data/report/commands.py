@@ -24,12 +24,9 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page that shows why every clip stayed or fell, and summary.json."""
-    from rich.console import Console
-
     from ea_data.report.write import write_report
 
-    page = write_report(folder, output)
-    Console(stderr=True).print(f"wrote {page}", highlight=False, soft_wrap=True)
+    typer.echo(f"wrote {write_report(folder, output)}", err=True)
 
 
 @app.command("doctor")

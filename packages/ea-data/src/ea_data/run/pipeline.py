@@ -328,8 +328,8 @@ class Pipeline:
         if self.command == "split":
             store.write_records(self.out, self._finished(records, None))
         else:
-            with store.dataset_writer(self.out) as dataset:
-                store.write_records(self.out, self._finished(records, dataset.add))
+            with store.dataset_writer(self.out) as add:
+                store.write_records(self.out, self._finished(records, add))
             if "cut" in PASSES[self.command]:
                 self._prune()
         sources = {"found": self.outcome.found, "skipped": dict(sorted(self.outcome.skipped.items()))}
