@@ -137,7 +137,7 @@ def load(
     for wanted in filters:
         _add_filter(found, wanted)
     # replacements first: settings of the new component must not reach the old one
-    for setting in sorted(settings, key=lambda setting: not _is_exchange(setting)):
+    for setting in sorted(settings, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
         _apply(found, setting)
     return found
 
@@ -177,10 +177,6 @@ def _add_filter(tables: dict[str, Any], name: str) -> None:
     computed = {table.get("name") for table in tables.setdefault("score", [])}
     lacking = [score for score in component.scores if score not in computed]
     tables["score"] += [{"name": score} for score in lacking if score in get_host().records("scorers")]
-
-
-def _is_exchange(setting: str) -> bool:
-    return setting.partition("=")[0].strip().endswith(".name")
 
 
 def _apply(tables: dict[str, Any], setting: str) -> None:

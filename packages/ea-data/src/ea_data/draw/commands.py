@@ -22,15 +22,11 @@ def draw(
     out: Annotated[Path, typer.Argument(help="Folder to make; it must be absent or empty.")],
     num_clips: Annotated[
         int | None,
-        typer.Option(
-            help="How many clips; default 100, or 0 for a style other than filled.", show_default=False
-        ),
+        typer.Option(help="How many clips; default 100, or 0 for a style other than filled."),
     ] = None,
     num_pictures: Annotated[
         int | None,
-        typer.Option(
-            help="How many pictures; default 0, or 20 for a style other than filled.", show_default=False
-        ),
+        typer.Option(help="How many pictures; default 0, or 20 for a style other than filled."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal sets.")] = 0,
     split: Annotated[str, typer.Option(help="Combinations: train, heldout or all.")] = "train",

@@ -36,8 +36,7 @@ def iter_rows(folder: str | Path) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROWS_A_GROUP):
-                for row in batch.to_pylist():
-                    yield from_row(row)
+                yield from map(from_row, batch.to_pylist())
     except (pa.ArrowException, KeyError) as error:
         raise UserError(f"{str(path)!r} cannot be read: {error}; `ea data run` makes it again") from error
 

@@ -23,7 +23,7 @@ def report(
         typer.Option("-o", "--output", help="Where to write the page; SET/report.html by default."),
     ] = None,
 ) -> None:
-    """Write one HTML page that shows why every clip stayed or fell, and summary.json."""
+    """Write one HTML page that shows why every clip was kept or dropped, and summary.json."""
     from ea_data.report.write import write_report
 
     typer.echo(f"wrote {write_report(folder, output)}", err=True)

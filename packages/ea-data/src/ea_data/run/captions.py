@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from ea_data.children.supervisor import Failure
 from ea_data.profile import Part
 from ea_data.protocols import Frames
-from ea_data.records.record import caption_entry
 from ea_data.run.engine import TaskEngine
 from ea_data.run.worker import Task, TaskResult, attempt, guarded, no_frames
 
@@ -53,7 +52,7 @@ class CaptionEngine:
 
     def _ask(self, task: Task, frames: Frames) -> TaskResult:
         key = (task.record["clip_id"], "caption", self._version)
-        return attempt(lambda: [(*key, guarded(lambda: caption_entry(self._component(frames, task.record))))])
+        return attempt(lambda: [(*key, guarded(lambda: asdict(self._component(frames, task.record))))])
 
     def _answered(
         self, asked: dict[Future[TaskResult], Task], seconds: float | None

@@ -17,7 +17,7 @@ from ea_data.media import cut, frames, probe
 from ea_data.profile import Components, Part, parse
 from ea_data.protocols import FrameRequest, Frames, Span, VideoInfo
 from ea_data.records.ledger import fingerprint
-from ea_data.records.record import caption_entry, clip_id, score_entry
+from ea_data.records.record import clip_id, score_entry
 from ea_data.run.judge import Judge
 from ea_runtime.plugins.host import get_host, make_host, set_host
 
@@ -147,7 +147,7 @@ class Worker:
         component = self.parts.caption.component
         shown = self._frames(task.record, {component.needs}).get(component.needs, no_frames())
         note("caption")
-        return caption_entry(component(shown, task.record))
+        return asdict(component(shown, task.record))
 
     def _cut(self, task: Task) -> dict[str, Any]:
         profile = self.parts.profile

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from ea_data.options import Options, missing_packages
+from ea_data.options import Options
 from ea_data.protocols import FrameRequest, Frames, Score
 
 
@@ -39,9 +39,6 @@ class HashScorer:
     def __init__(self, options: HashOptions) -> None:
         self.options = options
         self.needs = FrameRequest("even", options.frames, 128, "gray")
-
-    def missing(self) -> list[str]:
-        return missing_packages("duplicates", {"cv2": "ea-data"})
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
         """frames.pixels: uint8 (N, H, W)."""
