@@ -1,4 +1,4 @@
-"""What ea-data brings to the host."""
+"""Commands, recipes, data sets and components that ea-data brings to the host."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _FILTERS = (
     ),
 )
 _CAPTIONERS = (
-    ("folder", "files:FolderCaptioner", "FolderOptions", "The text of the .txt beside the video"),
+    ("folder", "files:FolderCaptioner", "FolderOptions", "The text of the .txt next to the video"),
     ("draw", "files:DrawCaptioner", "NoOptions", "What was drawn, of drawn videos"),
     ("none", "files:NoneCaptioner", "NoOptions", "No captions"),
     ("openai", "openai:OpenAiCaptioner", "OpenAiOptions", "Any OpenAI-compatible server: vLLM, SGLang"),

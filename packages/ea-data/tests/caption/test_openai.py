@@ -1,4 +1,4 @@
-"""`openai` against a real server process: what it sends, and how it bears failures, limits, silence and nonsense."""
+"""`openai` against a real server process: requests, and failures, limits, silence and nonsense of the server."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def test_the_command_line_from_end_to_end_without_a_network(
 
 @pytest.fixture(autouse=True)
 def _sockets(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """For the test that wants it: no Internet socket can be made, here or in a child."""
+    """No Internet socket can be made, here or in a child."""
     if "network" not in request.node.name:
         yield
         return

@@ -62,7 +62,7 @@ _START_TIMEOUT = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a task has no value.
+    """Reason why a task has no value.
 
     kind: "error" (the target raised), "crash" (its process died), "timeout" or "memory" (it was killed).
     reason: one line, the same for the same fault. error: the exception's class, for kind "error".
@@ -333,7 +333,7 @@ class Supervisor:
             if name != "MemoryError":
                 self._finish(child, Failure("error", reason, name, child.note, is_transient, trace))
                 return
-            # the backstop or our watch, that is chance, so both read alike; its heap is not reused
+            # chance decides between the backstop and our watch, so both have one reason; its heap is not reused
             reason = self._too_much if self.memory_mb else reason
             self._finish(child, Failure("memory", reason, during=child.note, trace=trace))
             self._drop(child)

@@ -189,7 +189,7 @@ def trajectory(scene: Scene, num_frames: int) -> tuple[np.ndarray, np.ndarray, n
 def coverage(
     shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-    """How much of each pixel a shape covers: float32 (T, H, W) in 0..1.
+    """Coverage of each pixel by a shape: float32 (T, H, W) in 0..1.
 
     x, y, radius: (T,) in fractions. Squares are exact (a product of two overlaps); circles and triangles come
     from their signed distance in pixels, clipped to one pixel around the edge.
@@ -221,7 +221,7 @@ def coverage(
 
 
 def filled(scene: Scene, height: int, width: int, num_frames: int) -> np.ndarray:
-    """How much of each pixel the filled shape covers: float32 (T, H, W) in 0..1."""
+    """Coverage of each pixel by the filled shape: float32 (T, H, W) in 0..1."""
     return coverage(scene.shape, *trajectory(scene, num_frames), height, width)
 
 
@@ -231,7 +231,7 @@ def render(
     """Draws a scene, anti-aliased: uint8 RGB (T, H, W, 3) in 0..255. One frame shows the moment
     `scene.phase`.
 
-    cover: how much of each pixel is drawn. Raises ValueError for sizes below 16 pixels (the shapes could not be told
+    cover: the coverage of each pixel. Raises ValueError for sizes below 16 pixels (the shapes could not be told
     apart) and num_frames below 1.
     """
     if height < 16 or width < 16:

@@ -18,7 +18,7 @@ _INNER = {"circle": 1.0, "square": EXTENTS["square"][0], "triangle": 1.08 * 3**0
 
 
 def outline(scene: Scene, height: int, width: int, num_frames: int) -> np.ndarray:
-    """How much of each pixel the stroke covers: float32 (T, H, W) in 0..1. A shape thinner than it is filled."""
+    """Coverage of each pixel by the stroke: float32 (T, H, W) in 0..1. A shape thinner than it is filled."""
     x, y, radius = trajectory(scene, num_frames)
     outer = coverage(scene.shape, x, y, radius, height, width)
     inner_radius = np.maximum(radius - STROKE / _INNER[scene.shape], 0)
