@@ -84,10 +84,10 @@ class Worker:
     def __call__(self, task: Task) -> TaskResult:
         if task.stage == "look":
             return self._look(task)
-        note(task.stage)
         stage = getattr(self, f"_{task.stage}")
         if task.stage == "score":
             return attempt(lambda: stage(task))
+        note(task.stage)
         return attempt(lambda: [(*key_of(task, self.versions), guarded(lambda: stage(task)))])
 
     # -- stages
