@@ -110,13 +110,6 @@ class Exporter(Protocol):
         ...
 
 
-def for_refit(exporter: Exporter, network: nn.Module) -> None:
-    """Tells an exporter that has `for_refit` that weights will be replaced in the built engine."""
-    tell = getattr(exporter, "for_refit", None)
-    if tell is not None:
-        tell(network)
-
-
 def check_parts(names: list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
     """The parts asked for in their usual order; None means all. Raises UserError for others."""
     if not names:
