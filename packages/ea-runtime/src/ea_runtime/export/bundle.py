@@ -120,6 +120,13 @@ def _manifest(folder: str | os.PathLike[str]) -> tuple[Path, bytes]:
     return path.resolve(), _read(path.resolve(), MANIFEST, MAX_JSON)
 
 
+def record(described: Description, folder: Path, digest: str, how: str) -> None:
+    """Adds a bundle to this user's build record. digest: of its manifest. how: "built" or "accepted"."""
+    about = {"target": described.target, "model": described.model}
+    about |= {"size": described.size.words(), "dtype": described.dtype}
+    build_record.add(digest, how=how, bundle=str(folder), **about)
+
+
 def _inspect(folder: Path, manifest: bytes) -> Bundle:
     files = check_files(folder, manifest)
     digest = hashlib.sha256(manifest).hexdigest()

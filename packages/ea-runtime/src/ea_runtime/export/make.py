@@ -9,6 +9,7 @@ import gc
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """The bundle that was made, its report, and the seconds of each step."""
+    """The bundle that was made, and its report."""
 
     folder: Path
     report: Mapping[str, Any]
-    seconds: Mapping[str, float]
 
 
 def export_bundle(request: Request, tell: Tell | None = None) -> ExportResult:
@@ -121,16 +121,8 @@ def _export(request: Request, tell: Tell) -> ExportResult:
         parity.write_json(partial / bundle.DESCRIPTION, described.model_dump(mode="json"))
         tell("writing", target.name)
     manifest = (target / MANIFEST).read_bytes()
-    build_record.add(
-        hashlib.sha256(manifest).hexdigest(),
-        how="built",
-        bundle=str(target.resolve()),
-        target=request.target,
-        model=request.model,
-        size=size.words(),
-        dtype=request.dtype,
-    )
-    return ExportResult(target, report, work.seconds)
+    bundle.record(described, target.resolve(), hashlib.sha256(manifest).hexdigest(), how="built")
+    return ExportResult(target, report)
 
 
 def settle(request: Request) -> Request:
@@ -160,8 +152,6 @@ def settle(request: Request) -> Request:
 
 def require_packages(target: str) -> None:
     """Raises MissingPackageError, with the command that installs it, if an extra is missing."""
-    from importlib.util import find_spec
-
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(name) is None:
             raise MissingPackageError(
