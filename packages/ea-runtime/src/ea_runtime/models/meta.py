@@ -123,7 +123,8 @@ def fill(
     built = model.state_dict()
     names = set(built)
     tied = _tied(model)
-    full_precision = _full_precision_names(model) if dtype is torch.float16 else ()
+    # transformers: layers that overflow in float16, as T5's `wo`
+    full_precision = (getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype is torch.float16 else ()
     # where the device or the dtype is another, a copy of each is made anyway: read all into the same memory
     stored = {getattr(torch, DTYPES[name][0]) for name in weights.dtypes}
     kind = torch.device(device).type
@@ -190,10 +191,9 @@ def _computed(model: nn.Module) -> Iterator[Tensor]:
     """Tensors that no file holds: unsaved buffers, and plain attributes in lists and dicts too."""
     for _, buffer in _unsaved_buffers(model):
         yield buffer
-    own = ("_parameters", "_buffers", "_modules")
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in own:
+            if name not in ("_parameters", "_buffers", "_modules"):
                 yield from _tensors_in(value, 3)
 
 
@@ -244,8 +244,3 @@ def _tie(model: nn.Module, names: list[str]) -> None:
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     prefix, _, leaf = name.rpartition(".")
     return model.get_submodule(prefix), leaf
-
-
-def _full_precision_names(model: nn.Module) -> tuple[str, ...]:
-    # transformers: layers that overflow in float16, as T5's `wo`
-    return tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
