@@ -91,15 +91,12 @@ class Run(Protocol):
 class Exporter(Protocol):
     """Divides a network into graphs, and puts graphs in its place.
 
-    It may also have `for_refit(network)`, called before `graphs` for an engine whose weights will be replaced by name:
-    operators must then take every weight as it is in the state dict.
+    It may also have `build(build_network, config)`: the network without weights, if that is not `build_network()`;
+    called under a mode that allocates none. And `for_refit(network)`, called before `graphs` for an engine whose
+    weights will be replaced by name: operators must then take every weight as it is in the state dict.
     """
 
     parts: tuple[str, ...]
-
-    def build(self, build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
-        """The network without weights (called under a mode that allocates none). Most return `build_network()`."""
-        ...
 
     def graphs(self, part: str, network: nn.Module, size: Size) -> list[Graph]:
         """The graphs that a video (or picture) of this size needs. `network` may be without weights."""
