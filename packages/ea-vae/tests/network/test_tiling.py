@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ea_vae.network.tiling import decoder_tile, encoder_tile, run_tiled
+from ea_vae.network.tiling import run_tiled, tile_size
 
 
 def enlarge(x: torch.Tensor) -> torch.Tensor:
@@ -21,8 +21,8 @@ def reduce(x: torch.Tensor) -> torch.Tensor:
 def test_tiles_join_without_a_trace(noise, size, overlap):
     z = noise(1, 2, 3, *size)
     x = enlarge(z)
-    assert torch.allclose(run_tiled(enlarge, z, decoder_tile(4, overlap, 8)), x, atol=1e-6)
-    assert torch.allclose(run_tiled(reduce, x, encoder_tile(4, overlap, 8)), z, atol=1e-6)
+    assert torch.allclose(run_tiled(enlarge, z, tile_size(4, overlap, enlarges=8)), x, atol=1e-6)
+    assert torch.allclose(run_tiled(reduce, x, tile_size(4, overlap, shrinks=8)), z, atol=1e-6)
 
 
 @torch.no_grad()

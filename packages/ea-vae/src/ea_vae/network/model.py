@@ -29,7 +29,7 @@ from .conv import CausalConv3d, Mode
 from .posterior import Posterior
 from .spread import Job, Spread
 from .streaming import VideoCoder
-from .tiling import TileSize, decoder_tile, encoder_tile, run_tiled
+from .tiling import run_tiled, tile_size
 
 
 @dataclass
@@ -161,8 +161,7 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin, VideoCoder):
         def network(part: Tensor) -> Tensor:
             return self.quant_conv(self.encoder(part, mode))
 
-        tile = encoder_tile(self.tile_latent_min_size, self.tile_overlap_factor, self.settings.spatial_ratio)
-        return self._maybe_tiled(network, x, tile)
+        return self._maybe_tiled(network, x, shrinks=self.settings.spatial_ratio)
 
     @apply_forward_hook
     def decode_piece(self, z: Tensor, mode: Mode, num_before: int = 0, num_after: int = 0) -> Tensor:
@@ -175,10 +174,11 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin, VideoCoder):
         def network(part: Tensor) -> Tensor:
             return self.decoder(self.post_quant_conv(part), mode, num_before, num_after)
 
-        tile = decoder_tile(self.tile_latent_min_size, self.tile_overlap_factor, self.settings.spatial_ratio)
-        return self._maybe_tiled(network, z, tile)
+        return self._maybe_tiled(network, z, enlarges=self.settings.spatial_ratio)
 
-    def _maybe_tiled(self, network: Callable[[Tensor], Tensor], x: Tensor, tile: TileSize) -> Tensor:
+    def _maybe_tiled(self, network: Callable[[Tensor], Tensor], x: Tensor, **ratio: int) -> Tensor:
+        """`network(x)`, tiled if tiling is on. ratio: see `tile_size`."""
+        tile = tile_size(self.tile_latent_min_size, self.tile_overlap_factor, **ratio)
         # Here, where an offloading hook has put the weights in place. Until hooks are imported there is none, and
         # asking diffusers for the device would import them, and peft.
         like = self if "diffusers.hooks" in sys.modules else next(self.parameters())

@@ -23,22 +23,17 @@ class TileSize:
     keep: int
 
 
-def encoder_tile(latents: int, overlap: float, ratio: int) -> TileSize:
-    """Tiles for encoding: `latents` latent positions along an edge, sharing the fraction `overlap`.
+def tile_size(latents: int, overlap: float, *, shrinks: int = 1, enlarges: int = 1) -> TileSize:
+    """Tiles of `latents` latent positions along an edge, sharing the fraction `overlap`.
+
+    shrinks, enlarges: the network's ratio: of an encoder the one, of a decoder the other.
 
     Differs from EasyAnimate: the shared part is counted in whole latent positions on both sides of the
     network. Rounding each side separately gives a wrong size unless tile and overlap happen to divide.
     """
     shared = int(latents * overlap)
     step = latents - shared
-    return TileSize(size=latents * ratio, step=step * ratio, fade=shared, keep=step)
-
-
-def decoder_tile(latents: int, overlap: float, ratio: int) -> TileSize:
-    """The same tiles for decoding."""
-    shared = int(latents * overlap)
-    step = latents - shared
-    return TileSize(size=latents, step=step, fade=shared * ratio, keep=step * ratio)
+    return TileSize(latents * shrinks, step * shrinks, fade=shared * enlarges, keep=step * enlarges)
 
 
 def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: TileSize) -> Tensor:
@@ -47,7 +42,7 @@ def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: TileSize) ->
     Args:
         network: maps (B, C, T, h, w) to (B, C', T', h', w') for any h, w up to the tile's size.
         x: (B, C, T, H, W).
-        tile: from `encoder_tile` or `decoder_tile`.
+        tile: from `tile_size`.
 
     Returns:
         (B, C', T', H', W'), the shape of `network(x)`.
