@@ -15,8 +15,8 @@ from typing import Any
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.files.safe import quote, quote_path
 
-#: V2's own strength of a LoRA
-DEFAULT_WEIGHT = 0.55
+#: as trained
+DEFAULT_WEIGHT = 1.0
 MAX_WEIGHT = 100.0
 MAX_ADAPTERS = 64
 
@@ -34,12 +34,14 @@ def check_weight(value: Any) -> float:
     """A strength as a float. Raises UserError for what is no number or beyond -100..100."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or abs(value) > MAX_WEIGHT:
-        raise UserError(f"`weight` of a LoRA must be a number from -100 to 100, got {quote(value)}; try 0.55")
+        raise UserError(
+            f"`weight` of a LoRA must be a number from -100 to 100, got {quote(value)}; 1 is as trained"
+        )
     return float(value)
 
 
 def parse_spec(text: str) -> tuple[str, float]:
-    """`FILE` or `FILE:WEIGHT` -> (file, weight); 0.55 without one. A file whose whole name is `text` wins.
+    """`FILE` or `FILE:WEIGHT` -> (file, weight); 1 without one. A file whose whole name is `text` wins.
 
     Raises UserError for a weight that is no number or out of range.
     """

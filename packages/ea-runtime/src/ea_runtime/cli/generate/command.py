@@ -80,7 +80,9 @@ def generate(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        Option(help="LoRA file, with its weight after a colon: style.safetensors:0.55; repeatable."),
+        Option(
+            help="LoRA file, with its weight after a colon: style.safetensors:0.8 (1 without); repeatable."
+        ),
     ] = None,
     target: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
     sidecar: Annotated[
