@@ -86,6 +86,11 @@ def test_wrappers_inside_a_path_are_passed_over() -> None:
     assert found.found[0] == ("denoiser", ("_blocks.0.to_q",))
 
 
+def test_what_a_converter_left_at_the_end() -> None:
+    found = places_of([f"lora_unet_{flatten(path)}_" for path in PATHS])
+    assert [found.found[number][1] for number in range(len(PATHS))] == [(path,) for path in PATHS]
+
+
 def test_diffusers_processors_name_the_list_of_an_output() -> None:
     names = [
         f"transformer_blocks.{n}.attn1.processor.{name}" for n in range(3) for name in ("to_q", "to_out")

@@ -112,7 +112,8 @@ def _cuts(name: str, modules: Modules, *, is_processor: bool) -> Iterator[tuple[
         # in a name with dots `_` belongs to a module's own name, unless everything is in its last piece
         if start and name[start - 1] != "." and (name[start - 1] != "_" or start <= last_dot):
             continue
-        paths = modules.find(flat[start:])
+        # some converters leave `_` at the end, where a `.` was
+        paths = modules.find(flat[start:]) or modules.find(flat[start:].rstrip("_"))
         if not paths and is_processor:  # they named the list of a module for the module in it
             paths = modules.find(f"{flat[start:]}_0")
         if len(paths) > 1 and last_dot >= 0 and name[start:] in paths:
