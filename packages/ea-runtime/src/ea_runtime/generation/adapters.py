@@ -66,15 +66,20 @@ def plan_adapters(
         choices = [AdapterChoice(*parse_spec(text)) for text in texts]
     else:
         choices = [AdapterChoice(one["file"], check_weight(one["weight"]), one["sha256"]) for one in recorded]
+    return check_adapters(choices)
+
+
+def check_adapters(choices: Sequence[AdapterChoice]) -> list[AdapterChoice]:
+    """The adapters as a list. Raises UserError as `plan_adapters` does."""
     if len(choices) > MAX_ADAPTERS:
-        raise UserError(f"`--lora` may be given {MAX_ADAPTERS} times at most, got {len(choices)}")
+        raise UserError(f"at most {MAX_ADAPTERS} LoRAs can be on at once, got {len(choices)}")
     for choice in choices:
         if not os.path.lexists(choice.path):
             hint = "give its place with --lora" if choice.sha256 else "give the path of a .safetensors file"
             raise UserError(f"there is no LoRA file {quote_path(choice.path)}; {hint}")
     if choices:
         adapter_record()
-    return choices
+    return list(choices)
 
 
 def adapter_record(name: str = "lora") -> Any:

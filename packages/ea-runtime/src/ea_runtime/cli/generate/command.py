@@ -84,6 +84,9 @@ def generate(
             help="LoRA file, with its weight after a colon: style.safetensors:0.8 (1 without); repeatable."
         ),
     ] = None,
+    lora_dir: Annotated[
+        str | None, Option(help="Folder of LoRA files that prompts may name: <lora:style:0.8>.")
+    ] = None,
     target: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
     sidecar: Annotated[
         str | None, Option("--from", help="An output's .json: make it again; other options change it.")
@@ -99,6 +102,7 @@ def generate(
         ModelRequest.of(locals()),
         size=size,
         prompts=prompts,
+        lora_dir=lora_dir,
         sidecar=sidecar,
         target=target,
         overwrite=overwrite,
