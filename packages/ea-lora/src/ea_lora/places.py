@@ -20,8 +20,10 @@ from ea_lora.keys import PARTS, Part, flatten
 _TEXT = re.compile(
     r"(^|[._])(te\d*|text_encoders?(_\d)?|t5\w*|clip)[._]|(^|[._])encoder[._]block[._]\d+[._]layer[._]"
 )
-#: as many prefixes of a network are compared, a good file has one; names beyond this length are no module's
-_MOST_PREFIXES, _LONGEST = 16, 1000
+#: as many prefixes of a network are compared; a good file has one
+_MOST_PREFIXES = 16
+#: so much longer than a path may its form in a file be: longer numbers, what a converter left at the end
+_SPARE = 40
 
 
 def is_text(name: str) -> bool:
@@ -37,6 +39,9 @@ class Modules:
 
     def __init__(self, paths: Iterable[str], *, any_number: bool = False) -> None:
         self.any_number = any_number
+        paths = list(paths)
+        #: characters at the end of a name that may be a path
+        self.longest = max(map(len, paths), default=0) + _SPARE
         #: names of modules along the paths, and those where paths begin
         self.pieces: set[str] = set()
         self.roots: set[str] = set()
@@ -106,9 +111,7 @@ def _plain(name: str, pieces: Collection[str]) -> str:
 def _cuts(name: str, modules: Modules, *, is_processor: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every way to cut a prefix off a name so that paths of modules are left: (prefix, paths)."""
     flat, last_dot = flatten(name), name.rfind(".")
-    if len(name) > _LONGEST:
-        return
-    for start in range(len(name)):
+    for start in range(max(0, len(name) - modules.longest), len(name)):
         # in a name with dots `_` belongs to a module's own name, unless everything is in its last piece
         if start and name[start - 1] != "." and (name[start - 1] != "_" or start <= last_dot):
             continue
