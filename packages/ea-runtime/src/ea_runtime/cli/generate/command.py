@@ -80,7 +80,12 @@ def generate(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        Option(help="LoRA file, with its weight after a colon: style.safetensors:0.55; repeatable."),
+        Option(
+            help="LoRA file, with its weight after a colon: style.safetensors:0.8 (1 without); repeatable."
+        ),
+    ] = None,
+    lora_dir: Annotated[
+        str | None, Option(help="Folder of LoRA files that prompts may name: <lora:style:0.8>.")
     ] = None,
     target: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
     sidecar: Annotated[
@@ -97,6 +102,7 @@ def generate(
         ModelRequest.of(locals()),
         size=size,
         prompts=prompts,
+        lora_dir=lora_dir,
         sidecar=sidecar,
         target=target,
         overwrite=overwrite,
