@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ea_data.children.supervisor import Supervisor
-from ea_data.media.reader import Cut, read
+from ea_data.media.reader import Cut, probe, read
 from ea_data.training.dataset import EasyAnimateSet
 from ea_runtime.errors import UserError
 from ea_runtime.training.data.dataset import BadSample, Bucket, SetOptions, fetch_samples, open_set, to_float
@@ -163,6 +164,39 @@ def test_headers_are_read_once(data: Open, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "set" / "cache" / "headers.json").write_text("[" * 1000)
     assert data().buckets() == expected
     assert len(probed) == 6
+
+
+@pytest.mark.parametrize("decode", ["inline", "child"])
+def test_sizes_from_before_the_rotation(
+    decode: str, files: Path, clips: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phones store pictures on their side; some tools list the size that is stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    names = [f"{i}.jpg" for i in range(100)]
+    for number, name in enumerate(names):
+        # the last three of four are on their side
+        turned = {"exif": exif} if number % 4 else {}
+        Image.new("RGB", (96, 64), (200, 10, 10)).save(tmp_path / name, **turned)
+    rows = [{"file_path": name, "width": 96, "height": 64} for name in names]
+    data = EasyAnimateSet(SetOptions(path=str(clips.write_list(tmp_path, *rows)), decode=decode))
+    try:
+        buckets = data.buckets()
+        assert buckets[:4] == [Bucket("image", 1, 64, 96)] + [Bucket("image", 1, 96, 64)] * 3
+        batch = fetch_samples(data, [i for i in range(100) if i % 4], 0, buckets[1])
+        assert batch.bad == []
+        assert batch.tensors["frames"].shape == (75, 1, 96, 64, 3)
+    finally:
+        data.close()
+    # upright, and the list is right: a few headers are read, and the list is believed
+    for name in names:
+        Image.new("RGB", (96, 64)).save(tmp_path / name)
+    (tmp_path / "cache" / "headers.json").unlink()
+    monkeypatch.setattr("ea_data.training.dataset.probe", lambda *task: looked.append(task) or probe(*task))
+    looked: list[Any] = []
+    data = EasyAnimateSet(SetOptions(path=str(tmp_path), decode="inline"))
+    assert set(data.buckets()) == {Bucket("image", 1, 64, 96)}
+    assert len(looked) == 32
 
 
 def test_a_set_that_cannot_be_written(data: Open, tmp_path: Path) -> None:

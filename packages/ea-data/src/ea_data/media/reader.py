@@ -108,7 +108,7 @@ def fit(frame: np.ndarray, height: int, width: int, place: tuple[float, float] =
 
 def _check_size(frame: np.ndarray, says: tuple[int, int]) -> None:
     height, width = frame.shape[:2]
-    if all(says) and (width, height) != says:
+    if all(says) and (width, height) not in (says, says[::-1]):
         raise BadFile(f"it is {width}x{height}, but its entry says {says[0]}x{says[1]}; correct the entry")
 
 
