@@ -186,6 +186,8 @@ def test_sizes_from_before_the_rotation(
         batch = fetch_samples(data, [i for i in range(100) if i % 4], 0, buckets[1])
         assert batch.bad == []
         assert batch.tensors["frames"].shape == (75, 1, 96, 64, 3)
+        assert len(data.remarks()) == 1
+        assert "before the rotation" in data.remarks()[0]
     finally:
         data.close()
     # upright, and the list is right: a few headers are read, and the list is believed
@@ -197,6 +199,12 @@ def test_sizes_from_before_the_rotation(
     data = EasyAnimateSet(SetOptions(path=str(tmp_path), decode="inline"))
     assert set(data.buckets()) == {Bucket("image", 1, 64, 96)}
     assert len(looked) == 32
+    assert data.remarks() == []
+    Image.new("RGB", (96, 20)).save(tmp_path / "50.jpg")
+    clips.write_list(tmp_path, {"file_path": "50.jpg"}, {"file_path": "51.jpg"})
+    data = EasyAnimateSet(SetOptions(path=str(tmp_path), decode="inline"))
+    data.buckets()
+    assert data.remarks() == ["1 of 2 files have a side below 32 pixels and are enlarged"]
 
 
 def test_a_set_that_cannot_be_written(data: Open, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from ea_runtime.training.data.dataset import BadSample, Bucket, Item, Sample, Se
 KEEP_CLIP = 8 << 20
 #: Files whose headers tell whether a list has its sizes from before the rotation.
 LOOKED_AT = 32
+#: Pictures and videos with a shorter side, in pixels, show next to nothing.
+SMALLEST = 32
 
 
 class EasyAnimateSet:
@@ -53,7 +55,7 @@ class EasyAnimateSet:
         self._room = options.keep_mib << 20
         self._child: Supervisor | None = None
         self._owner = 0
-        self._is_upright = False  # the sizes of the list, as far as is known
+        self._is_turned: bool | None = None  # the sizes of the list, once it is known
 
     def __len__(self) -> int:
         return len(self._order)
@@ -83,6 +85,23 @@ class EasyAnimateSet:
         kinds = [self._most_frequent(found, is_video, size, num_frames) for is_video in (False, True)]
         filled = [bucket or kinds[is_video] for bucket, is_video in zip(found, entries.videos, strict=True)]
         return [filled[entry] for entry in self._order]
+
+    def remarks(self) -> list[str]:
+        """Lines that a run says at its start, after `buckets`."""
+        lines = []
+        if self._is_turned:
+            lines.append(
+                "the list has sizes from before the rotation of some files; all sizes are read from the files"
+            )
+        sizes = [
+            probe for entry in range(len(self.items)) if not isinstance(probe := self._probe(entry), str)
+        ]
+        small = sum(0 < min(size.width, size.height) < SMALLEST for size in sizes)
+        if small:
+            lines.append(
+                f"{small} of {len(self.items)} files have a side below {SMALLEST} pixels and are enlarged"
+            )
+        return lines
 
     def starts(self, index: int, bucket: Bucket) -> range:
         entry, options = self._order[index], self.options
@@ -205,15 +224,15 @@ class EasyAnimateSet:
     def _check_sides(self) -> None:
         """Drops the list's sizes if some file has its width and height the other way round."""
         rows = self._entries
-        if self._is_upright:
+        if self._is_turned is not None:
             return
-        self._is_upright = True
         sizes = list(zip(rows.widths, rows.heights, strict=True))
         known = [i for i, (width, height) in enumerate(sizes) if width and height and width != height]
         some = [known[i * len(known) // LOOKED_AT] for i in range(LOOKED_AT)] if known else []
         asked = [(i, True) for i in dict.fromkeys(some)]
         found = [(sizes[i], header) for i, header in self._headers(asked) if isinstance(header, Probe)]
-        if any(size == (header.height, header.width) for size, header in found):
+        self._is_turned = any(size == (header.height, header.width) for size, header in found)
+        if self._is_turned:
             rows.widths, rows.heights = [0] * len(rows), [0] * len(rows)
 
     def _probe_files(self, entries: list[int]) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 
 from ea_data.children.supervisor import Failure, Supervisor
 from ea_data.media.reader import probe
+from ea_data.training.dataset import SMALLEST
 from ea_runtime.files.safe import plain
 from ea_runtime.training.data.dataset import BadSample, Bucket, SetOptions, TrainingSet, open_set
 
 #: Most tokens that V2's text encoder takes; longer captions are cut.
 MAX_TOKENS = 120
-#: Pictures and videos with a shorter side, in pixels, show next to nothing.
-SMALLEST = 32
 #: Files named for each finding.
 NAMED = 10
 
