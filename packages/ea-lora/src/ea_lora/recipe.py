@@ -17,6 +17,7 @@ from torch import nn
 
 from ea_lora.adapters import MOTION_PATTERN, adapt, base_parameters, base_tensors
 from ea_lora.card import Card
+from ea_lora.further import start_from
 from ea_lora.io import write_lora
 from ea_lora.offload import offload_blocks
 from ea_lora.options import LoraOptions
@@ -58,6 +59,9 @@ class LoraRecipe(RecipeDefaults):
 
                 self.text = TrainedText(self.base, sizes, options.memory.low_vram)
                 self.adapters["lora_text"] = self.text.adapters
+        if options.init.lora is not None:
+            for line in start_from(options.init.lora, self.adapters.values(), options.base.model):
+                context.say(line)
         # 16-bit training computes on copies in 16 bits: a frozen base is kept once, in that type
         for tensor in base_tensors(self.network):
             tensor.data = tensor.data.to(DTYPES[context.dtype])
