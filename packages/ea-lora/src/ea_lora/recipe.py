@@ -28,6 +28,7 @@ from ea_runtime.models.hash import part_hash
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.plugins.host import get_host
 from ea_runtime.settings import validate
+from ea_runtime.text.lost_words import tell_lost_words
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 from ea_runtime.training.update.precision import DTYPES, short_attention
 
@@ -65,6 +66,9 @@ class LoraRecipe(RecipeDefaults):
         # 16-bit training computes on copies in 16 bits: a frozen base is kept once, in that type
         for tensor in base_tensors(self.network):
             tensor.data = tensor.data.to(DTYPES[context.dtype])
+        lost = tell_lost_words(options.card.trigger_words, "`card.trigger_words`")
+        if lost:
+            context.say(lost)
         self._steps = 0
         self._save_memory()
 
