@@ -34,7 +34,8 @@ def validate(model: type[M], table: Any, where: str, hint: str = "") -> M:
             raise UserError(f"{where}: unknown key `{key}`{hint}") from None
         if first["type"] == "missing":
             raise UserError(f"{where}: key `{key}` is missing{hint}") from None
-        message = first["msg"].removeprefix("Value error, ")
+        is_value = first["type"] == "model_type"  # pydantic's message names the class
+        message = "must be a table of keys" if is_value else first["msg"].removeprefix("Value error, ")
         raise UserError(f"{where}: `{key}`: {message}, got {quote(first['input'])}{hint}") from None
 
 

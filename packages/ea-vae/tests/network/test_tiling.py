@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
-from ea_vae.network.tiling import decoder_tile, encoder_tile, run_tiled
+from ea_vae.network.tiling import run_tiled, tile_spans
 
 
 def enlarge(x: torch.Tensor) -> torch.Tensor:
@@ -21,8 +23,22 @@ def reduce(x: torch.Tensor) -> torch.Tensor:
 def test_tiles_join_without_a_trace(noise, size, overlap):
     z = noise(1, 2, 3, *size)
     x = enlarge(z)
-    assert torch.allclose(run_tiled(enlarge, z, decoder_tile(4, overlap, 8)), x, atol=1e-6)
-    assert torch.allclose(run_tiled(reduce, x, encoder_tile(4, overlap, 8)), z, atol=1e-6)
+    rows, columns = (tile_spans(length, 4, overlap) for length in size)
+    assert torch.allclose(run_tiled(enlarge, z, rows, columns, 1, 8), x, atol=1e-6)
+    assert torch.allclose(run_tiled(reduce, x, rows, columns, 8, 1), z, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [1, 2, 5, 8, 48])
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.25, 0.5])
+def test_tiles_are_whole_evenly_spread_and_share_enough(tile, overlap):
+    """No sliver, at any length: the reference's last tile may hold one latent position."""
+    for length in range(1, 4 * tile + 3):
+        spans = tile_spans(length, tile, overlap)
+        assert (spans[0][0], spans[-1][1]) == (0, length)
+        assert {end - start for start, end in spans} == {min(tile, length)}
+        shared = [before[1] - after[0] for before, after in pairwise(spans)]
+        assert all(one >= int(tile * overlap) for one in shared)
+        assert max(shared, default=0) - min(shared, default=0) <= 1
 
 
 @torch.no_grad()

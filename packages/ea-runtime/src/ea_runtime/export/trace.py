@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ea_runtime.errors import UserError
 from ea_runtime.export.parts import Graph
+from ea_runtime.machine.casting import dtype_of
 
 #: dtype names of `--dtype`
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -44,7 +45,6 @@ class FakeNetwork:
 def make_fake(network: nn.Module, dtype: torch.dtype) -> FakeNetwork:
     """Replaces every parameter and buffer of `network` (weights on the meta device) by a fake one of `dtype`."""
     fake = FakeNetwork(network.eval(), FakeTensorMode(allow_non_fake_inputs=True), dtype)
-    wide = tuple(getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
     made: dict[int, Any] = {}
     for prefix, module in network.named_modules():
         for name, parameter in module._parameters.items():
@@ -52,7 +52,7 @@ def make_fake(network: nn.Module, dtype: torch.dtype) -> FakeNetwork:
                 continue
             full = f"{prefix}.{name}" if prefix else name
             if id(parameter) not in made:
-                kind = torch.float32 if any(piece in wide for piece in full.split(".")) else dtype
+                kind = dtype_of(network, full, dtype)
                 with fake.mode:
                     empty = torch.empty(parameter.shape, dtype=kind)
                 made[id(parameter)] = nn.Parameter(empty, requires_grad=False)

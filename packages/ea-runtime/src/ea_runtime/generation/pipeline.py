@@ -22,6 +22,7 @@ from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.prompts import check_text, encode_text
 from ea_runtime.generation.requests import Request, check_sampler, check_seeds
 from ea_runtime.generation.step_cache import StepCaching, check_step_cache, require_support
+from ea_runtime.machine.casting import cast
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int
@@ -164,9 +165,11 @@ class VideoPipeline:
         for part in (self.vae, self.denoiser, self.text):
             if hasattr(part, "to"):
                 part_dtype = torch.float32 if part is self.vae and new_dtype == torch.float16 else new_dtype
-                part.to(
-                    **{k: v for k, v in {"device": new_device, "dtype": part_dtype}.items() if v is not None}
-                )
+                if isinstance(part, torch.nn.Module):
+                    cast(part, new_device, part_dtype)
+                    continue
+                place = {"device": new_device, "dtype": part_dtype}
+                part.to(**{name: value for name, value in place.items() if value is not None})
         return self
 
     def compile(self, cuda_graphs: bool = False) -> VideoPipeline:

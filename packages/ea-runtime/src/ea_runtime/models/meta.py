@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import plain
+from ea_runtime.machine.casting import dtype_of
 from ea_runtime.models.weights import DTYPES, PartWeights, empty_tensors, iter_tensors
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -123,7 +124,6 @@ def fill(
     built = model.state_dict()
     names = set(built)
     tied = _tied(model)
-    full_precision = _full_precision_names(model) if dtype is torch.float16 else ()
     # where the device or the dtype is another, a copy of each is made anyway: read all into the same memory
     stored = {getattr(torch, DTYPES[name][0]) for name in weights.dtypes}
     kind = torch.device(device).type
@@ -138,9 +138,9 @@ def fill(
             raise UserError(
                 f"tensor {plain(name)} must be of the kind {built[name].dtype}, is {tensor.dtype} in the file"
             )
-        target = torch.float32 if any(piece in full_precision for piece in name.split(".")) else dtype
-        if target is None or not tensor.is_floating_point():
-            target = tensor.dtype
+        target = tensor.dtype
+        if dtype is not None and tensor.is_floating_point():
+            target = dtype_of(model, name, dtype)
         state[name] = tensor.to(device=device, dtype=target, copy=is_copied)
     state.update({name: state[source] for name, source in comparison.shared.items()})
     model.load_state_dict(state, strict=True, assign=True)
@@ -244,8 +244,3 @@ def _tie(model: nn.Module, names: list[str]) -> None:
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     prefix, _, leaf = name.rpartition(".")
     return model.get_submodule(prefix), leaf
-
-
-def _full_precision_names(model: nn.Module) -> tuple[str, ...]:
-    # transformers: layers that overflow in float16, as T5's `wo`
-    return tuple(getattr(model, "_keep_in_fp32_modules", None) or ())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError
+from ea_runtime.machine.casting import cast
 from ea_runtime.text.cleaning import MAX_PROMPT_BYTES, check_prompt, clean_caption
 from ea_runtime.text.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from ea_runtime.text.weights import check_weights
@@ -111,8 +112,8 @@ class TextEncoder:
         return self.model.config.d_model
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TextEncoder:
-        """Moves the weights (between GPU and CPU, to save memory) and returns self."""
-        self.model.to(device=device, dtype=dtype)
+        """Moves the weights (between GPU and CPU, to save memory) and returns self; in float16 `wo` stays float32."""
+        cast(self.model, device, dtype)
         return self
 
     def encode(self, prompts: Sequence[str], max_length: int = MAX_LENGTH) -> Encoded:

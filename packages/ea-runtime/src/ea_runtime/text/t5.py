@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ea_runtime.machine.casting import dtype_of
+
 
 def _gelu_new(x: Tensor) -> Tensor:
     """GELU by tanh, in transformers' order: F.gelu(approximate="tanh") rounds differently."""
@@ -206,9 +208,8 @@ def load_t5(config: Any, files: Iterable[Path], dtype: torch.dtype) -> tuple[T5E
     found: dict[str, Tensor] = {}
     for file in files:
         for name, tensor in load_file(file).items():
-            wide = dtype == torch.float16 and name.endswith(".wo.weight")
             if name in known:
-                found[name] = tensor.to(torch.float32 if wide else dtype)
+                found[name] = tensor.to(dtype_of(model, name, dtype))
     for one, other in (tied, tied[::-1]):
         if other in found:
             found.setdefault(one, found[other])

@@ -69,16 +69,19 @@ BAD = [
     ("[]", "no sidecar"),
     ("{}", "no sidecar"),
     (json.dumps(changed(ea_sidecar=2)), "version 2"),
-    (json.dumps(changed(settings=[])), "`settings` must be an object"),
-    (json.dumps(changed(settings=RECORD["settings"] | {"seed": "1"})), "`seed` must be int, got str"),
-    (json.dumps(changed(settings=RECORD["settings"] | {"seed": True})), "`seed` must be int, got bool"),
-    (json.dumps(changed(settings=RECORD["settings"] | {"on_step": "x"})), "unknown 'on_step'"),
+    (json.dumps(changed(settings=[])), "`settings`: must be a table of keys"),
+    (json.dumps(changed(settings=RECORD["settings"] | {"seed": "1"})), "`settings.seed`"),
+    (
+        json.dumps(changed(settings=RECORD["settings"] | {"seed": True})),
+        "`settings.seed`: Input should be a valid integer, got True",
+    ),
+    (json.dumps(changed(settings=RECORD["settings"] | {"on_step": "x"})), "unknown key `settings.on_step`"),
     (
         json.dumps(changed(settings={k: v for k, v in RECORD["settings"].items() if k != "prompt"})),
-        "`prompt`",
+        "`settings.prompt` is missing",
     ),
     (json.dumps(changed(fps=None)), "`fps`"),
-    (json.dumps(changed(model={})), "`name`"),
+    (json.dumps(changed(model={})), "`model.name` is missing"),
 ]
 
 

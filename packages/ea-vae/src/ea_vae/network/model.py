@@ -29,7 +29,7 @@ from .conv import CausalConv3d, Mode
 from .posterior import Posterior
 from .spread import Job, Spread
 from .streaming import VideoCoder
-from .tiling import TileSize, decoder_tile, encoder_tile, run_tiled
+from .tiling import run_tiled, tile_spans
 
 
 @dataclass
@@ -161,8 +161,7 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin, VideoCoder):
         def network(part: Tensor) -> Tensor:
             return self.quant_conv(self.encoder(part, mode))
 
-        tile = encoder_tile(self.tile_latent_min_size, self.tile_overlap_factor, self.settings.spatial_ratio)
-        return self._maybe_tiled(network, x, tile)
+        return self._maybe_tiled(network, x, self.settings.spatial_ratio, 1)
 
     @apply_forward_hook
     def decode_piece(self, z: Tensor, mode: Mode, num_before: int = 0, num_after: int = 0) -> Tensor:
@@ -175,18 +174,22 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin, VideoCoder):
         def network(part: Tensor) -> Tensor:
             return self.decoder(self.post_quant_conv(part), mode, num_before, num_after)
 
-        tile = decoder_tile(self.tile_latent_min_size, self.tile_overlap_factor, self.settings.spatial_ratio)
-        return self._maybe_tiled(network, z, tile)
+        return self._maybe_tiled(network, z, 1, self.settings.spatial_ratio)
 
-    def _maybe_tiled(self, network: Callable[[Tensor], Tensor], x: Tensor, tile: TileSize) -> Tensor:
+    def _maybe_tiled(
+        self, network: Callable[[Tensor], Tensor], x: Tensor, in_ratio: int, out_ratio: int
+    ) -> Tensor:
         # Here, where an offloading hook has put the weights in place. Until hooks are imported there is none, and
         # asking diffusers for the device would import them, and peft.
         like = self if "diffusers.hooks" in sys.modules else next(self.parameters())
         x = x.to(like.device, like.dtype)
         # Differs from EasyAnimate: it tiles only frames that exceed the tile in height and in width, so that
         # one long side alone could exhaust memory.
-        if self.use_tiling and max(x.shape[3:]) > tile.size:
-            return run_tiled(network, x, tile)
+        tile = self.tile_latent_min_size
+        height, width = (size // in_ratio for size in x.shape[3:])
+        if self.use_tiling and max(height, width) > tile:
+            rows, columns = (tile_spans(size, tile, self.tile_overlap_factor) for size in (height, width))
+            return run_tiled(network, x, rows, columns, in_ratio, out_ratio)
         return network(x)
 
     # -- switches ----------------------------------------------------------------------------------

@@ -18,29 +18,77 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import write_atomic
 from ea_runtime.generation.requests import ModelRequest
+from ea_runtime.settings import validate
 from ea_runtime.video.output import Output
 
 VERSION = 1
 MAX_BYTES = 4 << 20
 _LIBRARIES = ("torch", "diffusers", "transformers", "av", "pillow", "numpy")
-#: the settings that a sidecar may hold, and their types; others are refused, since they go into a call
-SETTINGS: dict[str, tuple[type, ...]] = {
-    "prompt": (str,),
-    "negative_prompt": (str,),
-    "num_frames": (int,),
-    "height": (int,),
-    "width": (int,),
-    "num_inference_steps": (int,),
-    "guidance_scale": (int, float),
-    "sampler": (str,),
-    "seed": (int,),
-    "smooth": (bool,),
-}
-#: settings that a sidecar holds only if they were used
-OPTIONAL_SETTINGS: dict[str, tuple[type, ...]] = {"step_cache": (str,)}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Settings(_Model):
+    """Arguments of VideoPipeline.__call__; others are refused, since they go into a call."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    prompt: str
+    negative_prompt: str
+    num_frames: int
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    seed: int
+    smooth: bool
+    step_cache: str = ""  # there if one was used
+
+
+class _Named(_Model):
+    name: str
+    sha256: str
+
+
+class _Device(_Model):
+    device: str
+    dtype: str
+
+
+class _File(_Model):
+    file: str
+    kind: str
+    sha256: str
+
+
+class _Lora(_Model):
+    file: str
+    sha256: str
+    weight: float
+
+
+class _Engine(_Model):
+    name: str
+    bundle: str = ""
+
+
+class _Sidecar(_Model):
+    settings: _Settings
+    fps: float
+    model: _Named
+    device: _Device
+    versions: dict[str, Any]
+    output: _File
+    loras: list[_Lora] = []
+    engine: _Engine | None = None
 
 
 def plan_sidecar(output: Output) -> Path:
@@ -100,38 +148,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{name} is a sidecar of version {str(record['ea_sidecar'])[:20]}, "
             f"this program reads {VERSION}; update it"
         )
-    for key in ("settings", "model", "device", "output", "versions"):
-        if not isinstance(record.get(key), dict):
-            raise UserError(f"{name}: `{key}` must be an object; the file is damaged")
-    for key, kinds in SETTINGS.items():
-        _require(name, record["settings"], key, kinds)
-    for key, kinds in OPTIONAL_SETTINGS.items():
-        if key in record["settings"]:
-            _require(name, record["settings"], key, kinds)
-    unknown = sorted(set(record["settings"]) - set(SETTINGS) - set(OPTIONAL_SETTINGS))
-    if unknown:
-        raise UserError(
-            f"{name}: `settings` holds unknown {unknown[0]!r:.60}; a newer version may have written it"
-        )
-    _require(name, record, "fps", (int, float))
-    loras = record.get("loras", [])
-    if not isinstance(loras, list) or not all(isinstance(one, dict) for one in loras):
-        raise UserError(f"{name}: `loras` must be a list of objects; the file is damaged")
-    for one in loras:
-        for key, kinds in (("file", (str,)), ("sha256", (str,)), ("weight", (int, float))):
-            _require(name, one, key, kinds)
-    if "engine" in record:
-        if not isinstance(record["engine"], dict):
-            raise UserError(f"{name}: `engine` must be an object; the file is damaged")
-        for key in {"name", *record["engine"]} & {"name", "bundle"}:
-            _require(name, record["engine"], key, (str,))
-    for section, keys in (
-        ("model", ("name", "sha256")),
-        ("output", ("file", "kind", "sha256")),
-        ("device", ("device", "dtype")),
-    ):
-        for key in keys:
-            _require(name, record[section], key, (str,))
+    validate(_Sidecar, record, name, "; the file is damaged, or a newer version wrote it")
     return record
 
 
@@ -149,13 +166,6 @@ def request_of(record: Mapping[str, Any]) -> ModelRequest:
         compile=device.get("compiled"),
         cuda_graphs=device.get("cuda_graphs"),
     )
-
-
-def _require(name: str, values: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> None:
-    value = values.get(key)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"{name}: `{key}` must be {wanted}, got {type(value).__name__}; the file is damaged")
 
 
 def versions() -> dict[str, str]:

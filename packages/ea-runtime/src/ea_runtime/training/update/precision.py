@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ea_runtime.machine.casting import dtype_of
 from ea_runtime.machine.device import has_bf16
 from ea_runtime.training.update.sharded import is_sharded
 
@@ -51,7 +52,8 @@ def run_in(module: nn.Module, dtype: torch.dtype, *args: Any, **kwargs: Any) -> 
     if is_sharded(module):  # its weights are gathered and cast block by block
         with torch.autocast(next(module.parameters()).device.type, dtype):
             return module(*args, **kwargs)
-    tensors = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
+    named = module.named_parameters()
+    tensors = {name: parameter.to(dtype_of(module, name, dtype)) for name, parameter in named}
     for name, buffer in module.named_buffers():
         tensors[name] = buffer.to(dtype) if buffer.is_floating_point() else buffer
     return functional_call(module, tensors, args, kwargs)
