@@ -22,6 +22,7 @@ from ea_data.children.supervisor import Supervisor
 from ea_data.media.reader import Cut, probe, read
 from ea_data.training.dataset import EasyAnimateSet
 from ea_runtime.errors import UserError
+from ea_runtime.settings import validate
 from ea_runtime.training.data.dataset import BadSample, Bucket, SetOptions, fetch_samples, open_set, to_float
 from ea_runtime.video.reader import read_frames
 
@@ -66,6 +67,20 @@ def test_buckets(data: Open) -> None:
     repeated = data(repeat_videos=3)
     assert len(repeated) == 2 + 9
     assert repeated.item(5) == repeated.item(2)
+
+
+def test_what_is_behind_a_transparent_picture(clips: ModuleType, tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 32), (200, 10, 10, 0)).save(tmp_path / "0.png")
+    clips.write_list(tmp_path, {"file_path": "0.png"})
+    for background, colour in ((None, (255, 255, 255)), ("black", (0, 0, 0)), ("#0a78c8", (10, 120, 200))):
+        for decode in ("inline", "child"):
+            data = EasyAnimateSet(SetOptions(path=str(tmp_path), decode=decode, background=background))
+            try:
+                assert tuple(data.sample(0, 0, data.buckets()[0]).frames[0, 0, 0]) == colour
+            finally:
+                data.close()
+    with pytest.raises(UserError, match=r"`background`: must be a colour such as .*, got 'wite'"):
+        validate(SetOptions, {"path": "set", "background": "wite"}, "[data]")
 
 
 def test_no_kind_of_it(data: Open, tmp_path: Path) -> None:

@@ -193,5 +193,5 @@ def test_transparency_can_be_kept(tmp_path: Path) -> None:
 def test_colours() -> None:
     assert read_colour("white") == (255, 255, 255)
     assert read_colour("#0a78c8") == (10, 120, 200)
-    with pytest.raises(UserError, match=r"`data.background` must be a colour .* got 'wite'"):
-        read_colour("wite", "data.background")
+    with pytest.raises(ValueError, match="must be a colour such as 'white' or '#808080'"):
+        read_colour("wite")

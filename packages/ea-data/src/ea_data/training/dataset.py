@@ -175,7 +175,7 @@ class EasyAnimateSet:
             raise BadSample(entries.names[entry], self._lost[entry])
         path, says = entries.root / entries.names[entry], (entries.widths[entry], entries.heights[entry])
         window = (start, bucket.num_frames, bucket.height, bucket.width, stride, place)
-        cut = Cut(path, entries.root, *window, says, self.options.strict)
+        cut = Cut(path, entries.root, *window, says, self.options.strict, self.options.background_colour)
         try:
             result = read(cut) if self.options.decode == "inline" else self._supervisor().call(cut)
         except (ValueError, OSError) as error:

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ea_runtime.errors import UserError
-
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
@@ -34,16 +32,14 @@ _SIDEWAYS = (5, 6, 7, 8)
 _RANGES = {"I;16": (65_535,), "I": (255, 65_535, 2**31 - 1), "F": (1, 255, 65_535)}
 
 
-def read_colour(text: str, name: str = "background") -> Colour:
-    """Red, green and blue, 0 to 255, of a colour's name or #rrggbb. Raises UserError naming the argument."""
+def read_colour(text: str) -> Colour:
+    """Red, green and blue, 0 to 255, of a colour's name or #rrggbb. Raises ValueError."""
     from PIL import ImageColor
 
     try:
         red, green, blue = ImageColor.getrgb(text)[:3]
     except ValueError:
-        raise UserError(
-            f"`{name}` must be a colour such as 'white', 'black' or '#808080', got {text!r}"
-        ) from None
+        raise ValueError("must be a colour such as 'white' or '#808080'") from None
     return red, green, blue
 
 
