@@ -33,7 +33,7 @@ from hashlib import sha256
 from collections import Counter
 from pathlib import Path
 from ea_data.records.ledger import Ledger
-from ea_data.profile import Parts, load, parse
+from ea_data.profile import Components, load, parse
 from ea_data.records.record import clip_id
 from ea_data.run.pipeline import Pipeline
 from ea_data.run.worker import versions_of
@@ -42,8 +42,8 @@ from ea_runtime.machine.memory import peak_rss
 out, count = Path(sys.argv[1]), int(sys.argv[2])
 A_FILE = 10
 tables = load("offline", ["filter.motion.max=0.25"])
-parts = Parts(parse(tables, "offline"))
-versions = versions_of(parts, tables)
+parts = Components(parse(tables, "offline"))
+versions = versions_of(parts)
 probed = {"width": 1280, "height": 720, "fps_exact": "24", "seconds": 60.0, "num_frames": 1440, "codec": "h264",
           "rotation": 0, "is_variable_rate": False, "is_picture": False}
 
@@ -134,10 +134,10 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parts_and_tables() -> tuple[Any, dict[str, Any]]:
-    from ea_data.profile import Parts, load, parse
+    from ea_data.profile import Components, load, parse
 
     tables = load("offline")
-    return Parts(parse(tables, "offline")), tables
+    return Components(parse(tables, "offline")), tables
 
 
 @pytest.mark.slow

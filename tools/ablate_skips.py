@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from plot_training import read_log, running_mean
+from plot_training import dress, read_log, running_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {True: "with skips", False: "without"}
@@ -78,10 +78,7 @@ def plot(losses: dict[int, dict[bool, np.ndarray]], path: Path) -> None:
             mean = running_mean(pair[skips])
             steps = np.arange(len(mean)) + len(pair[skips]) - len(mean)
             ax.plot(steps, mean, color=colour, linewidth=1.1, label=NAMES[skips])
-        ax.set_yscale("log")
-        ax.set_title(f"seed {seed}", fontsize=9)
-        ax.set_xlabel("step", fontsize=8)
-        ax.tick_params(labelsize=7, which="both")
+        dress(ax, f"seed {seed}")
     axes[0].set_ylabel("loss", fontsize=8)
     axes[-1].legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -7,7 +7,7 @@
 Writes docs/images/lora-WEIGHT.png and docs/images/lora-verify.png (what `ea lora verify --plot` draws), and
 benchmarks/results/lora_proof.json: how filled shapes are inside (about 1 as the bundled model draws them, about 0
 outlined), large and small ones apart (the hole of a small one is less than what the VAE's 8x8 pixels hold well), and
-how many attributes of the prompts the videos show. Shows the table of docs/lora.md, to be put there.
+how many attributes of the prompts the videos show. Prints the table of docs/lora.md.
 """
 
 from __future__ import annotations
@@ -25,12 +25,6 @@ WEIGHTS = (0.0, 0.5, 1.0)
 SHOWN = 6
 SIZES = ("large", "small")
 ATTRIBUTES = ("colour", "shape", "size", "motion", "background")
-
-
-def fill(items: list[Any]) -> float | None:
-    """Mean share of the shapes' middles that has their colour, of the clips that show a shape."""
-    shown = [item.verdict.fill for item in items if item.verdict.present > 0]
-    return round(sum(shown) / len(shown), 3) if shown else None
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:
@@ -95,12 +89,14 @@ def main() -> None:
             items.append(check_clip(prompt, frames[0], f"{number}"))
             shown.append((items[-1], frames[0]))
         report = summarise(items)
+        fills = {"fill": report.fill}
+        for size in SIZES:
+            fills[f"fill {size}"] = summarise(item for item in items if item.asked.get("size") == size).fill
         arguments.out.mkdir(parents=True, exist_ok=True)
         shown.sort(key=lambda clip: clip[0].asked.get("size") != "large")  # stable: large shapes first
         save_sheet(arguments.out / f"lora-{weight:g}.png", shown[:SHOWN])
         figures[f"{weight:g}"] = {
-            "fill": fill(items),
-            **{f"fill {size}": fill([i for i in items if i.asked.get("size") == size]) for size in SIZES},
+            **{name: value if value is None else round(value, 3) for name, value in fills.items()},
             **{name: f"{right} of {asked}" for name, (right, asked) in report.counts.items() if asked},
         }
         log.info("weight %g: %s", weight, figures[f"{weight:g}"])

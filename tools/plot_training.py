@@ -3,8 +3,8 @@
     python tools/plot_training.py runs/vae-pictures runs/vae-clips runs/vae-clips-more runs/dit-align runs/dit-motion \
         runs/dit-finetune runs/dit-finetune-more
 
-One panel a run, four in a row; each step's value and its running mean. Shows a table of steps, samples, time and the
-mean of the last hundred steps, which docs/training.md has.
+One panel per run, four in a row; each step's value and its running mean. Prints the table of docs/training.md: steps,
+samples, time and the mean of the last hundred steps.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
-#: steps that a mean takes
+#: steps in a mean
 WINDOW = 50
 #: panels in a row
 COLUMNS = 4
@@ -33,6 +35,14 @@ def running_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """(N,) -> (N - window + 1,)."""
     window = min(window, len(values))
     return np.convolve(values, np.ones(window) / window, mode="valid")
+
+
+def dress(ax: Axes, title: str) -> None:
+    """Gives a panel of losses over steps its scale, title and labels."""
+    ax.set_yscale("log")
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel("step", fontsize=8)
+    ax.tick_params(labelsize=7, which="both")
 
 
 def summary(name: str, steps: list[dict[str, Any]]) -> str:
@@ -57,8 +67,6 @@ def main() -> None:
         if not (run / "log.jsonl").is_file():
             parser.error(f"{str(run)!r} holds no log.jsonl; give the folders that `ea train` wrote")
 
-    from matplotlib.figure import Figure
-
     columns = min(COLUMNS, len(arguments.runs))
     rows = -(-len(arguments.runs) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")
@@ -74,10 +82,7 @@ def main() -> None:
         mean = running_mean(losses)
         ax.plot(numbers, losses, color="#c9d6ea", linewidth=0.5)
         ax.plot(numbers[len(numbers) - len(mean) :], mean, color="#2f5fa8", linewidth=1.2)
-        ax.set_yscale("log")
-        ax.set_title(run.name, fontsize=9)
-        ax.set_xlabel("step", fontsize=8)
-        ax.tick_params(labelsize=7, which="both")
+        dress(ax, run.name)
     axes[0].set_ylabel("loss", fontsize=8)
     figure.savefig(arguments.out, dpi=110)
 

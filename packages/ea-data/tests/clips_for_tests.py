@@ -1,4 +1,4 @@
-"""Small files for tests of reading: each frame tells its number."""
+"""Small files for tests of reading: each frame shows its number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def frame(number: int, height: int = 32, width: int = 48) -> np.ndarray:
-    """(H, W, 3) uint8: a brightness that tells the number (steps of 6), and a mark at the top left."""
+    """(H, W, 3) uint8: a brightness that gives the number (steps of 6), and a mark at the top left."""
     pixels = np.full((height, width, 3), 20 + number % 36 * 6, dtype=np.uint8)
     pixels[: height // 4, : width // 4] = (200, 40, 40)
     return pixels
@@ -25,7 +25,7 @@ def number_of(pixels: np.ndarray) -> int:
 
 
 def write_clip(path: Path, num_frames: int, height: int = 32, width: int = 48, **options: Any) -> Path:
-    """An H.264 file with a key frame every 12 and frames that lean on later ones."""
+    """An H.264 file with a key frame every 12 and frames that refer to later ones."""
     settings = {
         "g": "12",
         "bf": "3",

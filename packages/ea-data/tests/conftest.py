@@ -1,4 +1,4 @@
-"""Small videos of every odd kind, drawn on the spot."""
+"""Small videos of every unusual kind, drawn when they are needed."""
 
 from __future__ import annotations
 

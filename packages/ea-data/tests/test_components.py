@@ -1,4 +1,4 @@
-"""Every component can be made from its defaults, says what it lacks, and costs nothing until then."""
+"""Every component can be made from its defaults, reports what it lacks, and costs nothing until then."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def component(kind: str, table: dict[str, Any]) -> tuple[str, Any]:
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """A row a clip: what it should be dropped by, what it is dropped by, and its scores."""
+    """One row per clip: the filter that should drop it, the one that does, and its scores."""
     root = tmp_path_factory.mktemp("raw") / "set"
     write_raw(root, NUM_VIDEOS, seed=0, fps=FPS)
     profile = tomllib.loads((Path(ea_data.__file__).parent / "profiles" / "offline.toml").read_text())

@@ -1,6 +1,9 @@
-"""What ea-data brings to the host."""
+"""Commands, recipes, data sets and components that ea-data brings to the host."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from ea_runtime.hookspecs import hookimpl
 from ea_runtime.records import (
@@ -13,149 +16,118 @@ from ea_runtime.records import (
     SplitterRecord,
 )
 
+R = TypeVar("R")
+
+#: (name, "module:class", class of the options, summary) of each component
+_SPLITTERS = (
+    (
+        "scenedetect",
+        "scenes:SceneSplitter",
+        "SceneOptions",
+        "Cuts at scene changes, found in several passes; 3 to 10 seconds",
+    ),
+    ("whole", "whole:WholeSplitter", "WholeOptions", "Each file is one clip"),
+)
+_SCORERS = (
+    ("probe", "probe:ProbeScorer", "NoOptions", "Seconds, size and rate, from the record"),
+    ("dis", "motion:DisScorer", "DisOptions", "Motion: OpenCV's DIS flow, frame diagonals a second"),
+    (
+        "farneback",
+        "motion:FarnebackScorer",
+        "NoOptions",
+        "Motion: Farneback flow as EasyAnimate V2, pixels in half a second",
+    ),
+    ("raft", "raft:RaftScorer", "RaftOptions", "Motion: RAFT flow, frame diagonals a second; local weights"),
+    ("rapidocr", "text:RapidOcrScorer", "RapidOcrOptions", "Share of the frame that text covers"),
+    (
+        "clip-aesthetic",
+        "aesthetic:ClipAestheticScorer",
+        "ClipAestheticOptions",
+        "Aesthetic score: a head on CLIP; local weights",
+    ),
+    (
+        "technical",
+        "technical:TechnicalScorer",
+        "TechnicalOptions",
+        "Sharpness, exposure, contrast and noise, 0 to 1",
+    ),
+    ("duplicates", "duplicates:HashScorer", "HashOptions", "Perceptual hash, for the filter `duplicate`"),
+)
+_FILTERS = (
+    ("threshold", "limits:LimitFilter", "LimitOptions", "Keeps what lies within limits, of any score"),
+    ("duration", "limits:build_duration", "DurationLimits", "Keeps clips of so many seconds"),
+    ("size", "limits:SizeFilter", "SizeOptions", "Drops clips that are too small or too narrow"),
+    ("motion", "limits:build_motion", "MotionLimits", "Drops clips that stand still or race"),
+    ("text-area", "limits:build_text_area", "TextAreaLimits", "Drops clips with much text"),
+    ("aesthetic", "limits:build_aesthetic", "AestheticLimits", "Keeps clips with a high aesthetic score"),
+    (
+        "technical",
+        "limits:build_technical",
+        "TechnicalLimits",
+        "Drops clips that are blurred, dark, flat or noisy",
+    ),
+    (
+        "duplicate",
+        "duplicate:DuplicateFilter",
+        "DuplicateOptions",
+        "Keeps the largest of clips that look alike",
+    ),
+)
+_CAPTIONERS = (
+    ("folder", "files:FolderCaptioner", "FolderOptions", "The text of the .txt next to the video"),
+    ("draw", "files:DrawCaptioner", "NoOptions", "What was drawn, of drawn videos"),
+    ("none", "files:NoneCaptioner", "NoOptions", "No captions"),
+    ("openai", "openai:OpenAiCaptioner", "OpenAiOptions", "Any OpenAI-compatible server: vLLM, SGLang"),
+    (
+        "transformers",
+        "transformers:TransformersCaptioner",
+        "TransformersOptions",
+        "A vision-language model that transformers knows, run here",
+    ),
+)
+
+
+def _records(kind: Callable[..., R], folder: str, rows: Iterable[tuple[str, ...]]) -> list[R]:
+    found = []
+    for name, built, options, summary in rows:
+        module = f"ea_data.{folder}.{built.partition(':')[0]}"
+        found.append(kind(name, summary, f"ea_data.{folder}.{built}", f"{module}:{options}"))
+    return found
+
 
 @hookimpl
 def ea_commands() -> list[CommandRecord]:
-    return [
-        CommandRecord(
-            "data", "Draw training sets and check what a model made of their prompts.", "ea_data.commands:app"
-        )
-    ]
+    summary = "Prepare raw video for training: scan, split, score, filter, caption."
+    return [CommandRecord("data", summary, "ea_data.commands:app")]
 
 
 @hookimpl
 def ea_recipes() -> list[RecipeRecord]:
-    return [
-        RecipeRecord(
-            "text",
-            "A small T5 encoder and its tokenizer, from the captions of drawn scenes",
-            "ea_data.training.text_recipe:TextRecipe",
-        )
-    ]
+    summary = "A small T5 encoder and its tokenizer, from the captions of drawn scenes"
+    return [RecipeRecord("text", summary, "ea_data.training.text_recipe:TextRecipe")]
 
 
 @hookimpl
 def ea_datasets() -> list[DatasetRecord]:
-    return [
-        DatasetRecord(
-            "easyanimate",
-            "EasyAnimate's JSON or CSV of pictures and videos",
-            "ea_data.training.dataset:EasyAnimateSet",
-        )
-    ]
+    summary = "EasyAnimate's JSON or CSV of pictures and videos"
+    return [DatasetRecord("easyanimate", summary, "ea_data.training.dataset:EasyAnimateSet")]
 
 
 @hookimpl
 def ea_splitters() -> list[SplitterRecord]:
-    return [
-        SplitterRecord(
-            "scenedetect",
-            "Cuts at scene changes, found in several passes; 3 to 10 seconds",
-            "ea_data.split.scenes:build",
-            "ea_data.split.scenes:SceneOptions",
-        ),
-        SplitterRecord(
-            "whole", "Each file is one clip", "ea_data.split.whole:build", "ea_data.split.whole:WholeOptions"
-        ),
-    ]
+    return _records(SplitterRecord, "split", _SPLITTERS)
 
 
 @hookimpl
 def ea_scorers() -> list[ScorerRecord]:
-    rows = [
-        ("probe", "Seconds, size and rate, from the record", "probe", "build", "NoOptions"),
-        ("dis", "Motion: OpenCV's DIS flow, frame diagonals a second", "motion", "build_dis", "DisOptions"),
-        (
-            "farneback",
-            "Motion: Farneback flow as EasyAnimate V2, pixels in half a second",
-            "motion",
-            "build_farneback",
-            "NoOptions",
-        ),
-        (
-            "raft",
-            "Motion: RAFT flow, frame diagonals a second; local weights",
-            "raft",
-            "build",
-            "RaftOptions",
-        ),
-        ("rapidocr", "Share of the frame that text covers", "text", "build", "RapidOcrOptions"),
-        (
-            "clip-aesthetic",
-            "Aesthetic score: a head on CLIP; local weights",
-            "aesthetic",
-            "build",
-            "ClipAestheticOptions",
-        ),
-        (
-            "technical",
-            "Sharpness, exposure, contrast and noise, 0 to 1",
-            "technical",
-            "build",
-            "TechnicalOptions",
-        ),
-        ("duplicates", "Perceptual hash, for the filter `duplicate`", "duplicates", "build", "HashOptions"),
-    ]
-    return [
-        ScorerRecord(name, summary, f"ea_data.score.{module}:{build}", f"ea_data.score.{module}:{options}")
-        for name, summary, module, build, options in rows
-    ]
+    return _records(ScorerRecord, "score", _SCORERS)
 
 
 @hookimpl
 def ea_filters() -> list[FilterRecord]:
-    rows = [
-        (
-            "threshold",
-            "Keeps what lies within limits, of any score",
-            "limits",
-            "build_threshold",
-            "LimitOptions",
-        ),
-        ("duration", "Keeps clips of so many seconds", "limits", "build_duration", "DurationOptions"),
-        ("size", "Drops clips that are too small or too narrow", "limits", "build_size", "SizeOptions"),
-        ("motion", "Drops clips that stand still or race", "limits", "build_motion", "MotionOptions"),
-        ("text-area", "Drops clips with much text", "limits", "build_text_area", "TextAreaOptions"),
-        (
-            "aesthetic",
-            "Keeps clips with a high aesthetic score",
-            "limits",
-            "build_aesthetic",
-            "AestheticOptions",
-        ),
-        (
-            "technical",
-            "Drops clips that are blurred, dark, flat or noisy",
-            "limits",
-            "build_technical",
-            "TechnicalOptions",
-        ),
-        ("duplicate", "Keeps the largest of clips that look alike", "duplicate", "build", "DuplicateOptions"),
-    ]
-    return [
-        FilterRecord(name, summary, f"ea_data.filter.{module}:{build}", f"ea_data.filter.{module}:{options}")
-        for name, summary, module, build, options in rows
-    ]
+    return _records(FilterRecord, "filter", _FILTERS)
 
 
 @hookimpl
 def ea_captioners() -> list[CaptionerRecord]:
-    rows = [
-        ("folder", "The text of the .txt beside the video", "files", "build_folder", "FolderOptions"),
-        ("draw", "What was drawn, of drawn videos", "files", "build_draw", "NoOptions"),
-        ("none", "No captions", "files", "build_none", "NoOptions"),
-        ("openai", "Any OpenAI-compatible server: vLLM, SGLang", "openai", "build", "OpenAiOptions"),
-        (
-            "transformers",
-            "A vision-language model that transformers knows, run here",
-            "transformers",
-            "build",
-            "TransformersOptions",
-        ),
-    ]
-    return [
-        CaptionerRecord(
-            name, summary, f"ea_data.caption.{module}:{build}", f"ea_data.caption.{module}:{options}"
-        )
-        for name, summary, module, build, options in rows
-    ]
+    return _records(CaptionerRecord, "caption", _CAPTIONERS)

@@ -47,7 +47,7 @@ class ClipOptions(Options):
     crf: int = Field(default=18, ge=0, le=51)
 
 
-class Named(BaseModel):
+class ComponentTable(BaseModel):
     """A component's table: its name, and options that the component itself validates."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -60,13 +60,13 @@ class Named(BaseModel):
 
 
 class Profile(Options):
-    """A whole profile, as `load` returns it. Its components are checked by `Parts`."""
+    """A whole profile, as `load` returns it. `Components` checks what it names."""
 
     source: SourceOptions = SourceOptions()
-    split: Named
-    score: tuple[Named, ...] = ()
-    filter: tuple[Named, ...] = ()
-    caption: Named | None = None
+    split: ComponentTable
+    score: tuple[ComponentTable, ...] = ()
+    filter: tuple[ComponentTable, ...] = ()
+    caption: ComponentTable | None = None
     clips: ClipOptions = ClipOptions()
 
 
@@ -84,13 +84,14 @@ class Part:
         return f"{self.component.version}+{self.version[:8]}"
 
 
-class Parts:
+class Components:
     """The components of a profile, built, in the order in which they run. Nothing heavy is loaded.
 
     Raises UserError for unknown names and settings, and for a filter whose score no scorer computes.
     """
 
     def __init__(self, profile: Profile) -> None:
+        self.profile = profile
         self.split = _part("split", profile.split)
         scorers = [_part("score", named) for named in profile.score]
         # cheap ones first: a clip dropped by them costs no more
@@ -136,7 +137,7 @@ def load(
     for wanted in filters:
         _add_filter(found, wanted)
     # replacements first: settings of the new component must not reach the old one
-    for setting in sorted(settings, key=lambda setting: not _is_exchange(setting)):
+    for setting in sorted(settings, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
         _apply(found, setting)
     return found
 
@@ -159,7 +160,7 @@ def _read(name: str) -> dict[str, Any]:
     return read_toml(path, "--profile")
 
 
-def _part(kind: str, named: Named) -> Part:
+def _part(kind: str, named: ComponentTable) -> Part:
     component = make(KINDS[kind], named.name, named.settings)
     options = getattr(component, "options", None)
     settings = options.model_dump(mode="json") if isinstance(options, BaseModel) else named.settings
@@ -176,10 +177,6 @@ def _add_filter(tables: dict[str, Any], name: str) -> None:
     computed = {table.get("name") for table in tables.setdefault("score", [])}
     lacking = [score for score in component.scores if score not in computed]
     tables["score"] += [{"name": score} for score in lacking if score in get_host().records("scorers")]
-
-
-def _is_exchange(setting: str) -> bool:
-    return setting.partition("=")[0].strip().endswith(".name")
 
 
 def _apply(tables: dict[str, Any], setting: str) -> None:

@@ -71,7 +71,7 @@ server.serve_forever()
 
 
 class Server:
-    """url: of its API. seen(): what it was asked, in order."""
+    """url: of its API. seen(): the requests so far, in order."""
 
     def __init__(self, url: str, log: Path) -> None:
         self.url = url
@@ -83,7 +83,7 @@ class Server:
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
-    """Starts a server that answers by a script: a dict a request, the last one again and again."""
+    """Starts a server that answers by a script: one dict per request, the last one repeatedly."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     running: list[subprocess.Popen[str]] = []

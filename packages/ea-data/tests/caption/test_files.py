@@ -17,7 +17,7 @@ def record(path: Path, start: float = 0.0, end: float = 4.0) -> dict[str, Any]:
     return {"clip_id": "c1", "path": str(path), "start": start, "end": end}
 
 
-def test_folder_reads_the_text_beside_the_video(tmp_path: Path) -> None:
+def test_folder_reads_the_text_next_to_the_video(tmp_path: Path) -> None:
     (tmp_path / "a.b.txt").write_text("\ufeff  A red\n circle.  ", encoding="utf-8")
     caption = make("captioners", "folder")(None, record(tmp_path / "a.b.mp4"))
     assert (caption.text, caption.model, caption.prompt_hash) == ("A red circle.", "folder", "")

@@ -142,7 +142,7 @@ def test_prepare_runs_once_a_child():
 
 
 @pytest.mark.parametrize("target", ["supervise_targets:Unready", "supervise_targets:absent", "absent:f"])
-def test_a_target_that_cannot_start_is_told(target: str):
+def test_a_target_that_cannot_start_is_reported(target: str):
     with Supervisor(target) as pool, pytest.raises(WorkerStartError, match=r"no weights|absent"):
         pool.call(1)
 

@@ -1,4 +1,4 @@
-"""Raw video is what its truth says, the same for the same seed, and `ea data draw-raw` writes it."""
+"""Raw video matches its truth and is the same for the same seed, and `ea data draw-raw` writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outlined shapes: where a filled one has its edge, hollow inside, and judged by the check as well as filled ones."""
+"""Outlined shapes: with the edge of a filled one, hollow inside, and judged by the check as well as filled ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`duplicates` and `duplicate`: copies are found, the largest stays, and no order of work changes that."""
+"""`duplicates` and `duplicate`: copies are found and the largest is kept, whatever the order of work."""
 
 from __future__ import annotations
 

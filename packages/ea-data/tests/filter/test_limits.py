@@ -1,4 +1,4 @@
-"""Filters over numbers: verdicts, words, and no pass for what is missing."""
+"""Filters over numbers: verdicts, reasons, and an error for a missing score."""
 
 from __future__ import annotations
 

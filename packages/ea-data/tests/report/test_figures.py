@@ -1,4 +1,4 @@
-"""What the report counts, from rows made by hand."""
+"""The report's counts, from rows made by hand."""
 
 from __future__ import annotations
 

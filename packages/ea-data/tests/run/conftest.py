@@ -38,7 +38,7 @@ def count(what):
 
 
 def misbehave(source):
-    """What a file is called says what a scorer does with it."""
+    """A scorer does with a file what its name says."""
     if "exit" in source:
         os._exit(7)
     if "hang" in source:
@@ -199,7 +199,7 @@ def plugin_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tables() -> dict[str, Any]:
-    """The profile of the test components; a copy of one's own."""
+    """A copy of the profile of the test components."""
     import copy
 
     return copy.deepcopy(PROFILE)

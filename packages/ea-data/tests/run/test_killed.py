@@ -1,4 +1,4 @@
-"""RELIABILITY row 13: a run that is killed at any time ends, when it is run again, in the very same bytes."""
+"""RELIABILITY row 13: a run that was killed at any time, run again, ends in the same bytes."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_a_misbehaving_scorer_costs_its_own_clip(
     row = next(row for row in iter_rows(tmp_path / "set") if row["source"] == "exit.mp4")
     assert list(row["scores"]) == ["light"]
     first = outputs(tmp_path / "set")
-    # remembered: the same run again is quick, and the same
+    # remembered: the same run again is quick, with the same result
     run_set(raw, tmp_path / "set", timeout=5, memory_mb=400)
     assert outputs(tmp_path / "set") == first
 
@@ -258,7 +258,7 @@ def test_pictures_on_request(raw: Path, tmp_path: Path, run_set: Callable[..., A
     picture = draw_picture(RawScene((1, 0, 0), 1, 0.0, "left", 1, "scenes"), 180, 320, 320)
     turned = Image.fromarray(np.rot90(picture))
     marks = Image.Exif()
-    marks[0x0112] = 6  # as a phone notes that it was held upright
+    marks[0x0112] = 6  # as phones mark an upright picture
     turned.save(raw / "p.png", exif=marks)
     Image.fromarray(picture).resize((240, 135)).save(raw / "smaller.webp")
     Image.fromarray(picture // 12).save(raw / "dark.bmp")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ea_data.children.supervisor import Supervisor
-from ea_data.profile import NAMES, Parts, load, parse
+from ea_data.profile import NAMES, Components, load, parse
 from ea_data.records.store import iter_rows
 from ea_runtime.cli.main import run as ea
 from ea_runtime.errors import UserError
@@ -20,7 +20,7 @@ from ea_runtime.errors import UserError
 
 @pytest.mark.parametrize("name", NAMES)
 def test_profiles_are_whole(name: str):
-    parts = Parts(parse(load(name), name))
+    parts = Components(parse(load(name), name))
     costs = [part.component.cost for part in parts.scores]
     assert costs == sorted(costs)
     assert parts.caption is not None
@@ -30,7 +30,7 @@ def test_profiles_are_whole(name: str):
 def test_profiles_that_need_weights_name_each(name: str):
     tables = load(name)
     with pytest.raises(UserError) as error:
-        Parts(parse(tables, name)).check(name)
+        Components(parse(tables, name)).check(name)
     told = str(error.value)
     for component in ("clip-aesthetic", "openai", *(("raft",) if name == "paper" else ())):
         assert component in told
@@ -66,12 +66,14 @@ def test_an_exchanged_component_has_its_own_defaults_and_settings():
     tables = load("offline", settings)
     assert tables["split"] == {"name": "whole", "min_seconds": 2}
     assert tables["caption"] == {"name": "openai", "url": "http://localhost/v1"}
-    Parts(parse(tables, "offline"))
+    Components(parse(tables, "offline"))
     assert load("offline", ["split.name=scenedetect"]) == load("offline")
 
 
 def test_a_changed_setting_changes_the_version_and_no_other():
-    one, two = (Parts(parse(load("offline", settings), "offline")) for settings in ((), ("score.dis.fps=8",)))
+    one, two = (
+        Components(parse(load("offline", settings), "offline")) for settings in ((), ("score.dis.fps=8",))
+    )
     changed = [a.name for a, b in zip(one.scores, two.scores, strict=True) if a.version != b.version]
     assert changed == ["dis"]
     assert one.split.version == two.split.version
@@ -92,7 +94,7 @@ def test_a_changed_setting_changes_the_version_and_no_other():
 )
 def test_what_is_misspelt_is_told_with_the_nearest_name(settings: list[str], words: str):
     with pytest.raises(UserError, match=words) as error:
-        Parts(parse(load("offline", settings), "offline"))
+        Components(parse(load("offline", settings), "offline"))
     assert "\n" not in str(error.value)
 
 
@@ -107,7 +109,7 @@ def test_a_filter_brings_its_scorer():
 def test_a_filter_without_its_score_is_refused():
     tables = {"split": {"name": "whole"}, "score": [{"name": "probe"}], "filter": [{"name": "motion"}]}
     with pytest.raises(UserError, match="reads the score 'dis', which the profile does not compute"):
-        Parts(parse(tables, "mine"))
+        Components(parse(tables, "mine"))
 
 
 def test_unreadable_profiles(tmp_path: Path):
@@ -185,7 +187,7 @@ def test_the_command_line_from_end_to_end_without_a_network(
 
 @pytest.fixture(autouse=True)
 def _sockets(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """For the test that wants it: no Internet socket can be made, here or in a child."""
+    """No Internet socket can be made, here or in a child."""
     if "network" not in request.node.name:
         yield
         return

@@ -1,4 +1,4 @@
-"""Ray Data gives the rows that this machine's own processes give."""
+"""Ray Data gives the same rows as local processes."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_farneback_asks_for_frames_half_a_second_apart_at_native_size() -> None:
 
 
 def test_farneback_underrates_what_dis_does_not() -> None:
-    """What V2's thresholds mean: they are on a scale that bends."""
+    """The meaning of V2's thresholds: their scale is not linear."""
     frames = pan(0.1, every=12)
     true = 0.1 / 2 * math.hypot(270, 480)
     assert FarnebackScorer(NoOptions())(frames, {}).value < true / 2

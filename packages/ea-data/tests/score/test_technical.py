@@ -1,4 +1,4 @@
-"""`technical`: each measure follows what is done to a picture, and its published formula."""
+"""`technical`: each measure follows the change made to a picture, and its published formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Too short falls out, too long is chopped, as EasyAnimate V2's script counts frames."""
+"""Short scenes are dropped, long ones chopped, as EasyAnimate V2's script counts frames."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_shorter_one_gives_nothing() -> None:
 @pytest.mark.parametrize(
     ("end", "expected"),
     [
-        (241, [(0, 240)]),  # a rest of one frame
+        (241, [(0, 240)]),  # one frame is left
         (240 + 72, [(0, 240)]),  # of three seconds exactly: it must be longer
         (240 + 73, [(0, 240), (240, 313)]),
         (480, [(0, 240), (240, 480)]),

@@ -17,6 +17,8 @@ from ea_runtime.video.output import check_fps, plan_output, write_video
 from ea_runtime.video.reader import read_frames
 from ea_runtime.video.sheets import frame_grid
 
+FILES = ["out.mp4", "out.mov", "out.webm", "out.webp", "out.gif", "out.png"]
+
 
 def clip(count: int = 12, height: int = 48, width: int = 64) -> Iterator[np.ndarray]:
     """A red square that moves right over a shaded ground."""
@@ -52,12 +54,93 @@ def test_mp4_holds_the_frames_in_their_colours(tmp_path):
         assert (codec.colorspace, codec.color_range) == (1, 1)  # BT.709, limited
 
 
-@pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out.png"])
+@pytest.mark.parametrize("name", FILES)
 def test_the_same_frames_give_the_same_bytes(tmp_path, name):
     first = write_video(tmp_path / name, clip(), 12).read_bytes()
     other = tmp_path / "other"
     other.mkdir()
     assert write_video(other / name, clip(), 12).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "format_"), [("out.mov", "h264", "mov"), ("out.webm", "vp9", "webm")]
+)
+def test_other_containers_hold_the_frames_in_their_colours(tmp_path, name, codec, format_):
+    av = pytest.importorskip("av")
+    path = write_video(tmp_path / name, clip(), 12)
+    found = list(read_frames(path))
+    assert len(found) == 12
+    assert max(error(f, g) for f, g in zip(found, clip(), strict=True)) < 4
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.average_rate) == (codec, 12)
+        assert format_ in container.format.name
+        assert (stream.codec_context.colorspace, stream.codec_context.color_range) == (1, 1)
+
+
+def test_webp_is_animated_and_one_frame_is_a_picture_without_loss(tmp_path):
+    path = write_video(tmp_path / "out.webp", clip(), 12)
+    found = list(read_frames(path))
+    assert len(found) == 12
+    assert max(error(f, g) for f, g in zip(found, clip(), strict=True)) < 4
+    with Image.open(path) as picture:
+        assert picture.info["loop"] == 0
+        durations = [(frame.load(), frame.info["duration"])[1] for frame in ImageSequence.Iterator(picture)]
+    assert sum(durations) == pytest.approx(1000, abs=20)
+    one = write_video(tmp_path / "one.webp", clip(1), 12)
+    assert np.array_equal(next(read_frames(one)), next(clip(1)))
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.webm"])
+def test_odd_sizes_of_every_codec(tmp_path, name):
+    assert next(read_frames(write_video(tmp_path / name, clip(3, 49, 65), 12))).shape == (48, 64, 3)
+
+
+BAD_FRAMES = {
+    "floats": (np.zeros((8, 8, 3), np.float32), "uint8, .* float32 .* scale to 0..255"),
+    "colours first": (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\) .* last axis"),
+    "gray": (np.zeros((8, 8), np.uint8), r"\(8, 8\)"),
+    "alpha": (np.zeros((8, 8, 4), np.uint8), r"\(8, 8, 4\) .* RGB"),
+    "empty": (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\)"),
+    "a list": ([1, 2], r"\(2,\)"),
+    "another size": (np.zeros((48, 32, 3), np.uint8), "one size, 64x48 .* 32x48"),
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, "frames/"])
+@pytest.mark.parametrize("kind", BAD_FRAMES)
+def test_wrong_frames_are_one_line_and_leave_nothing(tmp_path, name, kind):
+    frame, message = BAD_FRAMES[kind]
+    with pytest.raises(UserError, match=f"`frames` must be .*{message}") as found:
+        write_video(f"{tmp_path}/{name}", [*clip(1), frame])
+    assert "frame 1" in str(found.value)
+    assert "\n" not in str(found.value)
+    assert names(tmp_path) == []
+
+
+def test_frames_too_small_for_a_codec(tmp_path):
+    with pytest.raises(UserError, match="at least 2x2 pixels for mp4, got 1x8"):
+        write_video(tmp_path / "out.mp4", [np.zeros((8, 1, 3), np.uint8)])
+
+
+def test_folders_are_made(tmp_path):
+    path = tmp_path / "new" / "folder" / "out.gif"
+    output = plan_output(path)
+    assert names(tmp_path) == []
+    with output.writer(12) as write:
+        write(next(clip(1)))
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "🎈"])
+def test_long_names(tmp_path, letter):
+    size = len(letter.encode())
+    longest = letter * ((250 - 4) // size) + ".gif"
+    assert write_video(tmp_path / longest, clip(1)).is_file()
+    for name in (f"{letter * (300 // size)}.gif", f"{letter * (300 // size)}/out.gif"):
+        with pytest.raises(UserError, match="at most 250 bytes, got 30"):
+            plan_output(tmp_path / name)
+    assert names(tmp_path) == [longest]
 
 
 def test_mp4_of_an_odd_size_loses_the_last_row_and_column_and_says_so(tmp_path, caplog):
@@ -162,7 +245,7 @@ def test_frames_are_taken_one_at_a_time(tmp_path):
 
 
 def test_unknown_suffix(tmp_path):
-    with pytest.raises(UserError, match=r"\.mp4, \.gif, \.png.* got 'out\.avi'"):
+    with pytest.raises(UserError, match=r"\.mp4, .*\.gif, \.png.* got 'out\.avi'"):
         plan_output(tmp_path / "out.avi")
     with pytest.raises(UserError, match="file name"):
         plan_output("")
@@ -173,8 +256,8 @@ def test_unknown_suffix(tmp_path):
 def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     for path, message in (
-        (tmp_path / "no" / "out.mp4", "make the folder first"),
         (tmp_path / "file" / "out.mp4", "is a file"),
+        (tmp_path / "file" / "no" / "out.mp4", "is a file"),
         (Path("/proc/out.mp4"), "cannot be written"),
         (tmp_path / "file", "is a file, not a folder"),
     ):
@@ -216,7 +299,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
     assert names(tmp_path) == ["out.gif"]
 
 
-@pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out.png", "frames/"])
+@pytest.mark.parametrize("name", [*FILES, "frames/"])
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError, UserError])
 @pytest.mark.parametrize("after", [0, 3])
 def test_nothing_half_written_stays(tmp_path, name, fault, after):
@@ -229,7 +312,7 @@ def test_nothing_half_written_stays(tmp_path, name, fault, after):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out.png", "frames/"])
+@pytest.mark.parametrize("name", [*FILES, "frames/"])
 def test_no_frames_at_all(tmp_path, name):
     with pytest.raises(UserError, match="no frames"):
         write_video(f"{tmp_path}/{name}", [])
@@ -304,26 +387,27 @@ def test_a_list_of_other_files_is_not_followed(tmp_path, text):
         list(read_frames(place))
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (112, 112)])
-def test_a_video_has_the_same_bytes_whatever_the_heap(height: int, width: int, tmp_path: Path) -> None:
-    """Three processes, whose fresh memory holds other bytes and whose libraries use other numbers of threads."""
-    program = f"""
+PROGRAM = """
 import sys
 import numpy as np
-from fractions import Fraction
-from pathlib import Path
-from ea_runtime.video.writers import Mp4Writer
+from ea_runtime.video.output import write_video
+height, width, count = map(int, sys.argv[1:4])
 rng = np.random.default_rng(0)
-ball = np.kron(rng.integers(0, 255, ({height // 8}, {width // 8}, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-writer = Mp4Writer(Path(sys.argv[1]), Fraction(12), 18)
-for shift in range(18):
-    writer.add(np.roll(ball, 3 * shift, axis=1))
-writer.finish()
+ball = np.kron(rng.integers(0, 255, (height // 8, width // 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+for path in sys.argv[4:]:
+    write_video(path, (np.roll(ball, 3 * shift, axis=1) for shift in range(count)), 12)
 """
-    contents = set()
+
+
+@pytest.mark.parametrize("size", [(64, 64, 18), (112, 112, 18), (384, 672, 4)])
+def test_a_video_has_the_same_bytes_whatever_the_heap(size: tuple[int, int, int], tmp_path: Path) -> None:
+    """Three processes, whose fresh memory holds other bytes and whose libraries use other numbers of threads."""
+    contents: dict[str, set[bytes]] = {name: set() for name in FILES}
     for heap, threads in (("0", "1"), ("85", "2"), ("170", "1")):
-        path = tmp_path / f"{heap}.mp4"
+        paths = {name: tmp_path / heap / name for name in FILES}
         environment = {**os.environ, "MALLOC_PERTURB_": heap, "OMP_NUM_THREADS": threads}
-        subprocess.run([sys.executable, "-c", program, str(path)], check=True, env=environment)
-        contents.add(path.read_bytes())
-    assert len(contents) == 1
+        command = [sys.executable, "-c", PROGRAM, *map(str, (*size, *paths.values()))]
+        subprocess.run(command, check=True, env=environment)
+        for name, path in paths.items():
+            contents[name].add(path.read_bytes())
+    assert {name: len(found) for name, found in contents.items()} == dict.fromkeys(FILES, 1)

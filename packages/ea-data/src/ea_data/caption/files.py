@@ -125,6 +125,3 @@ class NoneCaptioner(_WithoutFrames):
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
         return Caption("", "none")
-
-
-build_folder, build_draw, build_none = FolderCaptioner, DrawCaptioner, NoneCaptioner

@@ -10,7 +10,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -32,7 +33,7 @@ _MOST_SHOWN = 300  # characters of an answer that an error quotes
 class RequestLimits:
     """timeout: seconds for one request and its whole answer. retries: tries after the first. backoff: seconds before
     the first retry, doubled each time. longest_wait: seconds that Retry-After may ask for; a longer one gives up.
-    concurrency: requests at once. max_requests, max_tokens: budget for the client's lifetime, 0: none."""
+    concurrency: requests at once. max_requests, max_total_tokens: budget for the client's lifetime, 0: none."""
 
     timeout: float = 120.0
     retries: int = 5
@@ -40,7 +41,7 @@ class RequestLimits:
     longest_wait: float = 60.0
     concurrency: int = 4
     max_requests: int = 0
-    max_tokens: int = 0
+    max_total_tokens: int = 0
 
 
 class BudgetError(TransientError):
@@ -48,33 +49,22 @@ class BudgetError(TransientError):
 
 
 class JsonClient:
-    """Posts JSON to one address; may be called from several threads. Close it, or use it as a context manager.
+    """Posts JSON to one address; may be called from several threads.
 
-    key: sent as a bearer token; no message shows it. wait: replaces time.sleep in tests.
+    key: sent as a bearer token; no message shows it.
     """
 
-    def __init__(
-        self, url: str, limits: RequestLimits, key: str = "", wait: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, url: str, limits: RequestLimits, key: str = "") -> None:
         self.url = url
         self.limits = limits
         self.requests = 0
         self.tokens = 0
-        self._wait = wait
+        self._wait = time.sleep
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(limits.concurrency)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No redirects: the frames and the key go to the server that was named, or nowhere.
         self._client = httpx.Client(headers=headers, timeout=limits.timeout, follow_redirects=False)
-
-    def __enter__(self) -> JsonClient:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._client.close()
 
     def post(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the answer, a JSON object. Its `usage.total_tokens` counts against the budget.
@@ -97,7 +87,7 @@ class JsonClient:
                     reason = f"status {status}: {' '.join(text[:_MOST_SHOWN].split())}"
                     if status not in RETRIED:
                         raise UserError(f"{self.url} refused the request, {reason}{_hint(status)}")
-                    asked = retry_after(headers.get("retry-after"))
+                    asked = retry_after(headers.get("retry-after", ""))
                 if asked is not None and asked > self.limits.longest_wait:
                     raise TransientError(
                         f"{self.url} asks for a wait of {asked:.0f} s, {reason}; try again later"
@@ -115,7 +105,7 @@ class JsonClient:
         return min(seconds, self.limits.longest_wait)
 
     def _spend(self) -> None:
-        most_requests, most_tokens = self.limits.max_requests, self.limits.max_tokens
+        most_requests, most_tokens = self.limits.max_requests, self.limits.max_total_tokens
         with self._lock:
             if most_requests and self.requests >= most_requests:
                 raise BudgetError(f"the budget of {most_requests} requests is spent")
@@ -138,10 +128,9 @@ class JsonClient:
             return response.status_code, response.headers, b"".join(chunks).decode("utf-8", "replace")
 
     def _read(self, text: str) -> dict[str, Any]:
-        try:
+        answer = None
+        with suppress(ValueError):
             answer = json.loads(text)
-        except ValueError:
-            answer = None
         if not isinstance(answer, dict):
             shown = " ".join(text[:_MOST_SHOWN].split())
             raise UserError(f"{self.url} does not answer with a JSON object: {shown!r}")
@@ -153,18 +142,13 @@ class JsonClient:
         return answer
 
 
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, a number or a date; None if missing or unreadable."""
-    if not value:
-        return None
-    try:
+def retry_after(value: str) -> float | None:
+    """Seconds that a Retry-After header asks for, a number or a date; None if it is empty or unreadable."""
+    with suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+    return None
 
 
 def _hint(status: int) -> str:

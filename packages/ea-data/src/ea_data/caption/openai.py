@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
+from contextlib import suppress
+from dataclasses import fields
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -12,7 +14,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from ea_data.caption.words import PRESETS, Preset, prompt_hash, tidy
-from ea_data.options import Options, missing_packages
+from ea_data.options import Options
 from ea_data.protocols import Caption, FrameRequest, Frames
 from ea_runtime.errors import UserError
 
@@ -74,12 +76,11 @@ class OpenAiCaptioner:
             options.max_side or preset.max_side,
             options.prompt or preset.prompt,
         )
-        mode = "middle" if self.preset.frames == 1 else "even"
-        self.needs = FrameRequest(mode, self.preset.frames, self.preset.max_side)
+        self.needs = FrameRequest("even", self.preset.frames, self.preset.max_side)
         self._client: JsonClient | None = None
 
     def missing(self) -> list[str]:
-        lines = missing_packages("openai", {"httpx": "ea-data"})
+        lines = []
         for name, example in (("url", "http://localhost:8000/v1"), ("model", "its name on the server")):
             if not getattr(self.options, name):
                 lines.append(f"openai: `{name}` is not set; give {example}")
@@ -94,10 +95,9 @@ class OpenAiCaptioner:
         Raises UserError if the server refuses or answers without text, TransientError if it cannot be reached.
         """
         answer = self.client().post(self.request(frames.pixels))
-        try:
+        text = None
+        with suppress(KeyError, IndexError, TypeError):
             text = answer["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            text = None
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{self.options.url} answers without text for clip {record.get('clip_id', '?')}")
         caption = tidy(text, self.options.max_words)
@@ -111,10 +111,8 @@ class OpenAiCaptioner:
             if lines := self.missing():
                 raise UserError("; ".join(lines))
             options = self.options
-            names = ("timeout", "retries", "backoff", "longest_wait", "concurrency", "max_requests")
-            given = {name: getattr(options, name) for name in names}
-            limits = RequestLimits(**given, max_tokens=options.max_total_tokens)
-            key = os.environ.get(options.api_key_env, "") if options.api_key_env else ""
+            limits = RequestLimits(**{one.name: getattr(options, one.name) for one in fields(RequestLimits)})
+            key = os.environ.get(options.api_key_env, "")
             self._client = JsonClient(f"{options.url}/chat/completions", limits, key)
         return self._client
 
@@ -140,6 +138,3 @@ def data_url(frame: np.ndarray, quality: int) -> str:
     buffer = BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-build = OpenAiCaptioner

@@ -43,8 +43,7 @@ class TransformersCaptioner:
 
     def __init__(self, options: TransformersOptions) -> None:
         self.options = options
-        mode = "middle" if options.frames == 1 else "even"
-        self.needs = FrameRequest(mode, options.frames, options.max_side)
+        self.needs = FrameRequest("even", options.frames, options.max_side)
         self._parts: tuple[Any, Any] | None = None
 
     def missing(self) -> list[str]:
@@ -128,6 +127,3 @@ class TransformersCaptioner:
             message = "has no chat template; give an instruction-tuned model"
             raise UserError(f"transformers: {options.model!r} {message}")
         return processor, model.to(options.device).eval()
-
-
-build = TransformersCaptioner

@@ -20,7 +20,7 @@ import struct
 import sys
 import traceback
 from collections.abc import Generator
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 #: Kinds of message from a child.
@@ -99,10 +99,7 @@ def _unpack() -> Generator[int, bytearray, Any]:
 
 def resolve(target: str) -> Any:
     """The object named by "module:name"; a class is called without arguments."""
-    module, _, name = target.partition(":")
-    found: Any = import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
+    found = resolve_name(target)
     return found() if isinstance(found, type) else found
 
 
@@ -140,7 +137,9 @@ def main() -> None:
             target = resolve(target)
         getattr(target, "prepare", lambda: None)()
         if memory:
-            _limit_memory(memory)
+            # A backstop to the parent's watch, for tasks that take memory faster than it looks. It caps private memory,
+            # which includes thread stacks and allocator arenas that were never touched: hence the margin.
+            _limit("RLIMIT_DATA", (2 * memory + 1024) << 20)
         _send(results, (READY, None))
     except BaseException as error:
         _send(results, (ERROR, describe(error)))
@@ -180,15 +179,6 @@ def _die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
-
-
-def _limit_memory(megabytes: int) -> None:
-    """A backstop to the parent's watch, for tasks that take memory faster than it looks.
-
-    It caps private memory, which includes thread stacks and allocator arenas that were never touched: hence the
-    margin above the limit on resident memory.
-    """
-    _limit("RLIMIT_DATA", (2 * megabytes + 1024) << 20)
 
 
 def _limit(name: str, most: int) -> None:

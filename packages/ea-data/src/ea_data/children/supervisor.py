@@ -29,6 +29,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from typing import Any, Literal
 
@@ -53,11 +54,15 @@ logger = logging.getLogger("ea")
 _MEMORY_INTERVAL = 0.05
 _PIPE_BYTES = 1 << 20
 _STDERR_TAIL = 4000
+#: Processes that a task may end before it is given up.
+_STRIKES = 2
+#: Seconds in which a child must be ready.
+_START_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a task has no value.
+    """Reason why a task has no value.
 
     kind: "error" (the target raised), "crash" (its process died), "timeout" or "memory" (it was killed).
     reason: one line, the same for the same fault. error: the exception's class, for kind "error".
@@ -152,10 +157,10 @@ class Supervisor:
     """Runs `target(task)` in child processes.
 
     target: "module:function" ("module:Class" makes an object first), or a callable that pickles; each child unpickles
-    it once. Its method `prepare()`, if it has one, runs before the first task, within `start_timeout`.
+    it once. Its method `prepare()`, if it has one, runs before the first task, within two minutes of the start.
     workers: most processes at a time; they start when there is work. timeout: seconds for each task, or a function of
-    the task. memory_mb: most resident memory of a child, including everything it imports; 0: no limit. strikes: how
-    many processes a task may end before it is given up. env: environment variables to set in the children.
+    the task. memory_mb: most resident memory of a child, including everything it imports; 0: no limit. env:
+    environment variables to set in the children.
 
     `map`, `as_completed` and `call` of one Supervisor take turns between threads. Close it, or use it as a context
     manager; unread results of an abandoned iterator are discarded with their processes.
@@ -170,24 +175,20 @@ class Supervisor:
         timeout: float | Callable[[Any], float] = 60.0,
         memory_mb: int = 0,
         *,
-        strikes: int = 2,
-        start_timeout: float = 120.0,
         env: Mapping[str, str] | None = None,
     ) -> None:
         if sys.platform == "win32":
             raise UserError("supervised processes need Linux or macOS; on Windows run this under WSL")
-        least = 1.0 if callable(timeout) else timeout
-        if workers < 1 or least <= 0 or memory_mb < 0 or strikes < 1:
+        if workers < 1 or (not callable(timeout) and timeout <= 0) or memory_mb < 0:
             raise ValueError(
-                "`workers` and `strikes` must be 1 or more, `timeout` above 0 and `memory_mb` 0 or more, "
-                f"got {workers}, {strikes}, {timeout} and {memory_mb}"
+                "`workers` must be 1 or more, `timeout` above 0 and `memory_mb` 0 or more, "
+                f"got {workers}, {timeout} and {memory_mb}"
             )
         self.workers, self.timeout, self.memory_mb = workers, timeout, memory_mb
-        self.strikes, self.start_timeout = strikes, start_timeout
         self._env = dict(env or {})
         self._blob = pickle.dumps(target, protocol=5)
         self._children: list[_Child] = []
-        self._selector: selectors.BaseSelector | None = None
+        self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
         self._starts_lost = 0
         self._again: deque[_Queued] = deque()  # tasks to be tried once more
@@ -202,29 +203,19 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy in another process has the settings and starts its own children."""
-        fresh = {"_children": [], "_selector": None, "_lock": None, "_starts_lost": 0}
-        return self.__dict__ | fresh | {"_again": deque(), "_done": deque()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
-
     def call(self, task: Any) -> Any:
         """The value of one task, or its Failure."""
         with closing(self._run((task,), lambda number: True)) as runs:
             return next(runs)[2]
 
-    def map(self, tasks: Iterable[Any], window: int = 0) -> Iterator[Any]:
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
         """Values and Failures in the order of `tasks`, which is read lazily.
 
-        window: how far results may run ahead of the oldest missing one; 0: 8 for each worker.
+        Results run ahead of the oldest missing one by at most 8 for each worker.
         """
         waiting: dict[int, Any] = {}
         due = 0
-        window = window or 8 * self.workers
-        with closing(self._run(tasks, lambda number: number < due + window)) as runs:
+        with closing(self._run(tasks, lambda number: number < due + 8 * self.workers)) as runs:
             for number, _, value in runs:
                 waiting[number] = value
                 while due in waiting:
@@ -241,16 +232,11 @@ class Supervisor:
         """Ends the children. They start again if there is more work."""
         for child in list(self._children):
             self._drop(child)
-        if self._selector is not None:
-            self._selector.close()
-            self._selector = None
 
     # -- the loop
 
     def _run(self, tasks: Iterable[Any], may_start: Callable[[int], bool]) -> Generator[tuple[int, Any, Any]]:
         with self._lock:
-            if self._selector is None:
-                self._selector = selectors.DefaultSelector()
             jobs = (_Queued(number, task) for number, task in enumerate(tasks))
             ahead: deque[_Queued] = deque()
             self._again, self._done = again, done = deque[_Queued](), deque[tuple[_Queued, Any]]()
@@ -284,7 +270,6 @@ class Supervisor:
         return None
 
     def _give(self, child: _Child, job: _Queued) -> None:
-        assert self._selector is not None
         child.job, child.note = job, ""
         child.outgoing.extend(pack(job.task))
         now = time.monotonic()
@@ -299,7 +284,6 @@ class Supervisor:
             self._again.appendleft(job)
 
     def _wait(self) -> None:
-        assert self._selector is not None
         now = time.monotonic()
         until = min((min(child.deadline, child.next_look) for child in self._children), default=now)
         for key, _ in self._selector.select(max(0.0, min(until - now, 1.0))):
@@ -349,7 +333,7 @@ class Supervisor:
             if name != "MemoryError":
                 self._finish(child, Failure("error", reason, name, child.note, is_transient, trace))
                 return
-            # the backstop or our watch, that is chance, so both read alike; its heap is not reused
+            # chance decides between the backstop and our watch, so both have one reason; its heap is not reused
             reason = self._too_much if self.memory_mb else reason
             self._finish(child, Failure("memory", reason, during=child.note, trace=trace))
             self._drop(child)
@@ -381,12 +365,12 @@ class Supervisor:
             if kind == "timeout" or self._starts_lost >= 3:
                 what = "does not start"
                 if kind == "timeout":
-                    what = f"did not start within {self.start_timeout:g} s"
+                    what = f"did not start within {_START_TIMEOUT:g} s"
                 raise WorkerStartError(f"a worker process {what}: {tail.splitlines()[-1] if tail else how}")
             return
         job.strikes += 1
         logger.debug("task %d, strike %d: %s; %s %s", job.number, job.strikes, reason or how, how, tail)
-        if job.strikes < self.strikes:
+        if job.strikes < _STRIKES:
             self._again.append(job)
         else:
             self.quarantined += 1
@@ -395,17 +379,15 @@ class Supervisor:
     # -- processes
 
     def _start(self) -> None:
-        assert self._selector is not None
         child = _spawner().submit(_spawn, self._env).result()
         child.outgoing.extend(pack(([*sys.path], self._blob, self.memory_mb)))
-        child.deadline = time.monotonic() + self.start_timeout
+        child.deadline = time.monotonic() + _START_TIMEOUT
         self._children.append(child)
         self._selector.register(child.results, selectors.EVENT_READ, (child, "results"))
         self._selector.register(child.errors, selectors.EVENT_READ, (child, "errors"))
         self._selector.register(child.tasks, selectors.EVENT_WRITE, (child, "tasks"))
 
     def _drop(self, child: _Child) -> str:
-        assert self._selector is not None
         self._children.remove(child)
         for fd in (child.tasks, child.results, child.errors):
             with suppress(KeyError):
@@ -447,22 +429,12 @@ def _widen(fd: int) -> None:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
-_thread: ThreadPoolExecutor | None = None
-
-
+@cache
 def _spawner() -> ThreadPoolExecutor:
     """The one thread that starts all children. When the thread that started a child ends, the kernel takes that for
     the parent's death, so it must live as long as the process; a caller's thread may not."""
-    global _thread
-    if _thread is None:
-        _thread = ThreadPoolExecutor(1, "ea-spawn")
-    return _thread
-
-
-def _forget_thread() -> None:
-    global _thread
-    _thread = None
+    return ThreadPoolExecutor(1, "ea-spawn")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_thread)  # a fork has no threads but its own
+    os.register_at_fork(after_in_child=_spawner.cache_clear)  # a fork has no threads but its own

@@ -53,8 +53,11 @@ _PARTICIPLES = {
     "goes": "going",
     "gets": "getting",
     "becomes": "becoming",
+    "grows": "growing",
+    "shrinks": "shrinking",
+    "stands": "standing",
+    "stays": "staying",
 }
-_PARTICIPLES |= {"grows": "growing", "shrinks": "shrinking", "stands": "standing", "stays": "staying"}
 
 
 def _participle(does: str) -> str:

@@ -53,7 +53,7 @@ MIN_SHAPE_IOU = 0.5
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Measurement:
     """The measured contents of a clip. `motion` is None for a single frame; any attribute may be "unknown".
 
     travel_x, travel_y: the fitted way of the centre over the clip, in fractions of width and height (right
@@ -74,9 +74,6 @@ class Verdict:
     shape_iou: float
     present: float
     fill: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 _TO_XYZ = np.array(
@@ -228,7 +225,7 @@ def _name_motion(fits: tuple[tuple[float, float], ...]) -> str:
     return (("left", "right"), ("up", "down"), ("shrink", "grow"))[strongest][slopes[strongest] > 0]
 
 
-def measure(frames: np.ndarray) -> Verdict:
+def measure(frames: np.ndarray) -> Measurement:
     """Measures a clip of one shape on a plain background. frames: uint8 RGB (T, H, W, 3), T >= 1, H and W >= 16.
 
     A clip on which nothing stands out has an unknown colour, shape, size and motion. Raises ValueError for
@@ -244,7 +241,9 @@ def measure(frames: np.ndarray) -> Verdict:
     smooth = _smooth(pixels)
     raw_mask = _soft_mask(smooth, pixels, background)
     named = (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN if num_frames > 1 else None, _name_background(background))
-    nothing = Verdict(*named, travel_x=0.0, travel_y=0.0, growth=0.0, radius=0.0, shape_iou=0.0, present=0.0)
+    nothing = Measurement(
+        *named, travel_x=0.0, travel_y=0.0, growth=0.0, radius=0.0, shape_iou=0.0, present=0.0
+    )
     if raw_mask is None:
         return nothing
     smooth_mask = _smooth(raw_mask)
@@ -277,7 +276,7 @@ def measure(frames: np.ndarray) -> Verdict:
     motion = None
     if num_frames > 1:
         motion = _name_motion(fits) if present >= MIN_PRESENT else UNKNOWN
-    return Verdict(
+    return Measurement(
         colour=_name_colour(solid[inside], smooth_mask[inside]),
         shape=shape,
         size="small" if mean_radius < SIZE_THRESHOLD else "large",
@@ -300,7 +299,7 @@ class Checked:
     name: str
     prompt: str
     asked: dict[str, str]
-    verdict: Verdict
+    verdict: Measurement
     right: dict[str, bool]
 
 

@@ -22,15 +22,11 @@ def draw(
     out: Annotated[Path, typer.Argument(help="Folder to make; it must be absent or empty.")],
     num_clips: Annotated[
         int | None,
-        typer.Option(
-            help="How many clips; default 100, or 0 for a style other than filled.", show_default=False
-        ),
+        typer.Option(help="How many clips; default 100, or 0 for a style other than filled."),
     ] = None,
     num_pictures: Annotated[
         int | None,
-        typer.Option(
-            help="How many pictures; default 0, or 20 for a style other than filled.", show_default=False
-        ),
+        typer.Option(help="How many pictures; default 0, or 20 for a style other than filled."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal sets.")] = 0,
     split: Annotated[str, typer.Option(help="Combinations: train, heldout or all.")] = "train",
@@ -55,13 +51,10 @@ def draw(
     if num_clips is None:
         num_clips = 0 if is_look else 100
     config = DrawConfig(num_clips, num_pictures, seed, split, height, width, num_frames, fps, style)
-    console = Console(stderr=True)
-    total = num_clips + num_pictures
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("drawing", total=total)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("drawing", total=num_clips + num_pictures)
         write_set(out, config, on_item=lambda number: progress.update(task, completed=number))
-    message = f"drew {num_clips} clips and {num_pictures} pictures into {out}"
-    console.print(message, highlight=False, soft_wrap=True)
+    typer.echo(f"drew {num_clips} clips and {num_pictures} pictures into {out}", err=True)
 
 
 @app.command("check-drawn")
@@ -85,10 +78,9 @@ def check_drawn(
 
     if output is not None and output.is_dir():
         output = output / "adherence.json"
-    console = Console(stderr=True)
     sources, skipped = find_sources(paths)
     items, shown = [], []
-    for source in track(sources, "checking", console=console, transient=True):
+    for source in track(sources, "checking", console=Console(stderr=True), transient=True):
         frames = read_frames(source.path)
         items.append(check_clip(source.prompt, frames, str(source.path), source.truth))
         if sheet is not None and len(shown) < sheet_clips:
@@ -96,15 +88,15 @@ def check_drawn(
     report = summarise(items)
     Console().print(_table(report))
     if skipped:
-        console.print(f"skipped {len(skipped)} files without a prompt, first {skipped[0]}", soft_wrap=True)
+        typer.echo(f"skipped {len(skipped)} files without a prompt, first {skipped[0]}", err=True)
     if sheet is not None:
         from ea_data.draw.sheet import save_sheet
 
         save_sheet(sheet, shown)
-        console.print(f"wrote {sheet}", highlight=False, soft_wrap=True)
+        typer.echo(f"wrote {sheet}", err=True)
     if output is not None:
         write_text(output, json.dumps(report.to_dict(), indent=1) + "\n")
-        console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+        typer.echo(f"wrote {output}", err=True)
 
 
 @app.command("prompts")

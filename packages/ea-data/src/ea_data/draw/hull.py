@@ -20,10 +20,7 @@ def fill_hulls(mask: np.ndarray, solid: np.ndarray) -> np.ndarray:
     """
     filled = mask.copy()
     for frame, pixels in enumerate(solid):
-        rows, columns = np.nonzero(pixels)
-        if len(rows) >= 3:
-            inside = _inside(_hull(rows, columns), *pixels.shape)
-            filled[frame][inside] = 1.0
+        filled[frame][_inside(_hull(pixels), *pixels.shape)] = 1.0
     return filled
 
 
@@ -49,20 +46,19 @@ def rim_cover(mask: np.ndarray, solid: np.ndarray) -> float:
     """Mean coverage of the band of 2 pixels inside each hull's edge: near 1 for a drawn stroke, half for noise."""
     covers = []
     for frame, pixels in enumerate(solid):
-        rows, columns = np.nonzero(pixels)
-        if len(rows) >= 3:
-            hull = _hull(rows, columns)
+        hull = _hull(pixels)
+        if pixels.sum() >= 3:
             band = _inside(hull, *pixels.shape, within=0.0) & ~_inside(hull, *pixels.shape, within=2.0)
             covers.append(np.clip(mask[frame][band], 0, 1).mean())
     return float(np.mean(covers)) if covers else 0.0
 
 
-def _hull(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Corners (N, 2), as x and y, of the convex hull of pixels, counterclockwise in x right, y up."""
+def _hull(pixels: np.ndarray) -> np.ndarray:
+    """Corners (N, 2), as x and y, of the convex hull of true pixels (H, W), counterclockwise in x right, y up."""
     import cv2
 
-    points = np.stack([columns, rows], axis=1).astype(np.int32)
-    return cv2.convexHull(points)[:, 0]
+    points = np.argwhere(pixels)[:, ::-1].astype(np.int32)
+    return cv2.convexHull(points)[:, 0] if len(points) else points
 
 
 def _inside(corners: np.ndarray, height: int, width: int, within: float = _WITHIN) -> np.ndarray:

@@ -75,9 +75,8 @@ def draw_raw(
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("drawing", total=num_videos)
         size = (height, width, fps)
         write_raw(out, num_videos, seed, *size, lambda done: progress.update(task, completed=done))
-    console.print(f"drew {num_videos} raw videos into {out}", highlight=False, soft_wrap=True)
+    typer.echo(f"drew {num_videos} raw videos into {out}", err=True)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -49,6 +51,8 @@ POSITION_JITTER = 0.06
 MIN_TRAVEL = 0.4  # of the side travelled along
 MARGIN = 0.005  # between the shape's extent and the frame's edge
 
+#: (scene, height, width, num_frames) -> float32 (T, H, W) in 0..1
+Cover = Callable[["Scene", int, int, int], np.ndarray]
 Split = Literal["train", "heldout", "all"]
 NUM_HELDOUT = 100
 
@@ -88,10 +92,6 @@ class Scene:
     def combination(self) -> Combination:
         return Combination(self.colour, self.shape, self.size, self.motion, self.background)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, ready for JSON."""
-        return asdict(self)
-
 
 COMBINATIONS: tuple[Combination, ...] = tuple(
     Combination(*values) for values in itertools.product(COLOURS, SHAPES, SIZES, MOTIONS, BACKGROUNDS)
@@ -108,19 +108,15 @@ def _choose_heldout() -> frozenset[Combination]:
         COMBINATIONS, key=lambda c: hashlib.sha256(("ea-drawn-1:" + ":".join(c)).encode()).digest()
     )
     pairs = {c: list(itertools.combinations(enumerate(c), 2)) for c in COMBINATIONS}
-    total: dict[Any, int] = {}
-    for values in pairs.values():
-        for pair in values:
-            total[pair] = total.get(pair, 0) + 1
-    left = dict(total)
+    total = Counter(itertools.chain.from_iterable(pairs.values()))
+    left = total.copy()
     chosen: list[Combination] = []
     for combination in ranked:
         if len(chosen) == NUM_HELDOUT:
             break
         if all(2 * (left[pair] - 1) >= total[pair] for pair in pairs[combination]):
             chosen.append(combination)
-            for pair in pairs[combination]:
-                left[pair] -= 1
+            left.subtract(pairs[combination])
     return frozenset(chosen)
 
 
@@ -193,7 +189,7 @@ def trajectory(scene: Scene, num_frames: int) -> tuple[np.ndarray, np.ndarray, n
 def coverage(
     shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-    """How much of each pixel a shape covers: float32 (T, H, W) in 0..1.
+    """Coverage of each pixel by a shape: float32 (T, H, W) in 0..1.
 
     x, y, radius: (T,) in fractions. Squares are exact (a product of two overlaps); circles and triangles come
     from their signed distance in pixels, clipped to one pixel around the edge.
@@ -224,25 +220,28 @@ def coverage(
     raise ValueError(f"`shape` must be one of {', '.join(SHAPES)}, got {shape!r}")
 
 
-def palette(colour: str, background: str) -> np.ndarray:
-    """The 256 steps from background to colour: uint8 (256, 3)."""
-    low = np.asarray(BACKGROUNDS[background], np.float32)
-    high = np.asarray(COLOURS[colour], np.float32)
-    step = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
-    return np.rint(low + (high - low) * step).astype(np.uint8)
+def filled(scene: Scene, height: int, width: int, num_frames: int) -> np.ndarray:
+    """Coverage of each pixel by the filled shape: float32 (T, H, W) in 0..1."""
+    return coverage(scene.shape, *trajectory(scene, num_frames), height, width)
 
 
-def render(scene: Scene, height: int = 64, width: int = 64, num_frames: int = 18) -> np.ndarray:
+def render(
+    scene: Scene, height: int = 64, width: int = 64, num_frames: int = 18, cover: Cover = filled
+) -> np.ndarray:
     """Draws a scene, anti-aliased: uint8 RGB (T, H, W, 3) in 0..255. One frame shows the moment
     `scene.phase`.
 
-    Raises ValueError for sizes below 16 pixels (the shapes could not be told apart) and num_frames below 1.
+    cover: the coverage of each pixel. Raises ValueError for sizes below 16 pixels (the shapes could not be told
+    apart) and num_frames below 1.
     """
     if height < 16 or width < 16:
         raise ValueError(f"`height` and `width` must be 16 or more, got {height} and {width}")
-    x, y, radius = trajectory(scene, num_frames)
-    levels = coverage(scene.shape, x, y, radius, height, width)  # T H W
+    levels = cover(scene, height, width, num_frames)  # T H W
     levels *= np.float32(255)
     levels += np.float32(0.5)
     # One look-up instead of a float blend of three channels: twice as fast, and exact to half a level.
-    return palette(scene.colour, scene.background)[levels.astype(np.uint8)]  # T H W 3
+    low = np.asarray(BACKGROUNDS[scene.background], np.float32)
+    high = np.asarray(COLOURS[scene.colour], np.float32)
+    step = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
+    palette = np.rint(low + (high - low) * step).astype(np.uint8)  # 256 3
+    return palette[levels.astype(np.uint8)]  # T H W 3

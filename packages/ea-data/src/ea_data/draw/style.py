@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ea_data.draw.scene import EXTENTS, Scene, coverage, palette, render, trajectory
+from ea_data.draw.scene import EXTENTS, Scene, coverage, filled, render, trajectory
 
-STYLES: tuple[str, ...] = ("filled", "outline")
 #: width of a stroke, as a fraction of the frame's shorter side: 3.5 pixels of 64
 STROKE = 0.055
 #: the last word of a style's captions, the trigger word for a LoRA; filled shapes need none
@@ -18,22 +17,8 @@ TRIGGERS: dict[str, str] = {"outline": "inkline"}
 _INNER = {"circle": 1.0, "square": EXTENTS["square"][0], "triangle": 1.08 * 3**0.5 / 3}
 
 
-def render_style(
-    scene: Scene, style: str, height: int = 64, width: int = 64, num_frames: int = 18
-) -> np.ndarray:
-    """`scene.render` in a style: uint8 RGB (T, H, W, 3). Raises ValueError for an unknown style, and as it does."""
-    if style not in STYLES:
-        raise ValueError(f"`style` must be one of {', '.join(STYLES)}, got {style!r}")
-    if style == "filled":
-        return render(scene, height, width, num_frames)
-    if height < 16 or width < 16:
-        raise ValueError(f"`height` and `width` must be 16 or more, got {height} and {width}")
-    levels = outline(scene, height, width, num_frames) * np.float32(255) + np.float32(0.5)
-    return palette(scene.colour, scene.background)[levels.astype(np.uint8)]  # T H W 3
-
-
 def outline(scene: Scene, height: int, width: int, num_frames: int) -> np.ndarray:
-    """How much of each pixel the stroke covers: float32 (T, H, W) in 0..1. A shape thinner than it is filled."""
+    """Coverage of each pixel by the stroke: float32 (T, H, W) in 0..1. A shape thinner than it is filled."""
     x, y, radius = trajectory(scene, num_frames)
     outer = coverage(scene.shape, x, y, radius, height, width)
     inner_radius = np.maximum(radius - STROKE / _INNER[scene.shape], 0)
@@ -44,6 +29,18 @@ def outline(scene: Scene, height: int, width: int, num_frames: int) -> np.ndarra
     inner = coverage(scene.shape, x, y, inner_radius, height, width)
     inner[inner_radius == 0] = 0
     return np.clip(outer - inner, 0, 1)
+
+
+STYLES = {"filled": filled, "outline": outline}
+
+
+def render_style(
+    scene: Scene, style: str, height: int = 64, width: int = 64, num_frames: int = 18
+) -> np.ndarray:
+    """`scene.render` in a style: uint8 RGB (T, H, W, 3). Raises ValueError for an unknown style, and as it does."""
+    if style not in STYLES:
+        raise ValueError(f"`style` must be one of {', '.join(STYLES)}, got {style!r}")
+    return render(scene, height, width, num_frames, STYLES[style])
 
 
 def style_caption(text: str, style: str) -> str:

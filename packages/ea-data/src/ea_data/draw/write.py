@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def _write_items(folder: Path, config: DrawConfig, on_item: Callable[[int], None
             entries.append({"file_path": name, "text": text, "type": kind, **size})
             drawn = {"seed": config.seed, "index": index, "split": config.split, "style": config.style}
             rate = {"num_frames": num_frames, "fps": None if is_picture else config.fps}
-            line = {"file_path": name, "type": kind, "caption": text, "scene": scene.to_dict()}
+            line = {"file_path": name, "type": kind, "caption": text, "scene": asdict(scene)}
             line |= drawn | size | rate
             truth.write(json.dumps(line) + "\n")
             if on_item is not None:

@@ -165,6 +165,3 @@ def _flips(width: int, most: int) -> list[int]:
         for count in range(most + 1)
         for chosen in combinations(range(width), count)
     ]
-
-
-build = DuplicateFilter

@@ -50,7 +50,7 @@ class LimitOptions(Options):
         return self
 
 
-class MotionOptions(LimitOptions):
+class MotionLimits(LimitOptions):
     """Limits of a motion score, for `dis` and `raft` in frame diagonals per second."""
 
     score: str = "dis"
@@ -58,28 +58,28 @@ class MotionOptions(LimitOptions):
     max: float | None = 0.3
 
 
-class TextAreaOptions(LimitOptions):
+class TextAreaLimits(LimitOptions):
     """max: the share of the frame that text may cover, 0 to 1."""
 
     score: str = "rapidocr"
     max: float | None = 0.01
 
 
-class AestheticOptions(LimitOptions):
+class AestheticLimits(LimitOptions):
     """min: lowest aesthetic score that is kept, on a scale of about 1 to 10."""
 
     score: str = "clip-aesthetic"
     min: float | None = 4.0
 
 
-class TechnicalOptions(LimitOptions):
+class TechnicalLimits(LimitOptions):
     """min: lowest rating of the weakest measure that is kept, 0 to 1."""
 
     score: str = "technical"
     min: float | None = 0.3
 
 
-class DurationOptions(LimitOptions):
+class DurationLimits(LimitOptions):
     """min, max: seconds."""
 
     score: str = "probe"
@@ -108,14 +108,13 @@ class LimitFilter:
         options = self.options
         value = read_score(record, options.score, options.part)
         reaches = operator.gt if options.exclusive else operator.ge
-        is_kept, number = False, f"{self.what} {value:.4g} is"
+        fault = ""
         if options.min is not None and not reaches(value, options.min):
-            reason = f"{number} under {options.min:g}{self._why(record)}"
+            fault = f"under {options.min:g}{self._why(record)}"
         elif options.max is not None and not reaches(options.max, value):
-            reason = f"{number} over {options.max:g}"
-        else:
-            is_kept, reason = True, f"{number} {self.threshold}"
-        return Decision(is_kept, reason, self.threshold, self.what, value, options.min, options.max)
+            fault = f"over {options.max:g}"
+        reason = f"{self.what} {value:.4g} is {fault or self.threshold}"
+        return Decision(not fault, reason, self.threshold, self.what, value, options.min, options.max)
 
     def _why(self, record: dict[str, Any]) -> str:
         """The reason that the score itself names, such as " (sharpness 0.1)"."""
@@ -151,19 +150,16 @@ class SizeFilter:
         """Raises UserError if the score is missing."""
         width, height = (int(read_score(record, self.options.score, name)) for name in ("width", "height"))
         options, (short, long) = self.options, sorted((width, height))
-        is_kept, reason = False, "large enough"
+        fault = ""
         if short < options.min_side:
-            reason = f"under {options.min_side} on a side"
+            fault = f"under {options.min_side} on a side"
         elif width * height < options.min_pixels:
-            reason = f"under {options.min_pixels} pixels"
+            fault = f"under {options.min_pixels} pixels"
         elif long > options.max_aspect * short:
-            reason = f"longer than {options.max_aspect:g} to 1"
-        else:
-            is_kept = True
-        return Decision(is_kept, f"{width}x{height} is {reason}", self.threshold)
+            fault = f"longer than {options.max_aspect:g} to 1"
+        return Decision(not fault, f"{width}x{height} is {fault or 'large enough'}", self.threshold)
 
 
-build_threshold, build_size = LimitFilter, SizeFilter
 build_duration = partial(LimitFilter, what="seconds", videos_only=True)
 build_motion = partial(LimitFilter, what="motion", videos_only=True)
 build_text_area = partial(LimitFilter, what="text area")

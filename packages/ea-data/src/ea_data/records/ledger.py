@@ -212,12 +212,9 @@ class Ledger:
                     message = f"{str(path)!r} cannot be used: {error}; remove it and run again"
                     raise UserError(message) from error
                 logger.warning("the index of the ledger is damaged (%s) and is rebuilt", error)
-                self._remove_index()
+                for suffix in ("", "-wal", "-shm"):
+                    (self.folder / f"index.sqlite{suffix}").unlink(missing_ok=True)
         raise AssertionError
-
-    def _remove_index(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            (self.folder / f"index.sqlite{suffix}").unlink(missing_ok=True)
 
     def _recover_segments(self) -> dict[int, int]:
         """{number: bytes} of all segments, once the one that a killed process left open is cut and sealed."""
@@ -228,8 +225,7 @@ class Ledger:
                 continue
             if match[2] == "part":
                 _cut_torn_tail(path)
-                path.rename(self._path(int(match[1])))
-                path = self._path(int(match[1]))
+                path = path.rename(self._path(int(match[1])))
                 sync_path(self.folder)
             found[int(match[1])] = path.stat().st_size
         return found
@@ -269,10 +265,8 @@ def _key(item: str) -> bytes:
 
 def _parse(line: bytes) -> list[Any] | None:
     """The entry of a line, or None if it is not whole."""
-    if len(line) < 11 or line[8:9] != b" " or line[-1:] != b"\n":
-        return None
-    body = line[9:-1]
-    if line[:8] != b"%08x" % zlib.crc32(body):
+    check, _, body = line.removesuffix(b"\n").partition(b" ")
+    if not body or not line.endswith(b"\n") or check != b"%08x" % zlib.crc32(body):
         return None
     return json.loads(body)
 

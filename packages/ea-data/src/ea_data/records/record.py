@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from ea_data.protocols import Caption, Decision, Score
+from ea_data.protocols import Decision, Score
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,11 +78,6 @@ def decision_entry(name: str, decision: Decision, version: str) -> dict[str, Any
         **{name: _number(getattr(decision, name)) for name in ("value", "minimum", "maximum")},
         "version": version,
     }
-
-
-def caption_entry(caption: Caption) -> dict[str, Any]:
-    """A caption as ledger and row keep it."""
-    return {name: getattr(caption, name) for name in ("text", "model", "prompt_hash")}
 
 
 def to_row(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ all.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ea_data.records.record import from_row, schema, to_row
 from ea_runtime.errors import UserError
@@ -35,8 +36,7 @@ def iter_rows(folder: str | Path) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROWS_A_GROUP):
-                for row in batch.to_pylist():
-                    yield from_row(row)
+                yield from map(from_row, batch.to_pylist())
     except (pa.ArrowException, KeyError) as error:
         raise UserError(f"{str(path)!r} cannot be read: {error}; `ea data run` makes it again") from error
 
@@ -51,8 +51,9 @@ def write_records(folder: Path, records: Iterable[dict[str, Any]]) -> None:
         _whole_file(folder / RECORDS) as temporary,
         pq.ParquetWriter(temporary, form, compression="zstd") as out,
     ):
-        for rows in _groups(records):
-            out.write_table(pa.Table.from_pylist(rows, schema=form), row_group_size=ROWS_A_GROUP)
+        rows = map(to_row, records)
+        while group := list(islice(rows, ROWS_A_GROUP)):
+            out.write_table(pa.Table.from_pylist(group, schema=form), row_group_size=ROWS_A_GROUP)
 
 
 def dataset_entry(record: dict[str, Any]) -> dict[str, Any]:
@@ -66,45 +67,24 @@ def dataset_entry(record: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def dataset_writer(folder: Path) -> Iterator[_ListWriter]:
-    """A writer with `add(entry)`; dataset.json is written when the block succeeds."""
+def dataset_writer(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Takes entries one by one; dataset.json is written when the block succeeds."""
     with _whole_file(folder / DATASET) as temporary, temporary.open("w", encoding="utf-8") as file:
-        writer = _ListWriter(file)
-        yield writer
-        writer.finish()
+        before = "[\n "
+
+        def add(entry: dict[str, Any]) -> None:
+            nonlocal before
+            file.write(before + json.dumps(entry, ensure_ascii=False))
+            before = ",\n "
+
+        yield add
+        file.write("[]\n" if before.startswith("[") else "\n]\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small file, whole or not at all."""
     with _whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-class _ListWriter:
-    """A JSON list, entry by entry."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-        self.count = 0
-
-    def add(self, entry: dict[str, Any]) -> None:
-        self._file.write(",\n " if self.count else "[\n ")
-        self._file.write(json.dumps(entry, ensure_ascii=False))
-        self.count += 1
-
-    def finish(self) -> None:
-        self._file.write("\n]\n" if self.count else "[]\n")
-
-
-def _groups(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
-    for record in records:
-        rows.append(to_row(record))
-        if len(rows) == ROWS_A_GROUP:
-            yield rows
-            rows = []
-    if rows:
-        yield rows
 
 
 @contextmanager

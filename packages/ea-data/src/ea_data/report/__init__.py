@@ -1,1 +1,1 @@
-"""Looking at a set: why each clip stayed or fell, as one HTML page and as summary.json."""
+"""Report of a set: why each clip was kept or dropped, as one HTML page and as summary.json."""

@@ -23,13 +23,10 @@ def report(
         typer.Option("-o", "--output", help="Where to write the page; SET/report.html by default."),
     ] = None,
 ) -> None:
-    """Write one HTML page that shows why every clip stayed or fell, and summary.json."""
-    from rich.console import Console
-
+    """Write one HTML page that shows why every clip was kept or dropped, and summary.json."""
     from ea_data.report.write import write_report
 
-    page = write_report(folder, output)
-    Console(stderr=True).print(f"wrote {page}", highlight=False, soft_wrap=True)
+    typer.echo(f"wrote {write_report(folder, output)}", err=True)
 
 
 @app.command("doctor")

@@ -6,12 +6,13 @@ Memory: two float32 values for each clip and score, whatever else the set holds.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import re
 from array import array
+from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 #: Clips shown for each kind and filter.
@@ -27,18 +28,15 @@ class Pick:
     """The `count` rows with the smallest keys."""
 
     count: int = EXAMPLES
-    _heap: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
+    _kept: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
 
     def offer(self, key: float, row: dict[str, Any]) -> None:
-        entry = (-key, row["clip_id"], row)
-        if len(self._heap) < self.count:
-            heapq.heappush(self._heap, entry)
-        elif entry[:2] > self._heap[0][:2]:
-            heapq.heapreplace(self._heap, entry)
+        insort(self._kept, (-key, row["clip_id"], row), key=itemgetter(0, 1))
+        del self._kept[: -self.count]
 
     def rows(self) -> list[dict[str, Any]]:
         """Smallest key first."""
-        return [entry[2] for entry in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))]
+        return [row for _, _, row in sorted(self._kept, key=lambda entry: (-entry[0], entry[1]))]
 
 
 @dataclass
@@ -46,7 +44,8 @@ class FilterFigures:
     """One filter's verdicts.
 
     kept_values, dropped_values: the numbers it compared, of the clips that it saw. minimum, maximum: its limits.
-    kept, dropped, nearest: example clips; nearest are those closest to a limit, on either side.
+    num_dropped_first, seconds_dropped_first: the clips that no filter before it dropped. kept, dropped, nearest:
+    example clips; nearest are those closest to a limit, on either side.
     """
 
     name: str
@@ -56,6 +55,8 @@ class FilterFigures:
     maximum: float | None = None
     num_kept: int = 0
     num_dropped: int = 0
+    num_dropped_first: int = 0
+    seconds_dropped_first: float = 0.0
     kept_values: array[float] = field(default_factory=lambda: array("f"))
     dropped_values: array[float] = field(default_factory=lambda: array("f"))
     kept: Pick = field(default_factory=Pick)
@@ -82,13 +83,13 @@ class ErrorGroup:
 
     stage: str
     reason: str
-    count: int
-    sources: list[str]
+    count: int = 0
+    sources: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Figures:
-    """Everything that the page and summary.json show. fell: filter -> clips it dropped first, and their seconds."""
+    """Everything that the page and summary.json show."""
 
     num_rows: int
     by_status: dict[str, int]
@@ -98,7 +99,6 @@ class Figures:
     num_sources: int
     num_captions: int
     versions: dict[str, list[str]]
-    fell: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def funnel(self) -> list[FunnelStep]:
         """From all rows down to the kept ones: files without a clip, errors, then one step per filter."""
@@ -110,8 +110,8 @@ class Figures:
                 seconds -= self.seconds_by_status[status]
                 steps.append(FunnelStep(name, left, seconds / 3600))
         for part in self.filters:
-            left -= self.fell[part.name][0]
-            seconds -= self.fell[part.name][1]
+            left -= part.num_dropped_first
+            seconds -= part.seconds_dropped_first
             steps.append(FunnelStep(part.name, left, seconds / 3600))
         return steps
 
@@ -121,8 +121,7 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
     by_status: Counter[str] = Counter()
     seconds_by_status: defaultdict[str, float] = defaultdict(float)
     filters: dict[str, FilterFigures] = {}
-    fell: dict[str, tuple[int, float]] = {}
-    errors: dict[tuple[str, str], tuple[int, list[str]]] = {}
+    errors: dict[tuple[str, str], ErrorGroup] = {}
     last_source: str | None = None
     versions: dict[str, set[str]] = {}
     num_rows = num_captions = num_sources = 0
@@ -139,29 +138,24 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
             versions.setdefault(name, set()).add(str(score.get("version", "")))
         if row["status"] in ("error", "transient"):
             _count_error(errors, row)
-        first = _judge(filters, row)
-        if row["status"] == "dropped" and first:
-            count, total = fell.get(first, (0, 0.0))
-            fell[first] = (count + 1, total + seconds)
+        _judge(filters, row, seconds)
+    for group in errors.values():
+        group.sources.sort()
     return Figures(
         num_rows=num_rows,
         by_status=dict(sorted(by_status.items())),
         seconds_by_status=dict(sorted(seconds_by_status.items())),
         filters=sorted(filters.values(), key=lambda part: part.name not in STAGES),
-        errors=[
-            ErrorGroup(stage, reason, count, sorted(named))
-            for (stage, reason), (count, named) in sorted(errors.items(), key=lambda e: (-e[1][0], e[0]))
-        ],
+        errors=sorted(errors.values(), key=lambda group: (-group.count, group.stage, group.reason)),
         num_sources=num_sources,
         num_captions=num_captions,
         versions={name: sorted(found) for name, found in sorted(versions.items())},
-        fell={name: fell.get(name, (0, 0.0)) for name in filters},
     )
 
 
-def _judge(filters: dict[str, FilterFigures], row: dict[str, Any]) -> str:
-    """Adds a row's decisions. Returns the name of the first filter that dropped it, or an empty string."""
-    first = ""
+def _judge(filters: dict[str, FilterFigures], row: dict[str, Any], seconds: float) -> None:
+    """Adds a row's decisions; the first filter that drops a clip counts it."""
+    may_be_first = row["status"] == "dropped"
     for decision in row.get("decisions") or []:
         name, kept = decision["filter"], decision["verdict"] == "kept"
         part = filters.setdefault(name, FilterFigures(name))
@@ -177,9 +171,10 @@ def _judge(filters: dict[str, FilterFigures], row: dict[str, Any]) -> str:
             (part.kept_values if kept else part.dropped_values).append(value)
             if part.limits:
                 part.nearest.offer(min(abs(value - limit) for limit in part.limits), row)
-        if not kept and not first:
-            first = name
-    return first
+        if may_be_first and not kept:
+            may_be_first = False
+            part.num_dropped_first += 1
+            part.seconds_dropped_first += seconds
 
 
 def _lot(clip_id: str, salt: str) -> float:
@@ -187,15 +182,14 @@ def _lot(clip_id: str, salt: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{salt}:{clip_id}".encode()).digest()[:6], "big") / (1 << 48)
 
 
-def _count_error(errors: dict[tuple[str, str], tuple[int, list[str]]], row: dict[str, Any]) -> None:
-    error = row.get("error")
-    stage, _, reason = str(error or "").partition(": ")  # as the pipeline writes them
+def _count_error(errors: dict[tuple[str, str], ErrorGroup], row: dict[str, Any]) -> None:
+    stage, _, reason = str(row.get("error") or "").partition(": ")  # as the pipeline writes them
     if not reason:
         stage, reason = "", stage or "no reason was written"
     # parts that differ from file to file are cut, so that like errors meet
     kind = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
     kind = re.sub(r"\d+(\.\d+)?", "N", kind)[:200]
-    count, named = errors.get((stage, kind), (0, []))
-    if len(named) < NAMED_SOURCES and row["source"] not in named:
-        named = [*named, row["source"]]
-    errors[stage, kind] = (count + 1, named)
+    group = errors.setdefault((stage, kind), ErrorGroup(stage, kind))
+    group.count += 1
+    if len(group.sources) < NAMED_SOURCES and row["source"] not in group.sources:
+        group.sources.append(row["source"])

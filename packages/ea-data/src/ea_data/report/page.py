@@ -18,16 +18,6 @@ def page(
 ) -> str:
     """The whole page. name: the set's. config: its config.toml as run. versions: program -> version. skipped: the
     files that were skipped, in words."""
-    count, seconds = figures.by_status, figures.seconds_by_status
-    cards = {
-        "files": f"{figures.num_sources:,}",
-        "rows": f"{figures.num_rows:,}",
-        "kept": f"{count.get('ok', 0):,}",
-        "dropped": f"{count.get('dropped', 0):,}",
-        "errors": f"{count.get('error', 0) + count.get('transient', 0):,}",
-        "hours kept": f"{seconds.get('ok', 0.0) / 3600:.2f}",
-        "captions": f"{figures.num_captions:,}",
-    }
 
     def example(row: dict[str, Any], part: FilterFigures) -> tuple[bytes | str, dict[str, Any], str]:
         """A clip's picture, its decision, and the decision in words."""
@@ -38,7 +28,6 @@ def page(
         "page.html",
         name=name,
         figures=figures,
-        cards=cards,
         skipped=skipped,
         config=config,
         versions=versions | {f"score {part}": ", ".join(found) for part, found in figures.versions.items()},

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
 
-from ea_data.children.supervisor import Failure, is_transient
+from ea_data.children.supervisor import Failure
 from ea_data.profile import Part
 from ea_data.protocols import Frames
-from ea_data.records.record import caption_entry
-from ea_data.run.engine import Engine
-from ea_data.run.worker import Task, TaskResult, guarded, no_frames
+from ea_data.run.engine import TaskEngine
+from ea_data.run.worker import Task, TaskResult, attempt, guarded, no_frames
 
 
 class CaptionEngine:
     """An engine for "caption" tasks: another engine decodes the frames, threads here call the captioner."""
 
-    def __init__(self, engine: Engine, part: Part, version: str) -> None:
+    def __init__(self, engine: TaskEngine, part: Part, version: str) -> None:
         self._engine, self._component, self._version = engine, part.component, version
         self._threads = max(1, int(part.component.concurrency))
 
@@ -53,16 +51,8 @@ class CaptionEngine:
             yield replace(task, stage="caption"), result
 
     def _ask(self, task: Task, frames: Frames) -> TaskResult:
-        def describe() -> dict[str, Any]:
-            return caption_entry(self._component(frames, task.record))
-
-        try:
-            entry = guarded(describe)
-        except Exception as error:
-            if is_transient(error):
-                return TaskResult([], " ".join(str(error).split()))
-            raise
-        return TaskResult([(task.record["clip_id"], "caption", self._version, entry)])
+        key = (task.record["clip_id"], "caption", self._version)
+        return attempt(lambda: [(*key, guarded(lambda: asdict(self._component(frames, task.record))))])
 
     def _answered(
         self, asked: dict[Future[TaskResult], Task], seconds: float | None

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ea_data.run.pipeline import Outcome
 
 app = typer.Typer(no_args_is_help=True)
@@ -132,7 +130,7 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     from rich.console import Console
 
     from ea_data.media.source import check_root
-    from ea_data.profile import Parts, parse
+    from ea_data.profile import Components, parse
     from ea_data.report.write import write_report
     from ea_data.run.config_file import write_config
     from ea_data.run.engine import Limits
@@ -146,12 +144,11 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     root, out, name, score_all = check_root(options.raw), options.out, options.profile, options.score_all
     _check_out(root, out)
     profile = parse(tables, name)
-    parts = Parts(profile)
+    parts = Components(profile)
     if stage != "filter":
         parts.check(name)
     write_config(out, profile, parts, {"raw": str(root), "profile": name, "score_all": score_all})
-    console = Console(stderr=True)
-    progress = RunProgress(console)
+    progress = RunProgress(Console(stderr=True))
     plugins = [str(path) for path in get_host().files]
     cores = 0 if options.engine == "ray" else os.cpu_count() or 1  # Ray knows how many CPUs its cluster has
     limits = Limits(options.workers or cores, options.timeout, options.memory)
@@ -173,12 +170,12 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
             write_report(out)
     except KeyboardInterrupt:
         message = f"stopped; finished work is kept in {out}: the same command resumes from there"
-        console.print(message, highlight=False, soft_wrap=True)
+        typer.echo(message, err=True)
         raise typer.Exit(130) from None
     finally:
         if engine is not None:
             engine.close()
-    _report(console, outcome, progress, out, time.monotonic() - began)
+    _report(outcome, progress, out, time.monotonic() - began)
 
 
 def _check_out(root: Path, out: Path) -> None:
@@ -190,7 +187,7 @@ def _check_out(root: Path, out: Path) -> None:
         raise UserError(f"`--output` {str(out)!r} is in the folder of raw video; put the set elsewhere")
 
 
-def _report(console: Console, outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
+def _report(outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
     from ea_data.media.source import tell_skipped
 
     statuses = outcome.statuses
@@ -205,11 +202,7 @@ def _report(console: Console, outcome: Outcome, progress: Any, out: Path, second
         words.append(f"skipped: {tell_skipped(outcome.skipped)}")
     if outcome.unwritten:
         words.append(f"{outcome.unwritten} kept clips have no file yet: `ea data caption {out}` writes them")
-    console.print("; ".join(words), highlight=False, soft_wrap=True)
-    rates = ", ".join(
-        f"{phase.name} {phase.fresh / phase.seconds:.3g} {phase.unit}/s"
-        for phase in progress.phases
-        if phase.fresh
-    )
-    message = f"{out}: {seconds:.1f} s" + (f" ({rates})" if rates else "")
-    console.print(message, highlight=False, soft_wrap=True)
+    typer.echo("; ".join(words), err=True)
+    fresh = [phase for phase in progress.phases if phase.fresh]
+    rates = ", ".join(f"{one.name} {one.fresh / one.seconds:.3g} {one.unit}/s" for one in fresh)
+    typer.echo(f"{out}: {seconds:.1f} s" + (f" ({rates})" if rates else ""), err=True)

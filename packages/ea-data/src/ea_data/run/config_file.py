@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ea_data.options import installed_versions
-from ea_data.profile import Part, Parts, Profile
+from ea_data.profile import Components, Part, Profile
 from ea_data.records import store
 from ea_runtime.errors import UserError
 
@@ -21,10 +21,11 @@ _PACKAGES = (
 )
 
 
-def write_config(out: Path, profile: Profile, parts: Parts, run: dict[str, Any]) -> None:
+def write_config(out: Path, profile: Profile, parts: Components, run: dict[str, Any]) -> None:
     """run: raw, profile and score_all, for the [run] table."""
     import tomli_w
 
+    components = {part.name: part.shown_version for part in parts.every}
     tables: dict[str, Any] = {
         "run": run,
         "source": _plain(profile.source),
@@ -33,7 +34,7 @@ def write_config(out: Path, profile: Profile, parts: Parts, run: dict[str, Any])
         **({"caption": _table(parts.caption)} if parts.caption else {}),
         "score": [_table(part) for part in parts.scores],
         "filter": [_table(part) for part in parts.filters],
-        "versions": _versions(parts),
+        "versions": {**installed_versions(_PACKAGES.split()), "components": components},
     }
     out.mkdir(parents=True, exist_ok=True)
     store.write_text(out / store.CONFIG, tomli_w.dumps(tables))
@@ -69,8 +70,3 @@ def _table(part: Part) -> dict[str, Any]:
 def _plain(options: BaseModel) -> dict[str, Any]:
     """TOML has no null: unset options are left out."""
     return options.model_dump(mode="json", exclude_none=True)
-
-
-def _versions(parts: Parts) -> dict[str, Any]:
-    components = {part.name: part.shown_version for part in parts.every}
-    return {**installed_versions(_PACKAGES.split()), "components": components}

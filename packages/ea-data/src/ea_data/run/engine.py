@@ -24,7 +24,7 @@ class Limits:
         return self.timeout + task.extra_seconds
 
 
-class Engine(Protocol):
+class TaskEngine(Protocol):
     """Does tasks in any order, with one result or Failure for each."""
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, TaskResult | Failure]]: ...

@@ -8,25 +8,18 @@ scores come from the ledger or are computed now.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
-from ea_data.profile import Part, Parts
+from ea_data.profile import Components, Part
 from ea_data.records.record import decision_entry
 from ea_runtime.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """The scores that are missing for a verdict, in order."""
-
-    scores: tuple[str, ...]
 
 
 class Judge:
     """Scores and filters of a profile. score_all: a drop does not end the clip."""
 
-    def __init__(self, parts: Parts, score_all: bool = False) -> None:
+    def __init__(self, parts: Components, score_all: bool = False) -> None:
         self.scores = parts.scores
         self.filters = [part for part in parts.filters if not hasattr(part.component, "judge")]
         self.set_filters = [part for part in parts.filters if hasattr(part.component, "judge")]
@@ -37,41 +30,42 @@ class Judge:
         record: dict[str, Any],
         known: Mapping[str, dict[str, Any]],
         compute: Callable[[Part], dict[str, Any]] | None = None,
-    ) -> Pending | None:
-        """Fills scores, decisions, status and error of a record.
+    ) -> tuple[str, ...]:
+        """Fills scores, decisions, status and error of a record. Returns the scores that it lacks for a verdict.
 
         known: {score name: its ledger entry, with "error" if it failed, and "stage" if another stage did}.
-        compute: makes a missing entry. Without it, a missing one makes the result Pending and leaves the record
-        unfinished.
+        compute: makes a missing entry. Without it, a missing one leaves the record unfinished, and the names of all
+        missing ones are returned in order, up to the first that is known to fail, after which none counts.
         """
         record.update(scores={}, decisions=[], status="ok", error="")
         scores, waiting = self._asked_of(record)
         if self._decide(record, waiting):
-            return None
+            return ()
         for number, part in enumerate(scores):
             entry = known.get(part.name)
             if entry is None:
                 if compute is None:
-                    return Pending(_missing(scores[number:], known))
+                    sound = takewhile(lambda part: "error" not in known.get(part.name, ()), scores[number:])
+                    return tuple(part.name for part in sound if part.name not in known)
                 entry = compute(part)
             if "error" in entry:
                 stage = entry.get("stage", part.name)
                 record.update(status="error", error=f"{stage}: {entry['error']}")
-                return None
+                return ()
             record["scores"][part.name] = {**entry, "version": part.shown_version}
             if self._decide(record, waiting):
-                return None
-        assert not waiting, "Parts checks that every filter's scores are computed"
-        return None
+                return ()
+        assert not waiting, "Components checks that every filter's scores are computed"
+        return ()
 
     def _asked_of(self, record: dict[str, Any]) -> tuple[list[Part], list[Part]]:
         """The scores and filters that apply to a record: those for videos do not apply to a picture."""
         if not record.get("is_picture"):
             return self.scores, list(self.filters)
-        left_out = {part.name for part in self.scores if _is_for_videos(part)}
-        filters = [part for part in self.filters if left_out.isdisjoint(part.component.scores)]
-        scores, filters = ([p for p in parts if not _is_for_videos(p)] for parts in (self.scores, filters))
-        return scores, filters
+        scores = [part for part in self.scores if not _is_for_videos(part)]
+        names = {part.name for part in scores}
+        filters = [part for part in self.filters if names >= set(part.component.scores)]
+        return scores, [part for part in filters if not _is_for_videos(part)]
 
     def _decide(self, record: dict[str, Any], waiting: list[Part]) -> bool:
         """Applies all filters that have their scores by now. True if the clip has ended."""
@@ -85,18 +79,6 @@ class Judge:
 
 def _is_for_videos(part: Part) -> bool:
     return bool(getattr(part.component, "videos_only", False))
-
-
-def _missing(scores: list[Part], known: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
-    """Names of missing scores, up to the first that is known to fail, after which none counts."""
-    names = []
-    for part in scores:
-        entry = known.get(part.name)
-        if entry is None:
-            names.append(part.name)
-        elif "error" in entry:
-            break
-    return tuple(names)
 
 
 def decide(record: dict[str, Any], part: Part) -> bool:

@@ -11,24 +11,25 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from ea_data.children.supervisor import Failure
 from ea_data.media.cut import suffix_of
 from ea_data.media.source import find_files, tell_skipped
-from ea_data.profile import Parts, parse
+from ea_data.profile import Components, parse
 from ea_data.protocols import Decision
 from ea_data.records import store
 from ea_data.records.ledger import Ledger
 from ea_data.records.record import clip_id, decision_entry, empty_record
 from ea_data.run.captions import CaptionEngine
-from ea_data.run.engine import Engine
+from ea_data.run.engine import TaskEngine
 from ea_data.run.judge import Judge
 from ea_data.run.progress import RunProgress
 from ea_data.run.scratch import Scratch, Spool
 from ea_data.run.set_filters import apply_set_filters
-from ea_data.run.worker import Task, TaskResult, Versions, entries_of_failure, versions_of
+from ea_data.run.worker import Task, TaskResult, entry_of_failure, versions_of
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import remove_partials
 
@@ -69,7 +70,7 @@ class Pipeline:
         raw: Path,
         out: Path,
         tables: dict[str, Any],
-        engine: Engine | None,
+        engine: TaskEngine | None,
         *,
         command: str = "run",
         score_all: bool = False,
@@ -78,9 +79,8 @@ class Pipeline:
     ) -> None:
         self.raw, self.out, self.engine = raw, out, engine
         self.command, self.retry_errors = command, retry_errors
-        self.profile = parse(tables, "of this run")
-        self.parts = Parts(self.profile)
-        self.versions: Versions = versions_of(self.parts, tables)
+        self.parts = Components(parse(tables, "of this run"))
+        self.versions = versions_of(self.parts)
         self.judge = Judge(self.parts, score_all)
         self.progress = progress or RunProgress()
         self.outcome = Outcome()
@@ -154,7 +154,7 @@ class Pipeline:
                 records, retry = failed, False
         self.ledger.flush()
 
-    def _engine_of(self, stage: str) -> Engine:
+    def _engine_of(self, stage: str) -> TaskEngine:
         assert self.engine is not None
         part = self.parts.caption
         if stage == "caption" and part is not None and hasattr(part.component, "concurrency"):
@@ -173,42 +173,46 @@ class Pipeline:
         if result.is_transient:
             self.scratch.put("transient", item, result.reason)
             return True
-        for entry in entries_of_failure(task, result, self.versions):
-            self.ledger.put(*entry)
+        self.ledger.put(*entry_of_failure(task, result, self.versions))
         return False
+
+    def _entry(self, item: str, stage: str) -> dict[str, Any] | None:
+        """The ledger's entry of a stage for a file or clip."""
+        return self.ledger.get(item).get((stage, getattr(self.versions, stage)))
+
+    def _with_path(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record as components see it."""
+        return {**record, "path": str(self.raw / record["source"])}
 
     def _verdict(self, stage: str, record: dict[str, Any]) -> str:
         """The verdict about a scored clip, for the progress."""
         if stage != "score" or record["status"] != "ok" or not record["num_frames"]:
             return ""
-        if self.judge(record, self._scores(record)) is not None:
-            return ""
-        return _verdict_of(record)
+        return "" if self.judge(record, self._scores(record)) else _verdict_of(record)
 
     # -- files
 
     def _find(self) -> Iterator[dict[str, Any]]:
-        for found in find_files(self.raw, self.outcome.skipped, pictures=self.profile.source.pictures):
+        for found in find_files(self.raw, self.outcome.skipped, pictures=self.parts.profile.source.pictures):
             yield {"source": found.source, "key": found.key, "size": found.size}
 
     def _probe_task(self, file: dict[str, Any], retry: bool) -> Task | None:
-        if _is_known(self.ledger.get(file["key"]).get(("probe", self.versions.probe)), retry):
+        if _is_known(self._entry(file["key"], "probe"), retry):
             return None
-        record = {**file, "path": str(self.raw / file["source"])}
-        return Task("probe", record, extra_seconds=file["size"] / _BYTES_A_SECOND)
+        return Task("probe", self._with_path(file), extra_seconds=file["size"] / _BYTES_A_SECOND)
 
     def _first_of_each(self, files: Spool) -> Iterator[dict[str, Any]]:
         """Usable files, of those with equal contents only the first."""
         for file in files:
-            probed = self.ledger.get(file["key"]).get(("probe", self.versions.probe))
+            probed = self._entry(file["key"], "probe")
             if probed is None or "error" in probed:
                 continue
             if self.scratch.get("content", probed["content"]) is None:
                 self.scratch.put("content", probed["content"], file["source"])
-                yield {**file, "path": str(self.raw / file["source"]), "probe": probed}
+                yield {**self._with_path(file), "probe": probed}
 
     def _split_task(self, file: dict[str, Any], retry: bool) -> Task | None:
-        if _is_known(self.ledger.get(file["probe"]["content"]).get(("split", self.versions.split)), retry):
+        if _is_known(self._entry(file["probe"]["content"], "split"), retry):
             return None
         return Task("split", file, extra_seconds=file["size"] / _BYTES_A_SECOND)
 
@@ -216,7 +220,7 @@ class Pipeline:
         """A record for each clip, and one for each file without clips."""
         for file in files:
             source = file["source"]
-            probed = self.ledger.get(file["key"]).get(("probe", self.versions.probe))
+            probed = self._entry(file["key"], "probe")
             if probed is None or "error" in probed:
                 unknown = {**empty_record(source), "clip_id": clip_id("file", source)}
                 yield self._without_clip(unknown, probed, "source")
@@ -225,26 +229,26 @@ class Pipeline:
             if first != source:
                 yield _dropped(_of_file(source, probed), "source", f"it has the same contents as {first}")
                 continue
-            split = self.ledger.get(probed["content"]).get(("split", self.versions.split))
+            split = self._entry(probed["content"], "split")
             if split is None or "error" in split:
                 yield self._without_clip(_of_file(source, probed), split, "split")
             elif not split["clips"]:
                 yield _dropped(_of_file(source, probed), "split", "no scene in it is long enough for a clip")
             else:
-                seen = set()
+                clips: dict[str, dict[str, Any]] = {}
                 for clip in split["clips"]:
-                    if clip["clip_id"] not in seen:
-                        seen.add(clip["clip_id"])
-                        yield {**_of_file(source, probed), **clip}
+                    clips.setdefault(clip["clip_id"], {**_of_file(source, probed), **clip})
+                yield from clips.values()
 
     def _without_clip(
         self, record: dict[str, Any], entry: dict[str, Any] | None, stage: str
     ) -> dict[str, Any]:
         """The record of a file that failed, or that was not read yet."""
-        status, reason = "error", entry and entry["error"]
         if entry is None:
             reason = self.scratch.get("transient", record["source"])
             status, reason = "transient", reason or "not read yet; `ea data split` does"
+        else:
+            status, reason = "error", entry["error"]
         return {**record, "num_frames": 0, "status": status, "error": f"{stage}: {reason}"}
 
     # -- clips
@@ -266,32 +270,32 @@ class Pipeline:
         if record["status"] != "ok":
             return None
         known = self._scores(record, retry)
-        if self.judge(dict(record), known) is None:
-            return None
-        return Task("score", self._with_path(record), known)
+        return Task("score", self._with_path(record), known) if self.judge(dict(record), known) else None
 
     def _judged(self, clips: Spool) -> Iterator[dict[str, Any]]:
         for record in clips:
             if record["status"] == "ok":
-                self._judge_one(record)
+                record = self._with_path(record)
+                lacking = self.judge(record, self._scores(record))
+                del record["path"]
+                if lacking and not self._is_transient(record, "score"):
+                    names = ", ".join(lacking)
+                    record.update(
+                        status="error", error=f"score: {names} not computed yet; `ea data score` does"
+                    )
             yield record
 
-    def _judge_one(self, record: dict[str, Any]) -> None:
-        pending = self.judge(self._with_path(record, record), self._scores(record))
-        record.pop("path", None)
-        if pending is None:
-            return
+    def _is_transient(self, record: dict[str, Any], stage: str) -> bool:
+        """True if a clip's work met a passing fault, which its record then names."""
         reason = self.scratch.get("transient", record["clip_id"])
         if reason is not None:
-            record.update(status="transient", error=f"score: {reason}")
-        else:
-            names = ", ".join(pending.scores)
-            record.update(status="error", error=f"score: {names} not computed yet; `ea data score` does")
+            record.update(status="transient", error=f"{stage}: {reason}")
+        return reason is not None
 
     def _caption_task(self, record: dict[str, Any], retry: bool) -> Task | None:
         if record["status"] != "ok" or self.parts.caption is None:
             return None
-        if _is_known(self.ledger.get(record["clip_id"]).get(("caption", self.versions.caption)), retry):
+        if _is_known(self._entry(record["clip_id"], "caption"), retry):
             return None
         return Task("caption", self._with_path(record))
 
@@ -315,12 +319,6 @@ class Pipeline:
         except OSError:
             return False
 
-    def _with_path(self, record: dict[str, Any], into: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The record as components see it."""
-        into = dict(record) if into is None else into
-        into["path"] = str(self.raw / record["source"])
-        return into
-
     # -- the set
 
     def _write(self, records: Spool) -> None:
@@ -330,8 +328,8 @@ class Pipeline:
         if self.command == "split":
             store.write_records(self.out, self._finished(records, None))
         else:
-            with store.dataset_writer(self.out) as dataset:
-                store.write_records(self.out, self._finished(records, dataset.add))
+            with store.dataset_writer(self.out) as add:
+                store.write_records(self.out, self._finished(records, add))
             if "cut" in PASSES[self.command]:
                 self._prune()
         sources = {"found": self.outcome.found, "skipped": dict(sorted(self.outcome.skipped.items()))}
@@ -351,27 +349,21 @@ class Pipeline:
 
     def _finish(self, record: dict[str, Any]) -> dict[str, Any] | None:
         """Adds caption and file to a kept clip. Returns size and frames of its file, or None without one."""
-        entries = self.ledger.get(record["clip_id"])
-        stages = [("caption", self.versions.caption)] if self.parts.caption else []
-        stages.append(("cut", self.versions.cut))
-        for stage, version in stages:
-            entry = entries.get((stage, version))
+        entries, entry = self.ledger.get(record["clip_id"]), None
+        for stage in ("caption", "cut") if self.parts.caption else ("cut",):
+            entry = entries.get((stage, getattr(self.versions, stage)))
             if entry is not None and "error" in entry:
                 record.update(status="error", error=f"{stage}: {entry['error']}")
                 return None
             if entry is None or (stage == "cut" and not self._is_whole(record, entry)):
-                reason = self.scratch.get("transient", record["clip_id"])
-                if reason is not None:
-                    record.update(status="transient", error=f"{stage}: {reason}")
-                else:
+                if not self._is_transient(record, stage):
                     self.outcome.unwritten += 1  # kept by new limits: its caption and file will follow
                 return None
             if stage == "caption":
                 record["caption"] = entry
-            else:
-                record["file"] = _file_of(record)
-                return {name: entry[name] for name in ("width", "height", "num_frames")}
-        raise AssertionError
+        assert entry is not None
+        record["file"] = _file_of(record)
+        return {name: entry[name] for name in ("width", "height", "num_frames")}
 
     def _count(self, record: dict[str, Any]) -> None:
         outcome = self.outcome
@@ -414,12 +406,11 @@ def _of_file(source: str, probed: dict[str, Any]) -> dict[str, Any]:
     """A record with the findings of the probe."""
     names = ("content", "width", "height", "fps_exact", "codec", "rotation", "is_variable_rate", "is_picture")
     found = {name: probed[name] for name in names}
-    numerator, _, denominator = probed["fps_exact"].partition("/")
     return {
         **empty_record(source),
         "clip_id": clip_id("file", source),
         **found,
-        "fps": int(numerator) / int(denominator or 1),
+        "fps": float(Fraction(probed["fps_exact"])),
         "end": float(probed["seconds"]),
     }
 

@@ -21,19 +21,17 @@ def apply_set_filters(records: Spool, parts: list[Part], scratch: Scratch) -> It
     Raises UserError, one line, if a filter fails: its verdicts depend on each other, so there are none.
     """
     for part in parts:
-        _judge_all(_kept(records, parts, scratch), part, scratch)
+        decided = _decided(records, parts, scratch)
+        _judge_all((record for record in decided if record["status"] == "ok"), part, scratch)
+    yield from _decided(records, parts, scratch)
+
+
+def _decided(records: Spool, parts: list[Part], scratch: Scratch) -> Iterator[dict[str, Any]]:
+    """All records, the kept ones with the decisions that there are by now."""
     for record in records:
         if record["status"] == "ok":
             _add_decisions(record, parts, scratch)
         yield record
-
-
-def _kept(records: Spool, parts: list[Part], scratch: Scratch) -> Iterator[dict[str, Any]]:
-    for record in records:
-        if record["status"] == "ok":
-            _add_decisions(record, parts, scratch)
-        if record["status"] == "ok":
-            yield record
 
 
 def _add_decisions(record: dict[str, Any], parts: list[Part], scratch: Scratch) -> None:

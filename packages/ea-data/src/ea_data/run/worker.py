@@ -14,10 +14,10 @@ from typing import Any
 
 from ea_data.children.supervisor import Failure, is_transient, note
 from ea_data.media import cut, frames, probe
-from ea_data.profile import Part, Parts, parse
+from ea_data.profile import Components, Part, parse
 from ea_data.protocols import FrameRequest, Frames, Span, VideoInfo
 from ea_data.records.ledger import fingerprint
-from ea_data.records.record import caption_entry, clip_id, score_entry
+from ea_data.records.record import clip_id, score_entry
 from ea_data.run.judge import Judge
 from ea_runtime.plugins.host import get_host, make_host, set_host
 
@@ -62,7 +62,7 @@ class Versions:
 
 
 class Worker:
-    """Does tasks. It pickles as its settings: components are built when they are first needed.
+    """Does tasks, once it is prepared. It pickles as its settings.
 
     tables: of the profile. root: the folder of raw files. plugins: local plugin files.
     """
@@ -72,73 +72,48 @@ class Worker:
     ):
         self.tables, self.root, self.score_all = tables, root, score_all
         self.plugins = tuple(plugins)
-        self._parts: Parts | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_parts": None}
 
     def prepare(self) -> None:
-        """Loads the parent's plugins in a new process."""
+        """Loads the parent's plugins in a new process, and builds the components."""
         if set(self.plugins) != {str(path) for path in get_host().files}:
             set_host(make_host(self.plugins))
-        self._make()
-
-    def _make(self) -> Parts:
-        if self._parts is None:
-            self.profile = parse(self.tables, "of this run")
-            self._parts = Parts(self.profile)
-            self.versions = versions_of(self._parts, self.tables)
-            self.judge = Judge(self._parts, self.score_all)
-        return self._parts
+        self.parts = Components(parse(self.tables, "of this run"))
+        self.versions = versions_of(self.parts)
+        self.judge = Judge(self.parts, self.score_all)
 
     def __call__(self, task: Task) -> TaskResult:
-        self._make()
         if task.stage == "look":
             return self._look(task)
-        try:
-            return TaskResult(getattr(self, f"_{task.stage}")(task))
-        except Exception as error:
-            # the disk or the network; a fault of the input is an entry already
-            if is_transient(error):
-                return TaskResult([], " ".join(str(error).split()))
-            raise
+        stage = getattr(self, f"_{task.stage}")
+        if task.stage == "score":
+            return attempt(lambda: stage(task))
+        note(task.stage)
+        return attempt(lambda: [(*key_of(task, self.versions), guarded(lambda: stage(task)))])
 
     # -- stages
 
-    def _probe(self, task: Task) -> list[Entry]:
+    def _probe(self, task: Task) -> dict[str, Any]:
         """Looks at a file."""
-        source = self.profile.source
+        source = self.parts.profile.source
         limits = {"strict": source.strict_decode, "max_pixels": source.max_pixels}
-        note("probe")
+        probed = probe.probe(Path(task.record["path"]), Path(self.root), **limits)
+        info = {name: getattr(probed.info, name) for name in _INFO}
+        return {"content": probed.content, "fps_exact": str(probed.info.fps), **info}
 
-        def look() -> dict[str, Any]:
-            return _probe_entry(probe.probe(Path(task.record["path"]), Path(self.root), **limits))
-
-        return [(task.record["key"], "probe", self.versions.probe, guarded(look))]
-
-    def _split(self, task: Task) -> list[Entry]:
+    def _split(self, task: Task) -> dict[str, Any]:
         """Finds the clips of a file."""
-        parts, path = self._make(), Path(task.record["path"])
-        info = info_of(task.record["probe"], path)
-        content = task.record["probe"]["content"]
-        note("split")
-
-        def find() -> dict[str, Any]:
-            spans = parts.split.component(path, info)
-            timeline = None if info.is_picture else probe.timeline_of(path, Path(self.root))
-            of_file = (info, content, timeline, self.versions.split)
-            return {"clips": [_clip_entry(span, *of_file) for span in spans]}
-
-        return [(content, "split", self.versions.split, guarded(find))]
+        path, probed = Path(task.record["path"]), task.record["probe"]
+        info = info_of(probed, path)
+        spans = self.parts.split.component(path, info)
+        timeline = None if info.is_picture else probe.timeline_of(path, Path(self.root))
+        of_file = (info, probed["content"], timeline, self.versions.split)
+        return {"clips": [_clip_entry(span, *of_file) for span in spans]}
 
     def _score(self, task: Task) -> list[Entry]:
         """Computes the scores that the verdict needs; decodes at most once for all of them."""
         entries: list[Entry] = []
         record = dict(task.record)
-        pending = self.judge(record, task.known)
-        if pending is None:
-            return []
-        wanted = set(pending.scores)
+        wanted = self.judge(record, task.known)
         needs = {part.component.needs for part in self.judge.scores if part.name in wanted}
         decoded: dict[FrameRequest, Frames] = {}
 
@@ -155,40 +130,29 @@ class Worker:
         try:
             self.judge(record, task.known, compute)
         except probe.BadFile as error:
-            entries.append((record["clip_id"], "decode", self.versions.decode, {"error": str(error)}))
+            entries.append((*key_of(task, self.versions), {"error": str(error)}))
         return entries
 
     def _look(self, task: Task) -> TaskResult:
         """The frames for a captioner that runs elsewhere; an error becomes the caption's."""
-        part = self._make().caption
-        assert part is not None
+        assert self.parts.caption is not None
+        request = self.parts.caption.component.needs
         try:
-            shown = self._frames(task.record, {part.component.needs})
+            return TaskResult([], frames=self._frames(task.record, {request}).get(request))
         except probe.BadFile as error:
-            item = task.record["clip_id"]
-            return TaskResult([(item, "caption", self.versions.caption, {"error": str(error)})])
-        return TaskResult([], frames=shown.get(part.component.needs))
+            return TaskResult([(*key_of(task, self.versions), {"error": str(error)})])
 
-    def _caption(self, task: Task) -> list[Entry]:
-        part, record = self._make().caption, task.record
-        assert part is not None
+    def _caption(self, task: Task) -> dict[str, Any]:
+        assert self.parts.caption is not None
+        component = self.parts.caption.component
+        shown = self._frames(task.record, {component.needs}).get(component.needs, no_frames())
+        note("caption")
+        return asdict(component(shown, task.record))
 
-        def describe() -> dict[str, Any]:
-            request = part.component.needs
-            shown = self._frames(record, {request}).get(request, no_frames())
-            note("caption")
-            return caption_entry(part.component(shown, record))
-
-        return [(record["clip_id"], "caption", self.versions.caption, guarded(describe))]
-
-    def _cut(self, task: Task) -> list[Entry]:
-        note("cut")
-
-        def write() -> dict[str, Any]:
-            quality = {"crf": self.profile.clips.crf, "strict": self.profile.source.strict_decode}
-            return asdict(cut.write_clip(task.record, Path(self.root), Path(task.target), **quality))
-
-        return [(task.record["clip_id"], "cut", self.versions.cut, guarded(write))]
+    def _cut(self, task: Task) -> dict[str, Any]:
+        profile = self.parts.profile
+        quality = {"crf": profile.clips.crf, "strict": profile.source.strict_decode}
+        return asdict(cut.write_clip(task.record, Path(self.root), Path(task.target), **quality))
 
     def _frames(self, record: dict[str, Any], requests: set[FrameRequest]) -> dict[FrameRequest, Frames]:
         requests = {request for request in requests if request.mode != "none"}
@@ -196,66 +160,72 @@ class Worker:
             return {}
         note("decode")
         span = (record["start"], record["end"], record["fps"])
-        path, strict = Path(record["path"]), self.profile.source.strict_decode
+        path, strict = Path(record["path"]), self.parts.profile.source.strict_decode
         return frames.read_frames(path, Path(self.root), *span, sorted(requests, key=repr), strict=strict)
 
 
-def versions_of(parts: Parts, tables: dict[str, Any]) -> Versions:
+def versions_of(parts: Components) -> Versions:
     """The settings and code versions on which each stage's results depend."""
-    options = parse(tables, "of this run")
-    strict = options.source.strict_decode
-    decode = fingerprint("decode", frames.VERSION, strict)
-    looked = fingerprint("probe", probe.VERSION, strict, options.source.max_pixels)
+    source, clips = parts.profile.source, parts.profile.clips
+    decode = fingerprint("decode", frames.VERSION, source.strict_decode)
     return Versions(
-        probe=looked,
+        probe=fingerprint("probe", probe.VERSION, source.strict_decode, source.max_pixels),
         split=parts.split.version,
         decode=decode,
         scores={part.name: fingerprint(part.version, decode) for part in parts.scores},
         caption=fingerprint(parts.caption.version, decode) if parts.caption else "",
-        cut=fingerprint("cut", cut.VERSION, strict, options.clips.crf),
+        cut=fingerprint("cut", cut.VERSION, source.strict_decode, clips.crf),
     )
 
 
-def entries_of_failure(task: Task, failure: Failure, versions: Versions) -> list[Entry]:
-    """Ledger entries for a task that ended its process: an error at the stage where it happened."""
-    value = {"error": failure.reason}
-    if task.stage == "probe":
-        return [(task.record["key"], "probe", versions.probe, value)]
-    if task.stage == "split":
-        return [(task.record["probe"]["content"], "split", versions.split, value)]
-    item = task.record["clip_id"]
-    if task.stage in ("caption", "cut"):
-        return [(item, task.stage, getattr(versions, task.stage), value)]
-    if failure.during in versions.scores:
-        return [(item, f"score:{failure.during}", versions.scores[failure.during], value)]
-    return [(item, "decode", versions.decode, value)]
+def key_of(task: Task, versions: Versions) -> tuple[str, str, str]:
+    """Item, stage and version of a task's entry in the ledger; for "score", of the decoding that its scores share."""
+    stage = {"score": "decode", "look": "caption"}.get(task.stage, task.stage)
+    if stage == "probe":
+        item = task.record["key"]
+    else:
+        item = task.record["probe"]["content"] if stage == "split" else task.record["clip_id"]
+    return item, stage, getattr(versions, stage)
 
 
-def one_line(error: BaseException) -> str:
-    """An error for a row: the message of errors meant for users, and the class of others."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+def entry_of_failure(task: Task, failure: Failure, versions: Versions) -> Entry:
+    """The ledger's entry for a task that ended its process: an error at the stage where it happened."""
+    item, stage, version = key_of(task, versions)
+    if task.stage == "score" and failure.during in versions.scores:
+        stage, version = f"score:{failure.during}", versions.scores[failure.during]
+    return item, stage, version, {"error": failure.reason}
+
+
+def attempt(action: Callable[[], list[Entry]]) -> TaskResult:
+    """The result of an action, or the reason why the disk or the network did not let it finish."""
+    try:
+        return TaskResult(action())
+    except Exception as error:
+        # a fault of the input is an entry already
+        if is_transient(error):
+            return TaskResult([], " ".join(str(error).split()))
+        raise
 
 
 def guarded(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The entry, or {"error": ...} for a fault that a retry would meet again."""
+    """The entry, or {"error": ...} for a fault that a retry would meet again.
+
+    The error is the message of errors meant for users, and the class of others.
+    """
     try:
         return action()
     except Exception as error:
         if isinstance(error, MemoryError) or is_transient(error):
             raise
-        return {"error": one_line(error)}
+        text = " ".join(str(error).split())
+        is_ours = isinstance(error, ValueError) and text
+        return {"error": text if is_ours else f"{type(error).__name__}: {text}".rstrip(": ")}
 
 
 def no_frames() -> Frames:
     import numpy as np
 
     return Frames(np.zeros((0, 0, 0, 3), np.uint8), np.zeros(0))
-
-
-def _probe_entry(probed: probe.Probed) -> dict[str, Any]:
-    info = {name: getattr(probed.info, name) for name in _INFO}
-    return {"content": probed.content, "fps_exact": str(probed.info.fps), **info}
 
 
 def info_of(entry: dict[str, Any], path: Path) -> VideoInfo:

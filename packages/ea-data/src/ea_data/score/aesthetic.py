@@ -139,11 +139,9 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         mean, std = tuple(config.get("image_mean", _MEAN)), tuple(config.get("image_std", _STD))
-        is_right = all(
-            len(values) == 3 and all(isinstance(v, int | float) for v in values) for values in (mean, std)
-        )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"clip-aesthetic: {str(file)!r} cannot be read: {error}") from error
+    is_right = len(mean) == len(std) == 3 and all(isinstance(value, int | float) for value in mean + std)
     if not is_right or not all(std):
         raise UserError(f"clip-aesthetic: image_mean and image_std in {str(file)!r} must be three numbers")
     return mean, std
@@ -151,6 +149,3 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _numbers(name: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"\d+", name))
-
-
-build = ClipAestheticScorer

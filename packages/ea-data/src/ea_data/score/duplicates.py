@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from ea_data.options import Options, missing_packages
+from ea_data.options import Options
 from ea_data.protocols import FrameRequest, Frames, Score
 
 
@@ -40,9 +40,6 @@ class HashScorer:
         self.options = options
         self.needs = FrameRequest("even", options.frames, 128, "gray")
 
-    def missing(self) -> list[str]:
-        return missing_packages("duplicates", {"cv2": "ea-data"})
-
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
         """frames.pixels: uint8 (N, H, W)."""
         pixels = frames.pixels
@@ -50,6 +47,3 @@ class HashScorer:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.options.frames - len(pixels), 0)])
         bits = np.stack([difference_hash(frame) for frame in pixels])
         return Score(round(float(bits.mean()), 6), detail={"hash": np.packbits(bits).tobytes().hex()})
-
-
-build = HashScorer

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ea_data.options import NoOptions, Options, missing_packages
+from ea_data.options import NoOptions, Options
 from ea_data.protocols import FrameRequest, Frames, Score
 
 #: Two gray frames (H, W) uint8 -> flow (H, W, 2) in pixels.
@@ -65,7 +65,8 @@ def _coarse(field: np.ndarray, second: float) -> dict[str, Any]:
 
 def magnitudes(frames: Frames, flow: Flow, strongest: Strongest) -> Iterator[float]:
     """The mean length of the flow between neighbouring frames, in pixels. frames.pixels: uint8 (N, H, W)."""
-    for (before, after), second in zip(pairwise(frames.pixels), frames.seconds, strict=False):
+    pixels = np.ascontiguousarray(frames.pixels)
+    for (before, after), second in zip(pairwise(pixels), frames.seconds, strict=False):
         yield strongest(flow(before, after), second)
 
 
@@ -93,9 +94,6 @@ class DisScorer:
         self.needs = FrameRequest("fps", options.fps, options.max_side, "gray")
         self._flow: Flow | None = None
 
-    def missing(self) -> list[str]:
-        return missing_packages("dis", {"cv2": "ea-data"})
-
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
         """frames.pixels: uint8 (N, H, W)."""
         if self._flow is None:
@@ -113,7 +111,7 @@ def _dis(preset: str) -> Flow:
 
     def flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         start = np.zeros((*before.shape, 2), np.float32)  # DIS takes its contents for a first guess
-        return search.calc(np.ascontiguousarray(before), np.ascontiguousarray(after), start)
+        return search.calc(before, after, start)
 
     return flow
 
@@ -133,9 +131,6 @@ class FarnebackScorer:
     def __init__(self, options: NoOptions) -> None:
         self.options = options
 
-    def missing(self) -> list[str]:
-        return missing_packages("farneback", {"cv2": "ea-data"})
-
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
         """frames.pixels: uint8 (N, H, W)."""
         strongest = Strongest()
@@ -147,9 +142,4 @@ def _farneback(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     import cv2
 
     start = np.zeros((*before.shape, 2), np.float32)
-    return cv2.calcOpticalFlowFarneback(
-        np.ascontiguousarray(before), np.ascontiguousarray(after), start, 0.5, 3, 15, 3, 5, 1.2, 0
-    )
-
-
-build_dis, build_farneback = DisScorer, FarnebackScorer
+    return cv2.calcOpticalFlowFarneback(before, after, start, 0.5, 3, 15, 3, 5, 1.2, 0)

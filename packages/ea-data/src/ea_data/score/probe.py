@@ -32,6 +32,3 @@ class ProbeScorer:
             "fps": round(float(record["fps"]), 6),
         }
         return Score(detail["seconds"], detail=detail)
-
-
-build = ProbeScorer

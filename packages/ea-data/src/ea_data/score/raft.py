@@ -150,6 +150,3 @@ def _trial_picture() -> np.ndarray:
     for axis in (0, 1):
         total = (np.roll(total, 1, axis) + 2 * total + np.roll(total, -1, axis)) / 4
     return np.clip(128 + 32 * total, 0, 255).astype(np.uint8)
-
-
-build = RaftScorer

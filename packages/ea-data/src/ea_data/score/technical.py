@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from ea_data.options import Options, missing_packages
+from ea_data.options import Options
 from ea_data.protocols import FrameRequest, Frames, Score
 
 #: measure -> (reads as 0, reads as 1); colourfulness has no ramp: black and white is no fault
@@ -104,9 +104,6 @@ class TechnicalScorer:
         self.options = options
         self.needs = FrameRequest("even", options.frames, options.max_side)
 
-    def missing(self) -> list[str]:
-        return missing_packages("technical", {"cv2": "ea-data"})
-
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
         """frames.pixels: uint8 (N, H, W, 3)."""
         found = [measure(frame) for frame in frames.pixels]
@@ -115,6 +112,3 @@ class TechnicalScorer:
         weakest = min(ratings, key=ratings.__getitem__)
         values = tuple(min(rate(one).values()) for one in found)
         return Score(ratings[weakest], values, {**means, "weakest": weakest})
-
-
-build = TechnicalScorer

@@ -66,8 +66,7 @@ class RapidOcrScorer:
 
     def __init__(self, options: RapidOcrOptions) -> None:
         self.options = options
-        mode = "middle" if options.frames == 1 else "even"
-        self.needs = FrameRequest(mode, options.frames, max_side=0)
+        self.needs = FrameRequest("even", options.frames)
         self.cost = 250.0 * options.frames
         self._engine: Any = None
 
@@ -115,6 +114,3 @@ class RapidOcrScorer:
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
         )
-
-
-build = RapidOcrScorer

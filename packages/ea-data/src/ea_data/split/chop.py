@@ -12,7 +12,7 @@ from ea_data.protocols import Span
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """Where a scene starts or ends. frame: its number at the mean rate; seconds: its exact time."""
+    """Start or end of a scene. frame: its number at the mean rate; seconds: its exact time."""
 
     frame: int
     seconds: float

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from ea_data.options import Options, missing_packages
+from ea_data.options import Options
 from ea_data.protocols import Span, VideoInfo
 from ea_data.split.chop import Boundary, chop
 from ea_runtime.errors import UserError
@@ -55,9 +55,6 @@ class SceneSplitter:
 
     def __init__(self, options: SceneOptions) -> None:
         self.options = options
-
-    def missing(self) -> list[str]:
-        return missing_packages("scenedetect", {"scenedetect": "ea-data"})
 
     def __call__(self, path: Path, info: VideoInfo) -> Sequence[Span]:
         """Spans in seconds from the first frame. Without a cut, the whole video is one scene.
@@ -120,6 +117,3 @@ class SceneSplitter:
         end = last + 1
         cuts |= {start.frame_num: start.seconds, end.frame_num: end.seconds}
         return [Boundary(frame, cuts[frame]) for frame in sorted(cuts)], fps
-
-
-build = SceneSplitter

@@ -34,6 +34,3 @@ class WholeSplitter:
         if info.seconds < self.options.min_seconds or too_long:
             return []
         return [Span(0.0, info.seconds)]
-
-
-build = WholeSplitter

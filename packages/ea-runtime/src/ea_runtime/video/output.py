@@ -1,12 +1,13 @@
-"""Frames to files and back: mp4, gif, png, folders of frames.
+"""Frames to files: videos, animations, pictures, folders of frames.
 
     output = plan_output("out.mp4")            # everything that can be wrong with it is found here
     with output.writer(fps=24) as write:       # nothing half-written stays behind, whatever happens inside
         for frame in frames:                   # (H, W, 3) uint8
             write(frame)
 
-Which kind follows from the name: .mp4 (H.264), .gif, .png (one frame: a picture; more: a contact sheet of up
-to 16), and a folder of numbered .png files where the name ends in "/", has no suffix or is a folder already.
+Which kind follows from the name: .mp4 and .mov (H.264), .webm (VP9), .webp and .gif (one frame: a picture), .png
+(more frames: a contact sheet of up to 16), and a folder of numbered .png files if the name ends in "/", has no
+suffix or is a folder already. Folders are made where missing.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from ea_runtime.files.atomic import temporary_sibling
 if TYPE_CHECKING:
     import numpy as np
 
-KINDS = {".mp4": "mp4", ".gif": "gif", ".png": "png"}
+KINDS = {".mp4": "mp4", ".mov": "mov", ".webm": "webm", ".webp": "webp", ".gif": "gif", ".png": "png"}
+#: bytes of a file name, with room for the suffix of the sidecar; file systems take 255
+MAX_NAME_BYTES = 250
 _FRAME_NAME = re.compile(r"\d{5,}\.png")
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A place that can be written to. kind: "mp4", "gif", "png" or "folder"."""
+    """A place that can be written to. kind: a value of KINDS, or "folder"."""
 
     path: Path
     kind: str
@@ -53,6 +56,9 @@ class Output:
 
         classes = {
             "mp4": writers.Mp4Writer,
+            "mov": writers.MovWriter,
+            "webm": writers.WebmWriter,
+            "webp": writers.WebpWriter,
             "gif": writers.GifWriter,
             "png": writers.PngWriter,
             "folder": writers.FolderWriter,
@@ -60,6 +66,7 @@ class Output:
         temporary = temporary_sibling(self.path)
         writer: Any = None
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             writer = classes[self.kind](temporary, check_fps(fps), num_frames)
             yield writer.add
             if not writer.count:
@@ -94,6 +101,7 @@ def plan_output(path: str | os.PathLike[str], overwrite: bool = False) -> Output
     if not text or "\0" in text:
         raise UserError(f"`output` must be a file name such as out.mp4, got {text!r}")
     place = Path(text)
+    check_name(place)
     suffix = place.suffix.lower()
     if text.endswith(("/", os.sep)) or place.is_dir() or not suffix:
         kind = "folder"
@@ -120,7 +128,7 @@ def check_free(path: Path, kind: str, overwrite: bool) -> None:
         return
     if not path.is_dir():
         raise UserError(
-            f"{str(path)!r} is a file, not a folder; end the name in .mp4, .gif or .png, or give another"
+            f"{str(path)!r} is a file, not a folder; end the name in {', '.join(KINDS)}, or give another"
         )
     entries = [entry.name for entry in path.iterdir()]
     if entries and not overwrite:
@@ -132,13 +140,26 @@ def check_free(path: Path, kind: str, overwrite: bool) -> None:
         )
 
 
+def check_name(path: Path) -> None:
+    """Raise UserError for a name that no file system takes, which makes every look at the path fail."""
+    for name in path.parts:
+        size = len(os.fsencode(name))
+        if size > MAX_NAME_BYTES:
+            raise UserError(
+                f"`output` must have names of at most {MAX_NAME_BYTES} bytes, got {size} in {name[:40]!r}...; "
+                "give a shorter one"
+            )
+
+
 def check_writable(path: Path) -> None:
-    """Raise UserError if no file can be made next to `path`. It tries: permissions alone do not tell."""
-    parent = path.parent
+    """Raise UserError if no file can be made at `path`, whose folders are made where missing.
+
+    It tries, in the first folder that exists: permissions alone do not tell.
+    """
+    parent = next(one for one in path.absolute().parents if one.exists())
     if not parent.is_dir():
-        what = "is a file" if parent.exists() else "does not exist"
-        raise UserError(f"{str(path)!r} cannot be written: {str(parent)!r} {what}; make the folder first")
-    probe = temporary_sibling(path)
+        raise UserError(f"{str(path)!r} cannot be written: {str(parent)!r} is a file; choose another folder")
+    probe = temporary_sibling(parent / path.name)
     try:
         probe.touch(exist_ok=False)
         probe.unlink()

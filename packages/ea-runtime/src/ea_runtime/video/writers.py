@@ -9,10 +9,11 @@ import logging
 from abc import ABC, abstractmethod
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
+from ea_runtime.errors import UserError
 from ea_runtime.video.sheets import SHEET_FRAMES, frame_grid, spaced
 from ea_runtime.video.x264 import THREADS, x264_options
 
@@ -27,11 +28,30 @@ class FrameWriter(ABC):
         self.fps = fps
         self.num_frames = num_frames
         self.count = 0
+        self.size: tuple[int, int] | None = None
 
     def add(self, frame: np.ndarray) -> None:
-        """Write one (H, W, 3) uint8 frame."""
-        self._add(np.ascontiguousarray(frame))
+        """Write one (H, W, 3) uint8 frame. Raises UserError for another shape or type, and for another size."""
+        self._add(np.ascontiguousarray(self._checked(frame)))
         self.count += 1
+
+    def _checked(self, frame: Any) -> np.ndarray:
+        frame = np.asarray(frame)
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
+            hint = "move the colours to the last axis" if frame.ndim == 3 and frame.shape[0] == 3 else ""
+            hint = "scale to 0..255 and round" if frame.dtype != np.uint8 else hint or "give RGB pixels"
+            raise UserError(
+                f"`frames` must be arrays (height, width, 3) of uint8, got shape {frame.shape} of {frame.dtype} "
+                f"for frame {self.count}; {hint}"
+            )
+        height, width = self.size = self.size or (frame.shape[0], frame.shape[1])
+        own_height, own_width = frame.shape[:2]
+        if (own_height, own_width) != (height, width):
+            raise UserError(
+                f"`frames` must be of one size, {width}x{height} as frame 0, got {own_width}x{own_height} for "
+                f"frame {self.count}; resize it"
+            )
+        return frame
 
     @abstractmethod
     def _add(self, frame: np.ndarray) -> None: ...
@@ -43,17 +63,17 @@ class FrameWriter(ABC):
         """Close what is open; the file is not usable."""
 
 
-class Mp4Writer(FrameWriter):
-    """H.264 in MP4, 4:2:0, BT.709, without dates or versions: the same frames give the same bytes.
+class VideoWriter(FrameWriter):
+    """A video stream in a container, without dates or versions: the same frames give the same bytes."""
 
-    4:2:0 needs even sides: the last column or row of an odd one is left out, nothing is padded.
-    """
-
-    crf = 18
+    container_format = "mp4"
+    codec = "libx264"
+    pixels = "yuv420p"
+    container_options: ClassVar[dict[str, str]] = {}
 
     def options(self) -> dict[str, str]:
         """The encoder's options."""
-        return x264_options(self.crf)
+        return x264_options(18)
 
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
         super().__init__(path, fps, num_frames)
@@ -63,32 +83,24 @@ class Mp4Writer(FrameWriter):
     def _add(self, frame: np.ndarray) -> None:
         import av
 
-        height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
         if self.container is None:
-            if (height, width) != frame.shape[:2]:
-                logger.warning(
-                    "mp4 needs even sides: the last row or column is left out (%dx%d)", width, height
-                )
-            self._open(height, width)
+            self._open(*frame.shape[:2])
         assert self.container is not None
-        # without a contiguous copy PyAV reads the uncropped rows
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
-        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        picture = self._picture(av.VideoFrame.from_ndarray(frame, format="rgb24"))
         self.container.mux(self.stream.encode(picture))
+
+    def _picture(self, frame: Any) -> Any:
+        return frame.reformat(format=self.pixels)
 
     def _open(self, height: int, width: int) -> None:
         import av
 
-        options = {"fflags": "+bitexact", "movflags": "+faststart"}
-        self.container = av.open(str(self.path), "w", format="mp4", container_options=options)
-        self.stream = self.container.add_stream("libx264", rate=self.fps)
-        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+        options = {"fflags": "+bitexact", **self.container_options}
+        self.container = av.open(str(self.path), "w", format=self.container_format, container_options=options)
+        self.stream = self.container.add_stream(self.codec, rate=self.fps)
+        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, self.pixels
         self.stream.options = self.options()
-        codec = self.stream.codec_context
-        codec.thread_count = THREADS
-        bt709, limited = 1, 1  # players guess from the size otherwise
-        codec.colorspace = codec.color_primaries = codec.color_trc = bt709
-        codec.color_range = limited
+        self.stream.codec_context.thread_count = THREADS
 
     def finish(self) -> None:
         self.container.mux(self.stream.encode(None))
@@ -97,6 +109,92 @@ class Mp4Writer(FrameWriter):
     def abort(self) -> None:
         if self.container is not None:
             self.container.close()
+
+
+class Mp4Writer(VideoWriter):
+    """H.264 in MP4, 4:2:0, BT.709.
+
+    4:2:0 needs even sides: the last column or row of an odd one is left out, nothing is padded.
+    """
+
+    container_options: ClassVar[dict[str, str]] = {"movflags": "+faststart"}
+
+    def _add(self, frame: np.ndarray) -> None:
+        height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+        if not height or not width:
+            raise UserError(
+                f"`frames` must be at least 2x2 pixels for {self.container_format}, "
+                f"got {frame.shape[1]}x{frame.shape[0]}; write .gif or .png"
+            )
+        if not self.count and (height, width) != frame.shape[:2]:
+            logger.warning(
+                "%s needs even sides: the last row or column is left out (%dx%d)",
+                *(self.container_format, width, height),
+            )
+        # without a contiguous copy PyAV reads the uncropped rows
+        super()._add(np.ascontiguousarray(frame[:height, :width]))
+
+    def _picture(self, frame: Any) -> Any:
+        return frame.reformat(format=self.pixels, dst_colorspace="ITU709", dst_color_range="MPEG")
+
+    def _open(self, height: int, width: int) -> None:
+        super()._open(height, width)
+        codec = self.stream.codec_context
+        bt709, limited = 1, 1  # players guess from the size otherwise
+        codec.colorspace = codec.color_primaries = codec.color_trc = bt709
+        codec.color_range = limited
+
+
+class MovWriter(Mp4Writer):
+    """The same stream in QuickTime's container, as editors import it."""
+
+    container_format = "mov"
+
+
+class WebmWriter(Mp4Writer):
+    """VP9 in WebM, 4:2:0, BT.709."""
+
+    container_format = "webm"
+    codec = "libvpx-vp9"
+    container_options: ClassVar[dict[str, str]] = {}
+
+    def options(self) -> dict[str, str]:
+        """The encoder's options; b=0 makes crf alone set the quality."""
+        return {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "2", "row-mt": "0"}
+
+
+class WebpWriter(VideoWriter):
+    """Animated WebP that repeats forever; one frame is a picture without loss."""
+
+    container_format = "webp"
+    codec = "libwebp_anim"
+    pixels = "bgra"  # libwebp converts colours itself
+    container_options: ClassVar[dict[str, str]] = {"loop": "0"}
+
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
+        super().__init__(path, fps, num_frames)
+        self.first: np.ndarray | None = None
+
+    def options(self) -> dict[str, str]:
+        """The encoder's options: lossy, of high quality."""
+        return {"lossless": "0", "quality": "90"}
+
+    def _add(self, frame: np.ndarray) -> None:
+        if not self.count:
+            self.first = frame.copy()
+            return
+        if self.first is not None:
+            super()._add(self.first)
+            self.first = None
+        super()._add(frame)
+
+    def finish(self) -> None:
+        from PIL import Image
+
+        if self.first is None:
+            super().finish()
+        else:
+            Image.fromarray(self.first).save(self.path, "WEBP", lossless=True)
 
 
 class GifWriter(FrameWriter):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ea_runtime.errors import UserError
+from ea_runtime.files.hashes import file_hash
 from ea_runtime.files.remembered import Remembered
 from ea_runtime.files.safe import is_file
 from ea_runtime.models.hash import folders_hash
@@ -116,10 +117,9 @@ def _digest(path: Path, root: Path, remembered: Remembered) -> bytes:
         return bytes.fromhex(known)
     if not is_file(path):  # a pipe would block
         raise OSError("there is no such file" if not path.exists() else "it is no regular file")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-    remembered.put(name, digest.hex())
-    return digest
+    digest = file_hash(path)
+    remembered.put(name, digest)
+    return bytes.fromhex(digest)
 
 
 def _halves(digest: bytes) -> tuple[int, int]:
