@@ -17,6 +17,7 @@ from ea_runtime.errors import UserError
 from ea_runtime.plugins.host import get_host
 from ea_runtime.training.data.dataset import Bucket, fetch_samples, open_set, short_videos, to_float
 from ea_runtime.training.data.draws import normal
+from ea_runtime.training.data.remarks import file_remarks
 from ea_runtime.training.networks import build_network, load_network
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 from ea_runtime.training.update.precision import DTYPES
@@ -69,6 +70,8 @@ class VaeRecipe(RecipeDefaults):
         self._short_videos = short_videos(self._buckets, options.data.num_frames)
         if self._short_videos:
             context.say(self._short_videos)
+        for line in file_remarks(self.set):
+            context.say(line)
         place: dict[str, Any] = {"device": context.device}
         if options.memory_format == "channels_last_3d":
             place["memory_format"] = torch.channels_last_3d
