@@ -104,7 +104,7 @@ class Request:
         """True if the network runs without the prompt as well. Raises UserError."""
         return check_guidance(self.guidance_scale) > 1
 
-    def notes(self, geometry: Geometry, defaults: GenerationDefaults) -> list[str]:
+    def notes(self, defaults: GenerationDefaults) -> list[str]:
         """Lines about settings of a checked request that are not used, or that the model was not trained for."""
         found = []
         negatives = [self.negative_prompt] if isinstance(self.negative_prompt, str) else self.negative_prompt
@@ -112,14 +112,11 @@ class Request:
             found.append(
                 f"the negative prompt is not used at guidance {self.guidance_scale:g}; give guidance above 1"
             )
-        side = geometry.sample_side or 0
-        is_given = {"height", "width"} <= defaults.model_fields_set
-        height, width = (defaults.height, defaults.width) if is_given else (side, side)
-        share = self.height * self.width / (height * width or self.height * self.width)
+        share = self.height * self.width / (defaults.height * defaults.width)
         if not 1 / FAR <= share <= FAR:
             found.append(
-                f"{self.width}x{self.height} is far from the size that the model was trained on, {width}x{height}; "
-                "expect poorer pictures"
+                f"{self.width}x{self.height} is far from {defaults.width}x{defaults.height}, the size that suits this "
+                "model; expect poorer pictures"
             )
         return found
 

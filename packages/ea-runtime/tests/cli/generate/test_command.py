@@ -240,7 +240,11 @@ BAD = [
     (["x", "--guidance", "nan"], "finite"),
     (["x", "--guidance", "inf"], "finite"),
     (["x", "--sampler", "eulr"], "there are: euler, euler-a, dpm++, pndm, ddim, unipc"),
-    (["x", "--seed", "-1"], "`seed`"),
+    (["x", "--seed", "-2"], "`seed`"),
+    (["x", "--seed", "soon"], "`seed` must be a whole number or random, got 'soon'"),
+    (["x", "--seed", str(43 + (1 << 32))], "so 43 draws the same"),
+    (["-a red circle"], '"-" comes after "--": ea generate -- "-a red circle"'),
+    (["-old man walks"], 'one that starts with "-" comes after "--"'),
     (["x", "--fps", "0"], "`fps`"),
     (["x", "--fps", "nan"], "`fps`"),
     (["x", "--dtype", "int8"], "`dtype` must be float32, bfloat16, float16"),
@@ -248,8 +252,8 @@ BAD = [
     (["x", "--device", "cuda:77"], "this machine"),
     (["x" * (1 << 20)], "16,384"),
     (["x", "--negative", "x" * (1 << 20)], "16,384"),
-    (["x", "-o", "out.avi"], ".mp4, .gif, .png"),
-    (["x", "-o", "nowhere/out.mp4"], "make the folder first"),
+    (["x", "-o", "out.avi"], ".mp4, .mov, .webm, .webp, .gif, .png"),
+    (["x", "-o", "x" * 300 + ".mp4"], "at most 250 bytes, got 304"),
     (["x", "-o", "/proc/out.mp4"], "cannot be written"),
     (["x", "--model", "nothing"], "no model is called 'nothing'"),
     (["x", "--model", "./nothing"], "no model folder"),
@@ -281,8 +285,8 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(model, here, capsys, words,
 def test_prompt_files_that_are_none(model, here, capsys):
     for content, message in (
         (b"\n \n", "holds no prompt"),
-        (b"\xff\xfe\xff", "UTF-8"),
-        (b"x" * 20_000, "16,384"),
+        (b"a\nb\xff\xfe\xff", "line 2 is not UTF-8"),
+        (b"a\n\n" + b"x" * 20_000, "`line 3 of p.txt` must take at most 16,384"),
     ):
         Path("p.txt").write_bytes(content)
         assert run(["generate", "--prompts", "p.txt", "--model", str(model)]) == 2

@@ -14,12 +14,14 @@ from ea_runtime.cli.generate.sidecar import describes, plan_sidecar, read_sideca
 from ea_runtime.errors import UserError
 from ea_runtime.export.bundle import read_size
 from ea_runtime.files.safe import inside, is_file, read_json
+from ea_runtime.files.texts import lines_of, read_text
 from ea_runtime.generation.adapters import AdapterChoice, check_adapters, plan_adapters
 from ea_runtime.generation.prompt_tags import find_tagged, refuse_tags, split_tags
 from ea_runtime.generation.requests import ModelRequest, check_prompts, check_seeds
 from ea_runtime.machine.device import check_dtype_name
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
+from ea_runtime.text.cleaning import check_prompt
 from ea_runtime.video.output import KINDS, Output, check_fps, plan_output
 
 MAX_PROMPT_FILE = 16 << 20
@@ -189,7 +191,10 @@ def _prompts(prompt: Any, file: str | None, recorded: dict[str, Any] | None) -> 
             raise UserError("give either --prompts FILE or --from, not both")
         return _read_prompts(Path(file))
     if prompt is None and recorded is None:
-        raise UserError('a prompt is needed, for example: ea generate "a red circle moves right"')
+        raise UserError(
+            'a prompt is needed, for example: ea generate "a red circle moves right"; one that starts with "-" comes '
+            'after "--"'
+        )
     return check_prompts(recorded["settings"]["prompt"] if prompt is None and recorded else prompt)
 
 
@@ -200,15 +205,19 @@ def _read_prompts(path: Path) -> list[str]:
             raise UserError(f"there is no prompts file {name}; it holds one prompt per line")
         if path.stat().st_size > MAX_PROMPT_FILE:
             raise UserError(f"prompts file {name} has more than {MAX_PROMPT_FILE:,} bytes; split it")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompts file {name} must be UTF-8 text, one prompt per line") from error
+        lines = lines_of(read_text(path))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"prompts file {name}, one prompt per line: {error}") from error
     except OSError as error:
         raise UserError(f"prompts file {name} cannot be read: {error.strerror or error}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
+    for number, prompt in prompts.items():
+        check_prompt(prompt, name=f"line {number} of {path.name}")
     if not prompts:
         raise UserError(f"prompts file {name} holds no prompt; write one per line")
-    return check_prompts(prompts)
+    return list(prompts.values())
 
 
 def _outputs(
