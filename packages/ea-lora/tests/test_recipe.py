@@ -46,7 +46,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(pictures: Path, **tables: Any) -> LoraOptions:
     network = {"rank": 2, "alpha": 1.0, "dropout": 0.1, "motion": False} | tables.pop("network", {})
-    card = {"name": "style", "trigger_words": ("inkline",)}
+    card = {"name": "style", "trigger_words": ("inkline",)} | tables.pop("card", {})
     return LoraOptions.model_validate(
         {"network": network, "card": card, "data": {"path": str(pictures)}, **tables}
     )
@@ -201,3 +201,29 @@ def test_mistakes_are_one_line(pictures: Path, tmp_path: Path, tables: dict[str,
     with pytest.raises(UserError, match=text) as caught:
         make(pictures, tmp_path, **tables)
     assert "\n" not in str(caught.value)
+
+
+def test_a_lora_is_trained_further_from_its_file(pictures: Path, tmp_path: Path) -> None:
+    file = train(pictures, tmp_path / "first", 2) / "style.safetensors"
+    said: list[str] = []
+    recipe = make(pictures, tmp_path / "second", said=said, init={"lora": str(file)})
+    assert any(line.startswith("start: ") and "style.safetensors" in line for line in said)
+    recipe.save(tmp_path / "saved")
+    one, other = load_file(file), load_file(tmp_path / "saved" / "style.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    further = train(pictures, tmp_path / "second", 2, init={"lora": str(file)}) / "style.safetensors"
+    assert any(not torch.equal(one[key], value) for key, value in load_file(further).items())
+    with pytest.raises(UserError, match=r"`network\.rank` must be 2, as in `init\.lora`"):
+        make(pictures, tmp_path, init={"lora": str(file)}, network={"rank": 4})
+    with pytest.raises(UserError, match=r"`init\.lora`: there is no LoRA file"):
+        make(pictures, tmp_path, init={"lora": str(tmp_path / "none.safetensors")})
+
+
+def test_trigger_words_that_cleaning_removes_are_told(pictures: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    make(pictures, tmp_path, said=said, card={"trigger_words": ("gr4ph1c", "inkline")})
+    assert [line for line in said if "1 of 2 `card.trigger_words`: gr4ph1c" in line]
+    said.clear()
+    make(pictures, tmp_path, said=said)
+    assert not [line for line in said if "trigger_words" in line]

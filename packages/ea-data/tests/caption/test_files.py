@@ -23,6 +23,26 @@ def test_folder_reads_the_text_next_to_the_video(tmp_path: Path) -> None:
     assert (caption.text, caption.model, caption.prompt_hash) == ("A red circle.", "folder", "")
 
 
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.TXT", "a.Txt", "a.caption", "a.CAPTION", "a.png.txt", "a.png.TXT", "a.png.caption"]
+)
+def test_folder_finds_the_names_that_tools_give(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("a red thing")
+    assert make("captioners", "folder")(None, record(tmp_path / "a.png")).text == "a red thing"
+    other = make("captioners", "folder", {"suffix": ".cap"})
+    with pytest.raises(UserError, match=r"there is no caption .*a\.cap"):
+        other(None, record(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_folder_reads_what_editors_write(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("un café\r\nrouge\u2028vif\r\n".encode(encoding))
+    assert make("captioners", "folder")(None, record(tmp_path / "a.mp4")).text == "un café rouge vif"
+    (tmp_path / "a.txt").write_bytes(b"un caf\xe9 rouge")
+    with pytest.raises(UserError, match=r"a\.txt' cannot be read as text: line 1 is not UTF-8 text"):
+        make("captioners", "folder")(None, record(tmp_path / "a.mp4"))
+
+
 def test_folder_without_a_text_is_an_error_or_empty(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no caption .*a\.txt"):
         make("captioners", "folder")(None, record(tmp_path / "a.mp4"))

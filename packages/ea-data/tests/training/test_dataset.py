@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ea_data.children.supervisor import Supervisor
-from ea_data.media.reader import Cut, read
+from ea_data.media.reader import Cut, probe, read
 from ea_data.training.dataset import EasyAnimateSet
 from ea_runtime.errors import UserError
+from ea_runtime.settings import validate
 from ea_runtime.training.data.dataset import BadSample, Bucket, SetOptions, fetch_samples, open_set, to_float
 from ea_runtime.video.reader import read_frames
 
@@ -65,6 +67,20 @@ def test_buckets(data: Open) -> None:
     repeated = data(repeat_videos=3)
     assert len(repeated) == 2 + 9
     assert repeated.item(5) == repeated.item(2)
+
+
+def test_what_is_behind_a_transparent_picture(clips: ModuleType, tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 32), (200, 10, 10, 0)).save(tmp_path / "0.png")
+    clips.write_list(tmp_path, {"file_path": "0.png"})
+    for background, colour in ((None, (255, 255, 255)), ("black", (0, 0, 0)), ("#0a78c8", (10, 120, 200))):
+        for decode in ("inline", "child"):
+            data = EasyAnimateSet(SetOptions(path=str(tmp_path), decode=decode, background=background))
+            try:
+                assert tuple(data.sample(0, 0, data.buckets()[0]).frames[0, 0, 0]) == colour
+            finally:
+                data.close()
+    with pytest.raises(UserError, match=r"`background`: must be a colour such as .*, got 'wite'"):
+        validate(SetOptions, {"path": "set", "background": "wite"}, "[data]")
 
 
 def test_no_kind_of_it(data: Open, tmp_path: Path) -> None:
@@ -163,6 +179,47 @@ def test_headers_are_read_once(data: Open, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "set" / "cache" / "headers.json").write_text("[" * 1000)
     assert data().buckets() == expected
     assert len(probed) == 6
+
+
+@pytest.mark.parametrize("decode", ["inline", "child"])
+def test_sizes_from_before_the_rotation(
+    decode: str, files: Path, clips: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phones store pictures on their side; some tools list the size that is stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    names = [f"{i}.jpg" for i in range(100)]
+    for number, name in enumerate(names):
+        # the last three of four are on their side
+        turned = {"exif": exif} if number % 4 else {}
+        Image.new("RGB", (96, 64), (200, 10, 10)).save(tmp_path / name, **turned)
+    rows = [{"file_path": name, "width": 96, "height": 64} for name in names]
+    data = EasyAnimateSet(SetOptions(path=str(clips.write_list(tmp_path, *rows)), decode=decode))
+    try:
+        buckets = data.buckets()
+        assert buckets[:4] == [Bucket("image", 1, 64, 96)] + [Bucket("image", 1, 96, 64)] * 3
+        batch = fetch_samples(data, [i for i in range(100) if i % 4], 0, buckets[1])
+        assert batch.bad == []
+        assert batch.tensors["frames"].shape == (75, 1, 96, 64, 3)
+        assert len(data.remarks()) == 1
+        assert "before the rotation" in data.remarks()[0]
+    finally:
+        data.close()
+    # upright, and the list is right: a few headers are read, and the list is believed
+    for name in names:
+        Image.new("RGB", (96, 64)).save(tmp_path / name)
+    (tmp_path / "cache" / "headers.json").unlink()
+    monkeypatch.setattr("ea_data.training.dataset.probe", lambda *task: looked.append(task) or probe(*task))
+    looked: list[Any] = []
+    data = EasyAnimateSet(SetOptions(path=str(tmp_path), decode="inline"))
+    assert set(data.buckets()) == {Bucket("image", 1, 64, 96)}
+    assert len(looked) == 32
+    assert data.remarks() == []
+    Image.new("RGB", (96, 20)).save(tmp_path / "50.jpg")
+    clips.write_list(tmp_path, {"file_path": "50.jpg"}, {"file_path": "51.jpg"})
+    data = EasyAnimateSet(SetOptions(path=str(tmp_path), decode="inline"))
+    data.buckets()
+    assert data.remarks() == ["1 of 2 files have a side below 32 pixels and are enlarged"]
 
 
 def test_a_set_that_cannot_be_written(data: Open, tmp_path: Path) -> None:

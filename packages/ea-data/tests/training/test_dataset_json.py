@@ -53,7 +53,9 @@ def test_csv(tmp_path: Path) -> None:
     assert entries[0].text == "a circle, red"
     assert (entries[1].is_video, entries[1].width) == (True, 0)
     (tmp_path / "list.csv").write_text("file_path,type\n0.png,image\n")
-    assert "entry 0 of " in told(lambda: read_list(tmp_path / "list.csv"))
+    error = told(lambda: read_list(tmp_path / "list.csv"))
+    assert "line 1: must name the columns file_path and text" in error
+    assert "got 'file_path,type'" in error
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,7 @@ def test_links_within_the_set_are_followed(tmp_path: Path) -> None:
 def test_wrong_entries(row: Any, expected: str, tmp_path: Path) -> None:
     text = told(lambda: read_list(write(tmp_path, ROW, row)))
     assert text.startswith("entry 1 of ")
+    assert "line 1: " in text
     assert expected in text
     assert len(text) < 500
 
@@ -137,7 +140,9 @@ def test_no_set_there(tmp_path: Path) -> None:
     assert "make one with `ea data run` or `ea data draw`" in told(lambda: read_list(tmp_path))
     assert "make one with `ea data run` or `ea data draw`" in told(lambda: read_list(tmp_path / "nowhere"))
     (tmp_path / "file.txt").touch()
-    assert "must be a folder, a .json or a .csv file" in told(lambda: read_list(tmp_path / "file.txt"))
+    assert "`data.path` must be a folder or a list (.json, .csv" in told(
+        lambda: read_list(tmp_path / "file.txt")
+    )
     (tmp_path / "dataset.json").mkdir()
     assert "cannot be read: Is a directory" in told(lambda: read_list(tmp_path))
     (tmp_path / "latin").mkdir()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ea_runtime.cli.main import run as ea
 
@@ -66,6 +67,34 @@ def test_every_kind_of_fault_is_found_counted_and_named(
     code, told = doctor(tmp_path, capsys, "--quick")
     assert code == 1
     assert "unreadable files" not in {finding["name"] for finding in told["findings"]}
+
+
+def test_words_that_cleaning_removes_and_small_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = {
+        "0.png": "gr4ph1c red circle",
+        "1.png": "一只红色的圆形",
+        "2.png": "A red-haired cat, (best:1.2)",
+    }
+    for number, name in enumerate(captions):
+        Image.new("RGB", (64, 64 if number else 24), (number, 0, 0)).save(tmp_path / name)
+    rows = [{"file_path": name, "text": text, "type": "image"} for name, text in captions.items()]
+    (tmp_path / "dataset.json").write_text(json.dumps(rows))
+    code, told = doctor(tmp_path, capsys, "--batch-size", "1")
+    found = {finding["name"]: finding["files"] for finding in told["findings"]}
+    assert found["captions that lose words to cleaning"] == ["0.png: gr4ph1c", "1.png: 一只红色的圆形"]
+    assert found["empty captions"] == ["1.png"]  # nothing is left of it
+    assert found["sizes below 32 pixels"] == ["0.png (64x24)"]
+    assert code == 1
+    for row in rows:
+        row |= {"width": 64, "height": 64, "text": "a cat"}
+    rows[0] |= {"height": 24}
+    (tmp_path / "dataset.json").write_text(json.dumps(rows))
+    code, told = doctor(tmp_path, capsys, "--batch-size", "1", "--quick")
+    names = {finding["name"] for finding in told["findings"]}
+    assert names == {"sizes below 32 pixels", "one caption for every file"}
+    assert code == 0
 
 
 def test_what_is_no_set_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,39 +1,8 @@
-"""ea-dit: the denoiser of EasyAnimate V2 and its training loss."""
+"""None"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+import lazy_loader
 
-if TYPE_CHECKING:
-    from .network.config import MotionConfig, TransformerConfig
-    from .network.init import initialize_weights
-    from .network.model import Transformer3DModel
-    from .training.loss import add_noise, training_loss
-    from .weights.convert import load_checkpoint
-
-__all__ = [
-    "Transformer3DModel",
-    "TransformerConfig",
-    "MotionConfig",
-    "training_loss",
-    "add_noise",
-    "initialize_weights",
-    "load_checkpoint",
-]
-
-_HOMES = {
-    "network.config": ("MotionConfig", "TransformerConfig"),
-    "network.init": ("initialize_weights",),
-    "network.model": ("Transformer3DModel",),
-    "training.loss": ("add_noise", "training_loss"),
-    "weights.convert": ("load_checkpoint",),
-}
-
-
-def __getattr__(name: str) -> object:
-    # Lazy, so that the host can import ea_dit.plugin (for `ea --help`, say) without torch.
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f".{module}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The names are in __init__.pyi. Lazy, so that the host can import ea_dit.plugin (for `ea --help`, say) without torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

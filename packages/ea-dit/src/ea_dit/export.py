@@ -7,7 +7,7 @@ Only the noise comes out; the learned variance is for training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,11 +35,6 @@ class DenoisingStep(nn.Module):
         conditions = {"resolution": sizes[0], "aspect_ratio": sizes[1]} if sizes else None
         out = self.model(latents, timestep, text, text_mask, conditions, return_dict=False)[0]
         return out[:, : latents.shape[1]]
-
-
-def build(build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """The network without weights, as its class builds it."""
-    return build_network()
 
 
 def graphs(part: str, network: Any, size: Size) -> list[Graph]:

@@ -42,6 +42,7 @@ class Adapters(nn.ModuleDict):
         )
         self.part: Part = part
         self.paths = dict(zip(self.keys(), layers, strict=True))
+        self.names = {path: name for name, path in self.paths.items()}
         self.alphas = {name: float(layers[path].lora_alpha[ADAPTER]) for name, path in self.paths.items()}
 
     def to_layers(self, dtype: torch.dtype = torch.float32) -> list[Layer]:

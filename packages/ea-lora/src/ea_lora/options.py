@@ -1,4 +1,4 @@
-"""The tables of a `lora` config, checked once: [base], [network], [card], [memory]; [data] and more are the base's."""
+"""The tables of a `lora` config, checked once: [base], [network], [init], [card], [memory]; the rest are the base's."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ class NetworkTable(Table):
     text_rate: float = Field(default=0.1, gt=0, description="its learning rate, as a share of the denoiser's")
 
 
+class InitTable(Table):
+    """The start of the adapters; without one, up is zero."""
+
+    lora: str | None = Field(default=None, description="LoRA file of the same rank, to train it further")
+
+
 class CardTable(Table):
     """The file's metadata. `trigger_words`: words in a prompt that call the style."""
 
@@ -65,6 +71,7 @@ class LoraOptions(Table):
 
     base: BaseTable = BaseTable()
     network: NetworkTable = NetworkTable()
+    init: InitTable = InitTable()
     card: CardTable = CardTable()
     memory: MemoryTable = MemoryTable()
     data: dict[str, Any]

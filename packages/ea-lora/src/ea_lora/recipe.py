@@ -17,6 +17,7 @@ from torch import nn
 
 from ea_lora.adapters import MOTION_PATTERN, adapt, base_parameters, base_tensors
 from ea_lora.card import Card
+from ea_lora.further import start_from
 from ea_lora.io import write_lora
 from ea_lora.offload import offload_blocks
 from ea_lora.options import LoraOptions
@@ -27,6 +28,7 @@ from ea_runtime.models.hash import part_hash
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.plugins.host import get_host
 from ea_runtime.settings import validate
+from ea_runtime.text.lost_words import tell_lost_words
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 from ea_runtime.training.update.precision import DTYPES, short_attention
 
@@ -58,9 +60,15 @@ class LoraRecipe(RecipeDefaults):
 
                 self.text = TrainedText(self.base, sizes, options.memory.low_vram)
                 self.adapters["lora_text"] = self.text.adapters
+        if options.init.lora is not None:
+            for line in start_from(options.init.lora, self.adapters.values(), options.base.model):
+                context.say(line)
         # 16-bit training computes on copies in 16 bits: a frozen base is kept once, in that type
         for tensor in base_tensors(self.network):
             tensor.data = tensor.data.to(DTYPES[context.dtype])
+        lost = tell_lost_words(options.card.trigger_words, "`card.trigger_words`")
+        if lost:
+            context.say(lost)
         self._steps = 0
         self._save_memory()
 

@@ -1,25 +1,12 @@
-"""Host of the ea packages: hooks, pipeline, samplers, training loop and the `ea` command.
-
-Nothing here imports torch until it is asked for, so that `ea --help` answers at once.
-"""
+"""None"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ea_runtime.generation.pipeline import VideoPipeline
-    from ea_runtime.hookspecs import hookimpl
-    from ea_runtime.plugins.host import list_plugins
+import lazy_loader
 
-__all__ = ["VideoPipeline", "hookimpl", "list_plugins"]
-
-_HOME = {
-    "VideoPipeline": "ea_runtime.generation.pipeline",
-    "hookimpl": "ea_runtime.hookspecs",
-    "list_plugins": "ea_runtime.plugins.host",
-}
+_lazy, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names are in __init__.pyi
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +14,4 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("ea-runtime")
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'ea_runtime' has no attribute {name!r}")
+    return _lazy(name)

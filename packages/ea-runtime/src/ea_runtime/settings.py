@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import plain, quote
+from ea_runtime.files.texts import read_text
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -50,14 +52,41 @@ def _names(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
 
 def read_toml(path: Path, name: str) -> dict[str, Any]:
     """The tables of a TOML file. name: the argument that gave it. Raises UserError, one line."""
+    text = ""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path)
+        tables = tomllib.loads(text)
     except FileNotFoundError:
         raise UserError(f"`{name}` must be a TOML file, got {str(path)!r}, which is not there") from None
     except OSError as error:
         raise UserError(f"`{name}` {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"`{name}` {path.name} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"`{name}` {path.name} is not valid TOML: {error}{_hint(text, error)}") from error
+    _check_paths(tables, name, path.name)
+    return tables
+
+
+_WINDOWS = "in TOML a path of Windows goes between single quotes: 'C:\\set'"
+#: Endings of the keys whose values are files and folders.
+_PATH_KEYS = ("path", "root", "out", "folder", "parts", "model", "lora", "weights")
+_ESCAPED = re.compile(r"[\b\t\n\f\r]")
+
+
+def _hint(text: str, error: Exception) -> str:
+    """The remedy, if the line of an error has a backslash between double quotes."""
+    line = re.search(r"at line (\d+)", str(error))
+    lines = text.split("\n")
+    found = lines[int(line[1]) - 1] if line and int(line[1]) <= len(lines) else ""
+    return f"; {_WINDOWS}" if re.search(r'".*\\', found) else ""
+
+
+def _check_paths(table: dict[str, Any], name: str, file: str, prefix: str = "") -> None:
+    r"""Raises UserError for a path with a control character: the \t and \n of "C:\train\new" are valid TOML."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _check_paths(value, name, file, f"{prefix}{key}.")
+        elif isinstance(value, str) and key.endswith(_PATH_KEYS) and _ESCAPED.search(value):
+            raise UserError(f"`{name}` {file}: `{prefix}{key}` is {value!r}, which is no path; {_WINDOWS}")
 
 
 def read_setting(text: str) -> tuple[list[str], Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper
 
 OUTSIDE = "canary.txt"
 
@@ -94,6 +94,10 @@ def crafted(root: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
     for domain in ("com.microsoft", "ai.onnx.ml", "evil", "pkg.x"):
         yield f"domain {domain}", lambda folder, d=domain: write(folder, graph_with(domain=d)) and None
     yield "hidden in an attribute", lambda folder: write(folder, _hidden("/etc/passwd")) and None
+    yield (
+        "hidden in sparse tensors",
+        lambda folder: write(folder, _hidden("/etc/passwd", sparse=True)) and None,
+    )
     yield "hidden in a branch", lambda folder: write(folder, _branch(f"../{OUTSIDE}")) and None
     yield "a function of its own", lambda folder: write(folder, _function()) and None
     for junk in (
@@ -157,12 +161,16 @@ def crafted(root: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
         )
 
 
-def _hidden(location: str) -> Any:
+def _hidden(location: str, sparse: bool = False) -> Any:
     model = graph_with()
     inner = TensorProto(name="c", data_type=TensorProto.FLOAT, dims=[16], data_location=TensorProto.EXTERNAL)
     inner.external_data.add(key="location", value=location)
     inner.external_data.add(key="length", value="64")
     model.graph.node.append(helper.make_node("Constant", [], ["c"], value=inner))
+    if sparse:
+        value = model.graph.node[-1].attribute[0]
+        value.CopyFrom(AttributeProto(name="values", type=AttributeProto.SPARSE_TENSORS))
+        value.sparse_tensors.add(values=inner)
     return model
 
 

@@ -154,3 +154,14 @@ def test_a_record_that_cannot_be_written_is_told_before_any_work(
     monkeypatch.setenv("EA_STATE_DIR", str(tmp_path / "file"))
     with pytest.raises(UserError, match="EA_STATE_DIR"):
         build_record.require_writable()
+
+
+def test_the_record_is_in_ea_state_dir_or_the_users_state(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EA_STATE_DIR", str(tmp_path))
+    assert build_record.place() == tmp_path / "builds.jsonl"
+    monkeypatch.delenv("EA_STATE_DIR")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert build_record.place() == tmp_path / "ea" / "builds.jsonl"

@@ -60,7 +60,7 @@ def test_a_missing_extra_names_its_command(target: str, extra: str, monkeypatch:
     def find(name: str, *more: object) -> object:
         return None if name == hidden else real(name)
 
-    monkeypatch.setattr(importlib.util, "find_spec", find)
+    monkeypatch.setattr(make, "find_spec", find)
     monkeypatch.setattr(tensorrt_api, "find_spec", find)
     with pytest.raises(MissingPackageError, match=rf"pip install 'ea-runtime\[.*{extra}\]'"):
         make.require_packages(target)

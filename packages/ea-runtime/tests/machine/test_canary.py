@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,12 @@ def test_global_random_numbers_are_left_alone() -> None:
     torch.manual_seed(3)
     Canary(CPU, None).verdict(gradients())
     assert torch.equal(torch.randn(2), expected)
+
+
+def test_results_are_in_ea_cache_or_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EA_CACHE", str(tmp_path))
+    assert module.canary_file() == tmp_path / "canaries.json"
+    monkeypatch.delenv("EA_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert module.canary_file() == tmp_path / "ea" / "canaries.json"

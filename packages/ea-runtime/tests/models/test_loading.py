@@ -253,7 +253,7 @@ def test_a_class_that_no_package_brings(model_folder: Path) -> None:
     for name, package in (("AutoencoderKLMagvit", "ea-vae"), ("AutoencoderKL", "ea-vae")):
         write_json(model_folder / "vae/config.json", {"_class_name": name})
         with pytest.raises(
-            MissingPackageError, match=f"a {name}, which no installed package .* `pip install {package}`"
+            MissingPackageError, match=f"a {name}, which comes with {package}; run `pip install {package}`"
         ):
             load_parts(model_folder)
     write_json(model_folder / "transformer/config.json", {"_class_name": "Transformer3DModel"})

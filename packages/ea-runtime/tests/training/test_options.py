@@ -157,7 +157,7 @@ def test_files_that_cannot_be_read(config: Path, tmp_path: Path) -> None:
     assert "which is not there" in told(tmp_path / "absent.toml")
     assert "cannot be read: Is a directory" in told(tmp_path)
     config.write_bytes(b"\xff\xfe\x00")
-    assert told(config).startswith("`config` toy.toml is not valid TOML: 'utf-8' codec")
+    assert told(config).startswith("`config` toy.toml is not valid TOML: line 1 is not UTF-8")
 
 
 class Inner(BaseModel):

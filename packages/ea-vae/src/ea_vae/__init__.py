@@ -1,25 +1,8 @@
-"""ea-vae: the video VAE of EasyAnimate V2."""
+"""None"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+import lazy_loader
 
-if TYPE_CHECKING:
-    from .network.config import VaeConfig
-    from .network.model import AutoencoderKLMagvit
-
-__all__ = ["AutoencoderKLMagvit", "VaeConfig"]
-
-_HOMES = {
-    "network.config": ("VaeConfig",),
-    "network.model": ("AutoencoderKLMagvit",),
-}
-
-
-def __getattr__(name: str) -> object:
-    # Lazy, so that the host can import ea_vae.plugin (for `ea --help`, say) without torch.
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f".{module}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The names are in __init__.pyi. Lazy, so that the host can import ea_vae.plugin (for `ea --help`, say) without torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,7 +6,7 @@ slice mode also the pieces that look at their neighbours. The encoder gives mome
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,11 +46,6 @@ class EncodePass(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(frames, self.mode))
-
-
-def build(build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """The network without weights, as its class builds it."""
-    return build_network()
 
 
 def for_refit(network: Any) -> None:

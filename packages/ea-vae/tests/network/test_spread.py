@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ea_vae.network.spread import run_here
+from ea_vae.network.streaming import VideoCoder
 
 _CHILD = """
 import sys
@@ -74,7 +74,7 @@ def test_jobs_here_run_one_by_one():
     def job(number):
         return lambda: ran.append(number) or torch.tensor(number)
 
-    results = run_here(job(number) for number in range(3))
+    results = VideoCoder().run_jobs(job(number) for number in range(3))
     assert int(next(results)) == 0
     assert ran == [0]
     assert [int(result) for result in results] == [1, 2]

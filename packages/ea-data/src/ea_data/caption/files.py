@@ -13,17 +13,18 @@ from ea_data.caption.words import tidy
 from ea_data.options import NoOptions, Options
 from ea_data.protocols import Caption, FrameRequest, Frames
 from ea_runtime.errors import UserError
+from ea_runtime.files.texts import lines_of, read_text
 
 _MOST_BYTES = 1 << 20
 
 
 class FolderOptions(Options):
-    """missing_text: the result for a video without a .txt: an "error", or an "empty" caption. suffix: of the text
-    files. max_words: longer captions are cut; 0: never.
+    """missing_text: the result for a video without a text: an "error", or an "empty" caption. suffix: of the text
+    files; without one, .txt and .caption are looked for. max_words: longer captions are cut; 0: never.
     """
 
     missing_text: Literal["error", "empty"] = "error"
-    suffix: str = Field(".txt", pattern=r"^\.[A-Za-z0-9]+$")
+    suffix: str = Field("", pattern=r"^(\.[A-Za-z0-9]+)?$")
     max_words: int = Field(0, ge=0)
 
 
@@ -38,15 +39,22 @@ class _WithoutFrames:
 
 
 class FolderCaptioner(_WithoutFrames):
-    """The text of `NAME.txt` next to `NAME.mp4`; every clip of a video gets the same."""
+    """The text of `NAME.txt` next to `NAME.mp4`; every clip of a video gets the same.
+
+    Also found: `NAME.caption`, `NAME.mp4.txt`, and suffixes in capitals. If there are several, the first of these.
+    """
+
+    version = "2"
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Caption:
-        """Raises UserError if the file is missing (and must not be), too large, a link out, or not UTF-8."""
-        file = Path(record["path"]).with_suffix(self.options.suffix)
-        if not file.is_file():
+        """Raises UserError if the file is missing (and must not be), too large, a link out, or no UTF-8 (or marked
+        UTF-16)."""
+        file = self._find(Path(record["path"]))
+        if file is None:
             if self.options.missing_text == "empty":
                 return Caption("", "folder")
-            raise UserError(f"there is no caption {str(file)!r}; write one, or set missing_text = 'empty'")
+            wanted = Path(record["path"]).with_suffix(self._suffixes[0])
+            raise UserError(f"there is no caption {str(wanted)!r}; write one, or set missing_text = 'empty'")
         # A link could lead to any of the user's files, and its text would end up in the set.
         if file.resolve().parent != file.parent.resolve():
             raise UserError(
@@ -55,10 +63,22 @@ class FolderCaptioner(_WithoutFrames):
         if file.stat().st_size > _MOST_BYTES:
             raise UserError(f"{str(file)!r} is over {_MOST_BYTES} bytes, too long for a caption")
         try:
-            text = file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{str(file)!r} cannot be read as UTF-8 text: {error}") from error
+            text = read_text(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{str(file)!r} cannot be read as text: {error}") from error
         return Caption(tidy(text, self.options.max_words), "folder")
+
+    @property
+    def _suffixes(self) -> tuple[str, ...]:
+        return (self.options.suffix,) if self.options.suffix else (".txt", ".caption")
+
+    def _find(self, path: Path) -> Path | None:
+        for suffix in self._suffixes:
+            for written in dict.fromkeys((suffix, suffix.upper(), suffix.title())):
+                for file in (path.with_suffix(written), path.with_name(path.name + written)):
+                    if file.is_file():
+                        return file
+        return None
 
 
 class DrawCaptioner(_WithoutFrames):
@@ -82,7 +102,7 @@ class DrawCaptioner(_WithoutFrames):
 @lru_cache(maxsize=8)
 def _read_truth(listing: Path, changed: int) -> dict[str, Any]:
     try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(read_text(listing))
         return {str(item["file_path"]): item for item in map(json.loads, filter(str.strip, lines))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(listing)!r} cannot be read as the truth of a drawn set: {error!r}") from error

@@ -1,7 +1,8 @@
 """Opens files of a data set: only regular files beneath its root, and only formats that refer to no other file.
 
 FFmpeg follows playlists and lists of files, and Pillow passes PostScript to Ghostscript, whatever the file name. So
-nothing is opened by name, and both get a list of the formats that they may detect.
+nothing is opened by name, and both get a list of the formats that they may detect (that of pictures is in
+ea_runtime.video.pictures).
 """
 
 from __future__ import annotations
@@ -11,14 +12,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from ea_runtime.video.reader import CONTAINERS, PICTURE_FORMATS
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
+from ea_runtime.video.reader import CONTAINERS
 
 #: Windows has only O_BINARY, and needs it.
 _FLAGS = os.O_RDONLY
@@ -65,12 +61,3 @@ def open_video(file: BinaryIO, strict: bool = False) -> Iterator[tuple[Any, Any]
         # one thread: workers and children fill the cores, and small frames are slower with more
         stream.codec_context.thread_count = 1
         yield container, stream
-
-
-@contextmanager
-def open_picture(file: BinaryIO) -> Iterator[Image.Image]:
-    """An open file as a picture, not yet decoded. Raises Pillow's errors."""
-    from PIL import Image
-
-    with Image.open(file, formats=PICTURE_FORMATS) as picture:
-        yield picture

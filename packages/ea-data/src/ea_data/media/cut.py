@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from ea_data.media.containers import open_beneath, open_picture, open_video
+from ea_data.media.containers import open_beneath, open_video
 from ea_data.media.frames import open_window
 from ea_data.media.probe import BadFile, file_errors
 from ea_runtime.files.atomic import atomic_file
+from ea_runtime.video.pictures import is_upright, open_picture, shown
 from ea_runtime.video.x264 import x264_options
 
-VERSION = "1"
+VERSION = "2"
 #: Chroma formats that are kept; all others become 4:2:0.
 _KEPT_FORMATS = ("yuv420p", "yuv422p", "yuv444p")
 _PICTURES_AS_THEY_ARE = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
@@ -74,20 +75,18 @@ def _may_copy(record: dict[str, Any]) -> bool:
 
 
 def _write_picture(path: Path, root: Path, target: Path, codec: str) -> tuple[int, int, int]:
-    from PIL import ImageOps
-
+    """The file itself if it is of a common kind and upright; else its first frame, turned, transparency kept."""
     with file_errors(), open_beneath(path, root) as file, open_picture(file) as picture:
-        is_upright = picture.getexif().get(0x0112, 1) == 1
-        if codec in _PICTURES_AS_THEY_ARE and is_upright:
+        if codec in _PICTURES_AS_THEY_ARE and is_upright(picture):
             size = picture.size
             file.seek(0)
             with target.open("wb") as out:
                 shutil.copyfileobj(file, out)
         else:
-            shown = ImageOps.exif_transpose(picture).convert("RGB")
-            size = shown.size
+            turned = shown(picture)
+            size = turned.size
             form = {"jpeg": "JPEG", "webp": "WEBP"}.get(codec, "PNG")
-            shown.save(target, form, **({} if form == "PNG" else {"quality": 95}))
+            turned.save(target, form, **({} if form == "PNG" else {"quality": 95}))
     return *size, 1
 
 

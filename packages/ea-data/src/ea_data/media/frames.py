@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ea_data.media.containers import open_beneath, open_picture, open_video
+from ea_data.media.containers import open_beneath, open_video
 from ea_data.media.probe import BadFile, Timeline, file_errors
 from ea_data.protocols import FrameRequest, Frames
+from ea_runtime.video.pictures import open_picture, to_rgb
 
 #: Part of the version of everything computed from frames: a change here may change every score.
-VERSION = "1"
+VERSION = "2"
 
 
 class Window:
@@ -182,10 +183,10 @@ def _stack(
 
 
 def _read_picture(path: Path, root: Path, requests: list[FrameRequest]) -> dict[FrameRequest, Frames]:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with open_beneath(path, root) as file, open_picture(file) as picture:
-        whole = ImageOps.exif_transpose(picture).convert("RGB")
+        whole = to_rgb(picture)
     found = {}
     for request in requests:
         if request.mode == "none":

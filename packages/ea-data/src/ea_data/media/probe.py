@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ea_data.media.containers import PICTURE_SUFFIXES, open_beneath, open_picture, open_video
+from ea_data.media.containers import open_beneath, open_video
 from ea_data.protocols import VideoInfo
+from ea_runtime.video.pictures import PICTURE_SUFFIXES, open_picture, to_rgb
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-VERSION = "1"
+VERSION = "2"
 #: A rate is variable if more than this share of the intervals differs from the usual one ...
 _VARIABLE_SHARE = 0.02
 #: ... by more than this share of it (or one tick of the file's clock).
@@ -117,12 +115,6 @@ def file_errors() -> Iterator[None]:
         raise BadFile(reason) from error
 
 
-def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """(width, height) of a picture once it is turned as its EXIF orientation says."""
-    width, height = picture.size
-    return (height, width) if picture.getexif().get(0x0112) in (5, 6, 7, 8) else (width, height)
-
-
 def _is_of_the_system(error: Exception) -> bool:
     """True for a lack of memory or an error of the disk, which are no faults of the contents."""
     if type(error).__module__ != "builtins":
@@ -133,9 +125,8 @@ def _is_of_the_system(error: Exception) -> bool:
 def _picture_info(path: Path, file: BinaryIO, max_pixels: int) -> VideoInfo:
     with open_picture(file) as picture:
         _check_pixels(*picture.size, max_pixels)
-        width, height = upright_size(picture)
         codec = (picture.format or "").lower()
-        picture.load()
+        width, height = to_rgb(picture).size  # what cannot be shown is an error now
     return VideoInfo(path, width, height, Fraction(0), 0.0, 1, codec, is_picture=True)
 
 

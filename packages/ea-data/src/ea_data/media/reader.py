@@ -14,9 +14,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ea_data.media.containers import PICTURE_SUFFIXES, open_beneath, open_picture, open_video
+from ea_data.media.containers import open_beneath, open_video
 from ea_data.media.frames import upright
-from ea_data.media.probe import BadFile, file_errors, upright_size
+from ea_data.media.probe import BadFile, file_errors
+from ea_runtime.video.pictures import PICTURE_SUFFIXES, Colour, open_picture, picture_size, rgb_frames
 
 #: A window from this frame on is sought; before it, decoding from the start is as fast.
 SEEK_FROM = 24
@@ -36,7 +37,7 @@ class Cut:
 
     start, num_frames, stride: frames start, start + stride, ... . height, width: of the result, in pixels.
     place: of the crop, (vertical, horizontal) from 0 to 1. says: (width, height) in the set's list, 0: none; a
-    file of another size is refused.
+    file of another size is refused. background: what shows where a picture is transparent.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Cut:
     place: tuple[float, float] = (0.5, 0.5)
     says: tuple[int, int] = (0, 0)
     strict: bool = True
+    background: Colour = (255, 255, 255)
 
 
 def probe(path: Path, root: Path, with_size: bool = True) -> Probe:
@@ -72,7 +74,11 @@ def read(cut: Cut) -> np.ndarray:
     count = 0
     is_picture = cut.path.suffix.lower() in PICTURE_SUFFIXES
     with file_errors(), open_beneath(cut.path, cut.root) as file:
-        frames = _picture_frames(file, wanted) if is_picture else _video_frames(file, wanted, cut.strict)
+        frames = (
+            _picture_frames(file, wanted, cut.background)
+            if is_picture
+            else _video_frames(file, wanted, cut.strict)
+        )
         for frame in frames:
             if count == 0:
                 _check_size(frame, cut.says)
@@ -102,13 +108,13 @@ def fit(frame: np.ndarray, height: int, width: int, place: tuple[float, float] =
 
 def _check_size(frame: np.ndarray, says: tuple[int, int]) -> None:
     height, width = frame.shape[:2]
-    if all(says) and (width, height) != says:
+    if all(says) and (width, height) not in (says, says[::-1]):
         raise BadFile(f"it is {width}x{height}, but its entry says {says[0]}x{says[1]}; correct the entry")
 
 
 def _probe_picture(file: BinaryIO) -> Probe:
     with open_picture(file) as picture:
-        return Probe(*upright_size(picture), int(getattr(picture, "n_frames", 1)))
+        return Probe(*picture_size(picture), int(getattr(picture, "n_frames", 1)))
 
 
 def _probe_video(file: BinaryIO, with_size: bool) -> Probe:
@@ -143,12 +149,10 @@ def _packets(file: BinaryIO) -> tuple[int, list[tuple[int, int]]]:
     return count, times
 
 
-def _picture_frames(file: BinaryIO, wanted: range) -> Iterator[np.ndarray]:
-    from PIL import ImageOps, ImageSequence
-
+def _picture_frames(file: BinaryIO, wanted: range, background: Colour) -> Iterator[np.ndarray]:
     with open_picture(file) as picture:
-        for frame in islice(ImageSequence.Iterator(picture), wanted.start, wanted.stop, wanted.step):
-            yield np.asarray(ImageOps.exif_transpose(frame).convert("RGB"))
+        for frame in islice(rgb_frames(picture, background), wanted.start, wanted.stop, wanted.step):
+            yield np.asarray(frame)
 
 
 def _video_frames(file: BinaryIO, wanted: range, strict: bool) -> Iterator[np.ndarray]:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ea_data.media.containers import PICTURE_SUFFIXES
 from ea_runtime.errors import UserError
+from ea_runtime.video.pictures import PICTURE_SUFFIXES
 
 _VIDEO = (
     "mp4 m4v mov qt 3gp 3g2 mkv webm avi divx mpg mpeg ts mts m2ts flv f4v wmv asf ogv ogg ivf nut mxf vob"

@@ -22,14 +22,19 @@ from ea_runtime.training.data.dataset import BadSample, Bucket, Item, Sample, Se
 
 #: A clip of more bytes, at its bucket's size, is not kept whole.
 KEEP_CLIP = 8 << 20
+#: Files whose headers tell whether a list has its sizes from before the rotation.
+LOOKED_AT = 32
+#: Pictures and videos with a shorter side, in pixels, show next to nothing.
+SMALLEST = 32
 
 
 class EasyAnimateSet:
     """A set in EasyAnimate's JSON; see ea_runtime.training.data.dataset.TrainingSet.
 
     Sizes and numbers of frames that the list lacks are read from the files when `buckets` is called, and remembered
-    in the set's folder. An unreadable file gets the most frequent bucket of its kind, so that it is asked for, found
-    bad and counted.
+    in the set's folder. All sizes are, if the list has them from before the rotation of EXIF or a phone's video, which
+    up to LOOKED_AT files, spread over the list, tell. An unreadable file gets the most frequent bucket of its kind, so
+    that it is asked for, found bad and counted.
     """
 
     def __init__(self, options: SetOptions) -> None:
@@ -50,6 +55,7 @@ class EasyAnimateSet:
         self._room = options.keep_mib << 20
         self._child: Supervisor | None = None
         self._owner = 0
+        self._is_turned: bool | None = None  # the sizes of the list, once it is known
 
     def __len__(self) -> int:
         return len(self._order)
@@ -61,6 +67,7 @@ class EasyAnimateSet:
         options, entries = self.options, self._entries
         size = options.size if size is None else size
         num_frames = options.num_frames if num_frames is None else num_frames
+        self._check_sides()
         self._probe_unknown(num_frames > 1)
         made: dict[Any, Bucket] = {}  # one object for each bucket, not for each sample
         found: list[Bucket | None] = []
@@ -78,6 +85,23 @@ class EasyAnimateSet:
         kinds = [self._most_frequent(found, is_video, size, num_frames) for is_video in (False, True)]
         filled = [bucket or kinds[is_video] for bucket, is_video in zip(found, entries.videos, strict=True)]
         return [filled[entry] for entry in self._order]
+
+    def remarks(self) -> list[str]:
+        """Lines that a run says at its start, after `buckets`."""
+        lines = []
+        if self._is_turned:
+            lines.append(
+                "the list has sizes from before the rotation of some files; all sizes are read from the files"
+            )
+        sizes = [
+            probe for entry in range(len(self.items)) if not isinstance(probe := self._probe(entry), str)
+        ]
+        small = sum(0 < min(size.width, size.height) < SMALLEST for size in sizes)
+        if small:
+            lines.append(
+                f"{small} of {len(self.items)} files have a side below {SMALLEST} pixels and are enlarged"
+            )
+        return lines
 
     def starts(self, index: int, bucket: Bucket) -> range:
         entry, options = self._order[index], self.options
@@ -151,7 +175,7 @@ class EasyAnimateSet:
             raise BadSample(entries.names[entry], self._lost[entry])
         path, says = entries.root / entries.names[entry], (entries.widths[entry], entries.heights[entry])
         window = (start, bucket.num_frames, bucket.height, bucket.width, stride, place)
-        cut = Cut(path, entries.root, *window, says, self.options.strict)
+        cut = Cut(path, entries.root, *window, says, self.options.strict, self.options.background_colour)
         try:
             result = read(cut) if self.options.decode == "inline" else self._supervisor().call(cut)
         except (ValueError, OSError) as error:
@@ -197,22 +221,41 @@ class EasyAnimateSet:
         if unknown:
             self._probe_files(unknown)
 
+    def _check_sides(self) -> None:
+        """Drops the list's sizes if some file has its width and height the other way round."""
+        rows = self._entries
+        if self._is_turned is not None:
+            return
+        sizes = list(zip(rows.widths, rows.heights, strict=True))
+        known = [i for i, (width, height) in enumerate(sizes) if width and height and width != height]
+        some = [known[i * len(known) // LOOKED_AT] for i in range(LOOKED_AT)] if known else []
+        asked = [(i, True) for i in dict.fromkeys(some)]
+        found = [(sizes[i], header) for i, header in self._headers(asked) if isinstance(header, Probe)]
+        self._is_turned = any(size == (header.height, header.width) for size, header in found)
+        if self._is_turned:
+            rows.widths, rows.heights = [0] * len(rows), [0] * len(rows)
+
     def _probe_files(self, entries: list[int]) -> None:
-        """Probes files for the numbers that the list lacks; findings of earlier runs are reused."""
+        """Probes files for the numbers that the list lacks."""
+        rows = self._entries
+        for i, found in self._headers([(i, not (rows.widths[i] and rows.heights[i])) for i in entries]):
+            self._fill(i, found)
+
+    def _headers(self, asked: list[tuple[int, bool]]) -> Iterator[tuple[int, Probe | str]]:
+        """The headers of (entry, with its size), or why there is none; findings of earlier runs are reused."""
         rows = self._entries
         remembered = HeaderFile(rows.root)
-        asked = [(i, not (rows.widths[i] and rows.heights[i])) for i in entries]
         missing = []
         for i, with_size in asked:
             known = remembered.get(rows.names[i], with_size)
             if known is None:
                 missing.append((i, with_size))
             else:
-                self._fill(i, known)
+                yield i, known
         for (i, _), result in zip(missing, self._probe_all(missing), strict=True):
             if isinstance(result, Probe):
                 remembered.put(rows.names[i], result)
-            self._fill(i, result)
+            yield i, result
         remembered.save()
 
     def _probe_all(self, missing: list[tuple[int, bool]]) -> Iterator[Probe | str]:

@@ -1,4 +1,4 @@
-"""Reads the list of a training set: EasyAnimate's JSON, or CSV, of file_path, text, type, width, height.
+"""Reads the list of a training set: EasyAnimate's JSON or CSV, or JSON lines, of file_path, text, type, width, height.
 
 Only the list is opened here. A row may also have `num_frames`, a video's number of frames, so that no file need be
 opened before a run.
@@ -6,21 +6,22 @@ opened before a run.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
+from ea_data.training.rows import KINDS, Rows
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import quote, quote_path
 from ea_runtime.training.data.dataset import Item
 
-NAMES = ("dataset.json", "dataset.csv")
+NAMES = ("dataset.json", "dataset.csv", "dataset.jsonl")
 _MAX_PIXELS = 1 << 20
 _MAX_FRAMES = 1 << 30
+_DRIVE = re.compile(r"[A-Za-z]:/")
 
 
 @dataclass(slots=True)
@@ -60,9 +61,9 @@ class Entries(Sequence[Item]):
 def read_list(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Entries:
     """The rows of a set, checked.
 
-    path: a folder that holds dataset.json or dataset.csv, or such a file. root: the folder that `file_path`s are
-    relative to; None: the list's own. Raises UserError, one line: no list, no JSON in it, no rows, a
-    row without `file_path` or `text`, a path that is absolute, a URL, or leaves the root (also through a link).
+    path: a folder that holds one of NAMES, or such a file. root: the folder that `file_path`s are relative to; None:
+    the list's own. Raises UserError, one line: no list, nothing of its kind in it, no rows, a row without `file_path`
+    or `text`, a path that is a URL or leaves the root (also through a link).
     """
     file = _find(Path(path))
     folder = Path(root).resolve() if root is not None else file.parent.resolve()
@@ -70,8 +71,12 @@ def read_list(path: str | os.PathLike[str], root: str | os.PathLike[str] | None 
         raise UserError(f"`data.root` must be a folder, got {quote_path(folder)}, which is none")
     entries = Entries(folder)
     beneath = _Beneath(folder)
-    for number, row in enumerate(_rows(file)):
-        _add(entries, row, f"entry {number} of {quote_path(file)}", beneath)
+    rows = Rows(file)
+    for row in rows:
+        try:
+            _add(entries, row, beneath)
+        except ValueError as error:
+            raise UserError(f"{rows.where}: {error}") from None
     if not len(entries):
         raise UserError(f"{quote_path(file)} must be a list of entries, got an empty list")
     return entries
@@ -80,84 +85,89 @@ def read_list(path: str | os.PathLike[str], root: str | os.PathLike[str] | None 
 def _find(path: Path) -> Path:
     for file in [path / name for name in NAMES] if path.is_dir() else [path]:
         if file.exists():
-            if file.suffix.lower() in (".json", ".csv"):
+            if file.suffix.lower() in KINDS:
                 return file
-            raise UserError(f"`data.path` must be a folder, a .json or a .csv file, got {quote_path(path)}")
+            kinds = ", ".join(KINDS)
+            raise UserError(f"`data.path` must be a folder or a list ({kinds}), got {quote_path(path)}")
     raise UserError(
         f"`data.path` must be a set with a dataset.json, got {quote_path(path.absolute())}; "
         "make one with `ea data run` or `ea data draw`"
     )
 
 
-def _rows(file: Path) -> Iterator[Any]:
-    try:
-        if file.suffix.lower() == ".csv":
-            with file.open(encoding="utf-8", newline="") as handle:
-                yield from csv.DictReader(handle)
-            return
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{quote_path(file)} cannot be read: {error.strerror or error}") from error
-    except (csv.Error, ValueError, RecursionError) as error:
-        raise UserError(f"{quote_path(file)} is not valid {file.suffix[1:].upper()}: {error}") from error
-    if not isinstance(rows, list):
-        raise UserError(f"{quote_path(file)} must be a list of entries, got {type(rows).__name__}")
-    yield from rows
-
-
 class _Beneath:
-    """Tells whether a file is beneath a folder, links followed; looks up each folder of the set once."""
+    """Makes paths relative to a folder, links followed; looks up each folder of the set once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._folders: dict[str, bool] = {"": True}
+        self._folders: dict[str, str | None] = {"": ""}  # as written -> relative to the root, None: outside
 
-    def __call__(self, name: str) -> bool:
-        folder = name.rpartition("/")[0]
+    def __call__(self, name: str) -> str | None:
+        """The path relative to the root; None if it leads out of it. An absolute one may lead into it."""
+        folder, _, last = name.rpartition("/")
+        if name.startswith("/"):
+            folder = folder or "/"
         if folder not in self._folders:
-            self._folders[folder] = self._is_inside(folder)
-        path = f"{self.root}/{name}"
-        return self._folders[folder] and (not os.path.islink(path) or self._is_inside(name))
+            inside = self._resolved(folder)
+            # a relative path stays as it is written, whatever its links say
+            self._folders[folder] = folder if inside is not None and not folder.startswith("/") else inside
+        known = self._folders[folder]
+        if known is None:
+            return None
+        relative = f"{known}/{last}" if known else last
+        is_link = os.path.islink(self.root / relative)
+        return None if is_link and self._resolved(relative) is None else relative
 
-    def _is_inside(self, name: str) -> bool:
+    def _resolved(self, name: str) -> str | None:
         try:
-            return (self.root / name).resolve().is_relative_to(self.root)
-        except (OSError, RuntimeError):  # a loop of links
-            return False
+            relative = (self.root / name).resolve().relative_to(self.root).as_posix()
+        except (OSError, RuntimeError, ValueError):  # a loop of links; not in it
+            return None
+        return "" if relative == "." else relative
 
 
-def _add(entries: Entries, row: Any, where: str, beneath: _Beneath) -> None:
+def _add(entries: Entries, row: Any, beneath: _Beneath) -> None:
+    """Raises ValueError for what is wrong in the row."""
     if not isinstance(row, dict):
-        raise UserError(f"{where} must be an object, got {type(row).__name__}")
+        raise ValueError(f"must be an object, got {type(row).__name__}")
     for key in ("file_path", "text"):
         if not isinstance(row.get(key), str):
             got = quote(row[key]) if key in row else "nothing"
-            raise UserError(f"{where}: `{key}` must be a string, got {got}")
+            raise ValueError(f"`{key}` must be a string, got {got}")
     kind = row.get("type") or "image"
+    kind = kind.strip().lower() if isinstance(kind, str) else kind
     if kind not in ("image", "video"):
-        raise UserError(f"{where}: `type` must be 'image' or 'video', got {quote(kind)}")
-    entries.names.append(_name(where, row["file_path"], beneath))
+        raise ValueError(f"`type` must be 'image' or 'video', got {quote(kind)}")
+    entries.names.append(_name(row["file_path"], beneath))
     entries.texts.append(row["text"])
     entries.videos.append(kind == "video")
-    entries.widths.append(_number(where, "width", row.get("width"), _MAX_PIXELS, "pixels"))
-    entries.heights.append(_number(where, "height", row.get("height"), _MAX_PIXELS, "pixels"))
-    entries.num_frames.append(_number(where, "num_frames", row.get("num_frames"), _MAX_FRAMES, "frames"))
+    entries.widths.append(_number("width", row.get("width"), _MAX_PIXELS, "pixels"))
+    entries.heights.append(_number("height", row.get("height"), _MAX_PIXELS, "pixels"))
+    entries.num_frames.append(_number("num_frames", row.get("num_frames"), _MAX_FRAMES, "frames"))
 
 
-def _name(where: str, name: str, beneath: _Beneath) -> str:
-    relative = PurePosixPath(name)
-    if not relative.parts or "\0" in name:
-        raise UserError(f"{where}: `file_path` must name a file, got {quote(name)}")
+def _name(name: str, beneath: _Beneath) -> str:
+    if "\\" in name and not os.path.lexists(beneath.root / name.replace("\0", "")):
+        name = name.replace("\\", "/")  # a list from Windows
+    path = PurePosixPath(name)
+    if not path.parts or "\0" in name:
+        raise ValueError(f"`file_path` must name a file, got {quote(name)}")
     if "://" in name:
-        raise UserError(f"{where}: `file_path` must be a file in the set, not an address, got {quote(name)}")
-    if relative.is_absolute() or ".." in relative.parts or not beneath(str(relative)):
-        raise UserError(f"{where}: `file_path` must stay beneath the set, got {quote(name)}")
-    return str(relative)
+        raise ValueError(f"`file_path` must be a file in the set, not an address, got {quote(name)}")
+    # on Windows, a path with a drive is absolute
+    is_elsewhere = ".." in path.parts or (os.name != "nt" and _DRIVE.match(name))
+    relative = None if is_elsewhere else beneath(str(path))
+    if not relative:
+        raise ValueError(
+            f"`file_path` must stay beneath the set's folder {quote_path(beneath.root)}, got {quote(name)}; "
+            "`data.root` names another folder"
+        )
+    return relative
 
 
-def _number(where: str, key: str, value: Any, limit: int, unit: str) -> int:
+def _number(key: str, value: Any, limit: int, unit: str) -> int:
     """A number of a row, as JSON or CSV writes it; 0 if missing."""
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return 0
     try:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -166,5 +176,5 @@ def _number(where: str, key: str, value: Any, limit: int, unit: str) -> int:
         if not 0 <= number < limit:
             raise ValueError
     except ValueError:
-        raise UserError(f"{where}: `{key}` must be a number of {unit}, got {quote(value)}") from None
+        raise ValueError(f"`{key}` must be a number of {unit}, got {quote(value)}") from None
     return int(number)

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ea_data.children.supervisor import Failure, Supervisor
+from ea_data.media.reader import probe
+from ea_data.training.dataset import SMALLEST
+from ea_runtime.files.safe import plain
 from ea_runtime.training.data.dataset import BadSample, Bucket, SetOptions, TrainingSet, open_set
 
 #: Most tokens that V2's text encoder takes; longer captions are cut.
@@ -98,6 +101,9 @@ def diagnose(
     findings += _finding("videos shorter than the window", short, advice)
     if with_files:
         findings += _files(dataset, buckets, workers, options.timeout, on_file)
+    else:
+        sizes = [(item.path.name, item.width, item.height) for item in items if item.width and item.height]
+        findings += _small(sizes)
     small = [row for row in rows if row.num_samples < batch_size]
     if len(rows) > 1:
         advice = "their steps see fewer samples; merge sizes with `size`, or accept it"
@@ -136,10 +142,11 @@ def _captions(items: Sequence[Any], model: str) -> tuple[list[Finding], int]:
     """Findings about the captions, and the number of tokens of the longest, end mark included."""
     from ea_runtime.models.layout import resolve_folder
     from ea_runtime.text.cleaning import clean_caption
+    from ea_runtime.text.lost_words import lost_words
     from ea_runtime.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(resolve_folder(model) / "tokenizer")
-    empty, long, texts, longest = [], [], Counter[str](), 0
+    empty, long, losing, texts, longest = [], [], [], Counter[str](), 0
     for start in range(0, len(items), 256):
         part = items[start : start + 256]
         cleaned = [clean_caption(item.text) for item in part]
@@ -148,12 +155,17 @@ def _captions(items: Sequence[Any], model: str) -> tuple[list[Finding], int]:
             count = len(row) + 1
             longest = max(longest, count)
             texts[text] += 1
+            lost = lost_words(item.text, text)
+            if lost:
+                losing.append(f"{item.path.name}: {', '.join(plain(word, 40) for word in lost[:NAMED])}")
             if not text:
                 empty.append(item.path.name)
             elif count > MAX_TOKENS:
                 long.append(f"{item.path.name} ({count} tokens)")
     advice = "caption them (`ea data caption`) or leave the files out"
     findings = _finding("empty captions", empty, advice, is_fatal=True)
+    advice = "the text encoder does not see them (cleaning as in EasyAnimate V2); write them in other words"
+    findings += _finding("captions that lose words to cleaning", losing, advice)
     advice = f"their ends are cut; shorten them (counted with the tokenizer of {model!r})"
     findings += _finding(f"captions over {MAX_TOKENS} tokens", long, advice)
     if len(items) > 1 and len(texts) == 1:
@@ -161,22 +173,42 @@ def _captions(items: Sequence[Any], model: str) -> tuple[list[Finding], int]:
     return findings, longest
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A file as a child read it. digest: of its contents. reason: why it cannot be read, "" if it can."""
+
+    digest: str = ""
+    width: int = 0
+    height: int = 0
+    reason: str = ""
+
+
 class _Reader:
-    """Reads a sample as training does, in a child. Returns (hash of the file, "") or ("", why it cannot be read)."""
+    """Reads a sample as training does, in a child."""
 
     def __init__(self, dataset: TrainingSet) -> None:
         self.dataset = dataset
 
-    def __call__(self, task: tuple[int, Bucket]) -> tuple[str, str]:
+    def __call__(self, task: tuple[int, Bucket]) -> _Read:
         index, bucket = task
         path = self.dataset.item(index).path
         try:
             start = self.dataset.starts(index, bucket)[-1]  # the last window, which a truncated file lacks
             self.dataset.read(index, start, bucket)
+            size = probe(path, path.resolve().parent)
             with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest(), ""
-        except (BadSample, OSError) as error:
-            return "", error.reason if isinstance(error, BadSample) else str(error)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return _Read(digest, size.width, size.height)
+        except (BadSample, ValueError, OSError) as error:
+            return _Read(reason=error.reason if isinstance(error, BadSample) else str(error))
+
+
+def _small(sizes: Sequence[tuple[str, int, int]]) -> list[Finding]:
+    """sizes: (name, width, height), upright."""
+    small = [f"{name} ({width}x{height})" for name, width, height in sizes if min(width, height) < SMALLEST]
+    return _finding(
+        f"sizes below {SMALLEST} pixels", small, "they are enlarged, and show little; leave them out"
+    )
 
 
 def _files(
@@ -187,23 +219,24 @@ def _files(
     on_file: Callable[[int, int], None] | None,
 ) -> list[Finding]:
     first: dict[str, str] = {}
-    bad, twins = list[str](), list[str]()
+    bad, twins, sizes = list[str](), list[str](), list[tuple[str, int, int]]()
     total = len(dataset.items)  # repeats follow, and are the same files
     tasks = [(i, buckets[i]) for i in range(total)]
     with Supervisor(_Reader(dataset), workers=workers, timeout=timeout + 5) as pool:
         for done, result in enumerate(pool.map(tasks), 1):
             name = dataset.item(done - 1).path.name
-            digest, reason = ("", result.reason) if isinstance(result, Failure) else result
-            if reason:
-                bad.append(f"{name}: {reason}")
-            elif digest in first:
-                twins.append(f"{name} = {first[digest]}")
-            else:
-                first[digest] = name
             if on_file:
                 on_file(done, total)
+            read = _Read(reason=result.reason) if isinstance(result, Failure) else result
+            if read.reason:
+                bad.append(f"{name}: {read.reason}")
+                continue
+            sizes.append((name, read.width, read.height))
+            if read.digest in first:
+                twins.append(f"{name} = {first[read.digest]}")
+            first.setdefault(read.digest, name)
     advice = "mend them or take their entries out of the list"
-    found = _finding("unreadable files", bad, advice, is_fatal=True)
+    found = _finding("unreadable files", bad, advice, is_fatal=True) + _small(sizes)
     return found + _finding("files with the content of another", twins, "take the second ones out")
 
 

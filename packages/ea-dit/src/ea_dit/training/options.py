@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ea_dit.training.trainable import LOW_RATE, Stage
 from ea_runtime.training.latents.cache import EncodedOptions
-
-
-class Table(BaseModel):
-    """A table of a config: no unknown keys, no changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from ea_runtime.training.options import Table
 
 
 class DataTable(EncodedOptions):
@@ -56,8 +51,6 @@ class LossTable(Table):
     Timesteps: `uniform_part` of them uniform, the rest sigmoid(normal(`t_mean`, `t_std`)) of the 1,000 steps,
     which spends more of a small budget on the steps that decide layout and motion.
     """
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     snr: bool = False
     min_snr: float = Field(default=0.0, ge=0)

@@ -54,7 +54,7 @@ def accept(
     An engine is code that runs as you: accept only what you or people you trust have built.
     """
     from ea_runtime.export import build_record
-    from ea_runtime.export.bundle import inspect_bundle
+    from ea_runtime.export.bundle import inspect_bundle, record
 
     bundle = inspect_bundle(folder)
     typer.echo(f"{bundle.target} bundle of {bundle.model}, sha256 of its manifest {bundle.digest}")
@@ -62,13 +62,5 @@ def accept(
         "It runs as you from then on. Was it built by you or by someone you trust?"
     ):
         raise typer.Exit(1)
-    build_record.add(
-        bundle.digest,
-        how="accepted",
-        bundle=str(bundle.folder),
-        target=bundle.target,
-        model=bundle.model,
-        size=bundle.size.words(),
-        dtype=bundle.dtype,
-    )
+    record(bundle, bundle.folder, bundle.digest, how="accepted")
     typer.echo(f"recorded in {build_record.place()}")

@@ -8,6 +8,8 @@ import typer
 from typer import Option
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ea_runtime.export.make import ExportResult
 
 app = typer.Typer(add_completion=False)
@@ -72,7 +74,7 @@ def export(
         raise UserError(f"`memory-limit` must be from 0.01 to 10000 GB, got {memory_limit:g}")
     if targets[0] != "trt-rtx" and capability:
         raise UserError("`capability` is for --trt-rtx: TensorRT builds for this machine's GPU; leave it out")
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with notes_on(console), console.status("loading torch") as status:
         from ea_runtime.export.make import Request, export_bundle
 
@@ -98,30 +100,21 @@ def export(
     typer.echo(result.folder)
 
 
-def _show(console: object, result: ExportResult) -> None:
-    from rich.console import Console
-
-    assert isinstance(console, Console)
+def _show(console: Console, result: ExportResult) -> None:
     report = result.report
-    console.print(
-        f"{report['model']}, {report['size']}, {report['dtype']}, opset {report['opset']}",
-        markup=False,
-        soft_wrap=True,
-    )
+    console.print(f"{report['model']}, {report['size']}, {report['dtype']}, opset {report['opset']}")
     for one in [*report["parity"], *report["canaries"]]:
         worst = max((error["relative"] for error in one["outputs"]), default=None)
         text = one["state"] if worst is None else f"relative error {worst:.2g} to PyTorch"
         bad = worst is not None and worst > report["limit"]
         style = "red" if bad else "yellow" if worst is None else None
-        console.print(f"  {one['graph']:<32} {text}", markup=False, soft_wrap=True, style=style)
+        console.print(f"  {one['graph']:<32} {text}", style=style)
     for name, built in report["builds"].items():
         memory = built["activation_bytes"]
-        shown = "not told" if memory is None else f"{memory / 1e9:.3f} GB"
-        console.print(
-            f"  {name:<32} engine {built['engine_bytes'] / 1e6:.1f} MB, activation memory {shown}",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
+        shown = "unknown" if memory is None else f"{memory / 1e9:.3f} GB"
+        size = f"{built['engine_bytes'] / 1e6:.1f} MB"
+        console.print(f"  {name:<32} engine {size}, activation memory {shown}")
     for note in report["preflight"]["notes"]:
-        console.print(f"note: {note}", markup=False, style="yellow", soft_wrap=True)
+        console.print(f"note: {note}", style="yellow")
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in report["seconds"].items())
-    console.print(f"{seconds} · {result.folder / 'report.html'}", markup=False, style="dim", soft_wrap=True)
+    console.print(f"{seconds} · {result.folder / 'report.html'}", style="dim")

@@ -40,6 +40,7 @@ def train(
     """Train a part of a model; the run's folder has config, log, checkpoints and the final model."""
     from ea_runtime.errors import UserError
     from ea_runtime.plugins.host import get_host
+    from ea_runtime.settings import validate
     from ea_runtime.training.options import read_config
 
     host = get_host()
@@ -54,7 +55,8 @@ def train(
         record = _recipe(run.run.recipe)
     elif run.run.recipe != recipe:
         raise UserError(f"`config` {config.name} is for recipe {run.run.recipe!r}, got {recipe!r}")
-    recipe_class, options = _options(record, run, config.name)
+    recipe_class = record.build()
+    options = validate(recipe_class.options_model, run.recipe_options, config.name)
     if recipe == CACHE:
         if resume or dry_run:
             raise UserError(
@@ -106,14 +108,6 @@ def _list_recipes() -> None:
         "\n`ea train RECIPE CONFIG.toml` trains, `ea train cache CONFIG.toml` codes its set once.",
         markup=False,
     )
-
-
-def _options(record: Any, run: RunConfig, name: str) -> tuple[Any, Any]:
-    """The recipe's class and its validated options."""
-    from ea_runtime.settings import validate
-
-    recipe_class = record.build()
-    return recipe_class, validate(recipe_class.options_model, run.recipe_options, name)
 
 
 def _say(line: str, *, quiet: bool = False) -> None:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from ea_runtime.engines.weights import ExportedWeights
@@ -89,9 +88,12 @@ class ExportedEngine:
                 f"engine {self.target!r} runs a bundle, got none; make one with `ea export --{self.target}` and give"
                 " its folder (`--bundle`, bundle=)"
             )
+        from ea_runtime.export.trace import DTYPES
+
         self.folder = resolve_folder(model)
         self.device = device
         self.bundle: Bundle = open_bundle(bundle, self.target)
+        self.dtype = DTYPES[self.bundle.dtype]
         self._check_model()
         self._check_dtype(dtype)
 
@@ -129,7 +131,7 @@ class ExportedEngine:
                     f"the bundle has no {missing}, it has {', '.join(self.bundle.parts)}; export it, too"
                 )
             source = open_source(self.folder, name)
-            weights = None if name == "vae" else ExportedWeights(source, self._graph_dtype(held[0]))
+            weights = None if name == "vae" else ExportedWeights(source, self.dtype)
             runs = {part: self._run(part, weights) for part in held}
             attached = source.exporter.attach(source.network, runs)
             attached.weights = weights
@@ -147,11 +149,6 @@ class ExportedEngine:
             self.bundle.size, infos, self.open_graph, partial(weight_names, self.bundle.folder), weights
         )
 
-    def _graph_dtype(self, part: str) -> torch.dtype:
-        from ea_runtime.export.trace import DTYPES
-
-        return DTYPES[self.bundle.dtype]
-
     def _check_model(self) -> None:
         from ea_runtime.models.hash import part_digest
 
@@ -168,7 +165,7 @@ class ExportedEngine:
         if dtype is None or dtype == "auto":
             return
         name = check_dtype_name(dtype) if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
-        held = str(self._graph_dtype("")).removeprefix("torch.")
+        held = str(self.dtype).removeprefix("torch.")
         if name != held:
             raise UserError(
                 f"`dtype` is {name}, but this bundle computes in {held}; leave it out, or export another"

@@ -1,7 +1,7 @@
 """The record of this user's builds: sha256 of each bundle's manifest, one line of JSON each, outside all bundles.
 
 A bundle that comes from elsewhere carries its own hashes, which prove nothing; this list does. It is in
-`$EA_STATE_DIR`, else `$XDG_STATE_HOME/ea`, else `~/.local/state/ea`.
+`$EA_STATE_DIR`, else in `ea` in the user's state folder (on Linux `$XDG_STATE_HOME` or `~/.local/state`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_state_path
+
 from ea_runtime.errors import UserError
 
 FILE = "builds.jsonl"
@@ -21,10 +23,7 @@ MAX_BYTES = 64 << 20
 def place() -> Path:
     """The record's file."""
     own = os.environ.get("EA_STATE_DIR", "").strip()
-    if own:
-        return Path(own).expanduser() / FILE
-    state = os.environ.get("XDG_STATE_HOME", "").strip()
-    return (Path(state) if state else Path.home() / ".local" / "state") / "ea" / FILE
+    return (Path(own).expanduser() if own else user_state_path("ea", appauthor=False)) / FILE
 
 
 def require_writable() -> None:

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,16 +95,13 @@ def open_bundle(folder: str | os.PathLike[str], target: str | None = None) -> Bu
     target: what it must have been made for. Raises UserError, one line: no bundle, not in this user's build record, a
     file that has changed or is missing, a graph that names data outside, another target.
     """
-    path = Path(folder)
-    if not path.is_dir():
-        raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {quote_path(path)}")
-    manifest = _read(path.resolve(), MANIFEST, MAX_JSON)
+    path, manifest = _manifest(folder)
     if not build_record.knows(hashlib.sha256(manifest).hexdigest()):
         raise UserError(
             f"bundle {quote_path(path)} is not in the build record of this user ({build_record.place()}); build it"
             " with `ea export`, or, if you trust where it comes from, run `ea bundles accept` on it"
         )
-    bundle = _inspect(path.resolve(), manifest)
+    bundle = _inspect(path, manifest)
     if target is not None and bundle.target != target:
         raise UserError(f"bundle {quote_path(path)} was made for engine {bundle.target!r}, got {target!r}")
     return bundle
@@ -112,10 +109,22 @@ def open_bundle(folder: str | os.PathLike[str], target: str | None = None) -> Bu
 
 def inspect_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """As `open_bundle` without the build record: to look at a bundle from elsewhere. Nothing is run."""
+    return _inspect(*_manifest(folder))
+
+
+def _manifest(folder: str | os.PathLike[str]) -> tuple[Path, bytes]:
+    """The bundle's real path, and the contents of its manifest."""
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {quote_path(path)}")
-    return _inspect(path.resolve(), _read(path.resolve(), MANIFEST, MAX_JSON))
+    return path.resolve(), _read(path.resolve(), MANIFEST, MAX_JSON)
+
+
+def record(described: Description, folder: Path, digest: str, how: str) -> None:
+    """Adds a bundle to this user's build record. digest: of its manifest. how: "built" or "accepted"."""
+    about = {"target": described.target, "model": described.model}
+    about |= {"size": described.size.words(), "dtype": described.dtype}
+    build_record.add(digest, how=how, bundle=str(folder), **about)
 
 
 def _inspect(folder: Path, manifest: bytes) -> Bundle:
@@ -166,7 +175,8 @@ def check_graph(folder: Path, graph: GraphInfo) -> None:
         raise UserError(
             f"{quote(graph.file)} has other inputs and outputs than {DESCRIPTION} says; export it again"
         )
-    for tensor in _tensors(model):
+    graphs = list(_graphs(model.graph))
+    for tensor in (tensor for inner in graphs for tensor in _tensors(inner)):
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if not entries and tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -182,7 +192,8 @@ def check_graph(folder: Path, graph: GraphInfo) -> None:
                 f"{quote(graph.file)} names data in {quote(entries.get('location'))} ({offset}, {length} bytes),"
                 f" outside its weights {graph.weights!r} of {size} bytes; do not use this bundle"
             )
-    domains = {node.domain for node in _nodes(model.graph)} | {entry.domain for entry in model.opset_import}
+    domains = {node.domain for inner in graphs for node in inner.node}
+    domains |= {entry.domain for entry in model.opset_import}
     foreign = sorted(domains - {"", "ai.onnx"})
     if foreign or model.functions:
         raise UserError(
@@ -199,32 +210,24 @@ def weight_names(folder: Path, graph: GraphInfo) -> set[str]:
     return {tensor.name for tensor in model.graph.initializer}
 
 
-def _nodes(graph: Any) -> Any:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _nodes(inner)
+def _graphs(graph: Any) -> Iterator[Any]:
+    """The graph and all graphs in its nodes' attributes."""
+    yield graph
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            yield from _graphs(inner)
 
 
-def _tensors(model: Any) -> Any:
-    def of(graph: Any) -> Any:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield sparse.values
-            yield sparse.indices
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("sparse_tensor"):
-                    yield attribute.sparse_tensor.values
-                    yield attribute.sparse_tensor.indices
-                for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                    yield from of(inner)
-
-    yield from of(model.graph)
+def _tensors(graph: Any) -> Iterator[Any]:
+    """The tensors of one graph. A field that is not set reads as an empty tensor, which names no file."""
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    yield from graph.initializer
+    sparse = list(graph.sparse_initializer)
+    for attribute in attributes:
+        yield from (attribute.t, *attribute.tensors)
+        sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+    for one in sparse:
+        yield from (one.values, one.indices)
 
 
 def _open(folder: Path, name: str) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.export import build_record, bundle, parity, preflight
 from ea_runtime.export.networks import ExportSource, export_configs, sources_of
-from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts, for_refit
+from ea_runtime.export.parts import EXPORT_PARTS, Graph, Size, check_parts
 from ea_runtime.export.trace import DTYPES, FakeNetwork, Traced, initializer_names, make_fake, trace
 from ea_runtime.export.weights_file import Place, plan_places, refer, total_bytes, write_weights
 from ea_runtime.files.atomic import MANIFEST, atomic_folder, require_new_folder
@@ -62,11 +63,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """The bundle that was made, its report, and the seconds of each step."""
+    """The bundle that was made, and its report."""
 
     folder: Path
     report: Mapping[str, Any]
-    seconds: Mapping[str, float]
 
 
 def export_bundle(request: Request, tell: Tell | None = None) -> ExportResult:
@@ -121,16 +121,8 @@ def _export(request: Request, tell: Tell) -> ExportResult:
         parity.write_json(partial / bundle.DESCRIPTION, described.model_dump(mode="json"))
         tell("writing", target.name)
     manifest = (target / MANIFEST).read_bytes()
-    build_record.add(
-        hashlib.sha256(manifest).hexdigest(),
-        how="built",
-        bundle=str(target.resolve()),
-        target=request.target,
-        model=request.model,
-        size=size.words(),
-        dtype=request.dtype,
-    )
-    return ExportResult(target, report, work.seconds)
+    bundle.record(described, target.resolve(), hashlib.sha256(manifest).hexdigest(), how="built")
+    return ExportResult(target, report)
 
 
 def settle(request: Request) -> Request:
@@ -160,8 +152,6 @@ def settle(request: Request) -> Request:
 
 def require_packages(target: str) -> None:
     """Raises MissingPackageError, with the command that installs it, if an extra is missing."""
-    from importlib.util import find_spec
-
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(name) is None:
             raise MissingPackageError(
@@ -225,7 +215,7 @@ class _Work:
         if source.network not in self.fakes:  # the VAE's two parts share one
             self.fakes[source.network] = make_fake(source.network, self.dtype)
             if self.request.refittable:
-                for_refit(source.exporter, source.network)
+                getattr(source.exporter, "for_refit", lambda network: None)(source.network)
         fake = self.fakes[source.network]
         graphs = source.exporter.graphs(part, fake.network, self.size)
         traced = [self._trace(graph, fake) for graph in graphs]
@@ -237,12 +227,9 @@ class _Work:
             preflight.check_memory(preflight.builder_memory(needed))
         self.preflight.weights_bytes += needed
         preflight.check_disk(folder, needed * copies + (64 << 20))
-        modules = sorted({name for graph in graphs for name in _module_names(graph, fake)})
-        self.used[part] = parity.check_weights_used(traced, fake.network, modules)
-        if self.used[part].dropped:
-            raise UserError(
-                f"part {part}: {self.used[part].dropped[0]} is in no graph, but its weight is: a fault of the exporter"
-            )
+        ids = {id(parameter) for graph in graphs for parameter in graph.module.parameters()}
+        names = {name for name, parameter in fake.network.named_parameters() if id(parameter) in ids}
+        self.used[part] = parity.check_weights_used(part, traced, names)
         self.tell("weights", part)
         with self._timed("weights"):
             write_weights(folder / f"{part}.weights", places, source.tensors(set(places), fake.computed))
@@ -265,7 +252,8 @@ class _Work:
 
     def _places(self, traced: list[Traced], fake: FakeNetwork) -> dict[str, Place]:
         names = {name for one in traced for name in initializer_names(one)}
-        shapes = {name: tuple(tensor.shape) for name, tensor in _named_tensors(fake)}
+        tensors = (*fake.network.named_parameters(), *fake.network.named_buffers())
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
         return plan_places(names, shapes, fake.kinds)
 
     def _write(self, traced: Traced, places: Mapping[str, Place], folder: Path) -> bundle.GraphInfo:
@@ -331,7 +319,7 @@ class _Work:
                 memory_limit=self.request.memory_limit,
                 refittable=bool(self.request.refittable),
             )
-        self.builds[info.name] = built.to_json()
+        self.builds[info.name] = asdict(built)
         return info.model_copy(update={"engine": f"{info.name}.engine"})
 
     def report(self, hashes: Mapping[str, str], infos: list[bundle.GraphInfo]) -> dict[str, Any]:
@@ -346,17 +334,9 @@ class _Work:
             "opset": self.opset,
             "limit": parity.LIMITS[str(self.request.dtype)],
             "preflight": self.preflight.to_json(),
-            "weights": {
-                part: {
-                    "used": one.used,
-                    "biases": one.biases,
-                    "norms": dict(one.norms),
-                    "unused": list(one.unused),
-                }
-                for part, one in self.used.items()
-            },
-            "parity": [one.to_json() for one in self.parity],
-            "canaries": [one.to_json() for one in self.canary],
+            "weights": {part: asdict(one) for part, one in self.used.items()},
+            "parity": [asdict(one) for one in self.parity],
+            "canaries": [asdict(one) for one in self.canary],
             "builds": self.builds,
             "graphs": [info.name for info in infos],
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
@@ -364,16 +344,6 @@ class _Work:
 
     def _timed(self, name: str) -> Timed:
         return Timed(name, self.seconds, torch.device("cpu"))
-
-
-def _named_tensors(fake: FakeNetwork) -> list[tuple[str, Any]]:
-    return [*fake.network.named_parameters(), *fake.network.named_buffers()]
-
-
-def _module_names(graph: Graph, fake: FakeNetwork) -> set[str]:
-    """Names, in the network, of the parameters of the graph's module."""
-    ids = {id(parameter) for parameter in graph.module.parameters()}
-    return {name for name, parameter in fake.network.named_parameters() if id(parameter) in ids}
 
 
 def _skeleton(model: Any) -> Any:
@@ -395,15 +365,8 @@ def _skeleton(model: Any) -> Any:
 
 
 def _info(value: Any) -> bundle.TensorInfo:
-    names = {
-        "FLOAT": "float32",
-        "FLOAT16": "float16",
-        "BFLOAT16": "bfloat16",
-        "INT64": "int64",
-        "INT32": "int32",
-    }
     shape = tuple(int(n) for n in value.shape)
-    return bundle.TensorInfo(name=value.name, shape=shape, dtype=names[value.dtype.name])
+    return bundle.TensorInfo(name=value.name, shape=shape, dtype=value.dtype.numpy().name)
 
 
 def _require_free(target: Path, overwrite: bool) -> None:

@@ -64,7 +64,8 @@ def open_source(folder: Path, model_part: str) -> ExportSource:
 def build(plan: PartPlan, exporter: Exporter) -> nn.Module:
     """The network without weights."""
     config = {key: value for key, value in plan.config.items() if not key.startswith("_")}
-    return meta.build_without_weights(lambda: exporter.build(lambda: build_from_config(plan), config))
+    own = getattr(exporter, "build", lambda build_network, config: build_network())
+    return meta.build_without_weights(lambda: own(lambda: build_from_config(plan), config))
 
 
 def sources_of(folder: Path, parts: tuple[str, ...]) -> dict[str, ExportSource]:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ea_runtime.errors import UserError
+from ea_runtime.export.onnx_session import OnnxSession
 from ea_runtime.export.parts import Graph, Input
-from ea_runtime.export.trace import FakeNetwork, Traced, initializer_names, make_fake, trace
+from ea_runtime.export.trace import FakeNetwork, Traced, initializer_names, make_fake, run_tapped, trace
 from ea_runtime.export.weights_file import plan_places, refer, write_weights
 from ea_runtime.machine.formats import PartFormats
 
@@ -49,21 +53,12 @@ class GraphParity:
     outputs: list[Error] = field(default_factory=list)
     blocks: list[Error] = field(default_factory=list)
 
-    @property
-    def worst(self) -> float | None:
-        """Largest relative error of the outputs, None if nothing was compared."""
-        return max((one.relative for one in self.outputs), default=None)
-
-    def to_json(self) -> dict[str, Any]:
-        """For report.json."""
-        return asdict(self)
-
 
 def error_of(name: str, got: Tensor, expected: Tensor) -> Error:
     """Differences in float64; a value that is not finite on one side only counts as infinite."""
     a, b = got.double(), expected.double()
     if not torch.isfinite(a).all() or not torch.isfinite(b).all():
-        return Error(name, float("inf"), float("inf"), float("inf"))
+        return Error(name, math.inf, math.inf, math.inf)
     difference = (a - b).abs()
     scale = max(float(b.abs().max()), 1e-30)
     mean = float(difference.mean()) / max(float(b.abs().mean()), 1e-30)
@@ -82,23 +77,10 @@ def draw_inputs(graph: Graph, dtype: torch.dtype, seed: int = 0) -> dict[str, Te
 
 def torch_outputs(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """PyTorch's results: outputs by name, and blocks as "block:NAME". `graph.module` has weights."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        return lambda _module, _args, out: seen.__setitem__(
-            f"block:{name}", (out if isinstance(out, Tensor) else out[0]).detach()
-        )
-
-    handles = [graph.module.get_submodule(name).register_forward_hook(keep(name)) for name in graph.blocks]
-    try:
-        # watched: what a graph is compared with must be right
-        with torch.no_grad(), PartFormats(logger.warning).watch(graph.module):
-            out = graph.module(*inputs.values())
-    finally:
-        for handle in handles:
-            handle.remove()
-    outputs = (out,) if isinstance(out, Tensor) else tuple(out)
-    return dict(zip(graph.outputs, outputs, strict=True)) | seen
+    names = [*graph.outputs, *(f"block:{name}" for name in graph.blocks)]
+    # watched: what a graph is compared with must be right
+    with torch.no_grad(), PartFormats(logger.warning).watch(graph.module):
+        return dict(zip(names, run_tapped(graph.module, graph.blocks, inputs.values()), strict=True))
 
 
 def count_macs(graph: Graph, fake: FakeNetwork) -> int:
@@ -132,20 +114,13 @@ def with_taps(model: Any, taps: Mapping[str, Any], path: Path) -> dict[str, str]
     return names
 
 
-def run_onnx(path: Path, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """All outputs of an .onnx by ONNX Runtime on the CPU."""
-    from ea_runtime.export.onnx_session import OnnxSession
-
-    return OnnxSession(path, ["CPUExecutionProvider"]).run(inputs)
-
-
 def compare(traced: Traced, graph: Graph, folder: Path, dtype: torch.dtype, size: str) -> GraphParity:
     """Compares one traced graph, whose weights are in `folder`, with `graph.module`, which has the same weights."""
     path = folder / f".{graph.name}.parity.onnx"
     try:
         names = with_taps(traced.model, traced.taps, path)
         inputs = draw_inputs(graph, dtype)
-        got = run_onnx(path, inputs, dtype)
+        got = OnnxSession(path, ["CPUExecutionProvider"]).run(inputs)
         expected = torch_outputs(graph, inputs)
     finally:
         path.unlink(missing_ok=True)
@@ -157,38 +132,19 @@ def compare(traced: Traced, graph: Graph, folder: Path, dtype: torch.dtype, size
 # -- canaries ------------------------------------------------------------------------------------------
 
 
-class BiasCanary(nn.Module):
-    """A linear layer whose bias outweighs its product: a dropped GEMM bias cannot be missed."""
+def canaries() -> dict[str, tuple[nn.Sequential, tuple[int, ...], Any]]:
+    """Name -> network, its input's shape, and the input's offsets.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(64, 96)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x)
-
-
-class GroupNormCanary(nn.Module):
-    """GroupNorm(32) over groups with means far apart: statistics over wrong groups cannot be missed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(32, 64, eps=1e-6)
-        self.conv = nn.Conv3d(64, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.norm(x))
-
-
-def canaries() -> dict[str, tuple[nn.Module, tuple[int, ...], Any]]:
-    """Name -> network, its input's shape, and the input's offsets."""
+    gemm-bias: the bias outweighs the product, so a dropped one cannot be missed. group-norm-32: the groups' means are
+    far apart, so statistics over wrong groups cannot be missed.
+    """
     generator = torch.Generator().manual_seed(1)
-    bias, norm = BiasCanary(), GroupNormCanary()
-    for module in (bias, norm):
-        for parameter in module.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-    bias.linear.bias.data *= 100
-    norm.norm.weight.data += 1
+    linear, groups = nn.Linear(64, 96), nn.GroupNorm(32, 64, eps=1e-6)
+    bias, norm = nn.Sequential(linear), nn.Sequential(groups, nn.Conv3d(64, 8, 1))
+    for parameter in (*bias.parameters(), *norm.parameters()):
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    linear.bias.data *= 100
+    groups.weight.data += 1
     offsets = torch.arange(64.0).reshape(1, 64, 1, 1, 1) / 8
     return {"gemm-bias": (bias, (2, 5, 64), 0.0), "group-norm-32": (norm, (1, 64, 3, 4, 4), offsets)}
 
@@ -199,9 +155,11 @@ def run_canaries(folder: Path, dtype: torch.dtype, opset: int) -> list[GraphPari
     for name, (module, shape, offset) in canaries().items():
         weights = {key: tensor.clone() for key, tensor in module.state_dict().items()}
         fake = make_fake(module, dtype)
-        graph = Graph(
-            f"canary-{name}", "canary", module, {"x": Input(shape)}, ("y",), (), _Offset(shape, offset)
-        )
+
+        def draw(generator: torch.Generator, shape: Any = shape, offset: Any = offset) -> dict[str, Tensor]:
+            return {"x": torch.randn(shape, generator=generator) + offset}
+
+        graph = Graph(f"canary-{name}", "canary", module, {"x": Input(shape)}, ("y",), draw=draw)
         traced = trace(graph, fake, opset)
         places = plan_places(
             initializer_names(traced), {key: tuple(t.shape) for key, t in weights.items()}, fake.kinds
@@ -211,62 +169,50 @@ def run_canaries(folder: Path, dtype: torch.dtype, opset: int) -> list[GraphPari
             write_weights(file, places, weights.items())
             refer(traced.model, places, file.name, folder)
             real = canaries()[name][0].to(dtype)
-            again = Graph(graph.name, graph.part, real, graph.inputs, graph.outputs, (), graph.draw)
+            again = replace(graph, module=real)
             results.append(compare(traced, again, folder, dtype, "x".join(map(str, shape))))
         finally:
             file.unlink(missing_ok=True)
     return results
 
 
-class _Offset:
-    def __init__(self, shape: Sequence[int], offset: Any) -> None:
-        self.shape, self.offset = tuple(shape), offset
-
-    def __call__(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"x": torch.randn(self.shape, generator=generator) + self.offset}
-
-
 @dataclass(frozen=True, slots=True)
 class WeightsCheck:
     """The use that its graphs make of a part's weights.
 
-    unused: names of the state dict in no graph, as queries and keys of attention through the time of a picture.
-    dropped: biases among them whose module is in a graph otherwise: a fault.
+    norms: how many of each kind. unused: names of the state dict in no graph, as queries and keys of attention through
+    the time of a picture.
     """
 
     used: int
-    unused: tuple[str, ...]
-    dropped: tuple[str, ...]
     biases: int
     norms: Mapping[str, int]
+    unused: list[str]
 
 
-def check_weights_used(
-    traced: Sequence[Traced], network: nn.Module, module_names: Sequence[str]
-) -> WeightsCheck:
-    """Checks which weights of the exported modules are in a graph, and the groups of its norms."""
+def check_weights_used(part: str, traced: Sequence[Traced], expected: set[str]) -> WeightsCheck:
+    """Checks which of the `expected` weights are in a graph, and the groups of its norms.
+
+    Raises UserError for a bias in no graph though its module is in one: a fault of the exporter.
+    """
     used = {name for one in traced for name in initializer_names(one)}
-    expected = {
-        name
-        for name, _ in network.named_parameters()
-        if any(name.startswith(prefix) for prefix in module_names)
-    }
-    groups: dict[str, int] = {}
-    for node in (node for one in traced[:1] for node in one.model.graph):
-        if node.op_type == "GroupNormalization":
-            key = f"GroupNorm({node.attributes['num_groups'].value})"
-            groups[key] = groups.get(key, 0) + 1
-    biases = sum(name.endswith("bias") for name in used)
-    unused = tuple(sorted(expected - used))
-    dropped = tuple(n for n in unused if n.endswith(".bias") and f"{n.removesuffix('bias')}weight" in used)
-    return WeightsCheck(len(used), unused, dropped, biases, groups)
+    unused = sorted(expected - used)
+    for name in unused:
+        if name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in used:
+            raise UserError(f"part {part}: {name} is in no graph, but its weight is: a fault of the exporter")
+    norms = Counter(
+        f"GroupNorm({node.attributes['num_groups'].value})"
+        for node in traced[0].model.graph
+        if node.op_type == "GroupNormalization"
+    )
+    return WeightsCheck(len(used), sum(name.endswith("bias") for name in used), dict(norms), unused)
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
     """Writes JSON; infinity becomes a string."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        if isinstance(value, float) and math.isinf(value):
             return "infinite"
         if isinstance(value, Mapping):
             return {key: plain(one) for key, one in value.items()}

@@ -91,15 +91,12 @@ class Run(Protocol):
 class Exporter(Protocol):
     """Divides a network into graphs, and puts graphs in its place.
 
-    It may also have `for_refit(network)`, called before `graphs` for an engine whose weights will be replaced by name:
-    operators must then take every weight as it is in the state dict.
+    It may also have `build(build_network, config)`: the network without weights, if that is not `build_network()`;
+    called under a mode that allocates none. And `for_refit(network)`, called before `graphs` for an engine whose
+    weights will be replaced by name: operators must then take every weight as it is in the state dict.
     """
 
     parts: tuple[str, ...]
-
-    def build(self, build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
-        """The network without weights (called under a mode that allocates none). Most return `build_network()`."""
-        ...
 
     def graphs(self, part: str, network: nn.Module, size: Size) -> list[Graph]:
         """The graphs that a video (or picture) of this size needs. `network` may be without weights."""
@@ -108,13 +105,6 @@ class Exporter(Protocol):
     def attach(self, network: nn.Module, runs: Mapping[str, Run]) -> Any:
         """The object that the pipeline uses in the network's place; `runs`: the bundle's parts."""
         ...
-
-
-def for_refit(exporter: Exporter, network: nn.Module) -> None:
-    """Tells an exporter that has `for_refit` that weights will be replaced in the built engine."""
-    tell = getattr(exporter, "for_refit", None)
-    if tell is not None:
-        tell(network)
 
 
 def check_parts(names: list[str] | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
@@ -26,14 +26,16 @@ _BUILDER_MEMORY, _BUILDER_COPIES = 1_100_000_000, 3.3
 
 @dataclass(frozen=True, slots=True)
 class ShapeCheck:
-    """Figures from a graph's own shapes. largest: (tensor, shape, elements); unknown: tensors without a shape.
+    """Figures from a graph's own shapes. tensor, shape, elements: of the largest. without_shape: number of tensors.
 
-    scores: elements of the largest attention's scores, if an Attention node does not run fused.
+    attention_scores: elements of the largest attention's scores, if an Attention node does not run fused.
     """
 
-    largest: tuple[str, tuple[int, ...], int]
-    unknown: int
-    scores: int
+    tensor: str
+    shape: list[int]
+    elements: int
+    without_shape: int
+    attention_scores: int
 
 
 def check_shapes(proto: Any, graph: str) -> ShapeCheck:
@@ -54,10 +56,10 @@ def check_shapes(proto: Any, graph: str) -> ShapeCheck:
     outputs = [name for node in inferred.graph.node for name in node.output if name]
     unknown = sum(shapes.get(name) is None for name in outputs)
     counted = [(name, shape, prod(shape)) for name, shape in shapes.items() if shape is not None]
-    largest = max(counted, key=lambda one: one[2], default=("", (), 0))
-    if largest[2] >= MAX_ELEMENTS:
+    tensor, largest, elements = max(counted, key=lambda one: one[2], default=("", (), 0))
+    if elements >= MAX_ELEMENTS:
         raise UserError(
-            f"graph {graph} has the tensor {largest[0]} of shape {list(largest[1])}, {largest[2]:,} elements; at most"
+            f"graph {graph} has the tensor {tensor} of shape {list(largest)}, {elements:,} elements; at most"
             f" {MAX_ELEMENTS - 1:,} can be counted in 32 bits; choose a smaller size, fewer frames, --batch 1, or a"
             " dtype whose attention stays one operator (fp16, bf16)"
         )
@@ -67,7 +69,7 @@ def check_shapes(proto: Any, graph: str) -> ShapeCheck:
             q, k = shapes.get(node.input[0]), shapes.get(node.input[1])
             if q is not None and k is not None and len(q) == 4:
                 scores = max(scores, q[0] * q[1] * q[2] * k[2])
-    return ShapeCheck(largest, unknown, scores)
+    return ShapeCheck(tensor, list(largest), elements, unknown, scores)
 
 
 def check_disk(folder: Path, needed: int) -> None:
@@ -148,16 +150,7 @@ class Preflight:
     def to_json(self) -> dict[str, Any]:
         """For report.json."""
         return {
-            "largest_tensors": {
-                name: {
-                    "tensor": one.largest[0],
-                    "shape": list(one.largest[1]),
-                    "elements": one.largest[2],
-                    "without_shape": one.unknown,
-                    "attention_scores": one.scores,
-                }
-                for name, one in self.shapes.items()
-            },
+            "largest_tensors": {name: asdict(one) for name, one in self.shapes.items()},
             "limit_elements": MAX_ELEMENTS,
             "weights_bytes": self.weights_bytes,
             "versions": self.versions,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,11 +25,6 @@ class Encode(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-
-
-def build(build_network: Callable[[], nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """The T5Encoder."""
-    return build_network()
 
 
 def graphs(part: str, network: Any, size: Size) -> list[Graph]:

@@ -7,9 +7,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.export.tensorrt_api import load_api, require_device
@@ -31,10 +30,6 @@ class Built:
     peak_bytes: int
     capabilities: tuple[str, ...] = ()
     warnings: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """For report.json."""
-        return asdict(self)
 
 
 def check(target: str, capabilities: Sequence[str], refittable: bool | None) -> bool:

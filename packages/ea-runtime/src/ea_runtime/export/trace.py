@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ea_runtime.errors import UserError
 from ea_runtime.export.parts import Graph
@@ -73,34 +73,31 @@ def make_fake(network: nn.Module, dtype: torch.dtype) -> FakeNetwork:
     return fake
 
 
-def _first(out: Any) -> Tensor:
-    """A block's output; of several the first."""
-    return out if isinstance(out, Tensor) else out[0]
+def run_tapped(module: nn.Module, blocks: Iterable[str], inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The module's outputs, and after them those of some of its blocks (of several the first)."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, _args, out: seen.__setitem__(name, out if isinstance(out, Tensor) else out[0])
+
+    handles = [module.get_submodule(name).register_forward_hook(keep(name)) for name in blocks]
+    try:
+        out = module(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    outputs = (out,) if isinstance(out, Tensor) else tuple(out)
+    return (*outputs, *(seen[name] for name in blocks))
 
 
 class _Tapped(nn.Module):
-    """The module, with the outputs of some of its blocks after its own."""
-
     def __init__(self, inner: nn.Module, blocks: tuple[str, ...]) -> None:
         super().__init__()
         self.inner = inner
         self.blocks = blocks
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        seen: dict[str, Tensor] = {}
-        handles = [
-            self.inner.get_submodule(name).register_forward_hook(
-                lambda _module, _args, out, name=name: seen.__setitem__(name, _first(out))
-            )
-            for name in self.blocks
-        ]
-        try:
-            out = self.inner(*inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        outputs = (out,) if isinstance(out, Tensor) else tuple(out)
-        return (*outputs, *(seen[name] for name in self.blocks))
+        return run_tapped(self.inner, self.blocks, inputs)
 
 
 @dataclass
@@ -110,7 +107,6 @@ class Traced:
     graph: Graph
     model: Any
     taps: dict[str, Any]
-    opset: int
 
 
 def trace(graph: Graph, fake: FakeNetwork, opset: int) -> Traced:
@@ -120,14 +116,8 @@ def trace(graph: Graph, fake: FakeNetwork, opset: int) -> Traced:
             torch.zeros(one.shape, dtype=one.dtype or fake.dtype) for one in graph.inputs.values()
         )
     tapped = _Tapped(graph.module, graph.blocks).eval()
-    own = {
-        name: fake.names[id(tensor)]
-        for name, tensor in (
-            *tapped.named_parameters(remove_duplicate=False),
-            *tapped.named_buffers(remove_duplicate=False),
-        )
-        if id(tensor) in fake.names
-    }
+    held = (*tapped.named_parameters(remove_duplicate=False), *tapped.named_buffers(remove_duplicate=False))
+    own = {name: fake.names[id(tensor)] for name, tensor in held if id(tensor) in fake.names}
     try:
         with torch.no_grad(), _quiet():
             with fake.mode:
@@ -156,7 +146,7 @@ def trace(graph: Graph, fake: FakeNetwork, opset: int) -> Traced:
     outputs = list(model.graph.outputs)
     del model.graph.outputs[len(graph.outputs) :]
     taps = dict(zip(graph.blocks, outputs[len(graph.outputs) :], strict=True))
-    return Traced(graph, model, taps, opset)
+    return Traced(graph, model, taps)
 
 
 def _name_weights(model: Any, own: Mapping[str, str], fake: FakeNetwork, graph: Graph) -> None:
@@ -172,16 +162,10 @@ def _name_weights(model: Any, own: Mapping[str, str], fake: FakeNetwork, graph: 
                     initializers[own[name]] = value
                 else:  # tied
                     value.replace_all_uses_with(initializers[own[name]])
-        elif value.const_value is not None and _is_fake(value.const_value):
+        elif isinstance(getattr(value.const_value, "raw", None), FakeTensor):
             raise UserError(
                 f"graph {graph.name} holds the constant {name!r} whose value is not known; make it a buffer"
             )
-
-
-def _is_fake(tensor: Any) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(getattr(tensor, "raw", None), FakeTensor)
 
 
 def _simplify(model: Any) -> None:
@@ -227,14 +211,11 @@ def _widen_masks(model: Any) -> None:
             shape[-2] = queries
             sizes = ir.node("Constant", [], {"value": ir.tensor(shape, dtype=ir.DataType.INT64)})
             expand = ir.node("Expand", [mask, sizes.outputs[0]])
-            sizes.outputs[0].name, expand.outputs[0].name = (
-                f"{mask.name}_sizes_{queries}",
-                f"{mask.name}_{queries}",
-            )
-            sizes.outputs[0].shape, sizes.outputs[0].dtype = ir.Shape([len(shape)]), ir.DataType.INT64
-            expand.outputs[0].shape, expand.outputs[0].dtype = ir.Shape(shape), mask.dtype
+            numbers, wide[key] = sizes.outputs[0], expand.outputs[0]
+            numbers.name, wide[key].name = f"{mask.name}_sizes_{queries}", f"{mask.name}_{queries}"
+            numbers.shape, numbers.dtype = ir.Shape([len(shape)]), ir.DataType.INT64
+            wide[key].shape, wide[key].dtype = ir.Shape(shape), mask.dtype
             model.graph.insert_before(node, [sizes, expand])
-            wide[key] = expand.outputs[0]
         node.replace_input_with(3, wide[key])
 
 
@@ -245,10 +226,8 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with np.errstate(all="ignore"):  # T5's buckets take log(0) and mask it
-                yield
+        with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"):
+            yield  # T5's buckets take log(0) and mask it
     finally:
         logger.setLevel(level)
 

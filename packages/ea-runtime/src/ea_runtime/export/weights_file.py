@@ -69,15 +69,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 def refer(model: Any, places: Mapping[str, Place], location: str, folder: Path) -> None:
     """Makes the initializers of an onnx_ir model that have no value point into the file."""
     import onnx_ir as ir
+    from onnx_ir.tensor_adapters import from_torch_dtype
 
-    kinds = {
-        torch.float32: ir.DataType.FLOAT,
-        torch.float16: ir.DataType.FLOAT16,
-        torch.bfloat16: ir.DataType.BFLOAT16,
-        torch.int64: ir.DataType.INT64,
-        torch.int32: ir.DataType.INT32,
-        torch.bool: ir.DataType.BOOL,
-    }
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
             place = places[name]
@@ -85,7 +78,7 @@ def refer(model: Any, places: Mapping[str, Place], location: str, folder: Path) 
                 location,
                 place.offset,
                 place.length,
-                kinds[place.dtype],
+                from_torch_dtype(place.dtype),
                 shape=ir.Shape(place.shape),
                 name=name,
                 base_dir=str(folder),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 
@@ -19,4 +20,27 @@ def content_hash(path: Path) -> str:
     total = hashlib.sha256()
     for entry in sorted(path.iterdir()):
         total.update(f"{entry.name} {content_hash(entry)}\n".encode())
+    return total.hexdigest()
+
+
+#: A larger file is hashed in part: its first, middle and last block.
+WHOLE_BYTES = 4 << 20
+_BLOCK = 1 << 20
+
+
+def sampled_hash(path: Path) -> str:
+    """sha256 of a file's size and contents, 64 hex digits; of three MiB of one that is over WHOLE_BYTES.
+
+    So a set of terabytes is told from another in minutes. Two files of one size that differ only between the blocks
+    have one hash; videos and pictures that were written anew do not.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        total = hashlib.sha256(f"{size} ".encode())
+        if size <= WHOLE_BYTES:
+            total.update(file.read())
+        else:
+            for start in (0, (size - _BLOCK) // 2, size - _BLOCK):
+                file.seek(start)
+                total.update(file.read(_BLOCK))
     return total.hexdigest()

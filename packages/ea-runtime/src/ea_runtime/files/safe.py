@@ -88,7 +88,7 @@ def read_json(folder: Path, name: str, limit: int = MAX_CONFIG_BYTES) -> dict[st
         raise UserError(f"{where} has {size:,} bytes, more than the {limit:,} such a file may have")
     try:
         with path.open("rb") as file:
-            value = json.loads(file.read(limit).decode("utf-8"))
+            value = json.loads(file.read(limit).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is no valid JSON ({plain(error)}); download it again") from error
     except OSError as error:

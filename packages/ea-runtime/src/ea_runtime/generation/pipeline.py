@@ -257,6 +257,7 @@ class VideoPipeline:
                 self._formats.watch(getattr(self.text, "model", self.text)),
             ):
                 text, notes = encode_text(request, self.text, step, self.device, self.dtype)
+            notes = [*request.notes(self.geometry, self.defaults), *notes]
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
@@ -84,7 +85,7 @@ class Trial(NamedTuple):
     @property
     def shapes(self) -> str:
         """Its tensors' shapes, for people."""
-        leaves = tree_leaves(self.args, is_leaf=_is_spec)
+        leaves = tree_leaves(self.args, is_leaf=lambda value: isinstance(value, Spec))
         return ", ".join("x".join(map(str, one.shape)) for one in leaves if isinstance(one, Spec))
 
 
@@ -124,22 +125,22 @@ class Canary:
 
     def verdict(self, trial: Trial) -> Verdict:
         """The verdict on a trial, which is made if there is none yet."""
-        found = self._verdicts.get(trial)
-        if found is None:
-            found = self._verdicts[trial] = self._settle(as_computed(trial, self.device))
-        return found
+        if trial not in self._verdicts:
+            same = as_computed(trial, self.device)
+            if same not in self._verdicts:
+                self._verdicts[same] = self._settle(same)
+            self._verdicts[trial] = self._verdicts[same]
+        return self._verdicts[trial]
 
     def _settle(self, trial: Trial) -> Verdict:
-        if trial not in self._verdicts:
-            if self._stored is None:
-                self._stored = self._read()
-            found = self._stored.get(trial.key)
-            if found is None:
-                found = self._try(trial)
-                if not found.reason:
-                    self._new[trial.key] = found
-            self._verdicts[trial] = found
-        return self._verdicts[trial]
+        if self._stored is None:
+            self._stored = self._read()
+        found = self._stored.get(trial.key)
+        if found is None:
+            found = self._try(trial)
+            if not found.reason:
+                self._new[trial.key] = found
+        return found
 
     def save(self) -> None:
         """Adds the new verdicts to the file. What other processes wrote meanwhile stays."""
@@ -148,7 +149,8 @@ class Canary:
         tables = _read_tables(self.path)
         table = tables.setdefault(self.machine, {})
         for key, verdict in self._new.items():
-            table[key] = [[index, _to_json(error)] for index, error in verdict.wrong.items()]
+            # infinity, which JSON lacks, as text
+            table[key] = [[i, e if math.isfinite(e) else "inf"] for i, e in verdict.wrong.items()]
         self._new.clear()
         try:
             write_atomic(self.path, json.dumps({"version": _VERSION, "machines": tables}))
@@ -273,10 +275,8 @@ def describe_machine(device: torch.device) -> str:
 
 
 def canary_file() -> Path:
-    """$EA_CACHE or the user's cache folder, in it canaries.json."""
-    given = os.environ.get("EA_CACHE")
-    folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ea"
-    return folder / "canaries.json"
+    """canaries.json in $EA_CACHE, else in `ea` in the user's cache folder."""
+    return Path(os.environ.get("EA_CACHE") or user_cache_path("ea", appauthor=False)) / "canaries.json"
 
 
 def _drawn(spec: Spec, device: torch.device, seed: int) -> Tensor:
@@ -292,16 +292,12 @@ def _drawn(spec: Spec, device: torch.device, seed: int) -> Tensor:
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    steps = [1]
-    for size in reversed(shape[1:]):
-        steps.append(steps[-1] * max(size, 1))
-    return tuple(reversed(steps)) if shape else ()
+    return torch.empty(shape, device="meta").stride()
 
 
 def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
     batch, channels, *sizes = shape
-    inner = _contiguous((batch, *sizes, channels))
-    return (inner[0], inner[-1], *inner[1:-1])
+    return torch.empty((batch, *sizes, channels), device="meta").movedim(-1, 1).stride()
 
 
 def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
@@ -314,20 +310,12 @@ def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _to_json(error: float) -> float | str:
-    return error if math.isfinite(error) else "inf"
-
-
 def _name(op: Any) -> str:
     return op.__name__ if op is attention else op._schema.name.removeprefix("aten::")
 
 
 def _words(value: Any) -> str:
     return "(" + ",".join(map(_words, value)) + ")" if type(value) is tuple else str(value)
-
-
-def _is_spec(value: Any) -> bool:
-    return isinstance(value, Spec)
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

@@ -106,11 +106,8 @@ def _devices() -> Iterator[Check]:
     if torch.backends.mps.is_available():
         yield Check("devices", "ok", "mps (Apple GPU)")
     if not torch.cuda.is_available():
-        built = (
-            "this torch has CUDA, but no device that it can use"
-            if torch.version.cuda
-            else "a torch without CUDA"
-        )
+        has_cuda = torch.version.cuda is not None
+        built = "this torch has CUDA, but no device that it can use" if has_cuda else "a torch without CUDA"
         yield Check("devices", "note", f"no CUDA device: {built}")
         return
     for index in range(torch.cuda.device_count()):

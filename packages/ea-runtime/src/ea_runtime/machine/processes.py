@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -60,13 +60,15 @@ def process_group(processes: int, argv: list[str], device: str = "cpu") -> Itera
 @contextmanager
 def _started(processes: int, argv: list[str], device: str) -> Iterator[None]:
     """The first process's part: starts the others, joins them, and ends them."""
+    from accelerate.utils import patch_environment
+
     folder = Path(tempfile.mkdtemp(prefix="ea-train-"))
     others: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(1, processes):
             others.append(_start(folder, rank, processes, argv))
         _wait_until_ready(folder, others)
-        with _environment(_names(0, processes)):
+        with patch_environment(**_names(0, processes)):
             try:
                 with _joined(device, 0, processes, folder / "store"):
                     yield
@@ -129,20 +131,6 @@ def _names(rank: int, size: int) -> dict[str, str]:
         "LOCAL_RANK": f"{rank}",
         "LOCAL_WORLD_SIZE": f"{size}",
     }
-
-
-@contextmanager
-def _environment(names: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _start(folder: Path, rank: int, processes: int, argv: list[str]) -> subprocess.Popen[bytes]:

@@ -41,10 +41,8 @@ def trials(dtype: torch.dtype) -> Iterator[Trial]:
 def convolution(dtype: torch.dtype, shape: tuple[int, ...], filters: int) -> Iterator[Trial]:
     """A 3-tap convolution with `shape[2]` output frames, and its three gradients."""
     batch, channels, frames, height, width = shape
-    x, weight = (
-        _spec((batch, channels, frames + 2, height, width), dtype),
-        _spec((filters, channels, 3, 3, 3), dtype),
-    )
+    x = _spec((batch, channels, frames + 2, height, width), dtype)
+    weight = _spec((filters, channels, 3, 3, 3), dtype)
     how = ((1, 1, 1), (0, 1, 1), (1, 1, 1), False, (0, 0, 0), 1)
     yield Trial(_aten.convolution.default, (x, weight, _spec((filters,), dtype), *how))
     grad = _spec((batch, filters, frames, height, width), dtype)

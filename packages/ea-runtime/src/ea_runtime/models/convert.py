@@ -52,15 +52,19 @@ def convert_folder(model: str | os.PathLike[str], out: Path | None = None) -> li
     Returns what was written, an empty list if nothing was pickled. An error (UserError) leaves nothing behind.
     """
     folder = resolve_folder(model)
-    jobs = [job for name in _part_folders(folder) if (job := _plan(folder, name)) is not None]
+    parts = [spec.folder for spec in PARTS.values() if inside(folder, spec.folder).is_dir()]
+    jobs = [job for name in parts if (job := _plan(folder, name)) is not None]
     if out is not None:
-        return _convert_copy(folder, jobs, out)
-    if not jobs:
+        with new_folder(out, "--output", outside=folder) as staged:
+            copy_rest(folder, staged)
+            written = _convert_jobs(folder, staged, jobs)
+    elif jobs:
+        with temporary_folder(folder / "convert") as staged:
+            written = _convert_jobs(folder, staged, jobs)
+            _move_in(staged, folder)
+    else:
         return []
-    with temporary_folder(folder / "convert") as staged:
-        written = _convert_jobs(folder, staged, jobs)
-        _move_in(staged, folder)
-    return [replace(item, target=folder / item.target.relative_to(staged)) for item in written]
+    return [replace(item, target=(out or folder) / item.target.relative_to(staged)) for item in written]
 
 
 def convert_file(source: Path, out: Path | None = None) -> ConvertedFile:
@@ -90,11 +94,6 @@ def convert_file(source: Path, out: Path | None = None) -> ConvertedFile:
         item = _convert_files([(source, staged / target.name)])[0]
         os.replace(item.target, target)
     return replace(item, target=target)
-
-
-def _part_folders(folder: Path) -> list[str]:
-    known = [spec.folder for spec in PARTS.values()]
-    return [name for name in known if inside(folder, name).is_dir()]
 
 
 def _plan(folder: Path, part: str) -> _PartFiles | None:
@@ -130,13 +129,6 @@ def _plan_shards(folder: Path, part: str, index_name: str, stem: str) -> _PartFi
     targets = {name: f"{stem}-{number:05}-of-{count:05}.safetensors" for number, name in enumerate(shards, 1)}
     index = (f"{stem}.safetensors.index.json", {key: targets[name] for key, name in weight_map.items()})
     return _PartFiles(part, tuple(targets.items()), index)
-
-
-def _convert_copy(folder: Path, jobs: list[_PartFiles], out: Path) -> list[ConvertedFile]:
-    with new_folder(out, "--output", outside=folder) as staged:
-        copy_rest(folder, staged)
-        written = _convert_jobs(folder, staged, jobs)
-    return [replace(item, target=out / item.target.relative_to(staged)) for item in written]
 
 
 def copy_rest(folder: Path, target: Path) -> None:

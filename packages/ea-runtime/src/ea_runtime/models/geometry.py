@@ -32,7 +32,8 @@ class Geometry:
     must be multiples of it. chunk_frames, chunk_latents: frames and latent frames that the VAE codes
     together. is_slice: the slice VAE's rule (4k or 4k + 1 frames) in place of MagViT's (1 or a multiple of
     9). max_latent_frames: what the denoiser has positions for, or None. scale: the denoiser's latents are the
-    VAE's times this.
+    VAE's times this. sample_side: pixels along an edge of the squares that the denoiser was trained near, if its
+    config says so.
     """
 
     latent_channels: int = 4
@@ -43,6 +44,7 @@ class Geometry:
     is_slice: bool = False
     max_latent_frames: int | None = None
     scale: float = V2_SCALE
+    sample_side: int | None = None
 
     @classmethod
     def from_configs(cls, vae: Any = None, denoiser: Any = None) -> Geometry:
@@ -71,6 +73,7 @@ class Geometry:
                 else None
             ),
             scale=latent_scale(vae),
+            sample_side=int(_get(denoiser, "sample_size") or 0) * ratio or None,
         )
 
     @property

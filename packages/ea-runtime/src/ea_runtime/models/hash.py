@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from ea_runtime.files.hashes import file_hash
 from ea_runtime.files.safe import inside, is_file
 from ea_runtime.models.layout import PARTS, resolve_folder
 
@@ -53,8 +54,7 @@ def _file_digest(path: Path) -> bytes:
     stat = path.stat()
     key = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
     if key not in _cache:
-        with path.open("rb") as file:
-            _cache[key] = hashlib.file_digest(file, "sha256").digest()
+        _cache[key] = bytes.fromhex(file_hash(path))
     return _cache[key]
 
 

@@ -178,17 +178,9 @@ def find_record(host: Host, spec: PartSpec, name: str) -> Record:
     entries = host.records(spec.kind)
     known = sorted({n for entry in entries.values() for n in getattr(entry.record, "class_names", ())})
     if name in spec.class_names or not known:
-        blocked = [
-            info for info in host.plugins.values() if info.package == spec.package and info.state != "ok"
-        ]
-        if blocked:
-            raise MissingPackageError(
-                f"the {spec.title} of this model is a {name}, which {spec.package} brings, but that plugin "
-                f"is {blocked[0].state}; see `ea plugins`"
-            )
         raise MissingPackageError(
-            f"the {spec.title} of this model is a {name}, which no installed package brings; "
-            f"run `pip install {spec.package}`"
+            f"the {spec.title} of this model is a {name}, which comes with {spec.package}; "
+            f"{host.remedy(spec.package)}"
         )
     raise UserError(
         f"{spec.folder}/config.json names class {quote(name)}, which no installed package brings; "

@@ -24,24 +24,20 @@ _LIVE_DECODER = 3.75
 
 
 @dataclass(frozen=True, slots=True)
-class DenoiseEstimate:
-    """Activations of one step. `tokens`: tokens of a frame x latent frames, for one video."""
+class Estimate:
+    """Activations of one decoded chunk of `num_frames` frames, or of a denoising step of all frames."""
 
     height: int
     width: int
     num_frames: int
-    tokens: int
     bytes_by_dtype: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeEstimate:
-    """Activations of one decoded chunk of `num_frames` frames; the whole video's length does not matter."""
+class StepEstimate(Estimate):
+    """Activations of one step. `tokens`: tokens of a frame x latent frames, for one video."""
 
-    height: int
-    width: int
-    num_frames: int
-    bytes_by_dtype: Mapping[str, int]
+    tokens: int
 
 
 def native_size(denoiser: Mapping[str, Any], spatial_ratio: int = 8) -> int:
@@ -57,7 +53,7 @@ def estimate_denoise(
     width: int,
     num_frames: int,
     batch: int = 2,
-) -> DenoiseEstimate:
+) -> StepEstimate:
     """Activations of a denoising step at `height` x `width` pixels (batch 2: with guidance)."""
     patch = int(denoiser.get("patch_size") or 2)
     dim = int(denoiser.get("num_attention_heads") or 16) * int(denoiser.get("attention_head_dim") or 72)
@@ -66,20 +62,21 @@ def estimate_denoise(
         1, num_frames, height, width
     )
     tokens = frames * (rows // patch) * (columns // patch)
-    elements = batch * tokens * dim * (_LIVE_WIDTHS + skips)
-    return DenoiseEstimate(
-        height, width, num_frames, tokens, {name: elements * size for name, size in BYTES.items()}
-    )
+    sizes = _by_dtype(batch * tokens * dim * (_LIVE_WIDTHS + skips))
+    return StepEstimate(height, width, num_frames, sizes, tokens)
 
 
-def estimate_decode(vae: Mapping[str, Any], *, height: int, width: int) -> DecodeEstimate:
-    """Activations of decoding one chunk at `height` x `width` pixels."""
+def estimate_decode(vae: Mapping[str, Any], *, height: int, width: int) -> Estimate:
+    """Activations of decoding one chunk at `height` x `width` pixels; the whole video's length does not matter."""
     widths = vae_widths(vae)
     # the up-sampled tensor at full size still has the width of the block before the last
     channels = widths[min(1, len(widths) - 1)]
     frames = int(vae.get("mini_batch_encoder") or 9)
-    elements = int(_LIVE_DECODER * frames * height * width * channels)
-    return DecodeEstimate(height, width, frames, {name: elements * size for name, size in BYTES.items()})
+    return Estimate(height, width, frames, _by_dtype(int(_LIVE_DECODER * frames * height * width * channels)))
+
+
+def _by_dtype(elements: int) -> dict[str, int]:
+    return {name: elements * size for name, size in BYTES.items()}
 
 
 def vae_widths(vae: Mapping[str, Any]) -> list[int]:

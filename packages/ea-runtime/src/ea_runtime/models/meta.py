@@ -190,10 +190,9 @@ def _computed(model: nn.Module) -> Iterator[Tensor]:
     """Tensors that no file holds: unsaved buffers, and plain attributes in lists and dicts too."""
     for _, buffer in _unsaved_buffers(model):
         yield buffer
-    own = ("_parameters", "_buffers", "_modules")
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in own:
+            if name not in ("_parameters", "_buffers", "_modules"):
                 yield from _tensors_in(value, 3)
 
 

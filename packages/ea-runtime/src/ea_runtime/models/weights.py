@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,10 +79,10 @@ class PartWeights:
     @property
     def dtypes(self) -> dict[str, int]:
         """Elements per dtype, the most frequent first."""
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         for entry in self.tensors.values():
-            counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.count
-        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+            counts[entry.dtype] += entry.count
+        return dict(counts.most_common())
 
 
 def is_pickle(name: str) -> bool:

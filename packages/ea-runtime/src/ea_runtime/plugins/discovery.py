@@ -146,12 +146,8 @@ def _check_unique(records: list[tuple[str, Record]]) -> None:
 
 
 def _tell(info: PluginInfo) -> None:
-    logger.warning(
-        "waiting for plugin %s (package %s) to load; EA_PLUGINS_BLOCK=%s leaves it out",
-        info.name,
-        info.package,
-        info.name,
-    )
+    line = "waiting for plugin %s (package %s) to load; EA_PLUGINS_BLOCK=%s leaves it out"
+    logger.warning(line, info.name, info.package, info.name)
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:

@@ -43,8 +43,7 @@ def broken_convolution(
         return tuple(out)
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             library.impl("convolution", forward, "CPU")
             library.impl("convolution_backward", backward, "CPU")
         yield

@@ -6,15 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ea_runtime.plugins import host as plugins
 from ea_runtime.plugins.host import Host
-
-if TYPE_CHECKING:
-    from ea_runtime.testing.fakes import FakeDenoiser, FakeTextEncoder, FakeVae
-
-__all__ = ["FakeDenoiser", "FakeTextEncoder", "FakeVae", "host_with", "write_package"]
 
 
 @contextmanager

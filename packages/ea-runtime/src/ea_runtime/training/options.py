@@ -11,10 +11,14 @@ from ea_runtime.errors import UserError
 from ea_runtime.settings import put_setting, read_setting, read_toml, validate
 
 
-class GuardOptions(BaseModel):
-    """[train.guard]: the limits of a spike. The defaults find 0.05 -> 0.2 -> 1.0 within ten steps."""
+class Table(BaseModel):
+    """A table of a config: no unknown keys, no changes, finite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class GuardOptions(Table):
+    """[train.guard]: the limits of a spike. The defaults find 0.05 -> 0.2 -> 1.0 within ten steps."""
 
     enabled: bool = Field(default=True, description="false: only steps that are not finite are skipped")
     bins: int = Field(
@@ -37,10 +41,8 @@ class GuardOptions(BaseModel):
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class TrainOptions(BaseModel):
+class TrainOptions(Table):
     """How long, how fast and how often; the same for every recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(gt=0, description="optimiser steps in all")
     batch_size: int = Field(gt=0, description="samples per step")
@@ -88,10 +90,8 @@ class TrainOptions(BaseModel):
     tensorboard: bool = False
 
 
-class RunTable(BaseModel):
+class RunTable(Table):
     """The recipe and the run's folder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     recipe: str = Field(min_length=1)
     out: str = Field(min_length=1)

@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ea_runtime.errors import UserError
+from ea_runtime.video.pictures import PICTURE_SUFFIXES, open_picture, rgb_frames
 
 if TYPE_CHECKING:
     import numpy as np
 
-
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
+#: Of the pictures in a folder that are its frames.
+_STILLS = PICTURE_SUFFIXES - {".gif"}
 #: FFmpeg's demuxers for files that hold their pictures themselves; others follow lists to further files.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif,ivf,nut,h264,hevc,mxf,mpegvideo"
 )
-
-#: Pillow's formats that run no other program.
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 
 
 def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
@@ -32,25 +29,24 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
     """
     place = Path(path)
     if place.is_dir():
-        names = sorted(entry for entry in place.iterdir() if entry.suffix.lower() in _PICTURES)
+        names = sorted(entry for entry in place.iterdir() if entry.suffix.lower() in _STILLS)
         if not names:
-            raise UserError(f"folder {str(place)!r} holds no pictures ({', '.join(_PICTURES)})")
+            raise UserError(f"folder {str(place)!r} holds no pictures ({', '.join(sorted(_STILLS))})")
         return (frame for name in names for frame in _read_picture(name))
     if not place.is_file():
         raise UserError(f"there is no file {str(place)!r}")
-    if place.suffix.lower() in (*_PICTURES, ".gif"):
+    if place.suffix.lower() in PICTURE_SUFFIXES:
         return _read_picture(place)
     return _read_av(place)
 
 
 def _read_picture(path: Path) -> Iterator[np.ndarray]:
     import numpy as np
-    from PIL import Image, ImageOps, ImageSequence
+    from PIL import Image
 
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            for frame in ImageSequence.Iterator(picture):
-                yield np.asarray(ImageOps.exif_transpose(frame).convert("RGB"))
+        with open_picture(path) as picture:
+            yield from map(np.asarray, rgb_frames(picture))
     # Pillow's decoders raise what they like on damaged files
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
         raise UserError(f"{str(path)!r} cannot be read as a picture: {error}") from error

@@ -87,18 +87,16 @@ def enlarge(x: Tensor) -> Tensor:
 def enlarge_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, mode: Mode, summed: bool) -> Tensor:
     """`enlarge`, then `convolve` with padding 1, by phase convolution -> (B, Cout, T, 2H, 2W)."""
     run = convolve_summed if summed else convolve
-    phases = run(
-        x, phase_weight(weight), None if bias is None else bias.repeat(4), (1, 1, 1), 1, mode
-    )  # B 4*Cout T H+1 W+1
+    biases = None if bias is None else bias.repeat(4)
+    phases = run(x, phase_weight(weight), biases, (1, 1, 1), 1, mode)  # B 4*Cout T H+1 W+1
     batch, _, frames, height, width = phases.shape
     phases = phases.reshape(batch, 2, 2, -1, frames, height, width)  # row phase, column phase
     height, width = height - 1, width - 1
     out = phases.new_empty(batch, phases.shape[3], frames, height, 2, width, 2)
     for row in (0, 1):
         for column in (0, 1):
-            out[:, :, :, :, row, :, column] = phases[
-                :, row, column, :, :, row : row + height, column : column + width
-            ]
+            part = phases[:, row, column, :, :, row : row + height, column : column + width]
+            out[:, :, :, :, row, :, column] = part
     return out.flatten(3, 4).flatten(4, 5)  # B Cout T 2H 2W
 
 

@@ -17,12 +17,6 @@ from torch import Tensor
 Job = Callable[[], Tensor]
 
 
-def run_here(jobs: Iterator[Job]) -> Iterator[Tensor]:
-    """The result of each job, one after the other."""
-    for job in jobs:
-        yield job()
-
-
 @dataclass(frozen=True)
 class Spread:
     """The processes of `group` (None: all). All of them must ask for the same jobs in the same order."""

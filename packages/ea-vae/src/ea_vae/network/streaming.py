@@ -26,7 +26,7 @@ from .chunking import (
 from .config import VaeConfig
 from .conv import Mode
 from .posterior import Generators, NoiseStream
-from .spread import Job, run_here
+from .spread import Job
 
 
 class VideoCoder:
@@ -47,7 +47,7 @@ class VideoCoder:
 
     def run_jobs(self, jobs: Iterator[Job]) -> Iterator[Tensor]:
         """The result of each job, in order."""
-        return run_here(jobs)
+        return (job() for job in jobs)
 
     @torch.no_grad()
     def encode_video(
@@ -180,9 +180,8 @@ class VideoCoder:
             stop = done + again.shape[2]
             yield ((frames.get(done, stop) + again) / 2).clamp(-1, 1)
             frames.release(stop)
-            latents.release(
-                max(piece.stop - config.mini_batch_decoder, 0)
-            )  # the next slice looks back that far
+            # the next slice looks back that far
+            latents.release(max(piece.stop - config.mini_batch_decoder, 0))
             done = stop
         yield frames.get(done, total).clone()
 

@@ -17,6 +17,7 @@ from ea_runtime.errors import UserError
 from ea_runtime.plugins.host import get_host
 from ea_runtime.training.data.dataset import Bucket, fetch_samples, open_set, short_videos, to_float
 from ea_runtime.training.data.draws import normal
+from ea_runtime.training.data.remarks import file_remarks
 from ea_runtime.training.networks import build_network, load_network
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 from ea_runtime.training.update.precision import DTYPES
@@ -69,6 +70,8 @@ class VaeRecipe(RecipeDefaults):
         self._short_videos = short_videos(self._buckets, options.data.num_frames)
         if self._short_videos:
             context.say(self._short_videos)
+        for line in file_remarks(self.set):
+            context.say(line)
         place: dict[str, Any] = {"device": context.device}
         if options.memory_format == "channels_last_3d":
             place["memory_format"] = torch.channels_last_3d
@@ -108,15 +111,10 @@ class VaeRecipe(RecipeDefaults):
         ]
         if self.discriminator is not None:
             # two groups: pictures give the clips' discriminator no gradient
+            parts = {name: list(part.parameters()) for name, part in self.discriminator.named_children()}
             groups += [
-                (
-                    f"discriminator-{name}",
-                    list(module.parameters()),
-                    "adamw",
-                    rates.discriminator,
-                    DISCRIMINATOR,
-                )
-                for name, module in self.discriminator.named_children()
+                (f"discriminator-{name}", params, "adamw", rates.discriminator, DISCRIMINATOR)
+                for name, params in parts.items()
             ]
         keys = ("name", "params", "kind", "lr_scale", "turn")
         return [dict(zip(keys, group, strict=True)) for group in groups]
@@ -284,15 +282,14 @@ class VaeRecipe(RecipeDefaults):
         if table.perceptual == 0:
             return None, "off: its weight is 0"
         record = get_host().get("perceptual_losses", table.perceptual_name)
-        if table.perceptual_weights is None:
+        if table.perceptual_weights is None:  # after `get`, which raises for an unknown name
             state = f"off: no weights for {table.perceptual_name} (`loss.perceptual_weights` names no file)"
             self.context.say(f"perceptual term {state}")
             return None, state
         state = f"weight {table.perceptual:g}, {table.perceptual_name} from {table.perceptual_weights}"
         if self.context.dry_run:
             return None, state
-        module = record.build(table.perceptual_weights, device=self.context.device)
-        return module, state
+        return record.build(table.perceptual_weights, device=self.context.device), state
 
     def _discriminator(self) -> Discriminator:
         table = self.options.discriminator

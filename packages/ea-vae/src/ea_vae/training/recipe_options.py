@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ea_runtime.errors import UserError
 from ea_runtime.training.data.dataset import SetOptions
+from ea_runtime.training.options import Table
 
 Stage = Literal["magvit", "slice", "slice-decoder"]
-_TABLE = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataTable(SetOptions):
@@ -25,10 +25,8 @@ class DataTable(SetOptions):
     )
 
 
-class InitTable(BaseModel):
+class InitTable(Table):
     """The start of a run, and a change to the latents after its last step."""
-
-    model_config = _TABLE
 
     folder: str | None = Field(default=None, description="start from this VAE instead of [model]")
     inflate: bool = Field(
@@ -41,10 +39,8 @@ class InitTable(BaseModel):
     )
 
 
-class LossTable(BaseModel):
+class LossTable(Table):
     """Weights of the terms and when they begin. Each term is a mean over its elements (see `reduction`)."""
-
-    model_config = _TABLE
 
     l1: float = Field(default=1.0, ge=0)
     mse: float = Field(default=0.1, ge=0)
@@ -68,10 +64,8 @@ class LossTable(BaseModel):
     )
 
 
-class DiscriminatorTable(BaseModel):
+class DiscriminatorTable(Table):
     """Sizes of the discriminators."""
-
-    model_config = _TABLE
 
     channels: int = Field(
         default=64, gt=0, description="width of the first layer of the frames' discriminator"
@@ -82,24 +76,20 @@ class DiscriminatorTable(BaseModel):
     )
 
 
-class RatesTable(BaseModel):
+class RatesTable(Table):
     """A factor for the learning rate of each part."""
-
-    model_config = _TABLE
 
     encoder: float = Field(default=1.0, gt=0)
     decoder: float = Field(default=1.0, gt=0)
     discriminator: float = Field(default=1.0, gt=0)
 
 
-class VaeOptions(BaseModel):
+class VaeOptions(Table):
     """`stage` and the tables [data], [model], [init], [loss], [discriminator] and [rates] of a `vae` config.
 
     stage: "magvit" trains the causal VAE on pictures and clips of 4k + 1 frames; "slice" starts from its weights
     and trains the whole network slice by slice; "slice-decoder" continues with the decoder alone.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: Stage = "magvit"
     data: DataTable

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ea_runtime.training.recipe import Batch
+from ea_runtime.video.pictures import BACKGROUND, Colour, read_colour
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +83,9 @@ class SetOptions(BaseModel):
     crop: Literal["centre", "random"] = Field(
         "centre", description="where a file is cut that does not have its bucket's shape"
     )
+    background: str | None = Field(
+        None, description="colour where a picture is transparent: a name or #rrggbb; white if not given"
+    )
     num_frames: int = Field(9, gt=0, description="largest number of frames of a clip")
     chunk: int = Field(
         9, gt=0, description="a video too short for num_frames gives a multiple of so many, or one frame"
@@ -102,11 +106,29 @@ class SetOptions(BaseModel):
         2048, ge=0, description="memory per process for small clips, so that they are decoded once"
     )
 
+    @property
+    def folder(self) -> Path:
+        """The folder that `file_path`s are relative to, resolved."""
+        place = Path(self.root or self.path)
+        return (place if place.is_dir() else place.parent).resolve()
+
+    @field_validator("background")
+    @classmethod
+    def _is_colour(cls, value: str | None) -> str | None:
+        if value is not None:
+            read_colour(value)
+        return value
+
+    @property
+    def background_colour(self) -> Colour:
+        return read_colour(self.background or BACKGROUND)
+
 
 class TrainingSet(Protocol):
     """Made as `TrainingSet(options: SetOptions)`. Raises UserError, one line, for a set that cannot be read.
 
-    Picklable, since workers get a copy.
+    Picklable, since workers get a copy. May have `remarks() -> list[str]`: lines about its files that a run says at its
+    start, once `buckets` was called.
     """
 
     items: Sequence[Item]

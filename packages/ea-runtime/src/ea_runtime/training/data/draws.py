@@ -6,7 +6,8 @@ the generator itself is the same in every part and process: a decision for the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +19,19 @@ def normal(generator: torch.Generator, indices: Sequence[int], shape: Sequence[i
 
     The generator advances by one number, however many are drawn: two calls in a row differ.
     """
-    rows = [torch.randn(tuple(shape), generator=one) for one in _generators(generator, indices)]
-    return torch.stack(rows) if rows else torch.empty(0, *shape)
+    return _rows(torch.randn, generator, indices, shape)
 
 
 def uniform(generator: torch.Generator, indices: Sequence[int], shape: Sequence[int] = ()) -> Tensor:
     """Numbers in [0, 1), drawn as `normal` draws: (B, *shape), float32 on the CPU."""
-    rows = [torch.rand(tuple(shape), generator=one) for one in _generators(generator, indices)]
-    return torch.stack(rows) if rows else torch.empty(0, *shape)
+    return _rows(torch.rand, generator, indices, shape)
 
 
-def _generators(generator: torch.Generator, indices: Sequence[int]) -> Iterator[torch.Generator]:
+def _rows(draw: Any, generator: torch.Generator, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
     base = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
     one = torch.Generator()
-    for index in indices:
-        yield one.manual_seed(mix(base, index))
+    rows = [draw(tuple(shape), generator=one.manual_seed(mix(base, index))) for index in indices]
+    return torch.stack(rows) if rows else torch.empty(0, *shape)
 
 
 def mix(base: int, number: int) -> int:

@@ -57,12 +57,11 @@ class Cache:
         single_frames: bool,
     ) -> None:
         self._data, self._chunk, self._stride = data, chunk, options.stride
-        root = Path(options.root or options.path)
-        root = (root if root.is_dir() else root.parent).resolve()
+        root = options.folder
         self.folder = Path(options.cache_folder) if options.cache_folder else root / "cache"
         self._latents_at = latents_folder(self.folder, options.parts, options.coding)
         self._text_at = text_folder(self.folder, options.parts, options.coding)
-        self._contents = Contents(data, root)
+        self._contents = Contents(data, root, options.background_colour)
         captions = [data.item(index).text for index in range(len(data))]
         numbers = {text: number for number, text in enumerate(dict.fromkeys([*captions, ""]))}
         self._captions = list(numbers)

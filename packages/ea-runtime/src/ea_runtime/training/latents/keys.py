@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ea_runtime.errors import UserError
+from ea_runtime.files.hashes import file_hash
 from ea_runtime.files.remembered import Remembered
 from ea_runtime.files.safe import is_file
 from ea_runtime.models.hash import folders_hash
@@ -22,15 +23,21 @@ from ea_runtime.models.layout import resolve_folder
 from ea_runtime.training.data.dataset import TrainingSet
 from ea_runtime.training.data.draws import scramble
 from ea_runtime.training.latents.store import KEY
+from ea_runtime.video.pictures import PICTURE_SUFFIXES, Colour
 
 #: Raised whenever the same inputs would be encoded differently.
 VERSION = 3
+#: The same of pictures alone: how their files are read.
+PICTURES = 2
 
 
 class Contents:
-    """The contents of a set's files. hashes: (N,) of type KEY, one per sample; `bad`: sample -> (path, reason)."""
+    """The contents of a set's files. hashes: (N,) of type KEY, one per sample; `bad`: sample -> (path, reason).
 
-    def __init__(self, data: TrainingSet, root: Path) -> None:
+    background: what is behind transparent pictures, red, green and blue.
+    """
+
+    def __init__(self, data: TrainingSet, root: Path, background: Colour) -> None:
         self.hashes = np.zeros(len(data), dtype=KEY)
         self.bad: dict[int, tuple[str, str]] = {}
         remembered = Remembered(root, "contents", version=1)
@@ -44,7 +51,10 @@ class Contents:
                     self.bad[index] = self.bad[first]
                 continue
             try:
-                self.hashes[index] = _halves(_digest(path, root, remembered))
+                digest = _digest(path, root, remembered)
+                if path.suffix.lower() in PICTURE_SUFFIXES:
+                    digest = hashlib.sha256(digest + f"{PICTURES} {background}".encode()).digest()
+                self.hashes[index] = _halves(digest)
             except OSError as error:
                 name = str(path.relative_to(root)) if path.is_relative_to(root) else path.name
                 self.bad[index] = (name, f"it cannot be read: {error.strerror or error}")
@@ -107,10 +117,9 @@ def _digest(path: Path, root: Path, remembered: Remembered) -> bytes:
         return bytes.fromhex(known)
     if not is_file(path):  # a pipe would block
         raise OSError("there is no such file" if not path.exists() else "it is no regular file")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-    remembered.put(name, digest.hex())
-    return digest
+    digest = file_hash(path)
+    remembered.put(name, digest)
+    return bytes.fromhex(digest)
 
 
 def _halves(digest: bytes) -> tuple[int, int]:

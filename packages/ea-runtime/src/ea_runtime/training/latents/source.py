@@ -23,6 +23,7 @@ from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.training.data.dataset import Bucket, fetch_samples, open_set
 from ea_runtime.training.data.draws import normal
+from ea_runtime.training.data.remarks import caption_remarks, file_remarks
 from ea_runtime.training.latents.cache import Cache, EncodedOptions, View
 from ea_runtime.training.latents.coder import Coder, draw_latents, pad
 from ea_runtime.training.recipe import Batch, Context
@@ -73,12 +74,10 @@ class EncodedSource:
             }
         )
         self.set = open_set(self.options)
-        empty = sum(not self.set.item(index).text.strip() for index in range(len(self.set)))
-        if empty:
-            context.say(
-                f"{empty} of {len(self.set)} captions are empty: those samples train the empty prompt"
-            )
+        for line in caption_remarks(self.set):
+            context.say(line)
         self.coder = Coder(options.parts, context.device, DTYPES[options.coding], self.chunk)
+        self._has_said = False
         self._cache: Cache | None = None
         if is_cached and not context.dry_run:
             self._cache = self.open_cache(options.cache == "make")
@@ -87,8 +86,14 @@ class EncodedSource:
         return len(self.set)
 
     def buckets(self, size: int | None = None, num_frames: int | None = None) -> list[Bucket]:
-        """One per sample; num_frames of a bucket is the largest number that its clips have."""
-        return self.set.buckets(size, num_frames)
+        """One per sample; num_frames of a bucket is the largest number that its clips have. Says once what the set
+        says about its files."""
+        buckets = self.set.buckets(size, num_frames)
+        if not self._has_said:
+            self._has_said = True
+            for line in file_remarks(self.set):
+                self.context.say(line)
+        return buckets
 
     def num_latents(self, num_frames: int) -> int:
         """Latent frames of a clip of `num_frames` frames."""

@@ -76,12 +76,9 @@ class Store:
 
     def get(self, position: int) -> Tensor:
         """The entry (n, *shape), a view of the file."""
-        columns = self._columns
-        tensors = self._shard(int(columns["shard"][position]))
-        begin = int(columns["begin"][position])
-        return tensors[self.groups[columns["group"][position]]][
-            begin : begin + int(columns["count"][position])
-        ]
+        names = ("shard", "group", "begin", "count")
+        shard, group, begin, count = (int(self._columns[name][position]) for name in names)
+        return self._shard(shard)[self.groups[group]][begin : begin + count]
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         if number in self._open:
@@ -89,7 +86,7 @@ class Store:
             return self._open[number]
         if len(self._open) >= OPEN_SHARDS:
             self._open.popitem(last=False)
-        self._open[number] = _map(self.folder / self.shards[number])
+        self._open[number] = load_file(self.folder / self.shards[number])  # views of the file
         return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -208,7 +205,7 @@ def _read_shards(folder: Path) -> tuple[dict[str, int], list[str], dict[str, np.
     }
     for number, name in enumerate(shards):
         try:
-            tensors = _map(folder / name)
+            tensors = load_file(folder / name)
         except (OSError, SafetensorError):
             continue
         for group in (key for key in tensors if "/" not in key):
@@ -230,8 +227,3 @@ def _read_shards(folder: Path) -> tuple[dict[str, int], list[str], dict[str, np.
     }
     order = np.lexsort((columns["low"], columns["high"]))
     return shards, groups, {name: np.ascontiguousarray(column[order]) for name, column in columns.items()}
-
-
-def _map(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, as views of it."""
-    return load_file(path)

@@ -28,7 +28,7 @@ from ea_runtime.training.data.dataset import Bucket, bucket_name
 from ea_runtime.training.data.order import BatchOrder, PhaseOrder
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Context, Phase, Recipe
-from ea_runtime.training.update.optimizers import TurnOptimizer
+from ea_runtime.training.update.optimizers import TurnOptimizer, make_turns
 
 #: Bytes that an optimiser keeps per parameter.
 _MOMENTS = {"muon": 4, "adamw8bit": 2}
@@ -70,14 +70,15 @@ def make_plan(
     """
     with shapes_only():
         recipe = recipe_of_shapes(recipe_class, options, train, out)
-        told = recipe.describe()
+        told = dict(recipe.describe())
     plan = RunPlan()
     order = PhaseOrder(recipe.phases(), train.batch_size, train.seed)
     _add_run(plan, train, name, out, device)
     _add_data(plan, order, train)
-    turns = _turns(recipe, train)
-    _add_parameters(plan, recipe, turns, train)
-    told = _add_memory(plan, recipe, turns, order, train, dict(told))
+    # the loss scale of fp16 needs a real device, and does not matter here
+    turns = make_turns(recipe, train.model_copy(update={"dtype": "fp32"}))
+    _add_parameters(plan, recipe, turns)
+    _add_memory(plan, recipe, turns, order, train, told.pop("memory", None))
     for what, value in told.items():
         for line, text in _flat(what, value):
             plan.add("Recipe", line, text)
@@ -122,49 +123,35 @@ def _add_run(plan: RunPlan, train: TrainOptions, name: str, out: Path, device: s
 def _add_data(plan: RunPlan, order: PhaseOrder, train: TrainOptions) -> None:
     for number, (phase, batches) in enumerate(zip(order.phases, order.orders, strict=True)):
         title = "Data" if len(order.orders) == 1 else f"Data, phase {number + 1}"
+
+        def add(what: str, value: str, title: str = title) -> None:
+            plan.add(title, what, value)
+
         length = _end(order, number, train) - phase.start
         counts = Counter(key for key in phase.buckets if key is not None)
         kinds = Counter({"videos": 0, "pictures": 0})
         for key, count in counts.items():
             kinds["videos" if _is_video(key) else "pictures"] += count
         if len(order.orders) > 1:
-            plan.add(title, "steps", f"{phase.start:,} to {phase.start + length:,}")
+            add("steps", f"{phase.start:,} to {phase.start + length:,}")
         left_out = len(phase.buckets) - batches.num_samples
-        plan.add(title, "samples", f"{batches.num_samples:,}" + f", {left_out:,} left out" * (left_out > 0))
+        add("samples", f"{batches.num_samples:,}" + f", {left_out:,} left out" * (left_out > 0))
         if any(isinstance(key, Bucket) for key in counts):
-            plan.add(title, "pictures, videos", f"{kinds['pictures']:,}, {kinds['videos']:,}")
-        plan.add(
-            title,
-            "epochs",
-            f"{length / batches.batches_per_epoch:.2f} ({batches.batches_per_epoch:,} steps each)",
-        )
-        for key, count in counts.most_common(_BUCKETS_SHOWN):
-            plan.add(title, f"bucket {bucket_name(key)}", f"{count:,} samples")
-        if len(counts) > _BUCKETS_SHOWN:
-            rest = sum(counts.values()) - sum(count for _, count in counts.most_common(_BUCKETS_SHOWN))
-            plan.add(title, f"{len(counts) - _BUCKETS_SHOWN} more buckets", f"{rest:,} samples")
-        smallest = min(counts.values())
-        if smallest < batches.batch_size:
-            small = sum(count < batches.batch_size for count in counts.values())
-            plan.add(
-                title,
-                "small buckets",
-                f"{small} never fill a batch of {batches.batch_size}; theirs are smaller",
-            )
+            add("pictures, videos", f"{kinds['pictures']:,}, {kinds['videos']:,}")
+        epoch = batches.batches_per_epoch
+        add("epochs", f"{length / epoch:.2f} ({epoch:,} steps each)")
+        shown = counts.most_common(_BUCKETS_SHOWN)
+        for key, count in shown:
+            add(f"bucket {bucket_name(key)}", f"{count:,} samples")
+        if len(counts) > len(shown):
+            rest = counts.total() - sum(count for _, count in shown)
+            add(f"{len(counts) - len(shown)} more buckets", f"{rest:,} samples")
+        small = sum(count < batches.batch_size for count in counts.values())
+        if small:
+            add("small buckets", f"{small} never fill a batch of {batches.batch_size}; theirs are smaller")
 
 
-def _turns(recipe: Recipe, train: TrainOptions) -> list[TurnOptimizer]:
-    # the loss scale of fp16 needs a real device, and does not matter here
-    options = train.model_copy(update={"dtype": "fp32"})
-    groups, names = recipe.parameter_groups(), list(recipe.turns())
-    turns = [TurnOptimizer(groups, name, options, first=name == names[0]) for name in names]
-    turns = [turn for turn in turns if turn.parameters]
-    if not turns:
-        raise UserError("the recipe leaves nothing to train; check its `trainable` patterns")
-    return turns
-
-
-def _add_parameters(plan: RunPlan, recipe: Recipe, turns: list[TurnOptimizer], train: TrainOptions) -> None:
+def _add_parameters(plan: RunPlan, recipe: Recipe, turns: list[TurnOptimizer]) -> None:
     trained = sum(p.numel() for turn in turns for p in turn.parameters)
     total = sum(p.numel() for module in recipe.modules().values() for p in module.parameters())
     plan.add("Parameters", "trained", f"{trained:,} of {total:,} ({trained / max(1, total):.1%})")
@@ -180,11 +167,11 @@ def _add_memory(
     turns: list[TurnOptimizer],
     order: PhaseOrder,
     train: TrainOptions,
-    told: dict[str, Any],
-) -> dict[str, Any]:
-    """Adds the section and returns the rest of what the recipe reported."""
+    own: Any,
+) -> None:
+    """own: the recipe's own figures, if it has some."""
     parts = resident_bytes(recipe, turns, train)
-    own = told.pop("memory", None)
+    own = own if isinstance(own, Mapping) else {}
     activations: dict[str, int | str] = {}
     for number, phase in enumerate(order.phases):
         label = "activations" if len(order.phases) == 1 else f"activations, phase {number + 1}"
@@ -192,11 +179,10 @@ def _add_memory(
         micro = micro_batch(train, phase.batch_size or train.batch_size)
         step = _end(order, number, train) - 1
         activations[label] = activation_bytes(recipe, phase, batches, step, micro)
-        if isinstance(activations[label], str) and isinstance(own, Mapping):
-            one = next((v for key, v in own.items() if key.startswith("activations")), None)
-            if one is not None:
-                activations[label] = int(one) * micro
-    if isinstance(own, Mapping) and "computing copy" in own and own["computing copy"]:
+        one = next((value for key, value in own.items() if key.startswith("activations")), None)
+        if isinstance(activations[label], str) and one is not None:
+            activations[label] = int(one) * micro
+    if own.get("computing copy"):
         parts["copy to compute with"] = int(own["computing copy"])
     for what, size in {**parts, **activations}.items():
         plan.add("Memory of a process", what, size if isinstance(size, str) else _size(size))
@@ -205,7 +191,6 @@ def _add_memory(
     plan.add("Memory of a process", "together", f"{_size(total)}, and what single operations need")
     disk = parts["weights"] + parts["averages"] + parts["optimiser"] + parts["averages"]
     plan.add("Memory of a process", "a checkpoint on disk", f"about {_size(disk)}, {train.keep} are kept")
-    return told
 
 
 def resident_bytes(recipe: Recipe, turns: list[TurnOptimizer], train: TrainOptions) -> dict[str, int]:
@@ -250,10 +235,12 @@ def activation_bytes(recipe: Recipe, phase: Phase, order: BatchOrder, step: int,
         if not len(batch):
             return f"not counted: none of {len(members)} files of bucket {bucket_name(largest)} can be used"
         for turn in recipe.turns():
-            with torch.random.fork_rng(devices=[]), NoValues(), _Kept() as kept:
+            with torch.random.fork_rng(devices=[]), NoValues(), kept_for_backward() as kept:
                 loss = recipe.loss(batch, torch.Generator().manual_seed(0), step, turn)
-            known = {t.untyped_storage()._cdata for m in recipe.modules().values() for t in m.parameters()}
-            sizes.append(kept.bytes_without(known) if loss.total.requires_grad else 0)
+            for parameter in (p for module in recipe.modules().values() for p in module.parameters()):
+                kept.pop(parameter.untyped_storage()._cdata, None)
+            size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+            sizes.append(size if loss.total.requires_grad else 0)
     except UserError:
         raise
     except Exception as error:  # a loss may be undefined without values: the plan comes without it
@@ -261,26 +248,17 @@ def activation_bytes(recipe: Recipe, phase: Phase, order: BatchOrder, step: int,
     return max(sizes) * count // len(batch)
 
 
-class _Kept:
-    """Collects every tensor that autograd saves within the block."""
+@contextmanager
+def kept_for_backward() -> Iterator[dict[int, Tensor]]:
+    """Collects what autograd saves within the block: one tensor of each storage, by the storage's number."""
+    kept: dict[int, Tensor] = {}  # alive, so that no number is used again
 
-    def __init__(self) -> None:
-        self._tensors: dict[int, Tensor] = {}  # kept alive, so that no storage's number is reused
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._take, lambda tensor: tensor)
-
-    def __enter__(self) -> _Kept:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
-
-    def _take(self, tensor: Tensor) -> Tensor:
-        self._tensors.setdefault(tensor.untyped_storage()._cdata, tensor)
+    def take(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    def bytes_without(self, known: set[int]) -> int:
-        return sum(t.untyped_storage().nbytes() for number, t in self._tensors.items() if number not in known)
+    with torch.autograd.graph.saved_tensors_hooks(take, lambda tensor: tensor):
+        yield kept
 
 
 class NoValues(TorchDispatchMode):
@@ -296,12 +274,8 @@ class NoValues(TorchDispatchMode):
             device = kwargs.get("device")
             if func is torch.ops.aten._to_copy.default and device is not None and device.type != "meta":
                 return torch.ones(first.shape, dtype=kwargs.get("dtype") or first.dtype, device=device)
-            args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta") if t.ndim else t, (args, kwargs))
         return func(*args, **kwargs)
-
-
-def _without_values(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_meta or tensor.ndim == 0 else tensor.to("meta")
 
 
 def _end(order: PhaseOrder, number: int, train: TrainOptions) -> int:

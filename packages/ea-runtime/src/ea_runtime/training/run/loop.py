@@ -31,7 +31,7 @@ from ea_runtime.training.run.run_folder import RunFolder
 from ea_runtime.training.run.state import load_state, save_state
 from ea_runtime.training.run.step import Stepper, seed_global, seed_of
 from ea_runtime.training.update.average import WeightAverage
-from ea_runtime.training.update.optimizers import TurnOptimizer, check_groups
+from ea_runtime.training.update.optimizers import make_turns
 from ea_runtime.training.update.parallel import choose_parallel
 from ea_runtime.training.update.precision import DTYPES
 
@@ -65,12 +65,8 @@ class Trainer:
         self.say = say
         self.modules = recipe.modules()
         self.order = PhaseOrder(recipe.phases(), options.batch_size, options.seed)
-        names = list(recipe.turns())
-        self.parallel = choose_parallel(options.parallel, self.modules, len(names))
-        groups = recipe.parameter_groups()  # after the weights may have been sharded
-        check_groups(groups, names)
-        self.turns = [TurnOptimizer(groups, name, options, first=name == names[0]) for name in names]
-        self.turns = [turn for turn in self.turns if turn.parameters]
+        self.parallel = choose_parallel(options.parallel, self.modules, len(recipe.turns()))
+        self.turns = make_turns(recipe, options)  # after the weights may have been sharded
         self.parallel.prepare(self.turns)
         self.averages = {name: WeightAverage(self.modules[name], options.ema) for name in recipe.averaged()}
         self.rank, self.processes = self.parallel.rank, self.parallel.size

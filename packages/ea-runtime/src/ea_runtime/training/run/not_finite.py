@@ -54,12 +54,9 @@ def find_first(modules: Mapping[str, nn.Module], again: Callable[[], float]) -> 
 def _tensors(out: Any) -> list[Tensor]:
     """The tensors in a module's output, those in the attributes of an object such as a posterior too."""
     leaves = tree_leaves(out)
-    leaves += [value for leaf in leaves if not isinstance(leaf, Tensor) for value in _attributes(leaf)]
+    objects = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+    leaves += tree_leaves([list(getattr(leaf, "__dict__", {}).values()) for leaf in objects])
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _attributes(value: Any) -> list[Any]:
-    return tree_leaves(list(getattr(value, "__dict__", {}).values()))
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -156,16 +156,12 @@ def json_line(line: dict[str, Any]) -> str:
     return json.dumps(line | lost)
 
 
-def _bare(table: dict[str, Any]) -> dict[str, Any]:
-    """The table as TOML holds it: without None, tuples as lists, other objects as their text."""
-    return {str(key): _value(value) for key, value in table.items() if value is not None}
-
-
-def _value(value: Any) -> Any:
+def _bare(value: Any) -> Any:
+    """A table or value as TOML holds it: without None, tuples as lists, other objects as their text."""
     if isinstance(value, dict):
-        return _bare(value)
+        return {str(key): _bare(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
-        return [_value(item) for item in value if item is not None]
+        return [_bare(item) for item in value if item is not None]
     return value if isinstance(value, (str, bool, int, float)) else str(value)
 
 

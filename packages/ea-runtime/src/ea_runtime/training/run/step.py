@@ -206,15 +206,15 @@ class Stepper:
         return result
 
 
+@dataclass(slots=True)
 class Share:
     """One process's share of a turn: sums of figures times their weights, and each sample's loss."""
 
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self.figures: dict[str, float] = {}
-        self.samples: list[float] | None = []
-        self.timesteps: list[int] | None = []
-        self.is_trained = False
+    loss: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
+    samples: list[float] | None = field(default_factory=list)
+    timesteps: list[int] | None = field(default_factory=list)
+    is_trained: bool = False
 
     def take(self, loss: Loss, weight: float) -> None:
         """weight: the part's share of all samples; 0 if it only kept in step."""

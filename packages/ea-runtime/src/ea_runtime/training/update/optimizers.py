@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.training.options import TrainOptions
+from ea_runtime.training.recipe import Recipe
 from ea_runtime.training.update.muon import MuonAdamW
 from ea_runtime.training.update.sharded import whole
 
@@ -26,9 +27,16 @@ def rate(options: TrainOptions, step: int) -> float:
     return options.final_lr + (1 - options.final_lr) * fall
 
 
-def check_groups(groups: list[dict[str, Any]], turns: Iterable[str]) -> None:
-    """Raises UserError if nothing is trained, and ValueError if a recipe's groups do not fit its turns."""
-    known = list(turns)
+def make_turns(recipe: Recipe, options: TrainOptions) -> list[TurnOptimizer]:
+    """The recipe's turns that train anything. Raises as `check_groups` and `TurnOptimizer` do."""
+    groups, names = recipe.parameter_groups(), list(recipe.turns())
+    check_groups(groups, names)
+    turns = [TurnOptimizer(groups, name, options, first=name == names[0]) for name in names]
+    return [turn for turn in turns if turn.parameters]
+
+
+def check_groups(groups: list[dict[str, Any]], known: Sequence[str]) -> None:
+    """Raises UserError if nothing is trained, and ValueError if a recipe's groups do not fit its turns, `known`."""
     seen: dict[int, str] = {}
     for group in groups:
         turn = group.get("turn", known[0])

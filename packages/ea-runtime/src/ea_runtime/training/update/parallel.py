@@ -123,8 +123,7 @@ class Fsdp(_Shared):
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         super().__init__(modules)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             self._root = ShardedModules(modules.values())
 
     def run(self, work: Callable[[], Any]) -> Any:
@@ -164,8 +163,7 @@ def _accelerator(device: torch.device) -> Any:
     threads = torch.get_num_threads()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate chooses a number of its own
     kwargs = DistributedDataParallelKwargs(find_unused_parameters=True)  # pictures use no motion module
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[kwargs])
 
 
