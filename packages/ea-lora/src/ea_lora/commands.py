@@ -43,7 +43,7 @@ def info(file: _File, as_json: _Json = False) -> None:
     training = ", ".join(f"{key} {value}" for key, value in found["training"].items())
     hashes = {None: "", True: "as recorded", False: "not the one recorded: the tensors were changed since"}
     rows = {
-        "file": f"{quote(found['path'], 200)[1:-1]}, {found['bytes']:,} bytes, {found['layout']} layout",
+        "file": f"{quote(found['path'], 200)[1:-1]}, {found['bytes']:,} bytes, {_names(found['layout'])} layout",
         "layers": layers,
         "rank": ", ".join(map(str, found["ranks"])),
         "alpha": ", ".join(f"{alpha:g}" for alpha in found["alphas"]),
@@ -137,7 +137,7 @@ def convert(
     from ea_lora.convert import convert_lora
 
     done = convert_lora(source, target, to, model=model)
-    typer.echo(f"{done.num_layers} layers from {done.source} to {done.target}; wrote {done.path}")
+    typer.echo(f"{done.num_layers} layers from {_names(done.source)} to {done.target}; wrote {done.path}")
 
 
 @app.command()
@@ -160,6 +160,10 @@ def memory(
     settings = {"rank": rank, "offload": offload, "checkpointing": checkpointing, "motion": motion}
     folder, sizes = resolve_folder(model), size or [512, 768]
     Console().print(memory_table(folder, sizes, num_frames or [1], dtype=dtype, **settings))
+
+
+def _names(layout: str) -> str:
+    return "another trainer's" if layout == "other" else layout
 
 
 def _parts(no_text: bool) -> tuple[str, ...]:
