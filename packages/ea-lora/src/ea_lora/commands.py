@@ -152,14 +152,13 @@ def memory(
     motion: Annotated[bool, typer.Option("--motion/--no-motion", help="Adapt the motion modules.")] = True,
 ) -> None:
     """Predict the device memory of training a LoRA, part by part, for one sample a step; reads configs only."""
-    from rich.console import Console
-
     from ea_lora.estimate import memory_table
+    from ea_runtime.machine.terminal import make_console
     from ea_runtime.models.layout import resolve_folder
 
     settings = {"rank": rank, "offload": offload, "checkpointing": checkpointing, "motion": motion}
     folder, sizes = resolve_folder(model), size or [512, 768]
-    Console().print(memory_table(folder, sizes, num_frames or [1], dtype=dtype, **settings))
+    make_console().print(memory_table(folder, sizes, num_frames or [1], dtype=dtype, **settings))
 
 
 def _names(layout: str) -> str:
@@ -171,12 +170,12 @@ def _parts(no_text: bool) -> tuple[str, ...]:
 
 
 def _show(report: LoraReport, keys: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from ea_runtime.files.safe import quote
+    from ea_runtime.machine.terminal import make_console
 
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     for line in (report.summary, *(f"note: {note}" for note in report.notes)):
         console.print(line, markup=False, soft_wrap=True)
     unused = {"ignored": report.ignored, "left out": report.left_out if keys else ()}
