@@ -75,9 +75,9 @@ def export(
         raise UserError("`capability` is for --trt-rtx: TensorRT builds for this machine's GPU; leave it out")
     console = make_console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with notes_on(console), console.status("loading torch") as status:
-        from ea_runtime.export.make import Request, export_bundle
+        from ea_runtime.export.make import ExportRequest, export_bundle
 
-        request = Request(
+        request = ExportRequest(
             model=model,
             output=output or f"{Path(model).name}-{targets[0]}",
             target=targets[0],
