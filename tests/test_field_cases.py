@@ -22,6 +22,16 @@ from ea_runtime.video.reader import read_frames
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "cases" / "generation"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the field cases are not here: {FOLDER}")
 
+
+def copied(name: str, tmp_path: Path) -> Path:
+    """A copy that can be written to: caches are kept next to a set."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for path in (FOLDER / name).iterdir():
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
 LISTS = ["csv_bom/dataset.csv", "list_csv_semicolon", "list_jsonl/list.jsonl", "toml_json_bom"]
 
 
@@ -37,8 +47,8 @@ def test_a_comma_in_a_caption_is_an_error_with_its_line():
         read_list(FOLDER / "csv_comma_caption")
 
 
-def test_sizes_from_before_a_rotation():
-    options = SetOptions(path=str(FOLDER / "exif_entry_size" / "set"))
+def test_sizes_from_before_a_rotation(tmp_path):
+    options = SetOptions(path=str(copied("exif_entry_size/set", tmp_path)))
     assert diagnose(options, batch_size=1, workers=1).is_healthy
 
 
@@ -59,18 +69,16 @@ CAPTIONS = {
 
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_captions(tmp_path, name):
-    shutil.copytree(FOLDER / "captions", tmp_path / "set")
+    folder = copied("captions", tmp_path)
     read = FolderCaptioner(FolderOptions())
     nothing = Frames(np.zeros(0), np.zeros(0))
-    assert read(nothing, {"path": str(tmp_path / "set" / f"{name}.png")}).text == CAPTIONS[name]
+    assert read(nothing, {"path": str(folder / f"{name}.png")}).text == CAPTIONS[name]
 
 
 def test_a_caption_in_another_encoding_is_one_line(tmp_path):
-    shutil.copytree(FOLDER / "captions", tmp_path / "set")
+    path = copied("captions", tmp_path) / "cp1252.png"
     with pytest.raises(UserError, match="UTF-8"):
-        FolderCaptioner(FolderOptions())(
-            Frames(np.zeros(0), np.zeros(0)), {"path": str(tmp_path / "set" / "cp1252.png")}
-        )
+        FolderCaptioner(FolderOptions())(Frames(np.zeros(0), np.zeros(0)), {"path": str(path)})
 
 
 def test_prompts_with_a_line_separator_inside():
