@@ -147,6 +147,15 @@ def write_lora_file(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def field_cases() -> Path:
+    """The folder of files from public reports, `shared/cases` next to the checkout; the test is skipped without."""
+    folder = Path(__file__).resolve().parents[4] / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"cases from the field are not on this machine: {folder} is missing")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def golden_folder(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of the golden transformer and T5, with a tokenizer that only makes it complete."""
     import shutil

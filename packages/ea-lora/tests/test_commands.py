@@ -147,7 +147,7 @@ def test_merge(ea: Any, write_lora_file: Write, small: Any, model_folder: Path, 
     assert code == 0
     assert "5 tensors changed; wrote" in out
     record = json.loads((tmp_path / "out" / "merged_loras.json").read_text())
-    assert [lora["weight"] for lora in record["loras"]] == [0.8, 0.55]
+    assert [lora["weight"] for lora in record["loras"]] == [0.8, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -177,13 +177,13 @@ def test_mistakes_are_one_line(
 
 
 def test_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parse_spec("a.safetensors") == ("a.safetensors", 0.55)
+    assert parse_spec("a.safetensors") == ("a.safetensors", 1.0)
     assert parse_spec("a.safetensors:0.8") == ("a.safetensors", 0.8)
     assert parse_spec("a.safetensors:-1") == ("a.safetensors", -1.0)
-    assert parse_spec(r"C:\loras\a.safetensors") == (r"C:\loras\a.safetensors", 0.55)
+    assert parse_spec(r"C:\loras\a.safetensors") == (r"C:\loras\a.safetensors", 1.0)
     monkeypatch.chdir(tmp_path)
     Path("a:1").touch()
-    assert parse_spec("a:1") == ("a:1", 0.55)
+    assert parse_spec("a:1") == ("a:1", 1.0)
     with pytest.raises(UserError, match="must be a number from -100 to 100, got nan"):
         parse_spec("a.safetensors:nan")
 

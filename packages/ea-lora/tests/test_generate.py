@@ -92,6 +92,73 @@ def test_a_file_that_was_changed_since_is_told(ea: Any, style: Path, tmp_path: P
     assert "changed: a LoRA file" in " ".join(said.split())
 
 
+def test_a_prompt_names_loras_of_an_allowed_folder(ea: Any, style: Path, tmp_path: Path) -> None:
+    small = ("--num-frames", "1", "--steps", "2", "--seed", "3")
+    tagged = "a red circle<lora:style:0.5> moves right"
+    code, said = ea("generate", tagged, *small, "--lora-dir", style.parent, "-o", "a.png")
+    assert code == 0, said
+    assert "24 layers matched, 0 ignored, weight 0.5" in " ".join(said.split())
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["settings"]["prompt"] == "a red circle moves right"
+    assert [(one["file"], one["weight"]) for one in record["loras"]] == [(str(style), 0.5)]
+    # the same as by --lora, and again from the sidecar, which needs no folder
+    assert ea("generate", PROMPT[1], *small, "--lora", f"{style}:0.5", "-o", "b.png")[0] == 0
+    code, said = ea("generate", "--from", "a.json", "-o", "again.png")
+    assert code == 0, said
+    assert "same content as recorded" in said
+    made = [(tmp_path / name).read_bytes() for name in ("a.png", "b.png", "again.png")]
+    assert made[0] == made[1] == made[2]
+
+
+def test_each_prompt_of_a_file_names_its_own(ea: Any, style: Path, tmp_path: Path) -> None:
+    prompts = ["a red circle <lora:style:1>", "a red circle ", "<lora:style:1><lora:style:-2>a red circle"]
+    (tmp_path / "all").mkdir()
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    small = ("--num-frames", "1", "--steps", "2")
+    code, said = ea("generate", "--prompts", "prompts.txt", *small, "--lora-dir", style.parent, "-o", "all/")
+    assert code == 0, said
+    sidecars = sorted((tmp_path / "all").glob("*.json"))
+    assert [len(json.loads(path.read_text()).get("loras", ())) for path in sidecars] == [1, 0, 2]
+    for path in sidecars:  # each alone: what was on before leaves nothing behind
+        code, said = ea("generate", "--from", path, "-o", f"again-{path.stem}.png")
+        assert code == 0, said
+        assert (tmp_path / f"again-{path.stem}.png").read_bytes() == path.with_suffix(".png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words", "text"),
+    [
+        ("a <lora:style>", (), "names the LoRA 'style'; give the folder that holds it with --lora-dir"),
+        (
+            "a <lora:stile>",
+            ("--lora-dir", "."),
+            "there is no LoRA 'stile' in --lora-dir '.'; the nearest there: 'style'",
+        ),
+        ("a <lora:../style>", ("--lora-dir", "."), "by its name alone"),
+        ("a", ("--lora-dir", ".", "--negative", "b <lora:style>"), "`--negative` holds '<lora:style>'"),
+        ("a <lora:style>", ("--lora-dir", "."), "LoRA file 'style.safetensors' is empty"),
+    ],
+)
+def test_mistakes_in_a_prompt_are_one_line(
+    ea: Any, prompt: str, words: tuple[str, ...], text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "style.safetensors").touch()
+    code, said = ea("generate", prompt, "--num-frames", "1", "--steps", "1", *words, "-o", "a.png")
+    assert code == 2
+    assert text in said
+    assert said.count("error: ") == 1
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_compiled_models_keep_their_loras(ea: Any, style: Path, tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    (tmp_path / "prompts.txt").write_text("a circle <lora:style>\na circle\n")
+    words = ("--prompts", "prompts.txt", "--lora-dir", style.parent, "--num-frames", "1", "--compile")
+    code, said = ea("generate", *words, "-o", "all/")
+    assert code == 2
+    assert "`--compile` keeps the LoRAs of the first prompt" in said
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

@@ -2,50 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from torch import nn
 
-from ea_lora.keys import find_targets, is_target, relative_of_lora, split_key, split_name
-
-
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("lora_unet__proj_out.lora_down.weight", ("lora_unet__proj_out", "down")),
-        ("lora_unet__proj_out.lora_up.weight", ("lora_unet__proj_out", "up")),
-        ("lora_unet__proj_out.alpha", ("lora_unet__proj_out", "alpha")),
-        ("diffusion_model.a.0.b.alpha", ("diffusion_model.a.0.b", "alpha")),
-        ("lora_unet__proj_out.weight", None),
-        (".alpha", None),
-        ("alpha", None),
-    ],
-)
-def test_split_key(key: str, expected: Any) -> None:
-    assert split_key(key) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("lora_unet__transformer_blocks_0_attn1_to_q", ("denoiser", "transformer_blocks_0_attn1_to_q")),
-        ("lora_unet_mid_block", ("denoiser", "mid_block")),
-        ("lora_te_encoder_block_0", ("text", "encoder_block_0")),
-        ("lora_te2_text_model", ("text", "text_model")),
-        ("diffusion_model.blocks.0", ("denoiser", "blocks.0")),
-        ("transformer.transformer_blocks.0", ("denoiser", "transformer_blocks.0")),
-        ("text_encoder.encoder.block.0", ("text", "encoder.block.0")),
-        ("blocks.0", ("denoiser", "blocks.0")),
-    ],
-)
-def test_split_name(name: str, expected: Any) -> None:
-    assert split_name(name) == expected
-
-
-def test_relatives_are_named() -> None:
-    assert relative_of_lora("a.dora_scale") == "DoRA"
-    assert relative_of_lora("a.hada_w1_a") == "LoHa"
-    assert relative_of_lora("a.lora_A.weight") is None
-    assert relative_of_lora("lora_unet__a.lora_down.weight") is None
+from ea_lora.keys import find_targets, is_target
 
 
 def test_targets_of_a_network(small: Any) -> None:

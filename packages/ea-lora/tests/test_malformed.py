@@ -138,8 +138,20 @@ class Spoiler:
         return self.renamed(lambda key: wrong if key == self.key else key)
 
     def another_model(self) -> bytes:
-        first = self.random.choice(["lora_unet_down_blocks_0_", "lora_te1_text_model_", "diffusion_model.x."])
-        return self.renamed(lambda key: first + key)
+        """Blocks of a UNet whose insides have the names of ours, or layers of which none has."""
+        down, up = self.random.sample(
+            ["lora_unet_down_blocks_0_", "lora_unet_mid_block_", "unet.up.1.", "x."], 2
+        )
+        if self.random.random() < 0.5:
+            return self.renamed(lambda key: (down if "net_" in key else up) + key.split("__")[-1])
+
+        def renamed(key: str) -> str:
+            layer, _, role = key.partition(".")
+            for ours, theirs in (("to_q", "qkv"), ("net_", "mlp_"), ("proj", "linear"), ("mix", "merge")):
+                layer = layer.replace(ours, theirs)
+            return f"{layer}.{role}"
+
+        return self.renamed(renamed)
 
     def a_whole_model(self) -> bytes:
         return save(
@@ -147,10 +159,15 @@ class Spoiler:
         )
 
     def stranger(self) -> bytes:
-        name = self.random.choice(
-            ["step", "lora_unet__proj_in.bias", "emb_params", "a" * 5000, "é\n\x1b[31m"]
-        )
+        name = self.random.choice(["step", "emb_params", "bundle_emb.x", "a" * 5000, "é\n\x1b[31m"])
         return self.saved(**{name: torch.zeros(2)})
+
+    def addition(self) -> bytes:
+        """Something added beside the matrices, and not zero."""
+        name = self.random.choice(["bias", "diff", "diff_b", "lora_up.bias", "lora_B.bias", "set_weight"])
+        return self.saved(
+            **{f"{self.layer}.{name}": torch.tensor([0.0, self.random.choice([1e-3, float("nan")])])}
+        )
 
     def relative_of_lora(self) -> bytes:
         endings = [
@@ -163,8 +180,16 @@ class Spoiler:
         ]
         return self.saved(**{f"{self.layer}.{self.random.choice(endings)}": torch.ones(4)})
 
-    def peft_names(self) -> bytes:
-        return self.renamed(lambda key: key.replace("lora_down", "lora_A").replace("lora_up", "lora_B"))
+    def two_of_one_role(self) -> bytes:
+        again = {".lora_down.weight": "lora_A", ".lora_up.weight": "lora.up"}[self.role]
+        return self.saved(**{f"{self.layer}.{again}.weight": self.tensors[self.key].clone()})
+
+    def two_adapters(self) -> bytes:
+        def renamed(key: str) -> str:
+            name = "style" if key.startswith(self.layer) else "default"
+            return key.replace("lora_down", f"lora_A.{name}").replace("lora_up", f"lora_B.{name}")
+
+        return self.renamed(renamed)
 
     def broken_peft(self) -> bytes:
         """Another layout, with a half missing, a config that is no JSON, or an alpha that is no number."""
@@ -220,8 +245,11 @@ class Spoiler:
         )
 
     def wrong_type(self) -> bytes:
-        key = self.random.choice([self.key, f"{self.layer}.alpha"])
-        dtypes = [torch.int32, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn]
+        dtypes = [torch.bool, torch.float8_e4m3fn]
+        if self.random.random() < 0.3:
+            key = f"{self.layer}.alpha"
+        else:
+            key, dtypes = self.key, [*dtypes, torch.int32, torch.int64, torch.uint8]
         return self.saved(**{key: self.tensors[key].to(self.random.choice(dtypes))})
 
     # shapes

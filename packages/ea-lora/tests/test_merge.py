@@ -52,7 +52,7 @@ def test_merged_folder_equals_loading(
     loaded = denoiser_of(model_folder)
     base = outputs(loaded)
     load_lora(loaded, first, 0.7)
-    load_lora(loaded, second)  # 0.55, as in merging
+    load_lora(loaded, second)  # 1, as in merging
     assert small.relative_error(outputs(denoiser_of(tmp_path / "out")), outputs(loaded)) < 1e-5
     assert small.relative_error(outputs(loaded), base) > 0.01
 
@@ -72,7 +72,7 @@ def test_what_no_lora_touches_is_copied_to_the_byte(
     names = {*files_in(tmp_path / "out")}
     assert names == {"README.md", "transformer/config.json", WEIGHTS, "manifest.json", "merged_loras.json"}
     record = json.loads((tmp_path / "out" / "merged_loras.json").read_text())
-    assert [(lora["file"], lora["weight"]) for lora in record["loras"]] == [("style.safetensors", 0.55)]
+    assert [(lora["file"], lora["weight"]) for lora in record["loras"]] == [("style.safetensors", 1.0)]
 
 
 def test_a_downloaded_folder_of_links(

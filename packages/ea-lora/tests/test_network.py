@@ -256,14 +256,17 @@ def test_errors(write_lora_file: Write, small: Any) -> None:
 
 def test_a_file_of_another_model_names_counts(write_lora_file: Write, small: Any) -> None:
     tensors = {
-        key.replace("unet__", "unet_down_"): value
+        key.replace("unet__", f"unet_{'down' if 'net_0' in key else 'up'}_0_"): value
         for key, value in small.lora_tensors().items()
         if "te_" not in key
     }
     expected = (
-        r"9 for the denoiser \(first 'lora_unet_down_blocks_0_net_0'\), 0 match the modules of this model "
+        r"9 for the denoiser \(first 'lora_unet_down_0_blocks_0_net_0'\), 0 match the modules of this model "
     )
-    with pytest.raises(UserError, match=expected + r"\(9 in the denoiser and 3 in the text\)"):
+    hint = (
+        r"\(9 in the denoiser and 3 in the text\); 7 would match without the prefix 'lora_unet_up_0_', which"
+    )
+    with pytest.raises(UserError, match=expected + hint):
         load_lora(small.make_pipe(), write_lora_file(tensors))
     wide = write_lora_file(
         {**small.lora_tensors(), "lora_unet__blocks_0_to_q.lora_down.weight": torch.ones(4, 12)}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ea_lora.keys import Role, relative_of_lora, split_key, split_name
-from ea_lora.layer import FLOATS, Layer
+from ea_lora.keys import Part
+from ea_lora.layer import FLOATS, WHOLES, Layer
+from ea_lora.roles import Role, parse_name, relative_of_lora
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import quote
 
@@ -16,49 +18,81 @@ from ea_runtime.files.safe import quote
 _LARGEST_CHANGE = 65504.0
 
 
-def group_tensors(tensors: Mapping[str, Tensor], label: str) -> dict[str, dict[Role, Tensor]]:
-    """Tensors by layer, sorted. Raises UserError for a file of something else."""
-    is_flat = any(key.startswith(("lora_unet_", "lora_te")) for key in tensors)
-    if any(".lora_A." in key for key in tensors) and (
-        is_flat or any(".lora_down." in key for key in tensors)
-    ):
-        raise UserError(
-            f"{label} mixes peft's names (lora_A) with kohya's (lora_unet_, lora_down); only half of it was renamed"
-        )
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """A file's tensors by layer and role, sorted. notes: lines for the user about what was left out."""
+
+    layers: Mapping[str, Mapping[Role, Tensor]]
+    notes: tuple[str, ...] = ()
+
+
+def group_tensors(tensors: Mapping[str, Tensor], label: str) -> Grouped:
+    """Tensors by layer. What adds to a module beside its matrices (`diff_b`, biases) is left out where it is all zero.
+
+    Raises UserError for a file of something else, of several adapters, with two tensors for one role, or with
+    additions that are not zero.
+    """
     grouped: dict[str, dict[Role, Tensor]] = {}
     strangers: list[str] = []
+    extras: list[str] = []
+    adapters: set[str] = set()
     for key in sorted(tensors):
-        found = split_key(key)
-        method = relative_of_lora(key)
+        found, method = parse_name(key), relative_of_lora(key)
         if method is not None:
             raise UserError(f"{label} holds {quote(key)}, which is {method}; only plain LoRA can be used")
         if found is None:
             strangers.append(key)
+        elif found.role == "extra":
+            extras.append(key)
+        elif found.role in grouped.setdefault(found.layer, {}):
+            raise UserError(
+                f"{label} holds {quote(key)}, a second {found.role} for {quote(found.layer)}; save one adapter alone"
+            )
         else:
-            grouped.setdefault(found[0], {})[found[1]] = tensors[key]
-    if not grouped:
-        first = f", first {quote(strangers[0])}" if strangers else ""
-        raise UserError(
-            f"{label} holds no LoRA: {len(strangers)} tensors{first}; is it a whole model's file?"
-        )
+            grouped[found.layer][found.role] = tensors[key]
+        if found is not None and found.adapter is not None:
+            adapters.add(found.adapter)
+    if not any(role != "alpha" for roles in grouped.values() for role in roles):
+        rest = sorted([*strangers, *extras])
+        first = f", first {quote(rest[0])}" if rest else ""
+        raise UserError(f"{label} holds no LoRA: {len(tensors)} tensors{first}; is it a whole model's file?")
+    if len(adapters) > 1:
+        shown = " and ".join(quote(name) for name in sorted(adapters)[:3])
+        raise UserError(f"{label} holds {len(adapters)} adapters, {shown}; save one adapter alone")
     if strangers:
         raise UserError(
             f"{label} holds {len(strangers)} tensors that are no part of a LoRA, first "
             f"{quote(strangers[0])}; it was not made for this or is damaged"
         )
-    return grouped
+    return Grouped(grouped, _without_extras(extras, tensors, label))
 
 
-def make_layer(name: str, roles: Mapping[Role, Tensor], label: str) -> Layer:
+def _without_extras(extras: Sequence[str], tensors: Mapping[str, Tensor], label: str) -> tuple[str, ...]:
+    for key in extras:
+        if bool(tensors[key].any()):
+            raise UserError(
+                f"{label} holds {quote(key)}, which adds to a weight or bias beside the matrices and is not zero; "
+                "only plain LoRA can be used"
+            )
+    if not extras:
+        return ()
+    kinds = sorted({key.rpartition(".")[2] for key in extras})
+    shown = (
+        f"{len(extras)} tensors of zeros ({', '.join(kinds)})"
+        if len(extras) > 1
+        else f"{quote(extras[0])}, all zero"
+    )
+    return (f"{label}: {shown} left out: they would add nothing",)
+
+
+def make_layer(name: str, part: Part, path: str, roles: Mapping[Role, Tensor], label: str) -> Layer:
     """A layer of its tensors. Raises UserError for half a layer, other types, NaN, other shapes, rank 0, alpha."""
     where = f"{label}: layer {quote(name)}"
     for role in ("down", "up"):
         if role not in roles:
-            raise UserError(
-                f"{where} has no lora_{role}.weight; the file is damaged, copy or download it again"
-            )
+            raise UserError(f"{where} has no {role} matrix; the file is damaged, copy or download it again")
     for role, tensor in roles.items():
-        if tensor.dtype not in FLOATS:
+        if tensor.dtype not in (FLOATS if role != "alpha" else (*FLOATS, *WHOLES)):
             raise UserError(f"{where}: {role} must be of 16-bit floats or wider, got {str(tensor.dtype)[6:]}")
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(
@@ -86,7 +120,7 @@ def make_layer(name: str, roles: Mapping[Role, Tensor], label: str) -> Layer:
         if float(alpha) <= 0:
             raise UserError(f"{where}: alpha must be above 0, got {float(alpha):g}; the file is damaged")
         alpha = alpha.reshape(())
-    layer = Layer(name, *split_name(name), down, up, alpha)
+    layer = Layer(name, part, path, down, up, alpha)
     check_bound(layer, where)
     return layer
 

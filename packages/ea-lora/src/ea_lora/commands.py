@@ -109,7 +109,7 @@ def merge(
     no_text: _NoText = False,
     exclude: _Exclude = None,
 ) -> None:
-    """Write a new model folder with LoRAs merged into its weights (at 0.55 without a weight)."""
+    """Write a new model folder with LoRAs merged into its weights (at 1 without a weight)."""
     from ea_lora.merge import merge_lora
     from ea_runtime.generation.adapters import parse_spec
 
@@ -123,12 +123,14 @@ def merge(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A LoRA file of any layout, or a folder of peft's.")],
+    source: Annotated[Path, typer.Argument(help="A LoRA file of any trainer, or a folder of peft's.")],
     target: Annotated[Path, typer.Argument(help="The new file (.safetensors); for --to peft a folder.")],
     to: Annotated[str, typer.Option(help="kohya (V2, A1111), diffusers, peft or comfyui.")],
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="A model whose module names tell where kohya's names have dots."),
+        typer.Option(
+            "--model", "-m", help="A model whose module names tell where a path begins, and its dots."
+        ),
     ] = "tiny",
 ) -> None:
     """Write a LoRA in another layout. Tensors, alpha and metadata are kept: there and back loses nothing."""

@@ -14,9 +14,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ea_lora import layouts
+from ea_lora.card import Card
 from ea_lora.checks import check_bound, group_tensors, make_layer
+from ea_lora.configs import DIFFUSERS_KEY, AdapterConfig, header_configs
 from ea_lora.keys import CONFIG_NAME, PARTS, TEXT_FOLDER, WEIGHTS_NAME, Layout, Part
-from ea_lora.layer import FLOATS, MAX_PATH, Layer, LoraFile, weight_files
+from ea_lora.layer import FLOATS, MAX_PATH, WHOLES, Layer, LoraFile, weight_files
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import atomic_file
 from ea_runtime.files.safe import is_file, quote, read_json
@@ -25,11 +27,11 @@ from ea_runtime.models.weights import PartWeights, is_pickle, iter_tensors, read
 #: where sd-webui's first hash of a LoRA begins and how many bytes it covers
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
 #: metadata that follows from the tensors and the layout
-_COMPUTED = ("sshs_model_hash", "sshs_legacy_hash", "format", layouts.DIFFUSERS_KEY, layouts.ALPHA_KEY)
+_COMPUTED = ("sshs_model_hash", "sshs_legacy_hash", "format", DIFFUSERS_KEY, layouts.ALPHA_KEY)
 
 
 def read_lora(path: str | os.PathLike[str]) -> LoraFile:
-    """Read and check a LoRA: a .safetensors file of any layout, or a folder of peft's.
+    """Read and check a LoRA: a .safetensors file of any trainer, or a folder of peft's.
 
     Every layer has a down and an up matrix of one rank above 0, all numbers are finite floats, alpha is above
     0, and no tensor is left over. Nothing is unpickled.
@@ -55,41 +57,60 @@ def _read_one(file: Path, given: str | os.PathLike[str]) -> LoraFile:
     weights = _read_header(file, label)
     tensors = dict(iter_tensors(weights, weights.tensors))
     layout = layouts.layout_of(tensors)
-    groups = group_tensors(tensors, label)
-    alphas = _alphas(file, weights.metadata, label) if layout in ("peft", "diffusers") else {}
-    is_text = file.parent.name == TEXT_FOLDER and layout == "peft"
-    layers, without = [], 0
-    for name, roles in groups.items():
-        layer = make_layer(name, roles, label)
-        if is_text:
-            layer = replace(layer, part="text")
-        if layer.alpha is None and layout in ("peft", "diffusers"):
-            found = alphas[layer.part].of(layer.path, layer.rank) if layer.part in alphas else None
-            without += found is None
-            layer = replace(layer, alpha=_alpha_tensor(found, layer, weights.metadata))
-            check_bound(layer, f"{label}: layer {quote(name)}")
-        layers.append(layer)
+    grouped = group_tensors(tensors, label)
+    configs = _configs(file, weights.metadata, label)
+    is_text = file.parent.name == TEXT_FOLDER and file.name == WEIGHTS_NAME
+    # sd-scripts' own names only: converters to lora_A and lora_B keep its metadata and multiply alpha in
+    card = Card.from_metadata(weights.metadata if any(".lora_down." in key for key in tensors) else {})
+    layers = []
+    for name, roles in grouped.layers.items():
+        part, path = layouts.place_in(layout, name)
+        layer = make_layer(name, "text" if is_text else part, path, roles, label)
+        if card.alpha is not None and card.alpha > 0 and card.rank in (None, layer.rank):
+            layer = replace(layer, said=card.alpha)
+        layers.append(_with_alpha(layer, configs.get(layer.part), weights.metadata, label))
+    without = sum(layer.alpha is None and layer.said is None for layer in layers)
     notes = [f"{label} has no alpha for {without} layers; their rank is used"] if without else []
-    return LoraFile(file, tuple(layers), dict(weights.metadata), layout, tuple(notes))
+    return LoraFile(file, tuple(layers), dict(weights.metadata), layout, (*grouped.notes, *notes))
 
 
-def _alphas(file: Path, metadata: Mapping[str, str], label: str) -> dict[Part, layouts.Alphas]:
-    """The alphas of a file in peft's layout: from its header, or from the config next to it."""
-    found = layouts.diffusers_configs(metadata, label)
+def _configs(file: Path, metadata: Mapping[str, str], label: str) -> Mapping[Part, tuple[str, AdapterConfig]]:
+    """peft's configs by network, each with the network's name in the file: from its header, or from next to it."""
+    found = header_configs(metadata, label)
     config = file.with_name(CONFIG_NAME)
     if found or file.name != WEIGHTS_NAME or not is_file(config):
         return found
-    alphas = layouts.Alphas(read_json(file.parent, CONFIG_NAME), f"{quote(str(config), MAX_PATH)}")
-    return dict.fromkeys(PARTS, alphas)
+    own = AdapterConfig(read_json(file.parent, CONFIG_NAME), f"{quote(str(config), MAX_PATH)}")
+    return dict.fromkeys(PARTS, ("", own))
 
 
-def _alpha_tensor(value: float | None, layer: Layer, metadata: Mapping[str, str]) -> Tensor | None:
-    """Alpha as a tensor of its dtype before a conversion."""
+def _with_alpha(
+    layer: Layer, config: tuple[str, AdapterConfig] | None, metadata: Mapping[str, str], label: str
+) -> Layer:
+    """The layer with the alpha that a config gives it, unless it has its own."""
+    if config is not None:
+        network, own = config
+        path = layer.path.removeprefix(f"{network}.") if network else layer.path
+        if own.needs_whole_paths and path == layer.name:
+            raise UserError(
+                f"{own.label} has patterns with ^, for whole paths, and {quote(layer.name)} does not show where its "
+                f"path begins; save it with peft's save_pretrained, which puts {layouts.PEFT_PREFIX} before it"
+            )
+        own.check_rank(path, layer.rank)
+        if layer.alpha is None:
+            said = own.alpha_of(path, layer.rank)
+            layer = replace(layer, alpha=_alpha_tensor(said, layer, metadata), said=said)
+    check_bound(layer, f"{label}: layer {quote(layer.name)}")
+    return layer
+
+
+def _alpha_tensor(value: float, layer: Layer, metadata: Mapping[str, str]) -> Tensor | None:
+    """Alpha as a tensor of its dtype before a conversion; None if it had no tensor then."""
     record = layouts.read_alpha_record(metadata)
     kind = record.get("others", {}).get(f"{layer.part}:{layer.path}", record.get("dtype", "float32"))
-    if value is None or kind == "none":
+    if kind == "none":
         return None
-    known = {str(dtype)[6:]: dtype for dtype in FLOATS}
+    known = {str(dtype)[6:]: dtype for dtype in (*FLOATS, *WHOLES)}
     return torch.tensor(value, dtype=known.get(kind, torch.float32))
 
 
@@ -112,7 +133,7 @@ def write_lora(
     if layout in ("peft", "diffusers"):
         own |= {"format": "pt", layouts.ALPHA_KEY: layouts.alpha_record(layers)}
     if layout == "diffusers":
-        own[layouts.DIFFUSERS_KEY] = layouts.diffusers_metadata(layers)
+        own[DIFFUSERS_KEY] = layouts.diffusers_metadata(layers)
     if layout != "peft":
         _write(Path(path), _file_bytes(layers, own, layout))
         return

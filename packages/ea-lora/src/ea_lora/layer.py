@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ea_lora.keys import PARTS, TEXT_FOLDER, WEIGHTS_NAME, Layout, Part
+from ea_lora.keys import PARTS, TEXT_FOLDER, WEIGHTS_NAME, Part, Spelling
 from ea_runtime.files.safe import is_file
 
 #: dtypes that the matrices of a file, and the weights that they change, may have
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: further dtypes of an alpha: converters write the rank as it is
+WHOLES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 #: a path is shown in errors up to this length
 MAX_PATH = 300
 
@@ -25,8 +27,10 @@ MAX_PATH = 300
 class Layer:
     """One layer of a LoRA; the change of the module's weight is `scale * up @ down`.
 
-    name: as in the file. part, path: its network and module; a path may have `_` where the module has `.`.
-    down: (R, I). up: (O, R). Both may end in dimensions of 1 (convolutions). alpha: one number, or None: R.
+    name: as in the file. part, path: its network and module; until a model was looked at, as the file tells them: the
+    path may have `_` where the module has `.`, or a prefix. down: (R, I). up: (O, R). Both may end in dimensions of 1
+    (convolutions). alpha: one number, or None: `said`, what the file's metadata says of all layers, and if that is None
+    too, R.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Layer:
     down: Tensor
     up: Tensor
     alpha: Tensor | None = None
+    said: float | None = None
 
     @property
     def rank(self) -> int:
@@ -42,7 +47,8 @@ class Layer:
 
     @property
     def scale(self) -> float:
-        return 1.0 if self.alpha is None else float(self.alpha) / self.rank
+        alpha = self.said if self.alpha is None else float(self.alpha)
+        return 1.0 if alpha is None else alpha / self.rank
 
     @property
     def num_inputs(self) -> int:
@@ -74,7 +80,7 @@ class LoraFile:
     path: Path
     layers: tuple[Layer, ...]
     metadata: Mapping[str, str]
-    layout: Layout = "kohya"
+    layout: Spelling = "kohya"
     notes: tuple[str, ...] = ()
 
     @property
@@ -84,6 +90,10 @@ class LoraFile:
 
     def of_part(self, part: Part) -> list[Layer]:
         return [layer for layer in self.layers if layer.part == part]
+
+    def may_have(self, part: Part) -> bool:
+        """True if it has layers for a network, as far as can be told without the model."""
+        return self.layout == "other" or bool(self.of_part(part))
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:

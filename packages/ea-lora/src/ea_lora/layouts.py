@@ -1,4 +1,4 @@
-"""The layouts of LoRA files: the names of their tensors, and the place of alpha.
+"""The layouts that LoRA files are written in: the names of their tensors, and the place of alpha.
 
     kohya      lora_unet__blocks_0_to_q.lora_down.weight, .lora_up.weight, .alpha     (EasyAnimate V2, A1111)
     comfyui    diffusion_model.blocks.0.to_q.lora_down.weight, .lora_up.weight, .alpha
@@ -9,19 +9,20 @@
 A text encoder's layers are under `lora_te_`, `text_encoders.t5xxl.transformer.`, `text_encoder.`, and for peft
 in a separate folder `text_encoder`, since one of its adapters is for one network.
 
-In kohya's names `.` and `_` look the same, so writing any other layout from them takes the model's own names
-(`dotted_paths`). Sources: peft's and diffusers' saved files, ComfyUI's key map; the formats, not their code.
+These four can be told without a model; every other spelling is understood by its structure and the model's own names
+(roles.py, places.py), kohya's too, since `.` and `_` look the same in it. Sources: peft's and diffusers' saved files,
+ComfyUI's key map; the formats, not their code.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ea_lora.keys import KOHYA_PREFIXES, LAYOUTS, PARTS, Layout, Part, flatten
+from ea_lora.keys import LAYOUTS, PARTS, Layout, Part, Spelling, flatten
+from ea_lora.places import is_text
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import quote
 
@@ -29,20 +30,25 @@ if TYPE_CHECKING:
     from ea_lora.layer import Layer
 
 
-#: diffusers' key in a file's header for the configs of its adapters
-DIFFUSERS_KEY = "lora_adapter_metadata"
 #: for layouts without an alpha tensor: the dtype of its tensor, or "none" for layers without one
 ALPHA_KEY = "ea_alpha"
 
 _DIFFUSERS: dict[Part, str] = {"denoiser": "transformer", "text": "text_encoder"}
+PEFT_PREFIX = "base_model.model."
+#: kohya's are V2's; its denoiser's own name is empty, hence two underscores
 _PREFIXES: dict[Layout, dict[Part, str]] = {
-    "kohya": KOHYA_PREFIXES,
+    "kohya": {"denoiser": "lora_unet__", "text": "lora_te_"},
     "comfyui": {"denoiser": "diffusion_model.", "text": "text_encoders.t5xxl.transformer."},
     "diffusers": {part: f"{name}." for part, name in _DIFFUSERS.items()},
-    "peft": {"denoiser": "base_model.model.", "text": "base_model.model."},
+    "peft": {"denoiser": PEFT_PREFIX, "text": PEFT_PREFIX},
 }
-#: characters of a path without special meaning in a pattern
-_PLAIN = re.compile(r"\^?(?:[A-Za-z0-9_-]|\\?\.)+")
+_DOWN_UP, _A_B = (".lora_down.weight", ".lora_up.weight", ".alpha"), (".lora_A.weight", ".lora_B.weight")
+_ENDS: dict[Layout, tuple[str, ...]] = {
+    "kohya": _DOWN_UP,
+    "comfyui": _DOWN_UP,
+    "diffusers": _A_B,
+    "peft": _A_B,
+}
 
 
 def check_layout(value: Any) -> Layout:
@@ -54,15 +60,24 @@ def check_layout(value: Any) -> Layout:
     return value
 
 
-def layout_of(names: Iterable[str]) -> Layout:
-    """The layout that tensors are named in; diffusers' also for peft's if the network's name comes first."""
+def layout_of(names: Iterable[str]) -> Spelling:
+    """The layout in which every one of the tensors is named; "other" if there is none."""
     names = list(names)
-    is_ab = any(".lora_A." in name for name in names)
-    if any(name.startswith("base_model.model.") for name in names):
-        return "peft"
-    if is_ab:
-        return "comfyui" if any(name.startswith("diffusion_model.") for name in names) else "diffusers"
-    return "kohya" if any(re.match(r"lora_(unet|te)", name) for name in names) else "comfyui"
+    for layout, prefixes in _PREFIXES.items():
+        begins, ends = tuple(prefixes.values()), _ENDS[layout]
+        if names and all(name.startswith(begins) and name.endswith(ends) for name in names):
+            return layout
+    return "other"
+
+
+def place_in(layout: Spelling, name: str) -> tuple[Part, str]:
+    """The network and path that a layer's name means in one of the layouts; of "other", what the name shows:
+    the path stays as it is, but for what peft puts before a model's own."""
+    if layout != "other":
+        for part, prefix in _PREFIXES[layout].items():
+            if name.startswith(prefix) and not (layout == "peft" and is_text(name)):
+                return part, name.removeprefix(prefix)
+    return "text" if is_text(name) else "denoiser", name.rpartition(PEFT_PREFIX)[2]
 
 
 def tensor_names(layout: Layout, part: Part, path: str) -> tuple[str, str, str | None]:
@@ -124,115 +139,6 @@ def read_alpha_record(metadata: Mapping[str, str]) -> dict[str, Any]:
         return {}
     others = found.get("others", {}) if isinstance(found, dict) else None
     return found if isinstance(others, dict) and isinstance(found.get("dtype"), str) else {}
-
-
-class Alphas:
-    """Alphas of files that have no tensor for it: from a config of peft's, checked.
-
-    Raises UserError for a config of anything but plain LoRA, or without a number.
-    """
-
-    def __init__(self, config: Mapping[str, Any], label: str) -> None:
-        wrong = {
-            "use_dora": "DoRA",
-            "fan_in_fan_out": "transposed weights",
-            "lora_bias": "biases",
-            "modules_to_save": "whole modules",
-            "trainable_token_indices": "new tokens",
-        }
-        kind = config.get("peft_type", "LORA")
-        if kind != "LORA":
-            raise UserError(
-                f"{label}: `peft_type` must be LORA, got {quote(kind)}; only plain LoRA can be used"
-            )
-        for key, what in wrong.items():
-            if config.get(key):
-                raise UserError(f"{label} asks for {what} (`{key}`); only plain LoRA can be used")
-        self.label = label
-        self.is_rs = config.get("use_rslora") is True
-        self.default = self._alpha(config.get("lora_alpha"))
-        patterns = config.get("alpha_pattern") or {}
-        if not isinstance(patterns, Mapping) or not all(_PLAIN.fullmatch(str(key)) for key in patterns):
-            raise UserError(f"{label}: `alpha_pattern` must map plain module paths to numbers")
-        self.patterns = {str(key): self._alpha(value) for key, value in patterns.items()}
-
-    def of(self, path: str, rank: int) -> float | None:
-        """A layer's alpha as kohya counts it (the scale is alpha / rank); None if the config has none."""
-        found = next((a for key, a in self.patterns.items() if _fits(key, path)), self.default)
-        return None if found is None else found * math.sqrt(rank) if self.is_rs else found
-
-    def _alpha(self, value: Any) -> float | None:
-        if value is None:
-            return None
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not 0 < value < 1e9:
-            raise UserError(f"{self.label}: alpha must be a number above 0, got {quote(value)}")
-        return float(value)
-
-
-def diffusers_configs(metadata: Mapping[str, str], label: str) -> dict[Part, Alphas]:
-    """The alphas in a file's own header, by network. Raises UserError for a damaged record."""
-    if DIFFUSERS_KEY not in metadata:
-        return {}
-    try:
-        packed = json.loads(metadata[DIFFUSERS_KEY])
-        assert isinstance(packed, dict)
-    except (ValueError, RecursionError, AssertionError):
-        raise UserError(f"{label}: `{DIFFUSERS_KEY}` in its header must be a JSON object") from None
-    found: dict[Part, Alphas] = {}
-    for part, name in _DIFFUSERS.items():
-        own = {k.removeprefix(f"{name}."): v for k, v in packed.items() if k.startswith(f"{name}.")}
-        if own:
-            found[part] = Alphas(own, label)
-    return found
-
-
-def dotted_paths(layers: Iterable[Layer], names: Mapping[Part, Iterable[str]]) -> dict[str, str]:
-    """Layer names -> paths with dots, as modules are called. names: module paths of a model, by network.
-
-    A number stands for any number, so a model of 6 blocks gives the names of one of 28.
-    Raises UserError for a layer without a fitting name.
-    """
-    templates = {part: _templates(paths) for part, paths in names.items()}
-    found: dict[str, str] = {}
-    for layer in layers:
-        flat = flatten(layer.path)
-        key, numbers = _numbers(flat)
-        fits = {template.format(*numbers) for template in templates.get(layer.part, {}).get(key, ())}
-        if "." in layer.path:
-            found[layer.name] = layer.path
-        elif len(fits) == 1:
-            found[layer.name] = fits.pop()
-        else:
-            what = (
-                "no module of the model has such a name" if not fits else f"it can mean {' or '.join(fits)}"
-            )
-            raise UserError(
-                f"{quote(layer.name)} has no dots, and {what}; give the model that the LoRA was made for (--model)"
-            )
-    return found
-
-
-def _templates(paths: Iterable[str]) -> dict[str, set[str]]:
-    """Flattened paths with `#` for numbers -> the dotted forms, `{}` for numbers."""
-    found: dict[str, set[str]] = {}
-    for path in paths:
-        key, _ = _numbers(flatten(path))
-        escaped = path.replace("{", "{{").replace("}", "}}")
-        found.setdefault(key, set()).add(re.sub(r"\d+", "{}", escaped))
-    return found
-
-
-def _numbers(text: str) -> tuple[str, list[str]]:
-    return re.sub(r"\d+", "#", text), re.findall(r"\d+", text)
-
-
-def _fits(pattern: str, path: str) -> bool:
-    """As peft reads a pattern without special characters: the path, or its end behind a dot; `^`: the path only."""
-    plain = pattern.replace("\\.", ".")
-    if plain.startswith("^"):
-        return path == plain[1:]
-    return path == plain or path.endswith(f".{plain}")
 
 
 def _number(value: float) -> int | float:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ea_lora.keys import PARTS, Part, find_targets, fits, flatten
+from ea_lora.keys import PARTS, Part, find_targets, fits
 from ea_lora.layer import FLOATS, MAX_PATH, Layer, LoraFile, count_parts
+from ea_lora.places import Modules, find_places
 from ea_runtime.engines.base import exported_weights
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import quote
@@ -95,63 +96,65 @@ def match_lora(
                 f"`parts` may hold {', '.join(PARTS)}, got {quote(part)}{nearest(str(part), PARTS)}"
             )
     label = f"LoRA file {quote(str(file.path), MAX_PATH)}"
-    _require_networks(file, networks, parts, label)
-    targets: dict[Part, dict[str, list[tuple[str, nn.Module]]]] = {
-        part: _by_flat_name(module) for part, module in networks.items() if module is not None
+    targets: dict[Part, dict[str, nn.Module]] = {
+        part: find_targets(module) for part, module in networks.items() if module is not None
     }
+    placed, elsewhere = place_layers(
+        file.layers, {part: Modules(paths) for part, paths in targets.items()}, label
+    )
     matches: dict[tuple[Part, str], Match] = {}
     ignored: list[Layer] = []
     left_out: list[Layer] = []
-    for layer in file.layers:
-        found = _find(layer, targets.get(layer.part, {}), label)
-        if layer.part not in parts or (found is not None and fits(found[0], exclude)):
+    for layer, path in placed:
+        if layer.part not in parts or (path is not None and fits(path, exclude)):
             left_out.append(layer)
-        elif found is None:
+        elif path is None:
             ignored.append(layer)
         else:
-            match = Match(layer, *found)
+            match = Match(layer, path, targets[layer.part][path])
             _check_fit(match, label)
-            if (layer.part, match.path) in matches:
-                first = matches[layer.part, match.path].layer.name
-                raise UserError(
-                    f"{label} has two layers for {match.path}: {quote(first)} and {quote(layer.name)}"
-                )
-            matches[layer.part, match.path] = match
+            if (layer.part, path) in matches:
+                first = matches[layer.part, path].layer.name
+                raise UserError(f"{label} has two layers for {path}: {quote(first)} and {quote(layer.name)}")
+            matches[layer.part, path] = match
+    _require_text(ignored, networks, label)
     if not matches:
-        raise UserError(_no_match(file, targets, ignored, left_out, label))
+        raise UserError(_no_match(targets, ignored, left_out, elsewhere, label))
+    if elsewhere is not None:
+        prefix, count = elsewhere
+        raise UserError(
+            f"{label} has {len(matches)} layers under the names of this model, and {count} under them only without "
+            f"the prefix {quote(prefix)}; give a file with one kind of names"
+        )
     return Matching(file, tuple(matches.values()), tuple(ignored), tuple(left_out))
 
 
-def _require_networks(
-    file: LoraFile, networks: Mapping[Part, nn.Module | None], parts: Collection[str], label: str
-) -> None:
-    for_text = file.of_part("text")
-    if for_text and "text" in parts and networks.get("text") is None:
+def place_layers(
+    layers: Sequence[Layer], networks: Mapping[Part, Modules], label: str
+) -> tuple[list[tuple[Layer, str | None]], tuple[str, int] | None]:
+    """Each layer, now of the network that it is for, with the path of its module there or None; and the prefix that
+    would give more layers a place, with their number, or None (see `find_places`).
+
+    Raises UserError for a name that can mean several modules.
+    """
+    text = [layer.part == "text" for layer in layers]
+    places = find_places([layer.name for layer in layers], text, networks)
+    placed: list[tuple[Layer, str | None]] = []
+    for number, layer in enumerate(layers):
+        part, paths = places.found.get(number, (layer.part, ()))
+        if len(paths) > 1:
+            raise UserError(f"{label}: {quote(layer.name)} can mean {' and '.join(paths)}; name it with dots")
+        placed.append((replace(layer, part=part), next(iter(paths), None)))
+    return placed, places.also
+
+
+def _require_text(ignored: Sequence[Layer], networks: Mapping[Part, nn.Module | None], label: str) -> None:
+    count = sum(layer.part == "text" for layer in ignored)
+    if count and networks.get("text") is None:
         raise UserError(
-            f"{label} has {len(for_text)} layers for a text encoder, which this model lacks; load the model "
+            f"{label} has {count} layers for a text encoder, which this model lacks; load the model "
             "with its text encoder, or give parts=('denoiser',) (--no-text) to leave them out"
         )
-
-
-def _by_flat_name(network: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
-    """Targets by flattened path; two paths may flatten to one name."""
-    found: dict[str, list[tuple[str, nn.Module]]] = {}
-    for path, module in find_targets(network).items():
-        found.setdefault(flatten(path), []).append((path, module))
-    return found
-
-
-def _find(
-    layer: Layer, targets: Mapping[str, list[tuple[str, nn.Module]]], label: str
-) -> tuple[str, nn.Module] | None:
-    candidates = targets.get(flatten(layer.path), [])
-    if len(candidates) > 1:
-        exact = [candidate for candidate in candidates if candidate[0] == layer.path]
-        if len(exact) != 1:
-            paths = " and ".join(path for path, _ in candidates)
-            raise UserError(f"{label}: {quote(layer.name)} can mean {paths}; name it with dots")
-        return exact[0]
-    return candidates[0] if candidates else None
 
 
 def _check_fit(match: Match, label: str) -> None:
@@ -169,17 +172,22 @@ def _check_fit(match: Match, label: str) -> None:
 
 
 def _no_match(
-    file: LoraFile,
     targets: Mapping[Part, Mapping[str, Any]],
     ignored: list[Layer],
     left_out: list[Layer],
+    elsewhere: tuple[str, int] | None,
     label: str,
 ) -> str:
-    has = " and ".join(f"{count} for the {part}" for part, count in count_parts(file.layers).items())
+    counts = count_parts([*ignored, *left_out]).items()
+    has = " and ".join(f"{count} for the {part}" for part, count in counts)
     could = " and ".join(f"{len(names)} in the {part}" for part, names in targets.items())
     if not ignored:
         return f"{label} has {has}, and `parts` and `exclude` leave all {len(left_out)} out; leave out less"
+    almost = ""
+    if elsewhere is not None:
+        prefix, count = elsewhere
+        almost = f"; {count} would match without the prefix {quote(prefix)}, which the others do not have"
     return (
         f"{label} has layers that fit nothing here: {has} (first {quote(ignored[0].name)}), 0 match "
-        f"the modules of this model ({could}); it was trained on another model"
+        f"the modules of this model ({could}){almost}; it was trained on another model"
     )

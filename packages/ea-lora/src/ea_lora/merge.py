@@ -58,7 +58,7 @@ def merge_lora(
     Args:
         model: a model folder or name, or a pipeline that was loaded from one (its folder is merged, in the precision of
             its files).
-        loras: a path, (path, weight), or a list of these; without a weight 0.55.
+        loras: a path, (path, weight), or a list of these; without a weight 1.
         out: a folder that does not exist yet, or is empty.
         parts, exclude: as in `load_lora`.
 
@@ -69,7 +69,7 @@ def merge_lora(
     target = Path(out).resolve()
     require_new_folder(target, "out", outside=source)
     files = [(as_file(path), weight) for path, weight in _specs(loras)]
-    wanted = [part for part in PARTS if part in parts and any(file.of_part(part) for file, _ in files)]
+    wanted = [part for part in PARTS if part in parts and any(file.may_have(part) for file, _ in files)]
     networks = load_networks(source, wanted)
     matchings = tuple(match_lora(file, networks, parts, exclude) for file, _ in files)
     names = [name for name in _files_to_copy(source) if name not in (MANIFEST, RECORD)]

@@ -43,8 +43,8 @@ def load_lora(
 
     Args:
         pipe: a VideoPipeline, or any torch module, taken as a denoiser.
-        path: a .safetensors file in V2's layout, or the result of `read_lora`.
-        weight: strength, -100..100; 0 is off, 1 as trained, 0.55 V2's default.
+        path: a .safetensors file of any trainer, a folder of peft's, or the result of `read_lora`.
+        weight: strength, -100..100; 0 is off, 1 as trained. V2's example takes 0.55.
         parts: of "denoiser" and "text".
         exclude: shell patterns over module paths to leave alone, "*attn_temporal*" for the motion modules.
 

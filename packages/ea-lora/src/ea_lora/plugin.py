@@ -22,7 +22,7 @@ def ea_adapters() -> list[AdapterRecord]:
     return [
         AdapterRecord(
             "lora",
-            "LoRA files: kohya's, peft's, diffusers' and ComfyUI's layouts",
+            "LoRA files of every usual trainer, matched by the names of the model's modules",
             "ea_lora.network:load_lora",
         )
     ]

@@ -13,7 +13,9 @@ import torch
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.generation.out_of_memory import OutOfMemoryError
 from ea_runtime.generation.pipeline import VideoPipeline
+from ea_runtime.models.layout import GenerationDefaults
 from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
+from ea_runtime.text import clean_caption
 
 SMALL = {"num_frames": 9, "height": 32, "width": 48, "num_inference_steps": 3, "guidance_scale": 4.0}
 SAMPLERS = ["euler", "euler-a", "dpm++", "ddim", "unipc"]
@@ -206,12 +208,52 @@ def test_cut_and_empty_prompts_are_said(pipe, caplog):
         result = pipe(["", "x" * 60], seed=1, **SMALL)
     assert any("empty" in note for note in result.notes)
     assert any("x" * 20 in note for note in result.notes)
-    assert len([r for r in caplog.records if r.name == "ea"]) == 2
+    assert [r.getMessage() for r in caplog.records if r.name == "ea"] == result.notes
+
+
+class CleaningEncoder(FakeTextEncoder):
+    """Cleans captions as T5's does."""
+
+    def encode(self, prompts):
+        encoded = super().encode(prompts)
+        encoded.cleaned = [clean_caption(prompt) for prompt in prompts]
+        return encoded
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"prompt": "gr4ph1c red circle"}, "gr4ph1c"),
+        ({"prompt": "一只红色的圆形向右移动"}, "一只红色的圆形向右移动"),
+        ({"negative_prompt": "blurry", "guidance_scale": 1.0}, "negative prompt is not used at guidance 1"),
+        ({"height": 96, "width": 96}, "96x96 is far from 48x32"),
+        ({"height": 16, "width": 16}, "16x16 is far from 48x32"),
+        ({"negative_prompt": "blurry"}, None),
+        ({"guidance_scale": 1.0}, None),
+        ({"height": 48, "width": 64}, None),
+    ],
+)
+def test_what_is_dropped_or_far_is_said(changes, note):
+    defaults = GenerationDefaults(height=32, width=48, num_frames=9, steps=2)
+    pipe = VideoPipeline(FakeVae(), FakeDenoiser(), CleaningEncoder(num_tokens=40), defaults=defaults)
+    result = pipe(**{"prompt": "a red circle", "seed": 1} | changes)
+    assert len(result.notes) == (note is not None)
+    assert all(note in one for one in result.notes)
+
+
+def test_seeds_are_32_bits():
+    """torch's generator drops the rest without a word: 43 and 43 + 2**32 would be one picture."""
+    pipe = VideoPipeline(FakeVae(), FakeDenoiser(), FakeTextEncoder())
+    for seed in (43 + (1 << 32), [1 << 32], (1 << 63) - 2):
+        with pytest.raises(UserError, match=r"`seed` must be at most 4,294,967,295, got .* draws the same"):
+            pipe(["x"], seed=seed, **SMALL)
+    with pytest.raises(UserError, match=r"at most 4,294,967,294, got 4294967295"):
+        pipe(["x", "y"], seed=(1 << 32) - 1, **SMALL)
+    last = pipe("x", seed=(1 << 32) - 1, output="latents", **SMALL).latents
+    assert not torch.equal(last, pipe("x", seed=(1 << 31) - 1, output="latents", **SMALL).latents)
 
 
 def test_defaults_of_the_model_fill_what_is_left_out():
-    from ea_runtime.models.layout import GenerationDefaults
-
     defaults = GenerationDefaults(height=32, width=32, num_frames=9, steps=2, guidance=1.0, sampler="euler")
     result = VideoPipeline(FakeVae(), FakeDenoiser(), FakeTextEncoder(), defaults=defaults)("x", seed=1)
     assert result.frames.shape == (1, 9, 32, 32, 3)

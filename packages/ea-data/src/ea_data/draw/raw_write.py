@@ -17,6 +17,9 @@ import typer
 
 app = typer.Typer()
 
+#: smooths drawn grain, which otherwise changes from frame to frame as much as a cut does
+GRAIN_CRF = 25
+
 
 def write_raw(
     folder: str | Path,
@@ -33,9 +36,9 @@ def write_raw(
     cannot be drawn and for a folder in use; no partial files stay behind.
     """
     from ea_data.draw.raw import render_video, sample_video
-    from ea_data.draw.raw_writer import RawWriter
     from ea_runtime.errors import writing
     from ea_runtime.files.atomic import new_folder
+    from ea_runtime.video.writers import Mp4Writer
 
     if num_videos < 1:
         raise ValueError(f"`num_videos` must be 1 or more, got {num_videos}")
@@ -51,7 +54,8 @@ def write_raw(
     ):
         for number, video in enumerate(videos, start=1):
             name = f"{video.index:0{digits}d}-{video.kind}"
-            writer = RawWriter(temporary / f"{name}.mp4", Fraction(first.fps), None)
+            writer = Mp4Writer(temporary / f"{name}.mp4", Fraction(first.fps), None)
+            writer.crf = GRAIN_CRF if video.kind == "grain" else writer.crf
             for frame in render_video(video):
                 writer.add(frame)
             writer.finish()

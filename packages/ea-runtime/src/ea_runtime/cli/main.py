@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -162,7 +163,7 @@ def run(argv: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
             typer.echo(message)
             return 2
-        return _fail(message, 2)
+        return _fail(message + _dash_hint(argv), 2)
     except (ValueError, OSError) as error:
         if debug:
             raise
@@ -171,6 +172,17 @@ def run(argv: list[str]) -> int:
         if debug:
             raise
         return _fail(f"{type(error).__name__}: {error} (a fault of ea; --debug shows where)", 1)
+
+
+def _dash_hint(argv: list[str]) -> str:
+    """The remedy if a word is taken for an option and reads like a sentence; "" if none does."""
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    sentence = next((word for word in words if re.match(r"-\S* [^-]", word)), None)
+    return (
+        ""
+        if sentence is None
+        else f'; text that starts with "-" comes after "--": ea generate -- "{sentence[:40]}"'
+    )
 
 
 def _take_global_options(argv: list[str]) -> tuple[list[str], list[str], bool]:

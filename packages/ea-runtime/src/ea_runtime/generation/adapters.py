@@ -15,8 +15,8 @@ from typing import Any
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.files.safe import quote, quote_path
 
-#: V2's own strength of a LoRA
-DEFAULT_WEIGHT = 0.55
+#: as trained
+DEFAULT_WEIGHT = 1.0
 MAX_WEIGHT = 100.0
 MAX_ADAPTERS = 64
 
@@ -34,12 +34,14 @@ def check_weight(value: Any) -> float:
     """A strength as a float. Raises UserError for what is no number or beyond -100..100."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or abs(value) > MAX_WEIGHT:
-        raise UserError(f"`weight` of a LoRA must be a number from -100 to 100, got {quote(value)}; try 0.55")
+        raise UserError(
+            f"`weight` of a LoRA must be a number from -100 to 100, got {quote(value)}; 1 is as trained"
+        )
     return float(value)
 
 
 def parse_spec(text: str) -> tuple[str, float]:
-    """`FILE` or `FILE:WEIGHT` -> (file, weight); 0.55 without one. A file whose whole name is `text` wins.
+    """`FILE` or `FILE:WEIGHT` -> (file, weight); 1 without one. A file whose whole name is `text` wins.
 
     Raises UserError for a weight that is no number or out of range.
     """
@@ -64,15 +66,20 @@ def plan_adapters(
         choices = [AdapterChoice(*parse_spec(text)) for text in texts]
     else:
         choices = [AdapterChoice(one["file"], check_weight(one["weight"]), one["sha256"]) for one in recorded]
+    return check_adapters(choices)
+
+
+def check_adapters(choices: Sequence[AdapterChoice]) -> list[AdapterChoice]:
+    """The adapters as a list. Raises UserError as `plan_adapters` does."""
     if len(choices) > MAX_ADAPTERS:
-        raise UserError(f"`--lora` may be given {MAX_ADAPTERS} times at most, got {len(choices)}")
+        raise UserError(f"at most {MAX_ADAPTERS} LoRAs can be on at once, got {len(choices)}")
     for choice in choices:
         if not os.path.lexists(choice.path):
             hint = "give its place with --lora" if choice.sha256 else "give the path of a .safetensors file"
             raise UserError(f"there is no LoRA file {quote_path(choice.path)}; {hint}")
     if choices:
         adapter_record()
-    return choices
+    return list(choices)
 
 
 def adapter_record(name: str = "lora") -> Any:

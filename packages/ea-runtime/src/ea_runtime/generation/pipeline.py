@@ -257,6 +257,7 @@ class VideoPipeline:
                 self._formats.watch(getattr(self.text, "model", self.text)),
             ):
                 text, notes = encode_text(request, self.text, step, self.device, self.dtype)
+            notes = [*request.notes(self.defaults), *notes]
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
@@ -333,7 +334,7 @@ class VideoPipeline:
         if seed is not None and generator is not None:
             raise UserError("give either `seed` or `generator`, not both")
         if seed is None and generator is None:
-            seed = int.from_bytes(os.urandom(4), "big")
+            seed = int.from_bytes(os.urandom(4), "big") >> 1  # leaves room for seed + i
         generators = make_generators(None if seed is None else check_seeds(seed, batch), generator, batch)
         request = replace(
             request,

@@ -14,6 +14,7 @@ from torch import Tensor
 from ea_runtime.errors import UserError
 from ea_runtime.generation.denoise import Text
 from ea_runtime.generation.requests import Request, check_negatives, check_prompts
+from ea_runtime.text.lost_words import tell_lost_words
 
 
 def check_text(request: Request, encoder: Any) -> int:
@@ -77,7 +78,7 @@ def encode_text(
     on_step("text", 0, len(texts))
     for done, text in enumerate(texts, 1):
         encoded[text] = encoder.encode([text])
-        notes += _cut_notes(encoded[text])
+        notes += _notes_on(text, encoded[text])
         on_step("text", done, len(texts))
 
     def joined(wanted: list[str], embeds: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -103,6 +104,12 @@ def encode_text(
     if negative.shape[0] != batch:
         negative, negative_mask = negative.expand(batch, -1, -1), negative_mask.expand(batch, -1)
     return Text(embeds, mask, negative, negative_mask), notes
+
+
+def _notes_on(text: str, encoded: Any) -> list[str]:
+    """What an encoder did not see of a text: words that cleaning removed, and the end."""
+    lost = tell_lost_words([text], "prompt") if hasattr(encoded, "cleaned") else None
+    return [*([lost] if lost else []), *_cut_notes(encoded)]
 
 
 def _cut_notes(encoded: Any) -> list[str]:

@@ -22,8 +22,10 @@ from ea_runtime.text.encoder import check_prompt
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-#: torch.Generator takes 64 bits; one is kept so that seed + i stays in range.
-MAX_SEED = (1 << 63) - 1
+#: torch's generator on the CPU takes 64 bits and keeps the low 32
+MAX_SEED = (1 << 32) - 1
+#: so many times as many pixels as a model was trained on, or as few, are far from it
+FAR = 3
 #: the value of a field that is left out; typed so that a request with its gaps filled (`over`) reads as complete
 _LEFT_OUT: Any = None
 
@@ -102,6 +104,22 @@ class Request:
         """True if the network runs without the prompt as well. Raises UserError."""
         return check_guidance(self.guidance_scale) > 1
 
+    def notes(self, defaults: GenerationDefaults) -> list[str]:
+        """Lines about settings of a checked request that are not used, or that the model was not trained for."""
+        found = []
+        negatives = [self.negative_prompt] if isinstance(self.negative_prompt, str) else self.negative_prompt
+        if any(negatives or ()) and not self.has_guidance:
+            found.append(
+                f"the negative prompt is not used at guidance {self.guidance_scale:g}; give guidance above 1"
+            )
+        share = self.height * self.width / (defaults.height * defaults.width)
+        if not 1 / FAR <= share <= FAR:
+            found.append(
+                f"{self.width}x{self.height} is far from {defaults.width}x{defaults.height}, the size that suits this "
+                "model; expect poorer pictures"
+            )
+        return found
+
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments of a pipeline's call that are not left out."""
@@ -151,9 +169,19 @@ def check_seeds(seed: Any, batch: int) -> list[int]:
             raise UserError(
                 f"`seed` must be one number or a list of {batch}, one for each video, got {len(seed)}"
             )
-        return [check_int("seed", one, 0, MAX_SEED) for one in seed]
-    first = check_int("seed", seed, 0, MAX_SEED - batch)
+        return [_check_seed(one) for one in seed]
+    first = _check_seed(seed, batch)
     return [first + i for i in range(batch)]
+
+
+def _check_seed(seed: Any, batch: int = 1) -> int:
+    number, most = check_int("seed", seed, 0), MAX_SEED - batch + 1
+    if number > most:
+        raise UserError(
+            f"`seed` must be at most {most:,}, got {number}; the noise depends on the low 32 bits alone, so "
+            f"{number % (MAX_SEED + 1)} draws the same"
+        )
+    return number
 
 
 def check_prompts(prompt: Any, name: str = "prompt") -> list[str]:

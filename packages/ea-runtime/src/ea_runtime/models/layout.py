@@ -74,7 +74,7 @@ class GenerationDefaults(BaseModel):
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=6.0, ge=0.0, le=1000.0, allow_inf_nan=False)
     sampler: str = Field(default="dpm++", min_length=1, max_length=64, pattern=r"^[a-z0-9+_-]+$")
-    seed: int = Field(default=43, ge=0, lt=1 << 63)
+    seed: int = Field(default=43, ge=0, lt=1 << 32)
 
 
 Beta = Annotated[float, Field(gt=0, lt=1)]

@@ -71,9 +71,9 @@ class VideoWriter(FrameWriter):
     pixels = "yuv420p"
     container_options: ClassVar[dict[str, str]] = {}
 
+    @abstractmethod
     def options(self) -> dict[str, str]:
         """The encoder's options."""
-        return x264_options(18)
 
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
         super().__init__(path, fps, num_frames)
@@ -118,6 +118,11 @@ class Mp4Writer(VideoWriter):
     """
 
     container_options: ClassVar[dict[str, str]] = {"movflags": "+faststart"}
+    crf = 18
+
+    def options(self) -> dict[str, str]:
+        """The encoder's options."""
+        return x264_options(self.crf)
 
     def _add(self, frame: np.ndarray) -> None:
         height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
@@ -157,10 +162,11 @@ class WebmWriter(Mp4Writer):
     container_format = "webm"
     codec = "libvpx-vp9"
     container_options: ClassVar[dict[str, str]] = {}
+    crf = 20
 
     def options(self) -> dict[str, str]:
         """The encoder's options; b=0 makes crf alone set the quality."""
-        return {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "2", "row-mt": "0"}
+        return {"crf": str(self.crf), "b": "0", "deadline": "good", "cpu-used": "2", "row-mt": "0"}
 
 
 class WebpWriter(VideoWriter):

@@ -18,6 +18,7 @@ from ea_runtime.cli.generate.command import generate
 from ea_runtime.cli.generate.plan import make_plan, parse_size, slug
 from ea_runtime.cli.main import run
 from ea_runtime.errors import UserError
+from ea_runtime.files.hashes import content_hash
 from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.video.reader import read_frames
 
@@ -179,6 +180,54 @@ def test_a_file_of_prompts(model, here, capsys):
     assert Path("alone.png").read_bytes() == Path("out-002.png").read_bytes()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_prompt_files_of_any_editor(model, here, encoding, end):
+    """One prompt per line as editors show lines: U+2028, a form feed and a tab are inside one."""
+    prompts = ["a red\u2028circle", "a blue\x0csquare", "ein großer\tKreis", "last"]
+    Path("p.txt").write_bytes(end.join([prompts[0], "", *prompts[1:]]).encode(encoding))
+    plan = make_plan(ModelRequest(model=str(model), num_frames=1), prompts="p.txt")
+    assert [job.settings["prompt"] for job in plan.jobs] == prompts
+
+
+@pytest.mark.parametrize("seed", ["random", "-1", " Random "])
+def test_a_random_seed_is_recorded(model, here, seed):
+    few = ["--model", str(model), "--num-frames", "1", "--steps", "1", "--size", "32x32"]
+    for name in ("a", "b"):
+        assert run(["generate", "x", *few, "--seed", seed, "-o", f"{name}.png"]) == 0
+    first, second = (json.loads(Path(f"{name}.json").read_text())["settings"]["seed"] for name in "ab")
+    assert first != second
+    assert run(["generate", "--from", "a.json", "-o", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == Path("a.png").read_bytes()
+
+
+def test_a_prompt_that_starts_with_a_dash(model, here, capsys):
+    few = ["--model", str(model), "--num-frames", "1", "--steps", "1"]
+    assert run(["generate", *few, "--", "-old man walks"]) == 0
+    assert capsys.readouterr().out == "old-man-walks.png\n"
+
+
+FORMS = ["a.mp4", "b.mov", "c.webm", "d.webp", "e.gif", "f.png", "g/"]
+REPEATED = [
+    *((f"new/{count}{name}", ["--num-frames", str(count)]) for name in FORMS for count in (1, 9)),
+    ("guided.mp4", ["--num-frames", "9", "--negative", "blurry", "--guidance", "7.5"]),
+    ("sampled.gif", ["--num-frames", "9", "--sampler", "euler-a", "--seed", "4294967295"]),
+    ("rough.webm", ["--num-frames", "9", "--no-smooth", "--fps", "23.976"]),
+    ("wide.webp", ["--num-frames", "18", "--size", "96x32"]),
+    ("half.mov", ["--num-frames", "9", "--dtype", "bfloat16"]),
+    ("quick.png", ["--num-frames", "9", "--steps", "6", "--step-cache", "teacache:0.3"]),
+]
+
+
+def test_twenty_files_of_all_kinds_are_made_again_byte_by_byte(model, here):
+    assert len(REPEATED) == 20
+    for name, words in REPEATED:
+        assert run(["generate", "a circle", "--model", str(model), "--steps", "2", *words, "-o", name]) == 0
+        sidecar = Path(name).with_suffix(".json")
+        assert run(["generate", "--from", str(sidecar), "-o", f"again/{name}"]) == 0
+        assert content_hash(Path("again") / name) == content_hash(Path(name))
+
+
 def test_what_is_there_is_kept(model, here, capsys):
     few = ["--model", str(model), "--num-frames", "1", "--steps", "1"]
     Path("a.png").write_text("mine")
@@ -240,7 +289,11 @@ BAD = [
     (["x", "--guidance", "nan"], "finite"),
     (["x", "--guidance", "inf"], "finite"),
     (["x", "--sampler", "eulr"], "there are: euler, euler-a, dpm++, pndm, ddim, unipc"),
-    (["x", "--seed", "-1"], "`seed`"),
+    (["x", "--seed", "-2"], "`seed`"),
+    (["x", "--seed", "soon"], "`seed` must be a whole number or random, got 'soon'"),
+    (["x", "--seed", str(43 + (1 << 32))], "so 43 draws the same"),
+    (["-a red circle"], '"-" comes after "--": ea generate -- "-a red circle"'),
+    (["-old man walks"], 'one that starts with "-" comes after "--"'),
     (["x", "--fps", "0"], "`fps`"),
     (["x", "--fps", "nan"], "`fps`"),
     (["x", "--dtype", "int8"], "`dtype` must be float32, bfloat16, float16"),
@@ -248,8 +301,8 @@ BAD = [
     (["x", "--device", "cuda:77"], "this machine"),
     (["x" * (1 << 20)], "16,384"),
     (["x", "--negative", "x" * (1 << 20)], "16,384"),
-    (["x", "-o", "out.avi"], ".mp4, .gif, .png"),
-    (["x", "-o", "nowhere/out.mp4"], "make the folder first"),
+    (["x", "-o", "out.avi"], ".mp4, .mov, .webm, .webp, .gif, .png"),
+    (["x", "-o", "x" * 300 + ".mp4"], "at most 250 bytes, got 304"),
     (["x", "-o", "/proc/out.mp4"], "cannot be written"),
     (["x", "--model", "nothing"], "no model is called 'nothing'"),
     (["x", "--model", "./nothing"], "no model folder"),
@@ -281,8 +334,8 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(model, here, capsys, words,
 def test_prompt_files_that_are_none(model, here, capsys):
     for content, message in (
         (b"\n \n", "holds no prompt"),
-        (b"\xff\xfe\xff", "UTF-8"),
-        (b"x" * 20_000, "16,384"),
+        (b"a\nb\xff\xfe\xff", "line 2 is not UTF-8"),
+        (b"a\n\n" + b"x" * 20_000, "`line 3 of p.txt` must take at most 16,384"),
     ):
         Path("p.txt").write_bytes(content)
         assert run(["generate", "--prompts", "p.txt", "--model", str(model)]) == 2

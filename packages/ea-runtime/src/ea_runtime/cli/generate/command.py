@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ app = typer.Typer(add_completion=False)
 
 _OWN = "Default: the model's own."
 _OUTPUT = (
-    "out.mp4, out.gif, out.png (1 frame: a picture; more: a contact sheet) or frames/. "
+    "out.mp4, .mov, .webm, .webp, .gif, .png (1 frame: a picture; more: a contact sheet) or frames/. "
     "Default: named after the prompt."
 )
 
@@ -41,7 +42,10 @@ def generate(
     sampler: Annotated[
         str | None, Option(help="euler, euler-a, dpm++, pndm, ddim, unipc or a plugin's.")
     ] = None,
-    seed: Annotated[int | None, Option(help="Seed of the noise; --prompts adds 1 for each prompt.")] = None,
+    seed: Annotated[
+        str | None,
+        Option(help="Seed of the noise, or random; --prompts adds 1 for each prompt. " + _OWN),
+    ] = None,
     negative_prompt: Annotated[
         str | None, Option("--negative", help="Negative prompt: what to avoid.")
     ] = None,
@@ -80,7 +84,12 @@ def generate(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        Option(help="LoRA file, with its weight after a colon: style.safetensors:0.55; repeatable."),
+        Option(
+            help="LoRA file, with its weight after a colon: style.safetensors:0.8 (1 without); repeatable."
+        ),
+    ] = None,
+    lora_dir: Annotated[
+        str | None, Option(help="Folder of LoRA files that prompts may name: <lora:style:0.8>.")
     ] = None,
     target: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
     sidecar: Annotated[
@@ -94,9 +103,10 @@ def generate(
 
     _generate(
         start,
-        ModelRequest.of(locals()),
+        ModelRequest.of({**locals(), "seed": _seed(seed)}),
         size=size,
         prompts=prompts,
+        lora_dir=lora_dir,
         sidecar=sidecar,
         target=target,
         overwrite=overwrite,
@@ -116,6 +126,20 @@ def _generate(start: float, request: ModelRequest, **files: Any) -> None:
         plan = make_plan(request, **files)
         with joined(_device(plan)) as own_device:
             run(plan, console, start, own_device)
+
+
+def _seed(text: str | None) -> int | None:
+    """A seed as it is given; "random" and -1, as other programs have it, draw one. Raises UserError."""
+    from ea_runtime.errors import UserError
+
+    if text is None:
+        return None
+    if text.strip().lower() in ("random", "-1"):
+        return int.from_bytes(os.urandom(4), "big") >> 1  # leaves room for seed + i
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"`seed` must be a whole number or random, got {text[:40]!r}") from None
 
 
 def _device(plan: Plan) -> str | None:

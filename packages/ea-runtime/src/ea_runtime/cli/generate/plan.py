@@ -14,11 +14,14 @@ from ea_runtime.cli.generate.sidecar import describes, plan_sidecar, read_sideca
 from ea_runtime.errors import UserError
 from ea_runtime.export.bundle import read_size
 from ea_runtime.files.safe import inside, is_file, read_json
-from ea_runtime.generation.adapters import AdapterChoice, plan_adapters
+from ea_runtime.files.texts import lines_of, read_text
+from ea_runtime.generation.adapters import AdapterChoice, check_adapters, plan_adapters
+from ea_runtime.generation.prompt_tags import find_tagged, refuse_tags, split_tags
 from ea_runtime.generation.requests import ModelRequest, check_prompts, check_seeds
 from ea_runtime.machine.device import check_dtype_name
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
+from ea_runtime.text.cleaning import check_prompt
 from ea_runtime.video.output import KINDS, Output, check_fps, plan_output
 
 MAX_PROMPT_FILE = 16 << 20
@@ -27,11 +30,12 @@ _SIZE = re.compile(r"\s*(-?\d{1,9})\s*[xX×*]\s*(-?\d{1,9})\s*")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One video: the arguments of the pipeline's call, and where it goes."""
+    """One video: the arguments of the pipeline's call, where it goes, and LoRA files to put on the model, in order."""
 
     settings: dict[str, Any]
     output: Output
     sidecar: Path
+    adapters: list[AdapterChoice] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +43,18 @@ class Plan:
     """All that is to be done.
 
     request: what all jobs share, nothing left out. recorded: the sidecar that is repeated, if any. classes: kind of
-    record -> class of the model's networks. adapters: LoRA files to put on the model, in order.
+    record -> class of the model's networks.
     """
 
     request: ModelRequest
     jobs: list[Job]
     recorded: dict[str, Any] | None = None
     classes: dict[str, str] = field(default_factory=dict)
-    adapters: list[AdapterChoice] = field(default_factory=list)
 
     @property
     def repeats_adapters(self) -> bool:
         """True if the LoRAs are those of the sidecar, not others that the user named."""
-        return all(choice.sha256 is not None for choice in self.adapters)
+        return all(choice.sha256 is not None for job in self.jobs for choice in job.adapters)
 
 
 def make_plan(
@@ -59,36 +62,57 @@ def make_plan(
     *,
     size: str | None = None,
     prompts: str | None = None,
+    lora_dir: str | None = None,
     sidecar: str | None = None,
     target: str | None = None,
     overwrite: bool = False,
 ) -> Plan:
     """Check everything that can be checked without the weights.
 
-    size: WIDTHxHEIGHT. prompts: a file of them. sidecar: the one to repeat. target: the output; None: named after the
-    prompt. Raises UserError.
+    size: WIDTHxHEIGHT. prompts: a file of them. lora_dir: the folder of LoRAs that prompts may name. sidecar: the one
+    to repeat. target: the output; None: named after the prompt. Raises UserError.
     """
     if request.cuda_graphs and request.compile is False:
         raise UserError("`--cuda-graphs` replays compiled blocks; leave --no-compile out")
     recorded = None if sidecar is None else read_sidecar(sidecar)
     texts = _prompts(request.prompt, prompts, recorded)
+    texts, tagged = _without_tags(texts, lora_dir, given=request.prompt is not None or prompts is not None)
     asked, geometry, configs = _resolve(request, size, recorded)
     negative = check_prompts(asked.negative_prompt, "negative")[0]
+    if request.negative_prompt is not None:
+        refuse_tags(negative, "--negative")
     asked = replace(asked.checked(geometry), negative_prompt=negative)
     seeds = check_seeds(asked.seed, len(texts))
     kind = recorded["output"]["kind"] if recorded else "png" if asked.num_frames == 1 else "mp4"
     outputs = _outputs(texts, target, kind, prompts is not None, overwrite)
+    shared = plan_adapters(request.lora, recorded.get("loras", ()) if recorded else ())
     jobs = [
-        Job(replace(asked, prompt=text, seed=seed).settings, output, plan_sidecar(output))
-        for text, seed, output in zip(texts, seeds, outputs, strict=True)
+        Job(
+            replace(asked, prompt=text, seed=seed).settings,
+            output,
+            plan_sidecar(output),
+            check_adapters([*shared, *own]),
+        )
+        for text, seed, output, own in zip(texts, seeds, outputs, tagged, strict=True)
     ]
+    if asked.compile and any(job.adapters != jobs[0].adapters for job in jobs):
+        raise UserError(
+            "`--compile` keeps the LoRAs of the first prompt; give all prompts the same ones, or leave it out"
+        )
     return Plan(
         asked,
         jobs,
         recorded,
         classes={PARTS[name].kind: str(c.get("_class_name")) for name, c in configs.items() if c is not None},
-        adapters=plan_adapters(request.lora, recorded.get("loras", ()) if recorded else ()),
     )
+
+
+def _without_tags(
+    prompts: Sequence[str], folder: str | None, *, given: bool
+) -> tuple[list[str], list[list[AdapterChoice]]]:
+    """Prompts without the LoRAs that they name, and these. given: False for a sidecar's prompt, which has none."""
+    split = [split_tags(prompt) if given else (prompt, []) for prompt in prompts]
+    return [text for text, _ in split], [find_tagged(tags, folder) for _, tags in split]
 
 
 def _resolve(
@@ -167,7 +191,10 @@ def _prompts(prompt: Any, file: str | None, recorded: dict[str, Any] | None) -> 
             raise UserError("give either --prompts FILE or --from, not both")
         return _read_prompts(Path(file))
     if prompt is None and recorded is None:
-        raise UserError('a prompt is needed, for example: ea generate "a red circle moves right"')
+        raise UserError(
+            'a prompt is needed, for example: ea generate "a red circle moves right"; one that starts with "-" comes '
+            'after "--"'
+        )
     return check_prompts(recorded["settings"]["prompt"] if prompt is None and recorded else prompt)
 
 
@@ -178,15 +205,19 @@ def _read_prompts(path: Path) -> list[str]:
             raise UserError(f"there is no prompts file {name}; it holds one prompt per line")
         if path.stat().st_size > MAX_PROMPT_FILE:
             raise UserError(f"prompts file {name} has more than {MAX_PROMPT_FILE:,} bytes; split it")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompts file {name} must be UTF-8 text, one prompt per line") from error
+        lines = lines_of(read_text(path))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"prompts file {name}, one prompt per line: {error}") from error
     except OSError as error:
         raise UserError(f"prompts file {name} cannot be read: {error.strerror or error}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
+    for number, prompt in prompts.items():
+        check_prompt(prompt, name=f"line {number} of {path.name}")
     if not prompts:
         raise UserError(f"prompts file {name} holds no prompt; write one per line")
-    return check_prompts(prompts)
+    return list(prompts.values())
 
 
 def _outputs(

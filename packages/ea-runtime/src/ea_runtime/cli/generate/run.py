@@ -54,7 +54,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         share_out(pipe)
         model_sha256 = _hashed(asked.model)
     with _timed("adapters", shared):
-        adapters = _put_on(plan, pipe, console)
+        handles, adapters = _put_on(plan.jobs[0], pipe, console)
     if not adapters:
         del shared["adapters"]
     if asked.compile:
@@ -63,6 +63,10 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     for number, job in enumerate(plan.jobs):
         if number:
             _announce(plan, number, console)
+        if job.adapters != plan.jobs[max(number - 1, 0)].adapters:
+            for handle in reversed(handles):
+                handle.unload()
+            handles, adapters = _put_on(job, pipe, console)
         timings = {} if number else dict(shared)
         if rank() > 0:
             _assist(pipe, job)
@@ -198,14 +202,14 @@ def _unusual(plan: Plan) -> dict[str, Any]:
     return {name: value for name, (value, usual) in given.items() if value != usual}
 
 
-def _put_on(plan: Plan, pipe: VideoPipeline, console: Console) -> list[dict[str, Any]]:
-    """Puts the LoRAs on, says what matched, and returns what the sidecar says of them."""
+def _put_on(job: Job, pipe: VideoPipeline, console: Console) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Puts the LoRAs on, says what matched, and returns their handles and what the sidecar says of them."""
     from ea_runtime.generation.adapters import describe_adapters, put_on
 
-    handles = put_on(pipe, plan.adapters)
+    handles = put_on(pipe, job.adapters)
     for handle in handles:
         console.print(f"{handle.summary}, weight {handle.weight:g}", markup=False, soft_wrap=True)
-    return describe_adapters(plan.adapters, handles)
+    return handles, describe_adapters(job.adapters, handles)
 
 
 def _announce(plan: Plan, number: int, console: Console) -> None:
