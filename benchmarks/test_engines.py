@@ -24,12 +24,12 @@ GPU_ENGINES = ("onnx", "trt")
 def rows_of(engine: str, folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     """Exports `tiny`, and compares what the bundle does with the same networks as plain code writes them."""
     from ea_runtime import VideoPipeline
-    from ea_runtime.export.make import Request, export_bundle
+    from ea_runtime.export.make import ExportRequest, export_bundle
     from ea_runtime.generation.denoise import plan_steps
     from ea_runtime.generation.requests import check_sampler
 
     monkeypatch.setenv("EA_STATE_DIR", str(folder / "state"))
-    bundle = export_bundle(Request("tiny", str(folder / engine), target=engine, parity="off")).folder
+    bundle = export_bundle(ExportRequest("tiny", str(folder / engine), target=engine, parity="off")).folder
     plain = VideoPipeline.from_pretrained("tiny", device=device, dtype="float32")
     pipe = VideoPipeline.from_pretrained("tiny", engine=engine, bundle=bundle, device=device)
     told = plain.text.encode(["", PROMPT])

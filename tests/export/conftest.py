@@ -41,6 +41,6 @@ def random_models() -> ModuleType:
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`ea export --onnx --model tiny`, all parts: what export_bundle gave."""
-    from ea_runtime.export.make import Request, export_bundle
+    from ea_runtime.export.make import ExportRequest, export_bundle
 
-    return export_bundle(Request("tiny", str(tmp_path_factory.mktemp("bundles") / "tiny-onnx")))
+    return export_bundle(ExportRequest("tiny", str(tmp_path_factory.mktemp("bundles") / "tiny-onnx")))

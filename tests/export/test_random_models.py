@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ea_runtime.export.make import Request, export_bundle
+from ea_runtime.export.make import ExportRequest, export_bundle
 from ea_vae import AutoencoderKLMagvit
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,9 @@ full = pytest.mark.skipif(os.environ.get("EA_FULL") != "1", reason="EA_FULL=1 ru
 
 def export(tmp_path: Path, model: Path, parts: tuple[str, ...], size: int, **options: Any) -> Any:
     """The report of a bundle of `parts`, `size` pixels high and wide."""
-    request = Request(str(model), str(tmp_path / "bundle"), parts=parts, height=size, width=size, **options)
+    request = ExportRequest(
+        str(model), str(tmp_path / "bundle"), parts=parts, height=size, width=size, **options
+    )
     return export_bundle(request).report
 
 

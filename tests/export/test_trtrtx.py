@@ -21,7 +21,7 @@ from ea_runtime.cli.main import run
 from ea_runtime.errors import UserError
 from ea_runtime.export import tensorrt_build
 from ea_runtime.export.bundle import open_bundle
-from ea_runtime.export.make import Request, export_bundle
+from ea_runtime.export.make import ExportRequest, export_bundle
 from ea_runtime.export.preflight import MAX_ELEMENTS
 
 pytestmark = pytest.mark.trtrtx
@@ -62,7 +62,9 @@ def build(random_models: ModuleType, folder: Path, part: str, dtype: str, num_la
     model = random_models.write_model(folder / "model", vae, dit)
     size = {"num_frames": 144, "height": 768, "width": 768}
     out = str(folder / "bundle")
-    request = Request(str(model), out, target="trt-rtx", parts=(part,), dtype=dtype, parity="off", **size)
+    request = ExportRequest(
+        str(model), out, target="trt-rtx", parts=(part,), dtype=dtype, parity="off", **size
+    )
     return export_bundle(request).report
 
 

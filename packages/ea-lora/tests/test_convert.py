@@ -220,6 +220,21 @@ def test_without_any_alpha_the_rank_is_used_and_reported(small: Any, tmp_path: P
     assert lora.notes == file.notes
 
 
+@pytest.mark.parametrize("prefix", ["lora_transformer_", "lora_unet_", "module.lora_unet__"])
+def test_names_of_other_trainers_go_over(small: Any, model_folder: Path, tmp_path: Path, prefix: str) -> None:
+    tensors = small.model_tensors()
+    source, theirs = tmp_path / "source.safetensors", tmp_path / "theirs.safetensors"
+    save_file(tensors, source)
+    save_file({key.replace("lora_unet__", prefix): value for key, value in tensors.items()}, theirs)
+    done = convert_lora(theirs, tmp_path / "kohya.safetensors", "kohya", model=model_folder)
+    assert (done.source, done.num_layers) == ("other", 5)
+    assert same(tmp_path / "kohya.safetensors", source)
+    convert_lora(theirs, tmp_path / "peft", "peft", model=model_folder)
+    assert [layer.path for layer in read_lora(tmp_path / "peft").layers] == sorted(
+        ["blocks.0.to_q", "blocks.1.to_q", "mix", "proj_in", "proj_out"]
+    )
+
+
 def test_mistakes(write_lora_file: Write, small: Any, model_folder: Path, tmp_path: Path) -> None:
     source = write_lora_file(small.model_tensors())
     with pytest.raises(UserError, match="`to` must be one of kohya, diffusers, peft, comfyui, got 'comfy'"):

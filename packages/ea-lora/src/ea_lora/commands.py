@@ -43,7 +43,7 @@ def info(file: _File, as_json: _Json = False) -> None:
     training = ", ".join(f"{key} {value}" for key, value in found["training"].items())
     hashes = {None: "", True: "as recorded", False: "not the one recorded: the tensors were changed since"}
     rows = {
-        "file": f"{quote(found['path'], 200)[1:-1]}, {found['bytes']:,} bytes, {found['layout']} layout",
+        "file": f"{quote(found['path'], 200)[1:-1]}, {found['bytes']:,} bytes, {_names(found['layout'])} layout",
         "layers": layers,
         "rank": ", ".join(map(str, found["ranks"])),
         "alpha": ", ".join(f"{alpha:g}" for alpha in found["alphas"]),
@@ -137,7 +137,7 @@ def convert(
     from ea_lora.convert import convert_lora
 
     done = convert_lora(source, target, to, model=model)
-    typer.echo(f"{done.num_layers} layers from {done.source} to {done.target}; wrote {done.path}")
+    typer.echo(f"{done.num_layers} layers from {_names(done.source)} to {done.target}; wrote {done.path}")
 
 
 @app.command()
@@ -152,14 +152,17 @@ def memory(
     motion: Annotated[bool, typer.Option("--motion/--no-motion", help="Adapt the motion modules.")] = True,
 ) -> None:
     """Predict the device memory of training a LoRA, part by part, for one sample a step; reads configs only."""
-    from rich.console import Console
-
     from ea_lora.estimate import memory_table
+    from ea_runtime.machine.terminal import make_console
     from ea_runtime.models.layout import resolve_folder
 
     settings = {"rank": rank, "offload": offload, "checkpointing": checkpointing, "motion": motion}
     folder, sizes = resolve_folder(model), size or [512, 768]
-    Console().print(memory_table(folder, sizes, num_frames or [1], dtype=dtype, **settings))
+    make_console().print(memory_table(folder, sizes, num_frames or [1], dtype=dtype, **settings))
+
+
+def _names(layout: str) -> str:
+    return "another trainer's" if layout == "other" else layout
 
 
 def _parts(no_text: bool) -> tuple[str, ...]:
@@ -167,12 +170,12 @@ def _parts(no_text: bool) -> tuple[str, ...]:
 
 
 def _show(report: LoraReport, keys: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from ea_runtime.files.safe import quote
+    from ea_runtime.machine.terminal import make_console
 
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     for line in (report.summary, *(f"note: {note}" for note in report.notes)):
         console.print(line, markup=False, soft_wrap=True)
     unused = {"ignored": report.ignored, "left out": report.left_out if keys else ()}

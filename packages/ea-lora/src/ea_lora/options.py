@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ea_lora.adapters import ALPHA, MAX_RANK, RANK
-
-
-class Table(BaseModel):
-    """A table of a config: no unknown keys, no changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from ea_runtime.training.options import Table
 
 
 class BaseTable(Table):
@@ -26,8 +21,6 @@ class BaseTable(Table):
 
 class NetworkTable(Table):
     """The layers that get adapters, and their size. The defaults are V2's."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     rank: int = Field(default=RANK, gt=0, le=MAX_RANK)
     alpha: float = Field(default=ALPHA, gt=0, description="the change is alpha / rank times up x down")

@@ -10,7 +10,7 @@ import pytest
 from ea_runtime.cli.main import run
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.export import make
-from ea_runtime.export.make import Request, export_bundle, size_of
+from ea_runtime.export.make import ExportRequest, export_bundle, size_of
 from ea_runtime.models.layout import resolve_folder
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -80,7 +80,7 @@ def test_trt_without_a_gpu_says_what_can_be_done_here(monkeypatch: pytest.Monkey
 def test_rows_follow_from_the_size() -> None:
     published = {"patch_size": 2, "num_attention_heads": 16, "attention_head_dim": 72}
     assert [make._rows(published, 24 * 48 * 48), make._rows(published, 48 * 96 * 96)] == [2, 1]
-    size = size_of(Request("tiny", "out"), resolve_folder("tiny"))
+    size = size_of(ExportRequest("tiny", "out"), resolve_folder("tiny"))
     assert (size.words(), size.rows, size.latent_frames) == ("18 frames of 64x64", 2, 6)
 
 
@@ -88,9 +88,9 @@ def test_what_is_there_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
     with pytest.raises(UserError, match="`--output` must be a new or empty folder"):
-        export_bundle(Request("tiny", str(tmp_path / "mine")))
+        export_bundle(ExportRequest("tiny", str(tmp_path / "mine")))
     with pytest.raises(UserError, match="`--output` must be a new or empty folder"):
-        export_bundle(Request("tiny", str(tmp_path / "mine"), overwrite=True))
+        export_bundle(ExportRequest("tiny", str(tmp_path / "mine"), overwrite=True))
     assert (tmp_path / "mine" / "letter.txt").read_text() == "x"
 
 
@@ -101,5 +101,5 @@ def test_a_disk_that_fills_up_leaves_no_half_bundle(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(make, "write_weights", full)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
-        export_bundle(Request("tiny", str(tmp_path / "out"), parts=("text",)))
+        export_bundle(ExportRequest("tiny", str(tmp_path / "out"), parts=("text",)))
     assert not [path for path in tmp_path.iterdir() if path.name != "state"]

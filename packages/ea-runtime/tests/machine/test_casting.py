@@ -66,6 +66,7 @@ def test_a_text_encoder_moved_is_as_one_loaded(folder):
     loaded = TextEncoder.from_pretrained(folder, dtype=torch.float16)
     moved = TextEncoder.from_pretrained(folder).to(dtype=torch.float16)
     assert formats(loaded.model) == formats(moved.model) == WIDE
+    assert formats(moved.to("cpu").model) == WIDE  # as when it waits there for its turn
     embeds = moved.encode([PROMPT]).embeds
     assert embeds.isfinite().all()
     assert torch.equal(embeds, loaded.encode([PROMPT]).embeds)

@@ -140,7 +140,7 @@ def test_what_is_shown_of_a_value_is_cut(config: Path) -> None:
         ("a = " + "[" * 5000, "`config` toy.toml is not valid TOML: "),
         ("", "`config` toy.toml must have a table [run]"),
         ('[run]\nrecipe="a"\nout="b"', "`config` toy.toml must have a table [train]"),
-        ("run = 3\n[train]", "toy.toml [run]: `table`: Input should be a valid dictionary"),
+        ("run = 3\n[train]", "toy.toml [run]: `table`: must be a table of keys"),
         ('[run]\nout="b"\n[train]', "toy.toml [run]: key `recipe` is missing"),
         (
             '[run]\nout="b"\nrecipe="a"\n[train]\nsteps=3\nlr=1',
@@ -182,7 +182,7 @@ class Outer(BaseModel):
         ({"data": {"x": 3}}, "c.toml: unknown key `data.x`; there are: num_frames"),
         ({"either": {"x": 3}}, "c.toml: unknown key `either.x`"),
         ({"data": {"num_frames": 0}}, "c.toml: `data.num_frames`: Input should be greater than 0, got 0"),
-        ({"data": 3}, "c.toml: `data`: Input should be a valid dictionary"),
+        ({"data": 3}, "c.toml: `data`: must be a table of keys"),
     ],
 )
 def test_tables_of_a_recipe(table: dict[str, Any], expected: str) -> None:

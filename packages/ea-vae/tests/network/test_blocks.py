@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ea_vae.network.blocks import Attention, DownBlock, MidBlock3D, UpBlock
+from ea_vae.network.blocks import DownBlock, MidBlock3D, UpBlock, VideoAttention
 from ea_vae.network.config import DOWN_BLOCKS, UP_BLOCKS, VaeConfig
 
 
@@ -38,7 +38,7 @@ def test_one_latent_frame_stays_one_frame(config, noise, mode):
     assert block(noise(1, 4, 1, 4, 4), mode).shape == (1, 4, 1, 8, 8)
 
 
-def plain_attention(layer: Attention, tokens: torch.Tensor) -> torch.Tensor:
+def plain_attention(layer: VideoAttention, tokens: torch.Tensor) -> torch.Tensor:
     """One head, written out: tokens (N, L, C)."""
     normed = layer.group_norm(tokens.transpose(1, 2)).transpose(1, 2)
     q, k, v = layer.to_q(normed), layer.to_k(normed), layer.to_v(normed)
@@ -48,13 +48,13 @@ def plain_attention(layer: Attention, tokens: torch.Tensor) -> torch.Tensor:
 
 def test_attention_layouts(config, noise):
     x = noise(2, 4, 3, 2, 5)
-    layer = Attention(4, 1, "3d", config)
+    layer = VideoAttention(4, 1, "3d", config)
     wanted = plain_attention(layer, x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
     assert torch.allclose(layer(x), wanted, atol=1e-5)
-    layer = Attention(4, 1, "spatial", config)
+    layer = VideoAttention(4, 1, "spatial", config)
     frame = plain_attention(layer, x[:, :, 1].flatten(2).transpose(1, 2)).transpose(1, 2).reshape(2, 4, 2, 5)
     assert torch.allclose(layer(x)[:, :, 1], frame, atol=1e-5)
-    layer = Attention(4, 1, "temporal", config)
+    layer = VideoAttention(4, 1, "temporal", config)
     spot = plain_attention(layer, x[:, :, :, 1, 2].transpose(1, 2)).transpose(1, 2)
     assert torch.allclose(layer(x)[:, :, :, 1, 2], spot, atol=1e-5)
 
@@ -76,4 +76,4 @@ def test_mid_block_without_attention(noise):
 
 def test_heads_must_divide_the_width(config):
     with pytest.raises(ValueError, match="heads must divide the width 4, got 3"):
-        Attention(4, 3, "3d", config)
+        VideoAttention(4, 3, "3d", config)

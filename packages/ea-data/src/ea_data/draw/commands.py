@@ -39,10 +39,10 @@ def draw(
     ] = "filled",
 ) -> None:
     """Draw a data set: coloured shapes that move, with captions and truth."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from ea_data.draw.write import DrawConfig, write_set
+    from ea_runtime.machine.terminal import make_console
 
     # a new look is taught to a model that can draw already, with about twenty pictures
     is_look = style != "filled" and num_clips is None
@@ -51,7 +51,7 @@ def draw(
     if num_clips is None:
         num_clips = 0 if is_look else 100
     config = DrawConfig(num_clips, num_pictures, seed, split, height, width, num_frames, fps, style)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("drawing", total=num_clips + num_pictures)
         write_set(out, config, on_item=lambda number: progress.update(task, completed=number))
     typer.echo(f"drew {num_clips} clips and {num_pictures} pictures into {out}", err=True)
@@ -69,24 +69,24 @@ def check_drawn(
     sheet_clips: Annotated[int, typer.Option(min=1, help="Clips on the contact sheet.")] = 16,
 ) -> None:
     """Measure from the pixels alone whether clips show what their prompts ask for."""
-    from rich.console import Console
     from rich.progress import track
 
     from ea_data.draw.check import check_clip, summarise
     from ea_data.draw.files import find_sources, read_frames
     from ea_data.records.store import write_text
+    from ea_runtime.machine.terminal import make_console
 
     if output is not None and output.is_dir():
         output = output / "adherence.json"
     sources, skipped = find_sources(paths)
     items, shown = [], []
-    for source in track(sources, "checking", console=Console(stderr=True), transient=True):
+    for source in track(sources, "checking", console=make_console(stderr=True), transient=True):
         frames = read_frames(source.path)
         items.append(check_clip(source.prompt, frames, str(source.path), source.truth))
         if sheet is not None and len(shown) < sheet_clips:
             shown.append((items[-1], frames))
     report = summarise(items)
-    Console().print(_table(report))
+    make_console().print(_table(report))
     if skipped:
         typer.echo(f"skipped {len(skipped)} files without a prompt, first {skipped[0]}", err=True)
     if sheet is not None:

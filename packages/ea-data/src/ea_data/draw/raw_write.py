@@ -76,10 +76,11 @@ def draw_raw(
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 24,
 ) -> None:
     """Draw raw video with known truth (cuts, pans, text, blur, copies) to try `ea data run` on."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    from ea_runtime.machine.terminal import make_console
+
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("drawing", total=num_videos)
         size = (height, width, fps)
         write_raw(out, num_videos, seed, *size, lambda done: progress.update(task, completed=done))

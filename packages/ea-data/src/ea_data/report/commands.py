@@ -48,16 +48,16 @@ def doctor(
 
     Exit code 1 if something would stop a run or lose samples.
     """
-    from rich.console import Console
     from rich.progress import Progress
 
     from ea_data.training.doctor import diagnose
+    from ea_runtime.machine.terminal import make_console
     from ea_runtime.training.data.dataset import SetOptions
 
     place = {"path": str(path), "root": str(root) if root else None}
     window = {"size": size, "num_frames": num_frames, "stride": stride}
     options = SetOptions.model_validate(place | window)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading", total=None, visible=not quick)
         found = diagnose(
             options,
@@ -70,7 +70,7 @@ def doctor(
     if as_json:
         typer.echo(found.to_json(), nl=False)
     else:
-        _show(found, Console(highlight=False))
+        _show(found, make_console(highlight=False))
     if not found.is_healthy:
         raise typer.Exit(1)
 

@@ -127,8 +127,6 @@ def _continue(stage: str, given: dict[str, Any]) -> None:
 
 
 def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from ea_data.media.source import check_root
     from ea_data.profile import Components, parse
     from ea_data.report.write import write_report
@@ -138,6 +136,7 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     from ea_data.run.pipeline import Pipeline
     from ea_data.run.progress import RunProgress
     from ea_data.run.worker import Worker
+    from ea_runtime.machine.terminal import make_console
     from ea_runtime.plugins.host import get_host
 
     began = time.monotonic()
@@ -148,7 +147,7 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     if stage != "filter":
         parts.check(name)
     write_config(out, profile, parts, {"raw": str(root), "profile": name, "score_all": score_all})
-    progress = RunProgress(Console(stderr=True))
+    progress = RunProgress(make_console(stderr=True))
     plugins = [str(path) for path in get_host().files]
     cores = 0 if options.engine == "ray" else os.cpu_count() or 1  # Ray knows how many CPUs its cluster has
     limits = Limits(options.workers or cores, options.timeout, options.memory)

@@ -97,7 +97,7 @@ class SampleTable(Table):
     num_frames: int = Field(default=0, ge=0)
     steps: int = Field(default=12, gt=0)
     guidance: float = Field(default=4.0, ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
 
 
 class DitOptions(Table):

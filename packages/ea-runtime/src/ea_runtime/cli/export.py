@@ -59,11 +59,10 @@ def export(
     """Export a model to ONNX or TensorRT, with a parity report."""
     from pathlib import Path
 
-    from rich.console import Console
-
     from ea_runtime.cli.generate.notes import notes_on
     from ea_runtime.cli.generate.plan import parse_size
     from ea_runtime.errors import UserError
+    from ea_runtime.machine.terminal import make_console
 
     targets = [name for name, wanted in (("onnx", onnx), ("trt", trt), ("trt-rtx", trt_rtx)) if wanted]
     if len(targets) != 1:
@@ -74,11 +73,11 @@ def export(
         raise UserError(f"`memory-limit` must be from 0.01 to 10000 GB, got {memory_limit:g}")
     if targets[0] != "trt-rtx" and capability:
         raise UserError("`capability` is for --trt-rtx: TensorRT builds for this machine's GPU; leave it out")
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = make_console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with notes_on(console), console.status("loading torch") as status:
-        from ea_runtime.export.make import Request, export_bundle
+        from ea_runtime.export.make import ExportRequest, export_bundle
 
-        request = Request(
+        request = ExportRequest(
             model=model,
             output=output or f"{Path(model).name}-{targets[0]}",
             target=targets[0],

@@ -32,15 +32,16 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from ea_runtime.machine.terminal import make_console
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("name", "from", "size", "parts", "folder"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(row["name"], row["from"], _size(row["bytes"]), ", ".join(row["parts"]), row["folder"])
-    Console().print(table)
+    make_console().print(table)
     if not rows:
         typer.echo("no model is installed; give a model folder to the other commands")
 
@@ -131,10 +132,11 @@ def _motion_tools(model: str) -> Any:
 
 
 def _show(report: FolderReport) -> None:
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(highlight=False)
+    from ea_runtime.machine.terminal import make_console
+
+    console = make_console(highlight=False)
     console.print(f"model folder {escape(report.folder)}", soft_wrap=True)
     for part in report.parts:
         _show_part(console, part)

@@ -76,11 +76,12 @@ def _notes(host: Host, kind: str | None) -> list[tuple[str, str]]:
 
 
 def _show(rows: list[dict[str, Any]], notes: list[tuple[str, str]]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from ea_runtime.machine.terminal import make_console
+
+    console = make_console(highlight=False)
     columns = (*_COLUMNS, "summary") if console.width >= _WIDE else _COLUMNS
     table = Table(
         box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0)

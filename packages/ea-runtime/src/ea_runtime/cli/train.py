@@ -92,9 +92,9 @@ def _recipe(name: str) -> Any:
 
 
 def _list_recipes() -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from ea_runtime.machine.terminal import make_console
     from ea_runtime.plugins.host import get_host
 
     table = Table(box=None, pad_edge=False)
@@ -102,7 +102,7 @@ def _list_recipes() -> None:
         table.add_column(title)
     for name, entry in sorted(get_host().records("recipes").items()):
         table.add_row(name, entry.record.summary, entry.package)
-    console = Console()
+    console = make_console()
     console.print(table, highlight=False, markup=False)
     console.print(
         "\n`ea train RECIPE CONFIG.toml` trains, `ea train cache CONFIG.toml` codes its set once.",
@@ -111,9 +111,9 @@ def _list_recipes() -> None:
 
 
 def _say(line: str, *, quiet: bool = False) -> None:
-    from rich.console import Console
+    from ea_runtime.machine.terminal import make_console
 
-    Console(stderr=True, quiet=quiet).print(line, highlight=False, markup=False, soft_wrap=True)
+    make_console(stderr=True, quiet=quiet).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 #: Part of a run's products that `auto` lets a reduced format get wrong, and have computed in float32 instead.
@@ -159,16 +159,17 @@ def _resolved(
 
 
 def _show_plan(recipe_class: Any, options: Any, run: RunConfig, resume: bool) -> None:
-    from rich.console import Console
-
     from ea_runtime.machine.device import choose_device
+    from ea_runtime.machine.terminal import make_console
     from ea_runtime.training.run.dry_run import make_plan, show_plan
 
     device = str(choose_device(run.train.device))
     run = _resolved(recipe_class, options, run, device, resume, _say, check=False)
     plan = make_plan(recipe_class, options, run.train, run.run.recipe, Path(run.run.out), device)
-    console = Console()
-    show_plan(plan, console if console.is_terminal else Console(width=160))  # a file has no edge to wrap at
+    console = make_console()
+    show_plan(
+        plan, console if console.is_terminal else make_console(width=160)
+    )  # a file has no edge to wrap at
 
 
 def _cache(recipe_class: Any, options: Any, run: RunConfig) -> None:

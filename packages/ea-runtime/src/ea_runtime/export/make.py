@@ -37,7 +37,7 @@ _MAX_ROW_ELEMENTS = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ExportRequest:
     """An export. None stands for the model's own size, all parts, the target's usual opset and dtype.
 
     parity: "auto" compares what a CPU can compute; "off" compares nothing. capabilities: for trt-rtx, such as
@@ -69,7 +69,7 @@ class ExportResult:
     report: Mapping[str, Any]
 
 
-def export_bundle(request: Request, tell: Tell | None = None) -> ExportResult:
+def export_bundle(request: ExportRequest, tell: Tell | None = None) -> ExportResult:
     """Exports a model folder. Raises UserError, one line, with nothing written, for everything that cannot be done."""
     try:
         return _export(request, tell or (lambda step, what: None))
@@ -77,7 +77,7 @@ def export_bundle(request: Request, tell: Tell | None = None) -> ExportResult:
         raise UserError(f"bundle {request.output!r} cannot be written: {error.strerror or error}") from error
 
 
-def _export(request: Request, tell: Tell) -> ExportResult:
+def _export(request: ExportRequest, tell: Tell) -> ExportResult:
     request = settle(request)
     folder = resolve_folder(request.model)
     target = Path(request.output)
@@ -125,7 +125,7 @@ def _export(request: Request, tell: Tell) -> ExportResult:
     return ExportResult(target, report)
 
 
-def settle(request: Request) -> Request:
+def settle(request: ExportRequest) -> ExportRequest:
     """The request with its defaults, checked. Raises UserError."""
     if request.target not in bundle.TARGETS:
         raise UserError(f"`target` must be one of {', '.join(bundle.TARGETS)}, got {request.target!r}")
@@ -163,7 +163,7 @@ def require_packages(target: str) -> None:
         load_api(target)
 
 
-def size_of(request: Request, folder: Path) -> Size:
+def size_of(request: ExportRequest, folder: Path) -> Size:
     """The size to export for: the request's, else the model's own. Raises UserError for one that does not fit."""
     _, defaults = read_defaults(folder)
     configs = export_configs(folder)
@@ -194,7 +194,7 @@ def _rows(denoiser: Mapping[str, Any] | None, positions: int) -> int:
 class _Work:
     """One export under way."""
 
-    def __init__(self, request: Request, size: Size, tell: Tell) -> None:
+    def __init__(self, request: ExportRequest, size: Size, tell: Tell) -> None:
         self.request = request
         self.size = size
         self.tell = tell

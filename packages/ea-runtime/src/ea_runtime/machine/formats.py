@@ -27,7 +27,7 @@ from ea_runtime.machine.canary import (
     spec_of,
     to_float32,
 )
-from ea_runtime.machine.places import Places
+from ea_runtime.machine.places import RunningModules
 
 _aten = torch.ops.aten
 #: Operations that autocast computes in its reduced format.
@@ -66,7 +66,7 @@ class Formats:
         self._untried: set[str] = set()
         self._found: list[tuple[Trial, int, Any]] = []
         self._sound: set[Hashable] = set()
-        self.places = Places()
+        self.places = RunningModules()
 
     def watch(self, key: Hashable = None) -> AbstractContextManager[Any]:
         """Within the block operations in a reduced format are tried before they are first computed.

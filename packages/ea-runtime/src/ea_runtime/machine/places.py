@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 
-class Places:
+class RunningModules:
     """Names of modules by what they compute: the class of the outermost one and the path from there.
 
     Within the block every module call is followed. torch's own ModuleTracker keeps modules that have ended in a
@@ -23,7 +23,7 @@ class Places:
         self._by_work: dict[Any, list[str]] = {}
         self._hooks = ExitStack()
 
-    def __enter__(self) -> Places:
+    def __enter__(self) -> RunningModules:
         before = torch_module.register_module_forward_pre_hook(self._enter)
         after = torch_module.register_module_forward_hook(self._leave, always_call=True)
         self._hooks.callback(before.remove)

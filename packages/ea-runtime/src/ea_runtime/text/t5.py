@@ -58,7 +58,7 @@ class LayerNorm(nn.Module):
         return self.weight * (x.to(self.weight.dtype) if half else x)
 
 
-class Attention(nn.Module):
+class T5Attention(nn.Module):
     """Self-attention without scaling; the first block's has the biases of distances, for all."""
 
     def __init__(self, config: Any, has_bias: bool) -> None:
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         return self.o(rearrange(out, "b h l k -> b l (h k)"))
 
 
-class FeedForward(nn.Module):
+class T5FeedForward(nn.Module):
     """Two layers, or three with a gate: (B, L, D) -> (B, L, D). `wo` may be float32 in a float16 network."""
 
     wi: nn.Linear
@@ -133,8 +133,8 @@ class Block(nn.Module):
 
     def __init__(self, config: Any, has_bias: bool) -> None:
         super().__init__()
-        attention = Residual(config, "SelfAttention", Attention(config, has_bias))
-        self.layer = nn.ModuleList([attention, Residual(config, "DenseReluDense", FeedForward(config))])
+        attention = Residual(config, "SelfAttention", T5Attention(config, has_bias))
+        self.layer = nn.ModuleList([attention, Residual(config, "DenseReluDense", T5FeedForward(config))])
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         return self.layer[1](self.layer[0](x, bias))

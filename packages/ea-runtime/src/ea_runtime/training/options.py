@@ -63,7 +63,7 @@ class TrainOptions(Table):
     ema: float = Field(
         0.999, ge=0, lt=1, description="decay of the averaged weights, reached by (1+n)/(10+n)"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 32)
     dtype: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         "fp32",
         description="type to compute in; weights and optimiser stay fp32; fp16 scales the loss; auto is bf16 if "

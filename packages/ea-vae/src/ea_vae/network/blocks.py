@@ -68,7 +68,7 @@ class ResidualBlock3D(nn.Module):
         return h + self.shortcut(x) if torch.is_grad_enabled() else h.add_(self.shortcut(x))
 
 
-class Attention(nn.Module):
+class VideoAttention(nn.Module):
     """Self-attention over the positions that `layout` joins into one sequence, with a residual connection.
 
     layout "3d": all of T, H, W. "spatial": H, W of each frame. "temporal": T of each position.
@@ -161,7 +161,7 @@ class ResidualStack(nn.Module):
             self.convs.append(ResidualBlock3D(in_channels if i == 0 else out_channels, out_channels, config))
             if spec.attention is not None:
                 heads = config.num_attention_heads
-                self.attentions.append(Attention(out_channels, heads, spec.attention, config))
+                self.attentions.append(VideoAttention(out_channels, heads, spec.attention, config))
 
     def forward(self, x: Tensor, mode: Mode) -> Tensor:
         for i, conv in enumerate(self.convs):
@@ -224,8 +224,8 @@ def _mid_attention(channels: int, config: VaeConfig) -> nn.Module:
     heads, kind = config.mid_block_num_attention_heads, config.mid_block_attention_type
     if kind == "spatial_temporal":
         layouts = ("spatial", "temporal")
-        return nn.Sequential(*(Attention(channels, heads, layout, config) for layout in layouts))
-    return Attention(channels, heads, kind, config)
+        return nn.Sequential(*(VideoAttention(channels, heads, layout, config) for layout in layouts))
+    return VideoAttention(channels, heads, kind, config)
 
 
 class Encoder(nn.Module):

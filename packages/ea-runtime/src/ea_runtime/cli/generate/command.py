@@ -114,14 +114,13 @@ def generate(
 
 
 def _generate(start: float, request: ModelRequest, **files: Any) -> None:
-    from rich.console import Console
-
     from ea_runtime.cli.generate.notes import notes_on
     from ea_runtime.cli.generate.plan import make_plan
     from ea_runtime.generation.spread import joined, rank
+    from ea_runtime.machine.terminal import make_console
 
     # of several processes the first speaks
-    console = Console(stderr=True, highlight=False, emoji=False, quiet=rank() > 0)
+    console = make_console(stderr=True, highlight=False, quiet=rank() > 0)
     with notes_on(console), _stopped_by_sigterm():
         plan = make_plan(request, **files)
         with joined(_device(plan)) as own_device:

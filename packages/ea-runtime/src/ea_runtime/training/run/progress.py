@@ -6,8 +6,9 @@ import math
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ea_runtime.machine.terminal import make_console
 
 #: Off a terminal, a line is printed at most this often, in seconds.
 QUIET_SECONDS = 30.0
@@ -20,7 +21,7 @@ class TrainingProgress:
     """
 
     def __init__(self, steps: int, done: int, show: bool = True) -> None:
-        self.console = Console(stderr=True, quiet=not show)
+        self.console = make_console(stderr=True, quiet=not show)
         self.live = show and self.console.is_terminal
         self.loss: float | None = None
         self.speed: float | None = None
