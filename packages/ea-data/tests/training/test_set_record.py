@@ -16,6 +16,8 @@ from PIL import Image
 
 from ea_data.training.dataset import EasyAnimateSet
 from ea_runtime.errors import UserError
+from ea_runtime.files.hashes import sampled_hash
+from ea_runtime.training.data import set_record
 from ea_runtime.training.data.dataset import SetOptions
 from ea_runtime.training.data.set_record import Row, changes, describe_set, read_record, write_record
 
@@ -44,7 +46,7 @@ def record(folder: Path, entries: Entries | None = None) -> list[Row]:
     if entries is not None:
         (folder / "dataset.json").write_text(json.dumps(entries))
     data = EasyAnimateSet(SetOptions(path=str(folder), decode="inline"))
-    return describe_set(data, folder.resolve())
+    return list(describe_set(data, folder.resolve()))
 
 
 def pick(entries: Entries, rng: np.random.Generator) -> dict[str, Any]:
@@ -136,20 +138,19 @@ def test_a_moved_or_rewritten_set_is_the_same(tmp_path: Path) -> None:
     entries = make_set(folder, np.random.default_rng(0))
     before = record(folder, entries)
     write_record(tmp_path / "set.jsonl", before)
-    assert read_record(tmp_path / "set.jsonl") == before
+    assert list(read_record(tmp_path / "set.jsonl")) == before
     assert changes(before, record(folder)) == ""
     for path in folder.glob("images/*.png"):
         os.utime(path, (1, 1))
     moved = tmp_path / "elsewhere" / "set"
     shutil.copytree(folder, moved)
-    shutil.rmtree(moved / "cache")
     with (moved / "list.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, entries[0])
         table.writeheader()
         table.writerows({**entry, "file_path": str(moved / entry["file_path"])} for entry in entries)
     (moved / "dataset.json").unlink()
     data = EasyAnimateSet(SetOptions(path=str(moved / "list.csv"), decode="inline"))
-    assert changes(before, describe_set(data, moved)) == ""
+    assert changes(before, list(describe_set(data, moved))) == ""
 
 
 def test_several_changes_are_one_line(tmp_path: Path) -> None:
@@ -164,9 +165,29 @@ def test_several_changes_are_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_no_record_and_a_damaged_one(tmp_path: Path) -> None:
-    assert read_record(tmp_path / "set.jsonl") is None
+def test_files_with_the_recorded_size_and_time_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return sampled_hash(path)
+
+    monkeypatch.setattr(set_record, "sampled_hash", counted)
+    entries = make_set(tmp_path / "set", np.random.default_rng(0))
+    before = record(tmp_path / "set", entries)
+    assert len(read) == 8
+    os.utime(tmp_path / "set" / "images" / "3.png", (1, 1))
+    read.clear()
+    data = EasyAnimateSet(SetOptions(path=str(tmp_path / "set"), decode="inline"))
+    now = list(describe_set(data, (tmp_path / "set").resolve(), before))
+    assert read == ["3.png"]
+    assert [row.contents for row in now] == [row.contents for row in before]
+
+
+def test_a_damaged_record(tmp_path: Path) -> None:
     for text in ("[1]\n", '["a", "b", "c"', "\xff"):
         (tmp_path / "set.jsonl").write_text(text, encoding="latin-1")
         with pytest.raises(UserError, match=r"set\.jsonl.* cannot be read .*; remove it if"):
-            read_record(tmp_path / "set.jsonl")
+            list(read_record(tmp_path / "set.jsonl"))

@@ -24,12 +24,12 @@ def content_hash(path: Path) -> str:
 
 
 #: A larger file is hashed in part: its first, middle and last block.
-WHOLE_BYTES = 4 << 20
-_BLOCK = 1 << 20
+WHOLE_BYTES = 256 << 10
+_BLOCK = 64 << 10
 
 
 def sampled_hash(path: Path) -> str:
-    """sha256 of a file's size and contents, 64 hex digits; of three MiB of one that is over WHOLE_BYTES.
+    """sha256 of a file's size and contents, 64 hex digits; of three blocks of one that is over WHOLE_BYTES.
 
     So a set of terabytes is told from another in minutes. Two files of one size that differ only between the blocks
     have one hash; videos and pictures that were written anew do not.

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ea_runtime.errors import UserError
-from ea_runtime.files.atomic import write_atomic
+from ea_runtime.files.atomic import atomic_file
 from ea_runtime.files.hashes import sampled_hash
-from ea_runtime.files.remembered import Remembered
 from ea_runtime.files.safe import is_file, plain, quote_path
 from ea_runtime.training.data.dataset import TrainingSet
 
@@ -27,47 +26,50 @@ NAMED = 3
 
 
 class Row(NamedTuple):
-    """An entry of a set. file: "" if it cannot be read."""
+    """An entry of a set. file: "" if it cannot be read. stamp: the file's size and time, which tell if `file` holds."""
 
     name: str
     caption: str
     file: str
     shape: str
+    stamp: str = ""
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """All that a run depends on: without the stamp."""
+        return self[:4]
 
 
-def describe_set(data: TrainingSet, root: Path) -> list[Row]:
-    """The rows of a set. root: the folder that its paths are relative to, resolved.
+def describe_set(data: TrainingSet, root: Path, before: Iterable[Row] = ()) -> Iterator[Row]:
+    """The rows of a set, one by one, so that a set of millions is never in memory.
 
-    Contents are read again only of files whose size or time has changed.
+    root: the folder that its paths are relative to, resolved. before: an earlier record, in which files whose size
+    and time are the same were read already.
     """
-    remembered = Remembered(root, "hashes", version=1)
-    known: dict[Path, str] = {}  # an entry may come twice, with two captions
-    rows = []
-    buckets = data.buckets()
+    buckets, earlier = data.buckets(), iter(before)
     for index in range(len(data.items)):  # repeats follow
-        item, bucket = data.item(index), buckets[index]
+        item, bucket, old = data.item(index), buckets[index], next(earlier, None)
         path = item.path
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-        if path not in known:
-            known[path] = _hash_of(path, name, remembered)
+        stamp = _stamp(path)
+        is_known = old is not None and (old.name, old.stamp) == (name, stamp)
+        contents = old.file if old is not None and is_known else _hash_of(path) if stamp else ""
         shape = (item.is_video, item.width, item.height, *bucket, data.starts(index, bucket))
-        rows.append(Row(name, _short(item.text), known[path], _short(repr(shape))))
-    remembered.save()
-    return rows
+        yield Row(name, _short(item.text), contents, _short(repr(shape)), stamp)
 
 
 def write_record(path: Path, rows: Iterable[Row]) -> None:
     """Writes the record, whole or not at all."""
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def read_record(path: Path) -> list[Row] | None:
-    """The rows of a record; None if there is none (of runs of older versions). Raises UserError if it is damaged."""
+def read_record(path: Path) -> Iterator[Row]:
+    """The rows of a record. Raises UserError if it is damaged."""
     try:
         with path.open(encoding="utf-8") as file:
-            return [Row(*json.loads(line)) for line in file]
-    except FileNotFoundError:
-        return None
+            for line in file:
+                yield Row(*json.loads(line))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{quote_path(path)} must tell what the run's set was made of, and cannot be read ({plain(error)}); "
@@ -113,18 +115,20 @@ def _tell(what: str, change: str, keys: Sequence[tuple[str, int]]) -> str:
     return f"{len(keys)} {what}{'s' * (len(keys) > 1 and ',' not in what)} {change} ({names})"
 
 
-def _hash_of(path: Path, name: str, remembered: Remembered) -> str:
-    value = remembered.get(name)
-    if isinstance(value, str):
-        return value
+def _stamp(path: Path) -> str:
+    """ "" for what is no file: a pipe would block."""
     try:
-        if not is_file(path):  # a pipe would block
-            return ""
-        value = sampled_hash(path)[:32]
+        found = path.stat()
     except OSError:
         return ""
-    remembered.put(name, value)
-    return value
+    return f"{found.st_size} {found.st_mtime_ns}" if is_file(path) else ""
+
+
+def _hash_of(path: Path) -> str:
+    try:
+        return sampled_hash(path)[:32]
+    except OSError:
+        return ""
 
 
 def _short(text: str) -> str:

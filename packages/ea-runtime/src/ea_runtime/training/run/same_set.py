@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,18 @@ def _by_the_first(compare: Callable[[], str]) -> None:
 
 def _compare(data: TrainingSet, root: Path, out: Path, say: Callable[[str], None], *, is_new: bool) -> str:
     """Why the set is refused; "" if it is not."""
-    rows = describe_set(data, root)
-    before = None if is_new else read_record(out / NAME)
-    if before is None:
+    record = out / NAME
+    if is_new or not record.exists():
         if not is_new:
             say(f"the run has no record of its set; {NAME} holds the present one from now on")
-        write_record(out / NAME, rows)
+        write_record(record, describe_set(data, root))
         return ""
-    told = changes(before, rows)
+    now = describe_set(data, root, read_record(record))
+    if all(
+        old and new and old.contents == new.contents for old, new in zip_longest(read_record(record), now)
+    ):
+        return ""
+    told = changes(list(read_record(record)), list(describe_set(data, root, read_record(record))))
     if not told:
         return ""
     return (
