@@ -10,7 +10,7 @@ LOOKED_AT = 2000
 
 
 def file_remarks(data: TrainingSet) -> list[str]:
-    """What a set has to say about its files, once its `buckets` are known; nothing from sets without `remarks`."""
+    """Remarks of a set on its files, once its `buckets` are known; none from sets without `remarks`."""
     return list(getattr(data, "remarks", list)())
 
 
