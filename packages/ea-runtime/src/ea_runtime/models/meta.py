@@ -46,9 +46,7 @@ def build_without_weights(build: Callable[[], ModuleT]) -> ModuleT:
                 model = build()
             if not any(_computed(model)):
                 return model
-        except (
-            Exception
-        ):  # a constructor that reads a value (`.item()`), or a wrong config: tried again below
+        except Exception:  # a constructor that reads a value (`.item()`), or a wrong config: tried again
             pass
         with _EmptyOnMeta():
             model = build()

@@ -1,4 +1,4 @@
-"""Tells which words of a caption V2's cleaning removes, so that nobody waits for what the text encoder never saw."""
+"""Words of a caption that V2's cleaning removes, so that nobody waits for what the text encoder never saw."""
 
 from __future__ import annotations
 

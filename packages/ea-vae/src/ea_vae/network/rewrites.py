@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Mode = Literal["causal", "slice", "single"]
-"""A pass's way with time.
+"""The treatment of time in a pass.
 
 causal: MagViT. Frame 0 stands for itself, padding repeats it in front, and no output sees a later input.
 slice: Slice VAE. Every frame of the piece is alike, zeros pad both ends.

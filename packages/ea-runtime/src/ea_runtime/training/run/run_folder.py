@@ -79,7 +79,7 @@ class RunFolder:
         return RunLog(self.log_path if self.writes else Path(os.devnull))
 
     def cut_log(self, step: int, keep_as: str | None = None) -> None:
-        """Drops the lines past `step`: those steps will be done again. keep_as: a file for them."""
+        """Drops the lines past `step`: those steps will be repeated. keep_as: a file for them."""
         if not self.writes or not self.log_path.exists():
             return
         kept, dropped = [], []
