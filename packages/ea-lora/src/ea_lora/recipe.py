@@ -108,6 +108,9 @@ class LoraRecipe(RecipeDefaults):
     def phases(self) -> Sequence[Phase]:
         return self.base.phases()
 
+    def training_set(self) -> tuple[Any, Path] | None:
+        return getattr(self.base, "training_set", lambda: None)()
+
     def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
         return self.base.fetch(indices, seed, step)
 

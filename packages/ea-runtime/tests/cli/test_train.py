@@ -119,6 +119,44 @@ def test_stopped_told_and_gone_on(ea: Ea) -> None:
     assert len(Path("runs/toy/log.jsonl").read_text().splitlines()) == 6
 
 
+def test_a_resume_that_finds_nothing(ea: Ea) -> None:
+    words = ("train", "toy", "toy.toml", "--resume", "--set=run.out=runs/typo")
+    for what in ("does not exist", "holds no checkpoint"):
+        code, said = ea(*words)
+        assert code == 2
+        assert said.count("\n") == 1
+        assert f"`out` 'runs/typo' {what}; leave --resume out" in said
+        Path("runs/typo").mkdir(parents=True, exist_ok=True)
+    assert not list(Path("runs/typo").iterdir())
+
+
+def test_more_steps_for_a_finished_run(ea: Ea) -> None:
+    """With a constant rate they are the steps of one longer run, and with another schedule a line says that not."""
+    constant = "--set=train.schedule=constant"
+    assert ea("train", "toy", "toy.toml", constant, "--set=run.out=whole", "--set=train.steps=9")[0] == 0
+    assert ea("train", "toy", "toy.toml", constant, "--set=run.out=parts")[0] == 0
+    code, said = ea(
+        "train", "toy", "toy.toml", constant, "--set=run.out=parts", "--set=train.steps=9", "--resume"
+    )
+    assert code == 0
+    assert "`train.steps` 6 -> 9: continues as a run of 9 steps would" in said
+    for name in ("final/model.safetensors", "checkpoint-9/state.safetensors", "checkpoint-9/state.json"):
+        assert Path("whole", name).read_bytes() == Path("parts", name).read_bytes()
+    assert tomllib.loads(Path("parts/config.toml").read_text())["train"]["steps"] == 9
+    # the config file still says 6
+    code, said = ea("train", "toy", "toy.toml", constant, "--set=run.out=parts", "--resume")
+    assert code == 2
+    assert said.endswith(
+        "error: `train.steps` must be 9 or more, as the run in 'parts' is at that step, got 6\n"
+    )
+    assert ea("train", "toy", "toy.toml", "--set=train.warmup=1")[0] == 0
+    code, said = ea("train", "toy", "toy.toml", "--set=train.warmup=1", "--set=train.steps=9", "--resume")
+    assert code == 0
+    (line,) = [line for line in said.splitlines() if "`train.steps` 6 -> 9" in line]
+    assert "cosine schedule over 9 steps goes on from here" in line
+    assert "one run of 9 steps would differ" in line
+
+
 def test_auto_dtype_is_recorded_and_kept(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run made in fp32 stays in it on a machine that has bf16; without --resume the machine decides."""
     from ea_runtime.training.update import precision
@@ -236,6 +274,8 @@ def test_global_options_reach_the_other_processes(ea: Ea, monkeypatch: pytest.Mo
         yield 0
 
     monkeypatch.setattr(processes, "process_group", group)
+    assert ea("train", "toy", "toy.toml", "--set=train.steps=1")[0] == 0
+    seen.clear()
     words = ["train", "--no-plugins", "toy", "toy.toml", "--set=train.steps=1", "--resume", "--debug"]
     assert ea(*words)[0] == 0
     own = ["train", "toy", "toy.toml", "--set=train.steps=1", "--resume"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ea_data.draw.check import ATTRIBUTES
+from ea_runtime.files.texts import lines_of, read_text
 from ea_runtime.video import reader
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
@@ -41,7 +42,7 @@ def read_frames(path: Path) -> np.ndarray:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
 
@@ -55,7 +56,7 @@ def _beneath(folder: Path, name: Any, listing: Path) -> Path:
 
 def _from_truth(listing: Path) -> list[DrawnClip]:
     sources = []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines_of(read_text(listing)), start=1):
         try:
             item = json.loads(line)
             truth = {name: str(item["scene"][name]) for name in ATTRIBUTES}

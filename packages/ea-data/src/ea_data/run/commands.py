@@ -201,6 +201,8 @@ def _report(outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
         words.append(f"skipped: {tell_skipped(outcome.skipped)}")
     if outcome.unwritten:
         words.append(f"{outcome.unwritten} kept clips have no file yet: `ea data caption {out}` writes them")
+    if outcome.empty:
+        words.append(f"empty captions: {outcome.empty} (they train the empty prompt)")
     typer.echo("; ".join(words), err=True)
     fresh = [phase for phase in progress.phases if phase.fresh]
     rates = ", ".join(f"{one.name} {one.fresh / one.seconds:.3g} {one.unit}/s" for one in fresh)

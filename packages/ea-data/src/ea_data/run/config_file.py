@@ -12,6 +12,7 @@ from ea_data.options import installed_versions
 from ea_data.profile import Components, Part, Profile
 from ea_data.records import store
 from ea_runtime.errors import UserError
+from ea_runtime.files.texts import read_text
 
 #: Tables of config.toml that are not part of a profile.
 OWN_TABLES = ("run", "versions")
@@ -44,7 +45,7 @@ def read_config(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """([run] table, the profile's tables) of a set. Raises UserError if there is none."""
     path = out / store.CONFIG
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_text(path))
         run = tables["run"]
         assert isinstance(run["raw"], str)
     except FileNotFoundError:

@@ -48,7 +48,7 @@ _BYTES_A_SECOND = 500_000
 @dataclass(slots=True)
 class Outcome:
     """The outcome of a run. statuses: rows by status. dropped: by filter. errors: by the failed stage. unwritten: kept
-    clips whose caption or file is missing."""
+    clips whose caption or file is missing. empty: written clips without a word in their caption."""
 
     found: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -57,6 +57,7 @@ class Outcome:
     dropped: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     unwritten: int = 0
+    empty: int = 0
 
 
 class Pipeline:
@@ -342,7 +343,9 @@ class Pipeline:
             if record["status"] == "ok" and add is not None:
                 written = self._finish(record)
                 if written is not None:
-                    add({**store.dataset_entry(record), **written})
+                    entry = {**store.dataset_entry(record), **written}
+                    self.outcome.empty += not entry["text"].strip()
+                    add(entry)
                     self.scratch.put("kept", record["file"])
             self._count(record)
             yield record

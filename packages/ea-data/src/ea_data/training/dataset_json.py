@@ -91,7 +91,7 @@ def _find(path: Path) -> Path:
             raise UserError(f"`data.path` must be a folder or a list ({kinds}), got {quote_path(path)}")
     raise UserError(
         f"`data.path` must be a set with a dataset.json, got {quote_path(path.absolute())}; "
-        "make one with `ea data run` or `ea data draw`"
+        "make one with `ea data run` or `ea data draw`, or name the folder that it has moved to"
     )
 
 

@@ -90,6 +90,9 @@ class DitRecipe(RecipeDefaults):
             for phase, buckets in zip(self.options.phases, self._buckets, strict=True)
         ]
 
+    def training_set(self) -> tuple[Any, Path] | None:
+        return self.source.set, self.source.options.folder
+
     def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
         number = max(i for i, phase in enumerate(self.options.phases) if phase.start <= step)
         bucket = self._buckets[number][indices[0]]

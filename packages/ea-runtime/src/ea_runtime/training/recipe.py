@@ -153,7 +153,7 @@ class Recipe(Protocol):
 
 
 class RecipeDefaults:
-    """Defaults of most recipes: one turn, everything averaged, no sheet, nothing to do at the end."""
+    """Defaults of most recipes: one turn, everything averaged, no sheet, no set, nothing to do at the end."""
 
     def modules(self) -> dict[str, nn.Module]:
         raise NotImplementedError
@@ -169,6 +169,10 @@ class RecipeDefaults:
 
     def describe(self) -> dict[str, Any]:
         return {}
+
+    def training_set(self) -> tuple[Any, Path] | None:
+        """The set (training/data/dataset.py: TrainingSet) and its root folder, so that a resume notices a change."""
+        return None
 
     def finish(self) -> None:
         """Does nothing."""

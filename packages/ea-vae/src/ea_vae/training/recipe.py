@@ -122,6 +122,9 @@ class VaeRecipe(RecipeDefaults):
     def phases(self) -> Sequence[Phase]:
         return (Phase(0, list[Hashable](self._buckets)),)
 
+    def training_set(self) -> tuple[Any, Path] | None:
+        return self.set, self.options.data.folder
+
     def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
         """Tensor `frames`: uint8 (B, T, H, W, 3)."""
         bucket = self._buckets[indices[0]]

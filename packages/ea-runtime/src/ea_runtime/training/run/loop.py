@@ -28,10 +28,11 @@ from ea_runtime.training.run.checkpoints import checkpoints, is_complete, prune,
 from ea_runtime.training.run.guard import Guard
 from ea_runtime.training.run.progress import TrainingProgress
 from ea_runtime.training.run.run_folder import RunFolder
+from ea_runtime.training.run.same_set import check_set
 from ea_runtime.training.run.state import load_state, save_state
 from ea_runtime.training.run.step import Stepper, seed_global, seed_of
 from ea_runtime.training.update.average import WeightAverage
-from ea_runtime.training.update.optimizers import make_turns
+from ea_runtime.training.update.optimizers import make_turns, tell_schedule
 from ea_runtime.training.update.parallel import choose_parallel
 from ea_runtime.training.update.precision import DTYPES
 
@@ -198,12 +199,20 @@ class Trainer:
         if newest is None:
             with self._writing():
                 self.folder.begin()
+                check_set(self.recipe, self.out, self.say, is_new=True)
                 if self.rank == 0:
                     self.budget.start()
             self._save()  # the state that a spike before the first checkpoint goes back to
             return
-        self._load(newest[1])
         with self._writing():
+            check_set(self.recipe, self.out, self.say, is_new=False)
+        self._load(newest[1])
+        before = self.folder.steps_before()
+        if before is not None and before != self.options.steps:
+            self.say(tell_schedule(self.options, before, self.step))
+        wait_for_all()
+        with self._writing():
+            self.folder.continue_config()
             self.folder.cut_log(self.step)
 
     def _load(self, checkpoint: Path) -> None:

@@ -1,4 +1,5 @@
-"""The folder of a run: config.toml as run, log.jsonl (one line per step), checkpoint-N/, samples/, final/."""
+"""The folder of a run: config.toml as run, set.jsonl, log.jsonl (one line per step), checkpoint-N/, samples/,
+final/."""
 
 from __future__ import annotations
 
@@ -13,11 +14,17 @@ import tomli_w
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import write_atomic
+from ea_runtime.training.data import set_record
 from ea_runtime.training.run.checkpoints import checkpoints, newest_complete
+
+CONFIG = "config.toml"
 
 #: Keys that may change when a run resumes: where and how often it saves and shows, and how it uses the machine.
 _MAY = "save_every keep log_every sample_every tensorboard threads workers processes parallel device"
-MAY_CHANGE = {"run.out", *(f"train.{name}" for name in _MAY.split())}
+#: And how long it lasts.
+MAY_CHANGE = {"run.out", "train.steps", *(f"train.{name}" for name in _MAY.split())}
+#: The places of its set, if set.jsonl tells whether that is still the same.
+PLACES = {"data.path", "data.root", "data.cache_folder"}
 
 
 class RunFolder:
@@ -52,13 +59,26 @@ class RunFolder:
             )
         if newest is not None:
             self._same_config()
+            steps = self.config.get("train", {}).get("steps", newest[0])
+            if steps < newest[0]:
+                raise UserError(
+                    f"`train.steps` must be {newest[0]} or more, as the run in {str(self.out)!r} is at that step, "
+                    f"got {steps}"
+                )
         return newest
 
     def refuse_early(self, resume: bool) -> None:
         """Raises UserError as `start` would, as far as possible without reading checkpoints.
 
-        To be called before a recipe is made, which may encode a whole set.
+        To be called before a recipe is made, which may encode a whole set. Unlike `start`, a run that is to resume must
+        have a checkpoint.
         """
+        if resume and not checkpoints(self.out):
+            what = "holds no checkpoint" if self.out.is_dir() else "does not exist"
+            raise UserError(
+                f"`--resume` continues a run, but `out` {str(self.out)!r} {what}; leave --resume out to start a run "
+                "there, or correct `run.out`"
+            )
         if any(step > 0 for step, _ in checkpoints(self.out)):
             if resume:
                 self._same_config()
@@ -72,7 +92,19 @@ class RunFolder:
             self.log_path.unlink(missing_ok=True)
             for old in self.out.glob("log-rollback-*.jsonl"):
                 old.unlink()
-            (self.out / "config.toml").write_text(tomli_w.dumps(self.config), encoding="utf-8")
+            (self.out / CONFIG).write_text(tomli_w.dumps(self.config), encoding="utf-8")
+
+    def steps_before(self) -> int | None:
+        """`train.steps` of the run so far; None if unknown."""
+        try:
+            return int(self._config_before()["train.steps"])
+        except (UserError, KeyError, TypeError, ValueError):
+            return None
+
+    def continue_config(self) -> None:
+        """Writes the config of a run that resumes, if something in it has changed."""
+        if self.writes and self._config_before() != _flat(self.config):
+            write_atomic(self.out / CONFIG, tomli_w.dumps(self.config))
 
     def open_log(self) -> RunLog:
         """log.jsonl; only the process that writes writes to it."""
@@ -94,16 +126,10 @@ class RunFolder:
 
     def _same_config(self) -> None:
         """Raises UserError naming the keys that differ from the run's own config."""
-        path = self.out / "config.toml"
-        try:
-            before = _flat(tomllib.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{str(path)!r} must be the config of the run that --resume continues: {error}"
-            ) from error
-        now = _flat(self.config)
+        before, now = self._config_before(), _flat(self.config)
+        may_change = MAY_CHANGE | (PLACES if (self.out / set_record.NAME).exists() else set())
         keys = sorted(
-            k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in MAY_CHANGE
+            k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in may_change
         )
         if keys:
             changes = ", ".join(f"{k} ({before.get(k)!r} -> {now.get(k)!r})" for k in keys)
@@ -111,6 +137,15 @@ class RunFolder:
                 f"the run in {str(self.out)!r} was made with another config: {changes}; "
                 "set these back or choose another `out`"
             )
+
+    def _config_before(self) -> dict[str, Any]:
+        path = self.out / CONFIG
+        try:
+            return _flat(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{str(path)!r} must be the config of the run that --resume continues: {error}"
+            ) from error
 
 
 class RunLog:
@@ -144,7 +179,7 @@ class RunLog:
 def recorded_dtype(out: Path) -> str | None:
     """`train.dtype` of the run in this folder; None if missing or unreadable."""
     try:
-        dtype = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))["train"]["dtype"]
+        dtype = tomllib.loads((out / CONFIG).read_text(encoding="utf-8"))["train"]["dtype"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return dtype if dtype in ("fp32", "bf16", "fp16") else None

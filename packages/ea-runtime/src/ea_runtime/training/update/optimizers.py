@@ -27,6 +27,18 @@ def rate(options: TrainOptions, step: int) -> float:
     return options.final_lr + (1 - options.final_lr) * fall
 
 
+def tell_schedule(options: TrainOptions, before: int, step: int) -> str:
+    """A line about a run that has other `train.steps` than it began with. step: the number of those done."""
+    line = f"`train.steps` {before} -> {options.steps}: "
+    if options.schedule == "constant" or step <= options.warmup:
+        return line + f"continues as a run of {options.steps} steps would"
+    old, new = (rate(options.model_copy(update={"steps": steps}), step) for steps in (before, options.steps))
+    return line + (
+        f"the {options.schedule} schedule over {options.steps} steps goes on from here, at {new:.3g} of the peak rate "
+        f"in place of {old:.3g}; one run of {options.steps} steps would differ, unless its schedule were constant"
+    )
+
+
 def make_turns(recipe: Recipe, options: TrainOptions) -> list[TurnOptimizer]:
     """The recipe's turns that train anything. Raises as `check_groups` and `TurnOptimizer` do."""
     groups, names = recipe.parameter_groups(), list(recipe.turns())

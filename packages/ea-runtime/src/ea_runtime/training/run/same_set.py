@@ -1,0 +1,48 @@
+"""Compares the set of a run that resumes with the one that it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ea_runtime.errors import UserError
+from ea_runtime.machine.processes import from_first, world
+from ea_runtime.training.data.set_record import NAME, changes, describe_set, read_record, write_record
+
+
+def check_set(recipe: Any, out: Path, say: Callable[[str], None], *, is_new: bool) -> None:
+    """Records the set of a new run in `out`, or raises UserError, one line, if it is not what a run began with.
+
+    Every process must call this; the first one looks. A recipe without `training_set` has nothing to compare.
+    """
+    found: tuple[Any, Path] | None = getattr(recipe, "training_set", lambda: None)()
+    if found is None:
+        return
+    refusal = ""
+    if world()[0] == 0:
+        try:
+            refusal = _compare(*found, out, say, is_new=is_new)
+        except UserError as error:
+            refusal = str(error)
+    refusal = from_first(refusal)
+    if refusal:
+        raise UserError(refusal)
+
+
+def _compare(data: Any, root: Path, out: Path, say: Callable[[str], None], *, is_new: bool) -> str:
+    """Why the set is refused; "" if it is not."""
+    rows = describe_set(data, root)
+    before = None if is_new else read_record(out / NAME)
+    if before is None:
+        if not is_new:
+            say(f"the run has no record of its set; {NAME} holds the present one from now on")
+        write_record(out / NAME, rows)
+        return ""
+    told = changes(before, rows)
+    if not told:
+        return ""
+    return (
+        f"the set of the run in {str(out)!r} has changed since it began: {told}; put it back (`data.path` may be "
+        "another folder), or choose another `out` for a run on the new set"
+    )
