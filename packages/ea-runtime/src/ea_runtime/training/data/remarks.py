@@ -1,4 +1,4 @@
-"""Lines about a set that a run says at its start: nothing about it is dropped in silence."""
+"""Lines about a set that a run reports at its start, so that nothing is dropped silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares the set of a run that resumes with the one that it began with."""
+"""Compares a resumed run's set with the one that the run began with."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ea_runtime.training.data.set_record import NAME, changes, describe_set, rea
 
 
 def check_set(recipe: Any, out: Path, say: Callable[[str], None], *, is_new: bool) -> None:
-    """Records the set of a new run in `out`, or raises UserError, one line, if it is not what a run began with.
+    """Records the set of a new run in `out`, or raises UserError, one line, if a run began with another.
 
-    Every process must call this; the first one looks. A recipe without `training_set` has nothing to compare.
+    Every process must call this; only the first compares. A recipe without `training_set` has nothing to compare.
     """
     found: tuple[Any, Path] | None = getattr(recipe, "training_set", lambda: None)()
     if found is None:
@@ -31,7 +31,7 @@ def check_set(recipe: Any, out: Path, say: Callable[[str], None], *, is_new: boo
 
 
 def _compare(data: Any, root: Path, out: Path, say: Callable[[str], None], *, is_new: bool) -> str:
-    """Why the set is refused; "" if it is not."""
+    """The reason for refusing the set; "" if it is accepted."""
     rows = describe_set(data, root)
     before = None if is_new else read_record(out / NAME)
     if before is None:
