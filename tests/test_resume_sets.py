@@ -13,6 +13,7 @@ import tomli_w
 import torch
 from PIL import Image
 
+import ea_runtime
 from ea_runtime.cli.main import run
 from ea_runtime.plugins.host import set_host
 
@@ -39,9 +40,27 @@ Rows = list[dict[str, Any]]
 MORE = ("--resume", "--set=train.steps=4")
 
 
-def ea(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+#: A denoiser on the latents and text features of the bundled model.
+DENOISER: dict[str, Any] = {
+    "stage": "align",
+    "run": {"recipe": "dit", "out": "dit"},
+    "train": CONFIG["train"],
+    "data": {"path": "set", "parts": str(Path(ea_runtime.__file__).parent / "tiny"), "num_frames": 18},
+    "model": {
+        "num_attention_heads": 4,
+        "attention_head_dim": 8,
+        "num_layers": 1,
+        "cross_attention_dim": 32,
+        "caption_channels": 64,
+        "sample_size": 8,
+        "motion_module_kwargs": {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16},
+    },
+}
+
+
+def ea(capsys: pytest.CaptureFixture[str], *words: str, recipe: str = "vae") -> tuple[int, str]:
     capsys.readouterr()
-    code = run(["train", "vae", "vae.toml", *words])
+    code = run(["train", recipe, f"{recipe}.toml", *words])
     return code, capsys.readouterr().err
 
 
@@ -142,3 +161,21 @@ def test_a_run_of_an_older_version_has_no_record(rows: Rows, capsys: pytest.Capt
     assert code == 0
     assert "no record of its set" in said
     assert len(Path("run/set.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_changed_set_is_refused_before_it_is_encoded(
+    rows: Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("dit.toml").write_text(tomli_w.dumps(DENOISER))
+    code, said = ea(capsys, recipe="dit")
+    assert code == 0, said
+    assert "latents: 6 coded" in said
+    another_picture(rows)
+    code, said = ea(capsys, *MORE, recipe="dit")
+    assert code == 2
+    assert "1 file replaced (3.png)" in said
+    assert "coded" not in said
+    # put back, and moved
+    Image.new("RGB", (32, 32), (120, 90, 200)).save("set/3.png", compress_level=0)
+    shutil.move("set", "elsewhere")
+    assert ea(capsys, *MORE, "--set=data.path=elsewhere", recipe="dit")[0] == 0

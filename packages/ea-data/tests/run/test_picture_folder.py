@@ -30,20 +30,26 @@ def test_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     Image.new("RGB", (64, 64), (90, 20, 30)).save(raw / "silent.png")
     (raw / "cut.png").write_bytes((raw / "silent.png").read_bytes()[:60])
     (raw / "grey.TXT").write_text("a grey ramp", encoding="utf-16")
-    (raw / "alpha.tif.txt").write_text("see-through", encoding="utf-8-sig")
+    (raw / "alpha.tif.txt").write_text("see-through gr4ph1c", encoding="utf-8-sig")
     (raw / "plain.caption").write_text("a plain thing\r\n")
     (tmp_path / "profile.toml").write_text(PROFILE)
     words = ["--pictures", "--profile", str(tmp_path / "profile.toml"), "--workers", "1"]
     assert run(["data", "run", str(raw), "-o", str(tmp_path / "set"), *words]) == 0
-    *_, summary, _ = capsys.readouterr().err.splitlines()
+    *_, summary, lost, _ = capsys.readouterr().err.splitlines()
     assert "5 files, 4 clips, 4 kept; 1 errors" in summary
     assert "empty captions: 1 (" in summary
+    assert "1 of 4 captions looked at: gr4ph1c;" in lost
     entries = json.loads((tmp_path / "set" / "dataset.json").read_text())
-    assert sorted(entry["text"] for entry in entries) == ["", "a grey ramp", "a plain thing", "see-through"]
+    assert sorted(entry["text"] for entry in entries) == [
+        "",
+        "a grey ramp",
+        "a plain thing",
+        "see-through gr4ph1c",
+    ]
     files = {entry["text"]: tmp_path / "set" / entry["file_path"] for entry in entries}
     with Image.open(files["a grey ramp"]) as picture:
         assert np.array_equal(np.asarray(picture)[:, :, 0], ramp)
-    with Image.open(files["see-through"]) as picture:
+    with Image.open(files["see-through gr4ph1c"]) as picture:
         assert picture.mode == "RGBA"
     assert files["a plain thing"].suffix == ".jpg"
 

@@ -44,6 +44,9 @@ class FakeSource:
 
     channels, width, scale, chunk, spatial_ratio = 4, 12, 0.18215, 9, 8
 
+    def training_set(self) -> None:
+        """It has none."""
+
     def __init__(
         self, options: Any, context: Context, views: Sequence[Any] = (), single_frames: bool = False
     ) -> None:

@@ -188,6 +188,7 @@ def _check_out(root: Path, out: Path) -> None:
 
 def _report(outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
     from ea_data.media.source import tell_skipped
+    from ea_runtime.text.lost_words import tell_lost_words
 
     statuses = outcome.statuses
     words = [f"{outcome.found} files, {outcome.clips} clips, {statuses['ok']} kept"]
@@ -204,6 +205,9 @@ def _report(outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
     if outcome.empty:
         words.append(f"empty captions: {outcome.empty} (they train the empty prompt)")
     typer.echo("; ".join(words), err=True)
+    lost = tell_lost_words(outcome.captions, "captions looked at")
+    if lost:
+        typer.echo(lost, err=True)
     fresh = [phase for phase in progress.phases if phase.fresh]
     rates = ", ".join(f"{one.name} {one.fresh / one.seconds:.3g} {one.unit}/s" for one in fresh)
     typer.echo(f"{out}: {seconds:.1f} s" + (f" ({rates})" if rates else ""), err=True)

@@ -32,6 +32,7 @@ from ea_data.run.set_filters import apply_set_filters
 from ea_data.run.worker import Task, TaskResult, entry_of_failure, versions_of
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import remove_partials
+from ea_runtime.text.lost_words import LOOKED_AT
 
 #: command -> the passes that may compute; the others only read the ledger
 PASSES: dict[str, tuple[str, ...]] = {
@@ -48,7 +49,8 @@ _BYTES_A_SECOND = 500_000
 @dataclass(slots=True)
 class Outcome:
     """The outcome of a run. statuses: rows by status. dropped: by filter. errors: by the failed stage. unwritten: kept
-    clips whose caption or file is missing. empty: written clips without a word in their caption."""
+    clips whose caption or file is missing. empty: written clips without a word in their caption. captions: the first
+    LOOKED_AT of written clips."""
 
     found: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -58,6 +60,7 @@ class Outcome:
     errors: Counter[str] = field(default_factory=Counter)
     unwritten: int = 0
     empty: int = 0
+    captions: list[str] = field(default_factory=list)
 
 
 class Pipeline:
@@ -345,6 +348,8 @@ class Pipeline:
                 if written is not None:
                     entry = {**store.dataset_entry(record), **written}
                     self.outcome.empty += not entry["text"].strip()
+                    if len(self.outcome.captions) < LOOKED_AT:
+                        self.outcome.captions.append(entry["text"])
                     add(entry)
                     self.scratch.put("kept", record["file"])
             self._count(record)

@@ -91,7 +91,7 @@ class DitRecipe(RecipeDefaults):
         ]
 
     def training_set(self) -> tuple[Any, Path] | None:
-        return self.source.set, self.source.options.folder
+        return self.source.training_set()
 
     def fetch(self, indices: list[int], seed: int, step: int) -> Batch:
         number = max(i for i, phase in enumerate(self.options.phases) if phase.start <= step)

@@ -13,6 +13,8 @@ from ea_runtime.text.cleaning import clean_caption
 
 _WORD = re.compile(r"[^\W_]+")
 _EDGES = " \t.,;:!?\"'()[]{}"
+#: Captions of a large set that are cleaned for a line; `ea data doctor` looks at all.
+LOOKED_AT = 2000
 #: Words that a line names.
 NAMED = 5
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from ea_runtime.text.lost_words import tell_lost_words
+from ea_runtime.text.lost_words import LOOKED_AT, tell_lost_words
 from ea_runtime.training.data.dataset import TrainingSet
-
-#: Captions that are cleaned for the line about lost words; `ea data doctor` looks at all.
-LOOKED_AT = 2000
 
 
 def file_remarks(data: TrainingSet) -> list[str]:

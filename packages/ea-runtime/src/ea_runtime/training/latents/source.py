@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,12 +22,13 @@ from ea_runtime.files.safe import read_json
 from ea_runtime.machine.processes import wait_for_all, world
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import resolve_folder
-from ea_runtime.training.data.dataset import Bucket, fetch_samples, open_set
+from ea_runtime.training.data.dataset import Bucket, TrainingSet, fetch_samples, open_set
 from ea_runtime.training.data.draws import normal
 from ea_runtime.training.data.remarks import caption_remarks, file_remarks
 from ea_runtime.training.latents.cache import Cache, EncodedOptions, View
 from ea_runtime.training.latents.coder import Coder, draw_latents, pad
 from ea_runtime.training.recipe import Batch, Context
+from ea_runtime.training.run.same_set import refuse_changed
 from ea_runtime.training.update.precision import DTYPES
 
 
@@ -80,6 +82,7 @@ class EncodedSource:
         self._has_said = False
         self._cache: Cache | None = None
         if is_cached and not context.dry_run:
+            refuse_changed(self.set, self.options.folder, context.out)
             self._cache = self.open_cache(options.cache == "make")
 
     def __len__(self) -> int:
@@ -94,6 +97,10 @@ class EncodedSource:
             for line in file_remarks(self.set):
                 self.context.say(line)
         return buckets
+
+    def training_set(self) -> tuple[TrainingSet, Path]:
+        """For `Recipe.training_set`."""
+        return self.set, self.options.folder
 
     def num_latents(self, num_frames: int) -> int:
         """Latent frames of a clip of `num_frames` frames."""

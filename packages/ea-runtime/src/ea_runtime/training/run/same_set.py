@@ -8,7 +8,9 @@ from typing import Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.machine.processes import from_first, world
+from ea_runtime.training.data.dataset import TrainingSet
 from ea_runtime.training.data.set_record import NAME, changes, describe_set, read_record, write_record
+from ea_runtime.training.run.checkpoints import checkpoints
 
 
 def check_set(recipe: Any, out: Path, say: Callable[[str], None], *, is_new: bool) -> None:
@@ -16,13 +18,30 @@ def check_set(recipe: Any, out: Path, say: Callable[[str], None], *, is_new: boo
 
     Every process must call this; only the first compares. A recipe without `training_set` has nothing to compare.
     """
-    found: tuple[Any, Path] | None = getattr(recipe, "training_set", lambda: None)()
+    found: tuple[TrainingSet, Path] | None = getattr(recipe, "training_set", lambda: None)()
     if found is None:
         return
+    _by_the_first(lambda: _compare(*found, out, say, is_new=is_new))
+
+
+def refuse_changed(data: TrainingSet, root: Path, out: Path) -> None:
+    """Raises UserError as `check_set` does, if a run in `out` has steps and a record: before its set is encoded anew.
+
+    Every process must call this.
+    """
+
+    def compare() -> str:
+        is_begun = any(step > 0 for step, _ in checkpoints(out)) and (out / NAME).exists()
+        return _compare(data, root, out, lambda line: None, is_new=False) if is_begun else ""
+
+    _by_the_first(compare)
+
+
+def _by_the_first(compare: Callable[[], str]) -> None:
     refusal = ""
     if world()[0] == 0:
         try:
-            refusal = _compare(*found, out, say, is_new=is_new)
+            refusal = compare()
         except UserError as error:
             refusal = str(error)
     refusal = from_first(refusal)
@@ -30,7 +49,7 @@ def check_set(recipe: Any, out: Path, say: Callable[[str], None], *, is_new: boo
         raise UserError(refusal)
 
 
-def _compare(data: Any, root: Path, out: Path, say: Callable[[str], None], *, is_new: bool) -> str:
+def _compare(data: TrainingSet, root: Path, out: Path, say: Callable[[str], None], *, is_new: bool) -> str:
     """The reason for refusing the set; "" if it is accepted."""
     rows = describe_set(data, root)
     before = None if is_new else read_record(out / NAME)
