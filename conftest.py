@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # before torch is imported: parallel processes that each take every core slow one another down
+    # before torch is imported: parallel processes that each use all cores slow one another down
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
@@ -18,7 +18,7 @@ from ea_runtime.plugins import host as plugins
 
 @pytest.fixture(scope="session", autouse=True)
 def _a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An empty cache of facts about the machine, apart from the user's."""
+    """An empty cache of facts about the machine, separate from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

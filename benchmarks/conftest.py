@@ -1,4 +1,4 @@
-"""Benchmarks: `uv run pytest benchmarks`. Results go to benchmarks/results/, with machine and versions."""
+"""Benchmarks: `uv run pytest benchmarks`. Results, with machine and versions, go to benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Benchmarks run one after the other, whatever pyproject.toml says for tests."""
+    """Benchmarks run one at a time, whatever pyproject.toml says for tests."""
     return 0
 
 
 def machine() -> dict[str, Any]:
-    """Everything that a figure depends on besides the code."""
+    """Everything besides the code that a figure depends on."""
     import os
 
     import torch
@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
 
 @dataclass
 class Row:
-    """One case: seconds of the baseline and of ours in the same run, and how far their results are apart."""
+    """One case: seconds of the baseline and of ours in the same run, and the relative difference of their results."""
 
     case: str
     baseline: float
@@ -71,7 +71,7 @@ class Row:
 
 
 def compare(case: str, baseline: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> Row:
-    """Times both, interleaved, so that what disturbs the machine disturbs both; medians, after one warm-up."""
+    """Medians of both, interleaved after one warm-up, so that other load on the machine slows both alike."""
     import torch
 
     times: dict[str, list[float]] = {"baseline": [], "ours": []}
@@ -94,8 +94,8 @@ def compare(case: str, baseline: Callable[[], Any], ours: Callable[[], Any], rou
 def report(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
     """report(name, figures): prints the figures and writes benchmarks/results/<name>.json.
 
-    rows: comparisons, which `ea bench report` shows as ratios. gpu: what is measured on a GPU alone: the file of the
-    benchmark and the cases; a run there writes <name>_gpu.json.
+    rows: comparisons, which `ea bench report` shows as ratios. gpu: the benchmark's file and the cases that only a GPU
+    measures; a run there writes <name>_gpu.json.
     """
 
     def write(
@@ -124,7 +124,7 @@ def report(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
 
 @pytest.fixture(autouse=True)
 def _same_threads() -> Any:
-    """Each benchmark begins with as many threads as the first: those that set their own number leave it to none."""
+    """Each benchmark starts with the same number of threads, even after one that changes it."""
     import torch
 
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The networks that several benchmarks measure: `tiny`, and the published widths with seeded weights."""
+"""Networks that several benchmarks measure: `tiny`, and the published widths with seeded weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def tiny(part: str) -> Any:
 
 
 def published_vae() -> Any:
-    """EasyAnimate V2's VAE: 128, 256, 512, 512 channels, two blocks a level."""
+    """EasyAnimate V2's VAE: 128, 256, 512, 512 channels, two blocks per level."""
     from ea_vae import AutoencoderKLMagvit
 
     torch.manual_seed(0)
@@ -22,7 +22,7 @@ def published_vae() -> Any:
 
 
 def published_dit(blocks: int) -> Any:
-    """EasyAnimate V2's denoiser of width 1,152 with so many blocks of its 28; nothing in it is zero."""
+    """EasyAnimate V2's denoiser of width 1,152 with `blocks` of its 28 blocks and no parameter left at zero."""
     from ea_dit import Transformer3DModel
 
     torch.manual_seed(0)

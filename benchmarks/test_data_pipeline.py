@@ -1,5 +1,5 @@
-"""The data pipeline: what sharing the decoding saves, what a new threshold costs, whether memory is flat, and how many
-processor seconds a clip costs by stage.
+"""The data pipeline: time saved by decoding once, cost of a new threshold, flat memory, and processor seconds per clip
+and stage.
 
 EA_FULL=1 tries ledger and store with a million clips, and measures the stages at 1280x720 too.
 """
@@ -20,13 +20,13 @@ import pytest
 from PIL import Image
 
 NUM_VIDEOS = 11
-#: a longer run has a separate file of results
+#: a longer run has a separate results file
 FULL = "_full" if os.environ.get("EA_FULL") else ""
 SIZES = (100, 1000, 10_000, *((1_000_000,) if os.environ.get("EA_FULL") else ()))
 #: height and width of the videos whose stages are measured
 FRAMES = ((270, 480), *(((720, 1280),) if os.environ.get("EA_FULL") else ()))
 
-#: A set of synthetic clips: probes, spans and scores go into a ledger, then all are judged and written.
+#: Synthetic clips: probes, spans and scores go into a ledger, then all clips are judged and written.
 _CHILD = """
 import json, sys, time
 from hashlib import sha256
@@ -119,7 +119,7 @@ def test_memory_is_flat_in_the_number_of_clips(tmp_path: Path, report: Any):
     for count, told in figures.items():
         assert told["clips"] >= count
         assert 0 < told["kept"] < told["clips"]
-    # the database's caches fill up (32 and 16 MB), and then no more
+    # the database's caches fill up (32 and 16 MB), then nothing grows
     assert figures[1000]["rss_mb"] - figures[100]["rss_mb"] < 20
     assert figures[SIZES[-1]]["rss_mb"] - figures[100]["rss_mb"] < 150
 
@@ -142,7 +142,7 @@ def parts_and_tables() -> tuple[Any, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_decoding_once_against_once_a_stage(raw: Path, report: Any):
-    """The frames that the default profile's scorers ask for, read together and scorer by scorer."""
+    """The frames that the default profile's scorers ask for, read once for all and once per scorer."""
     from ea_data.media.frames import read_frames
     from ea_data.media.probe import probe
 
@@ -211,7 +211,7 @@ def stages(raw: Path, target: Path) -> dict[str, Any]:
         return result
 
     paths = sorted(raw.glob("*.mp4"))
-    # the first twice: what is loaded at the first call is not counted
+    # the first one twice: loading at the first call is not counted
     for number, path in enumerate([paths[0], *paths]):
         if number == 1:
             spent.clear()
@@ -242,7 +242,7 @@ def stages(raw: Path, target: Path) -> dict[str, Any]:
         "clips": clips,
         "clip_s": round(clip_seconds, 1),
         "cut_mbit_s": round(num_written * 8e-6 / clip_seconds, 2),
-        # looking for cuts goes through all of a file
+        # cut detection reads the whole file
         "a_source_second": {name: round(spent.pop(name) / source_seconds, 4) for name in ("probe", "split")},
         "a_clip_second": {name: round(spent.pop(name) / clip_seconds, 4) for name in ("decode", "cut")},
         "a_clip": {name: round(seconds / clips, 4) for name, seconds in spent.items()},
@@ -250,7 +250,7 @@ def stages(raw: Path, target: Path) -> dict[str, Any]:
 
 
 def picture_stages(raw: Path, target: Path) -> dict[str, float]:
-    """Processor seconds a picture, by stage: the first frame of each video, as a JPEG."""
+    """Processor seconds per picture and stage: the first frame of each video, as a JPEG."""
     from ea_data.media.cut import write_clip
     from ea_data.media.frames import read_frames
     from ea_data.media.probe import probe

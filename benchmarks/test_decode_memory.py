@@ -1,7 +1,7 @@
-"""Is the memory of decoding flat in the length of the video?
+"""Memory of decoding, which must not grow with the length of the video.
 
-Each length is decoded by `iter_decode` in a separate process, with one thread, as many at once as there are cores;
-what counts is that process's peak resident set, with the frames handed on as they come.
+Each length is decoded by `iter_decode` in a separate process with one thread, as many at once as there are cores.
+The figure is that process's peak resident set, with frames passed on as they come.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ print(peak_rss())
 
 
 def peak_rss(num_frames: int, mode: str) -> float:
-    """MB at the peak of a process that decodes so many frames."""
+    """Peak memory, in MB, of a process that decodes that many frames."""
     words = [sys.executable, "-c", _CHILD, str(num_frames), mode]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return int(done.stdout) / 1e6

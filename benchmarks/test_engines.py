@@ -1,6 +1,6 @@
 """Engines against plain eager PyTorch: a denoising step, decoding and a whole generation with `tiny`.
 
-On a CPU that is ONNX Runtime; on a GPU also TensorRT, where it is installed.
+On a CPU that is ONNX Runtime; on a GPU also TensorRT, if installed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GPU_ENGINES = ("onnx", "trt")
 
 
 def rows_of(engine: str, folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
-    """Exports `tiny`, and compares what the bundle does with the same networks as plain code writes them."""
+    """Exports `tiny` and compares the bundle with the same networks written as plain code."""
     from ea_runtime import VideoPipeline
     from ea_runtime.export.make import ExportRequest, export_bundle
     from ea_runtime.generation.denoise import plan_steps

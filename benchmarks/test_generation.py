@@ -1,4 +1,4 @@
-"""A whole generation with `tiny`, prompt to frames, against the same steps by plain eager PyTorch."""
+"""A whole generation with `tiny`, prompt to frames, against the same steps in plain eager PyTorch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The cost of an active LoRA: a denoising step without, with one and merged, and switching one.
+"""The cost of an active LoRA: a denoising step without one, with one and with it merged, and changing its weight.
 
-The widths are the published model's (1,152, rank 128) with fewer blocks and a short clip, so that it fits a CPU; the
-ratio depends on width, rank and tokens, hardly on the number of blocks.
+The widths are the published model's (1,152, rank 128) with fewer blocks and a short clip, to suit a CPU; the ratio
+depends on width, rank and tokens, hardly on the number of blocks.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_a_step_and_a_switch(benchmark: Any, report: Any, tmp_path: Path) -> Non
 
     def measure() -> dict[str, float]:
         times: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(ROUNDS):  # interleaved: what disturbs the machine disturbs all of them
+        for _ in range(ROUNDS):  # interleaved: other load on the machine slows all of them alike
             for name, way in ways.items():
                 times[name].append(seconds(way))
         return {name: statistics.median(values) for name, values in times.items()}

@@ -22,7 +22,7 @@ def seconds(words: list[str]) -> float:
 def test_help_against_the_bare_interpreter(benchmark: Any, report: Any) -> None:
     bare = [sys.executable, "-c", "pass"]
     ours = [sys.executable, "-m", "ea_runtime.cli.main", "--help"]
-    seconds(ours)  # byte code is written once
+    seconds(ours)  # bytecode is written once
 
     def measure() -> tuple[float, float]:
         pairs = [(seconds(bare), seconds(ours)) for _ in range(ROUNDS)]  # interleaved

@@ -1,7 +1,7 @@
-"""The approximate step cache on `tiny`: what it saves, how far its videos are from the exact ones, and whether they
-still show what the prompts ask for.
+"""The approximate step cache on `tiny`: time saved, distance of its videos from the exact ones, and adherence to the
+prompts.
 
-EA_FULL=1 takes 64 prompts in place of 4. What `ea data check-drawn` measures is measured here on the frames.
+EA_FULL=1 takes 64 prompts instead of 4. The frames are measured as `ea data check-drawn` measures clips.
 """
 
 from __future__ import annotations

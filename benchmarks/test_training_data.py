@@ -1,4 +1,4 @@
-"""The wait of a training step for its data: batches of 64 clips of 18 frames, 64x64, as `tiny` is trained on."""
+"""Time that a training step waits for its data: batches of 64 clips of 18 frames, 64x64, as in training `tiny`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rounds(fetch: Callable[[list[int], int], Any], count: int) -> list[float]:
-    """Seconds that each of `count` batches takes."""
+    """Seconds per batch, of `count` batches."""
     rng = np.random.default_rng(0)
     found = []
     for seed in range(count):
@@ -42,14 +42,14 @@ def rounds(fetch: Callable[[list[int], int], Any], count: int) -> list[float]:
 
 
 def test_fetching(folder: Path, report: Callable[[str, dict[str, Any]], None], benchmark: Any) -> None:
-    """Decoding (first epoch), frames that are kept (later ones), and latents from the cache; and coding them."""
+    """Decoding (first epoch), kept frames (later epochs), latents from the cache, and encoding them."""
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"clips a batch": BATCH}
     for decode in ("inline", "child"):
         data = EasyAnimateSet(SetOptions(path=str(folder), num_frames=18, decode=decode))
         buckets = data.buckets()
         once = [list(range(start, start + BATCH)) for start in range(0, CLIPS, BATCH)]
-        data.sample(CLIPS, 0, buckets[CLIPS])  # the child is up
+        data.sample(CLIPS, 0, buckets[CLIPS])  # the child has started
         since = time.perf_counter()
         for indices in once:
             fetch_samples(data, indices, 0, buckets[0])

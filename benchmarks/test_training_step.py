@@ -1,7 +1,7 @@
-"""A training step of `tiny`'s denoiser: from the cache, without it, and as the reference's script does it.
+"""A training step of `tiny`'s denoiser: with the cache, without it, and as in the reference's script.
 
-All three train the same network on the same clips (18 frames, 64x64) in float32 with AdamW, clipping and averages. They
-take turns, so that what disturbs the machine disturbs all of them. The reference's loop is given its clips decoded.
+All three train the same network on the same clips (18 frames, 64x64) in float32 with AdamW, clipping and averages.
+They take turns, so other load on the machine slows all of them alike. The reference's loop gets decoded clips.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def plain_loop(folder: Path) -> Callable[[], None]:
 
 
 def our_loop(folder: Path, cache: str, waits: list[float]) -> Callable[[], None]:
-    """Steps of the loop itself: order, fetching, gradients, guard, averages, and the line of the log."""
+    """Steps of the training loop itself: order, fetching, gradients, guard, averages and the log line."""
     out = folder / f"run-{cache}"
     recipe = DitRecipe(options(folder, cache), Context(0, "cpu", out, lambda line: None))
     train = TrainOptions(
@@ -90,7 +90,7 @@ def our_loop(folder: Path, cache: str, waits: list[float]) -> Callable[[], None]
     )
     trainer = Trainer(recipe, train, out, {"train": {}})
     trainer._open(False)
-    if cache == "off":  # decoded ahead, as for the plain loop
+    if cache == "off":  # decoded in advance, as for the plain loop
         recipe.fetch(list(range(CLIPS)), 0, 0)
     fetcher = Fetcher(recipe.fetch, trainer._jobs_of, 0, train.steps)
     log = trainer.folder.open_log()
@@ -115,7 +115,7 @@ def options(folder: Path, cache: str) -> DitOptions:
 
 
 def the_losses_are_the_same() -> None:
-    """The plain loop's loss is ours: the two sides do the same work."""
+    """Asserts that the plain loop's loss is ours, so that both sides do the same work."""
     rng = torch.Generator().manual_seed(0)
     start, noise = (torch.randn(4, 4, 3, 8, 8, generator=rng) for _ in range(2))
     output = torch.cat([noise, torch.zeros_like(noise)], dim=1) + 0.1 * torch.randn(

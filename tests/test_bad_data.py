@@ -1,6 +1,6 @@
-"""Files that cannot be used, in real runs: exact counts, a log of them, one line where there are too many.
+"""Unusable files in real runs: exact counts, a log, and one line if there are too many.
 
-Nothing that a file does to its decoder (an error, a segmentation fault, a kill, a hang) ends or stalls the run.
+Whatever a file does to its decoder (an error, a segmentation fault, a kill, a hang), the run neither ends nor stalls.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ warmup = 2
 save_every = 100
 threads = 1
 """
-#: Runs in every decoder process: names of files say what befalls it when it opens them.
+#: Runs in every decoder process: a file's name says what happens to the process when it opens the file.
 MISBEHAVE = """
 import os, signal, sys, time
 if "ea_data.children.child" in sys.orig_argv:
@@ -140,7 +140,7 @@ def test_counts_are_exact_where_all_is_borne(
 
 @pytest.mark.parametrize("percent", [1, 50, 100])
 def test_too_many_end_the_run_with_one_line(percent: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """At the default share of 1% of 100 files, one is borne."""
+    """At the default share of 1% of 100 files, one bad file is tolerated."""
     bad = spread(percent)
     make_set(NAMES, bad)
     code, said = train(capsys)
@@ -153,7 +153,7 @@ def test_too_many_end_the_run_with_one_line(percent: int, capsys: pytest.Capture
         return
     assert code == 2
     used = sum(line["used"] for line in log())
-    met = sum(line["samples"] for line in log()) + 10  # the step that ends the run has no line
+    met = sum(line["samples"] for line in log()) + 10  # the step that ends the run has no log line
     assert errors == [
         f"error: {len(found)} files cannot be used (after {met - len(found)} samples that could), "
         "`train.bad_share` 0.01 of 100 samples allows 1; 'run/quarantine.jsonl' lists them: mend or "
@@ -168,10 +168,10 @@ def test_too_many_end_the_run_with_one_line(percent: int, capsys: pytest.Capture
 def test_what_befalls_a_decoder_costs_its_own_sample(
     workers: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """SIGSEGV, SIGKILL and a hang in the process that decodes, among good files: each is counted once, by its name."""
+    """SIGSEGV, SIGKILL and a hang in the decoder process, among good files: each file is counted once, by name."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(MISBEHAVE)
-    monkeypatch.syspath_prepend(tmp_path / "site")  # decoders get this process's path
+    monkeypatch.syspath_prepend(tmp_path / "site")  # decoders inherit this process's path
     worst = ["segv.png", "kill.png", "hang.png"]
     make_set([*worst, *NAMES[:17]], {"5.png"})
     code, said = train(

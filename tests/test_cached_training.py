@@ -1,4 +1,4 @@
-"""A drawn set through `tiny`'s VAE and text encoder: latents and text from the cache are those of coding on the way."""
+"""A drawn set through `tiny`'s VAE and text encoder: latents and text from the cache equal those encoded on the fly."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def test_the_cache_changes_nothing(
         assert both[0][0].shape == (len(indices), 4, latent_frames, 8, 8)
         for one, other in zip(*both, strict=True):
             assert one.shape == other.shape
-            # rounding alone: the VAE sums in another order in batches of another size
+            # only rounding differs: the VAE sums in another order in batches of another size
             assert torch.allclose(one, other, rtol=1e-5, atol=5e-6)
 
 
 def test_the_losses_are_those_of_training_without_it(options: EncodedOptions, tmp_path: Path) -> None:
-    """The denoiser's own, whole clips and crops, with the noise and timesteps of the same generator."""
+    """Losses of the denoiser's own recipe, on whole clips and crops, with noise and timesteps of the same generator."""
     data = {**options.model_dump(exclude_unset=True), "drop_text": 0.5, "random_frame_crop": True}
     losses = []
     for cache in ("use", "off"):
@@ -76,7 +76,7 @@ def test_the_losses_are_those_of_training_without_it(options: EncodedOptions, tm
 
 
 def test_a_window_that_is_not_made_of_chunks_would_be_found_out(sources: dict[str, EncodedSource]) -> None:
-    """The broken twin: one frame later, the latents are others."""
+    """The broken twin: windows that start one frame later have other latents."""
     source = sources["off"]
     bucket = Bucket("video", 9, 64, 64)
     frames = [torch.from_numpy(np.stack([source.set.read(0, start, bucket)])) for start in (9, 10)]
@@ -87,7 +87,7 @@ def test_a_window_that_is_not_made_of_chunks_would_be_found_out(sources: dict[st
 def test_the_position_of_a_run_does_not_matter(
     sources: dict[str, EncodedSource], options: EncodedOptions, tmp_path: Path
 ) -> None:
-    """A source that is opened again, as in a resumed run, gives the same batches, bit-exact."""
+    """A source opened again, as in a resumed run, gives the same batches, bit-exact."""
     context = Context(0, "cpu", tmp_path, lambda line: None)
     again = EncodedSource(options.model_copy(update={"cache": "use"}), context, single_frames=True)
     for one, other in zip(

@@ -1,4 +1,4 @@
-"""Each package declares what it imports, and nothing else: a shared environment would hide what is missing."""
+"""Each package declares exactly what it imports: the shared environment would hide a missing dependency."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
-#: declared without an import of ours, and why
+#: dependencies declared without an import of ours, with the reason
 NEEDED_BY_OTHERS = {
     "accelerate": "diffusers' from_pretrained takes less memory with it",
     "onnxruntime": "rapidocr runs its detector with it",
@@ -42,7 +42,7 @@ def names(requirements: Iterable[str]) -> set[str]:
 
 
 def imports(node: ast.AST) -> Iterator[str]:
-    """Top-level names that run: also inside functions, not those for type checking alone."""
+    """Top-level names imported at run time, inside functions too, but not for type checking alone."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             for other in child.orelse:
@@ -56,7 +56,7 @@ def imports(node: ast.AST) -> Iterator[str]:
 
 
 def distributions(files: Iterable[Path]) -> set[str]:
-    """The distributions that these files import, without the standard library."""
+    """Distributions that these files import, without the standard library."""
     modules = {name for path in files for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
     found = set()
     for module in modules - set(sys.stdlib_module_names):
@@ -89,11 +89,11 @@ def test_tests_benchmarks_and_tools_import_what_the_workspace_declares() -> None
     for package in PACKAGES:
         table = project(ROOT / "packages" / package)["project"]
         declared |= names(table["dependencies"])
-        # a test of an extra skips with a reason where it is not installed
+        # a test of an extra skips with a reason if it is not installed
         declared |= names(one for extra in table.get("optional-dependencies", {}).values() for one in extra)
     files = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("packages/*/tests/**/*.py")]
     assert distributions(files) - declared == set()
-    # these import each other by bare names
+    # these import each other by bare name
     assert distributions(ROOT.glob("tools/*.py")) - declared == {"plot-training"}
     assert distributions(ROOT.glob("benchmarks/**/*.py")) - declared == {"baselines", "conftest", "networks"}
 

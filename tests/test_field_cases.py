@@ -1,4 +1,4 @@
-"""Lists, captions, prompts and pictures from public reports, read where they are; twins of each make their own."""
+"""Lists, captions, prompts and pictures from public reports; a twin of each makes its own files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the field cases ar
 
 
 def copied(name: str, tmp_path: Path) -> Path:
-    """A copy that can be written to: caches are kept next to a set."""
+    """A writable copy: caches are kept next to a set."""
     folder = tmp_path / "set"
     folder.mkdir()
     for path in (FOLDER / name).iterdir():

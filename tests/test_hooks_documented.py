@@ -1,4 +1,4 @@
-"""docs/hooks.md: every hook has a section, and every piece of code there runs."""
+"""docs/hooks.md: every hook has a section, and every code block there runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def write_plugin(hook: str, folder: Path) -> ModuleType:
-    """The first piece of code of a section as a file, imported as `--plugin` would."""
+    """The first code block of a section as a file, imported as `--plugin` would."""
     path = folder / f"documented_{hook}.py"
     path.write_text(SECTIONS[hook][0], encoding="utf-8")
     spec = spec_from_file_location(path.stem, path)

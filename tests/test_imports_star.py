@@ -27,7 +27,7 @@ def source(package: str) -> Path:
 
 
 def imported(code: str) -> Iterator[str]:
-    """Top-level names that a file imports, also inside functions and for type checking."""
+    """Top-level names that a file imports, inside functions and for type checking too."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -40,7 +40,7 @@ def foreign(code: str, package: str) -> set[str]:
 
 
 def lint_imports(path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`lint-imports` with the contracts of pyproject.toml. path: a folder whose packages come before the installed."""
+    """`lint-imports` with the contracts of pyproject.toml. path: a folder whose packages shadow the installed ones."""
     code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     command = [sys.executable, "-c", code, "--config", str(PYPROJECT), "--no-cache"]
     environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
@@ -50,7 +50,7 @@ def lint_imports(path: Path | None = None) -> subprocess.CompletedProcess[str]:
 
 
 def circles(*packages: str) -> list[str]:
-    """Modules that import one another, however far around; a package's `__init__` counts as a module."""
+    """Modules that import one another, directly or not; a package's `__init__` counts as a module."""
     graph = grimp.build_graph(*packages, cache_dir=None)
     return [
         f"{one} -> {other}"
@@ -106,7 +106,7 @@ def test_no_two_modules_import_one_another(package: str) -> None:
 def test_a_circle_through_a_packages_init_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no circle among siblings, so no contract reports it."""
+    """It is not a circle among siblings, so no contract reports it."""
     package = tmp_path / "ea_twin"
     package.mkdir()
     (package / "__init__.py").write_text("from ea_twin.inner import name\n")

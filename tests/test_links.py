@@ -1,4 +1,4 @@
-"""Every page: links, anchors and names of modules lead somewhere."""
+"""Links, anchors and module names on every page lead somewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def dead_links(page: Path, text: str) -> list[str]:
-    """Links of the text, as they would be on this page, to a missing file or heading."""
+    """Links in the text, resolved from this page, to a missing file or heading."""
     dead = []
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target:
@@ -42,7 +42,7 @@ def dead_links(page: Path, text: str) -> list[str]:
 
 
 def missing_modules(text: str) -> list[str]:
-    """Modules that the text names by path, such as `ea_vae/export.py`, and no package has."""
+    """Modules that the text names by path, such as `ea_vae/export.py`, but no package has."""
     named = set(re.findall(r"(?<![\w/])(ea_\w+(?:/\w+)+\.py)", text))
     return sorted(name for name in named if not any(ROOT.glob(f"packages/*/src/{name}")))
 
@@ -51,7 +51,7 @@ def missing_modules(text: str) -> list[str]:
 def test_a_page_leads_somewhere(page: Path) -> None:
     text = prose(page)
     assert not dead_links(page, text)
-    if page.name != "CHANGELOG.md":  # of modules as they were then
+    if page.name != "CHANGELOG.md":  # changelogs name modules of earlier versions
         assert not missing_modules(text)
 
 

@@ -126,7 +126,7 @@ def test_a_clone_with_the_filter_commits_no_address(tmp_path: Path) -> None:
     git(tmp_path, "commit", "-q", "-m", "lock")
     assert "://" not in git(tmp_path, "show", "HEAD:uv.lock")
     assert "://" in (tmp_path / "uv.lock").read_text(encoding="utf-8")
-    # what uv wrote back does not count as a change
+    # the addresses that uv wrote back do not count as a change
     assert git(tmp_path, "status", "--porcelain") == ""
 
 

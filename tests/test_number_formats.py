@@ -1,6 +1,6 @@
-"""Training with a kernel that is broken in bf16: it is found, named and computed in fp32, or `auto` gives bf16 up.
+"""Training with a kernel that is broken in bf16: it is found, named and computed in fp32, or `auto` drops bf16.
 
-The convolution is broken on purpose, so that every machine tests it, whatever its own kernels do.
+The convolution is broken on purpose, so every machine tests it, whatever its own kernels do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Train = Callable[..., list[str]]
 
 
 def is_layer(x: Tensor, weight: Tensor) -> bool:
-    """One layer's shape."""
+    """True for the shapes of one layer."""
     return tuple(weight.shape[:2]) == (64, 64) and x.shape[-1] == 8
 
 
@@ -36,7 +36,7 @@ def is_layer(x: Tensor, weight: Tensor) -> bool:
 def train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Train]:
-    """train(*settings, code=0): three steps of a small VAE on eight drawn pictures; returns what was said."""
+    """train(*settings, code=0): three steps of a small VAE on eight drawn pictures; returns the output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(precision, "has_bf16", lambda device: True)
@@ -98,7 +98,7 @@ def test_one_broken_layer_is_computed_in_fp32(part: str, dtype: str, train: Trai
         in wrong[-1]
     )
     assert skipped("runs/broken") == [False] * 3
-    # the run is the one that a sound machine makes, up to rounding
+    # the run equals a sound machine's, up to rounding
     train("train.dtype=bf16", "run.out=runs/sound")
     rows = [
         json.loads(Path("runs", name, "log.jsonl").read_text().splitlines()[2])

@@ -1,4 +1,4 @@
-"""README.md and CHANGELOG.md of each package: the example runs, the tree names every folder, the version is there."""
+"""README.md and CHANGELOG.md of each package: the example runs, the tree names every folder, the version is listed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def blocks(package: Path, language: str = "") -> list[str]:
 
 
 def unnamed(package: Path, tree: str) -> set[str]:
-    """Folders of code in the package that its tree does not name."""
+    """Code folders of the package that its tree does not name."""
     source = next((package / "src").iterdir())
     folders = {f"{path.parent.relative_to(source).as_posix()}/" for path in source.rglob("*.py")} - {"./"}
     return folders - set(re.findall(r"^ +([\w/]+/)", tree, re.MULTILINE))
@@ -70,7 +70,7 @@ def test_a_folder_missing_from_the_tree_is_caught() -> None:
 def test_the_changelog_begins_with_the_version(package: Path) -> None:
     version = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     heads = re.findall(r"^## (\S+)", (package / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert heads[heads[0] == "Unreleased"] == version  # what is not released yet may stand in front
+    assert heads[heads[0] == "Unreleased"] == version  # unreleased changes may come first
 
 
 def test_the_filter_in_the_data_readme_judges(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/plugins.md: its walk to a separate filter works as written, as a package and as a single file."""
+"""docs/plugins.md: its walk to a new filter works as written, as a package and as a single file."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A new environment that also sees the packages of the one the tests run in, with its `ea`."""
+    """A new environment, with its own `ea`, that also sees the packages of the tests' environment."""
     place = tmp_path / "environment"
     subprocess.run(
         [str(UV), "venv", "--quiet", "--python", sys.executable, str(place)], check=True, timeout=120
     )
     (own,) = place.glob("lib/python*/site-packages")
     for number, name in enumerate(sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})):
-        # addsitedir, not the bare path: what is installed as editable there is then found too
+        # addsitedir, not the bare path, so that editable installs are found too
         (own / f"_shared{number}.pth").write_text(f"import site; site.addsitedir({name!r})\n")
     ea = place / "bin" / "ea"
     ea.write_text(
@@ -70,7 +70,7 @@ def run(script: str, folder: Path, env: dict[str, str]) -> str:
 
 
 def verdicts(folder: Path) -> list[tuple[str, str]]:
-    """(threshold, reason) of the new filter, of each clip that came to it."""
+    """(threshold, reason) from the new filter for each clip that reached it."""
     import pyarrow.parquet as pq
 
     rows: list[dict[str, Any]] = pq.read_table(folder / "records.parquet").to_pylist()

@@ -16,7 +16,7 @@ TWINS = {
     "opens": "import os\nFLAGS = os.O_NOFOLLOW",
     "asks": "import sys\nassert sys.platform.startswith('linux')",
 }
-#: Imports everything as it is, which brings the libraries, then our modules again on what looks like another system.
+#: Imports everything once, which loads the libraries, then our modules again on an imitation of another system.
 PROGRAM = """
 import importlib, json, os, pkgutil, signal, sys
 

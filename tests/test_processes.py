@@ -1,4 +1,4 @@
-"""`torchrun ... ea generate`: two processes make the video that one makes, and one of them writes it."""
+"""`torchrun ... ea generate`: two processes make the same video as one, and one of them writes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ with joined("cpu") as device:
 
 
 def start(folder: Path, words: list[str], processes: int) -> None:
-    """Runs a command in so many processes, as torchrun starts them."""
+    """Runs a command in several processes, as torchrun starts them."""
     store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
     threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     children = []

@@ -49,7 +49,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(line: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a line with `sh`, in the tests' own environment, which `uv run` finds ready."""
+    """Runs a line with `sh`, in the tests' own environment, which `uv run` finds ready."""
     if shutil.which("uv"):
         line = line.replace(INSTALL_UV, "")
     settings = {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1", "UV_OFFLINE": "1", "NO_COLOR": "1"}

@@ -1,9 +1,9 @@
-"""N + M steps are N steps, a kill, and M steps, for every recipe: weights, averages, optimisers, losses, order.
+"""N + M steps equal N steps, a kill, and M steps, for every recipe: weights, averages, optimisers, losses, order.
 
-One run of each recipe saves after every step. A kill after step k leaves this: checkpoints up to k, the
-config, and a log that is ahead of them and torn. From that the run resumes, and must leave what the first run left, to
-the bit. EA_FULL=1 cuts at ten points with 0 and with 2 workers, and kills five saves of each recipe; without it, one
-point without workers, another with two, and one killed save.
+One run of each recipe saves after every step. A kill after step k leaves checkpoints up to k, the config, and a log
+that is ahead of them and torn. The run resumes from that, and must end with the first run's files, bit-exact.
+EA_FULL=1 cuts at ten points with 0 and with 2 workers, and kills five saves of each recipe; without it, one point
+without workers, another with two, and one killed save.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FULL = os.environ.get("EA_FULL") == "1"
 STEPS = 12
 #: (step after which the run is cut, workers)
 CUTS = [(cut, w) for w in (0, 2) for cut in (1, 2, 3, 4, 5, 6, 7, 8, 10, 11)] if FULL else [(3, 0), (8, 2)]
-PARTS = Path(ea_runtime.__file__).parent / "tiny"  # its VAE and text encoder code the set
+PARTS = Path(ea_runtime.__file__).parent / "tiny"  # its VAE and text encoder encode the set
 CLOCK = ("seconds", "wait", "memory")
 Tables = dict[str, Any]
 
@@ -69,7 +69,7 @@ DIT: Tables = {"data": {"path": "set", "parts": str(PARTS), "num_frames": 18, "l
 NETWORK: Tables = {"rank": 4, "alpha": 4.0, "dropout": 0.1, "text": True}
 LORA_DATA: Tables = {"path": "set", "num_frames": 9, "limit": 9}
 RUNS: dict[str, tuple[str, Tables]] = {
-    # each of its saves reads thousands of captions
+    # each save reads thousands of captions
     "text": ("text", {"data": {"num_samples": 60}, "train": {"save_every": 6}}),
     "vae-magvit": ("vae", {**VAE, "stage": "magvit", "model": VAE_MODEL}),
     "vae-slice": ("vae", {**VAE, "stage": "slice", "start": "vae-magvit"}),
@@ -82,14 +82,14 @@ RUNS: dict[str, tuple[str, Tables]] = {
 
 
 class Place:
-    """A folder with a drawn set, and the first runs of recipes in it, made when they are asked for."""
+    """A folder with a drawn set and the recipes' first runs, made on request."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.orders: dict[str, dict[int, list[int]]] = {}
 
     def first_run(self, name: str) -> Path:
-        """runs/NAME: from start to end, a checkpoint a step."""
+        """runs/NAME: from start to end, one checkpoint per step."""
         out = self.folder / "runs" / name
         if not out.exists():
             start = RUNS[name][1].get("start")
@@ -116,7 +116,7 @@ class Place:
         return ["train", recipe, str(config), *flags]
 
     def killed_after(self, name: str, step: int, out: Path) -> None:
-        """The files of a process killed between two saves, with its log ahead of them and torn."""
+        """Copies the files of a process killed between two saves, with its log ahead of them and torn."""
         first = self.first_run(name)
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
@@ -149,7 +149,7 @@ class recorded_order:
 
 
 def toml(tables: Tables) -> str:
-    """Plain values first, then tables, as TOML wants it."""
+    """Tables as TOML, plain values first, as TOML requires."""
     import tomli_w
 
     plain = {key: value for key, value in tables.items() if not isinstance(value, dict)}
@@ -170,7 +170,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def what_is_left(out: Path, since: int) -> dict[str, Any]:
-    """Every tensor and number of the checkpoints past `since` and of `final`, and the log without its clock."""
+    """Every tensor and number of the checkpoints after `since` and of `final`, and the log without clock values."""
     found: dict[str, Any] = {}
     for folder in [*(path for step, path in loop.checkpoints(out) if step > since), out / "final"]:
         for path in sorted(folder.rglob("*.safetensors")):
@@ -185,7 +185,7 @@ def what_is_left(out: Path, since: int) -> dict[str, Any]:
 
 
 def differing(place: Place, name: str, out: Path, since: int) -> list[str]:
-    """Differences past `since` between a run and the first one, other samples among them."""
+    """Differences after `since` between a run and the first one, including other samples."""
     one, other = what_is_left(place.first_run(name), since), what_is_left(out, since)
     assert one.keys() == other.keys()
     assert len(one) > 10
@@ -231,7 +231,7 @@ main(sys.argv[2:])
 
 @pytest.mark.parametrize("name", RUNS if FULL else ["dit-motion"])
 def test_killed_while_saving(name: str, place: Place) -> None:
-    """SIGKILL at a file operation of the save at step 6: the run resumes from the save before, and nothing differs."""
+    """SIGKILL at file operations of the save at step 6: the run resumes from the save before, bit-exact."""
     place.first_run(name)
     for operation in (1, 3, 5, 8, 11) if FULL else (5,):
         out = place.folder / f"killed-{name}-{operation}"
@@ -247,7 +247,7 @@ def test_killed_while_saving(name: str, place: Place) -> None:
 
 
 def forget_seed(patch: pytest.MonkeyPatch) -> None:
-    """The draws of a step follow from how often this process has drawn: a generator whose state is not saved."""
+    """Makes draws depend on how often this process has drawn, like a generator whose state is not saved."""
     from ea_runtime.training.run import step
 
     calls = iter(range(10_000))
@@ -263,7 +263,7 @@ def forget_moments(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_order(patch: pytest.MonkeyPatch) -> None:
-    """The order of samples starts anew with the process."""
+    """Restarts the order of samples with each process."""
     draw = loop.PhaseOrder.draw
     started: list[int] = []
 
@@ -278,7 +278,7 @@ def forget_order(patch: pytest.MonkeyPatch) -> None:
 def test_a_resume_that_loses_something_is_noticed(
     lost: Callable[[pytest.MonkeyPatch], None], place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twins that are broken on purpose: the comparison above finds each of them."""
+    """Deliberately broken twins: the comparison above catches each of them."""
     name, cut = "dit-motion", 8
     out = place.folder / f"twin-{lost.__name__}"
     place.first_run(name)

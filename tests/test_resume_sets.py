@@ -1,4 +1,4 @@
-"""`ea train --resume` on a set that changed, moved, or is as it was; in float32 on the CPU."""
+"""`ea train --resume` on a set that changed, moved, or is unchanged; in float32 on the CPU."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _leave_torch_alone() -> Iterator[None]:
 
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rows:
-    """The list of a set of six pictures, on which a run has made two steps."""
+    """The list of a set of six pictures, after two steps of a run on it."""
     monkeypatch.chdir(tmp_path)
     Path("set").mkdir()
     made = []

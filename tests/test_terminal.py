@@ -1,4 +1,4 @@
-"""Text on the terminal is what it was: rich's names of emoji in a path or prompt are not replaced."""
+"""Text is printed unchanged: rich's emoji names in a path or prompt are not replaced."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from ea_runtime.models.loading import load_parts
 
 TILE = 64
-#: what the edges of tiles fall on differs: just above a tile, whole steps, odd numbers of latents, one long side
+#: tile edges fall differently in each: just above a tile, whole steps, odd numbers of latents, one long side
 SIZES = [
     *((104, 104), (64, 72), (72, 64), (80, 80), (88, 96), (64, 112)),
     *((112, 64), (120, 104), (96, 136), (144, 64), (64, 152), (112, 88)),
@@ -23,7 +23,7 @@ def vae():
 
 
 def pictures(height: int, width: int, count: int = 24) -> Tensor:
-    """(B, 3, 1, H, W) in -1..1: soft blotches of three sizes, alike at every place on average."""
+    """(B, 3, 1, H, W) in -1..1: soft blotches of three sizes, with the same statistics everywhere."""
     draw = torch.Generator().manual_seed(0)
     found = torch.zeros(count, 3, height, width)
     for cell in (32, 16, 8):

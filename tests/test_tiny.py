@@ -1,4 +1,4 @@
-"""The bundled model keeps what its card promises: size, and that it shows what prompts ask for."""
+"""The bundled model keeps its card's promises: its size, and videos that show what prompts ask for."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The making of the bundled model, with a few steps each: drawn set, text, VAE, denoiser, model folder, video.
 
-The commands are those of the card and the configs those of configs/tiny; only sizes of the work are set lower.
+The commands are the card's and the configs those of configs/tiny, with less work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ea_runtime.training.update.precision import has_bf16
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "tiny"
-#: "auto" takes what suits the processor: a test names its format.
+#: "auto" depends on the processor, so a test names its format.
 SHORT = [
     "train.dtype=fp32",
     "train.processes=1",
@@ -36,7 +36,7 @@ Ea = Callable[..., list[str]]
 
 @pytest.fixture
 def ea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Ea]:
-    """ea(*words, code=0): the program in an empty folder; checks the exit code and returns what was said."""
+    """ea(*words, code=0): the program in an empty folder; checks the exit code and returns the output."""
     monkeypatch.chdir(tmp_path)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
 
@@ -130,7 +130,7 @@ def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def stop_after(step: int) -> pytest.MonkeyPatch:
-    """Asks the loop to stop in that step, as SIGTERM does."""
+    """Makes the loop stop in that step, as SIGTERM does."""
     from ea_runtime.training.data.workers import Fetcher
     from ea_runtime.training.run.loop import Trainer
 

@@ -1,8 +1,7 @@
-"""Wheels of all packages: each alone with the host, all together, and the denoiser without the VAE.
+"""Wheels of all packages: each with the host only, all together, and the denoiser without the VAE.
 
-Every environment is new and holds the wheels and what they declare, no more: the libraries are linked from the
-environment that the tests run in, so that this needs neither network nor space. .ci/run installs the same wheels
-with their dependencies for real.
+Every environment is new and holds only the wheels and their declared dependencies, linked from the tests' environment,
+so this needs neither network nor space. .ci/run installs the same wheels with their dependencies for real.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Environment:
-    """A virtual environment with some of the wheels."""
+    """A virtual environment with some of the wheels installed."""
 
     def __init__(self, folder: Path, wheels: list[Path]) -> None:
         command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
@@ -98,7 +97,7 @@ class Environment:
 
 
 def closure(requirements: list[str]) -> set[str]:
-    """Other people's distributions that these requirements need, directly or not."""
+    """Third-party distributions that these requirements need, directly or not."""
     found: set[str] = set()
     waiting = [Requirement(text) for text in requirements]
     while waiting:
@@ -180,7 +179,7 @@ def test_the_denoiser_without_the_vae_says_which_package_is_missing(
     assert "pip install ea-vae" in done.stderr
     assert "Traceback" not in done.stderr
 
-    # the denoiser itself works: up to the point where pixels are wanted
+    # the denoiser itself works, up to the point where pixels are needed
     code = """
 from ea_dit import Transformer3DModel
 from ea_runtime import VideoPipeline

@@ -24,12 +24,12 @@ from plot_training import dress, read_log, running_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {True: "with skips", False: "without"}
-#: steps at the end whose losses are compared
+#: number of last steps whose losses are compared
 LAST = 100
 
 
 def sets(changes: Iterable[str]) -> list[str]:
-    """`--set` before each change."""
+    """The changes as options, each after `--set`."""
     return [word for change in changes for word in ("--set", change)]
 
 
@@ -41,7 +41,7 @@ def train(config: Path, out: Path, seed: int, skips: bool, words: Sequence[str])
 
 
 def judge(parts: Path, transformer: Path, num_prompts: int) -> dict[str, str]:
-    """Attributes right in pictures of held-out prompts, as "93 of 100"."""
+    """Correct attributes in pictures of held-out prompts, as "93 of 100"."""
     from ea_data.draw.caption import sample_prompts
     from ea_data.draw.check import check_clip, summarise
     from ea_dit import Transformer3DModel

@@ -2,9 +2,10 @@
 
     python tools/bf16_convolution.py
 
-On an Intel CPU with AMX, torch 2.13.0, the third column is nan for some shapes; elsewhere all are about 0.002. A
-lowered ONEDNN_MAX_CPU_ISA (AVX512_CORE_BF16, AVX2) shows which instruction set has the fault. `ea doctor` tries these
-shapes among others, and docs/number-formats.md has the remedy in training. Exits with 1 if a shape is wrong.
+On an Intel CPU with AMX, torch 2.13.0, the third column is nan for some shapes; elsewhere all columns are about
+0.002. A lowered ONEDNN_MAX_CPU_ISA (AVX512_CORE_BF16, AVX2) shows which instruction set is at fault. `ea doctor`
+tries these shapes among others, and docs/number-formats.md has the remedy for training. Exits with 1 if a shape is
+wrong.
 """
 
 from __future__ import annotations

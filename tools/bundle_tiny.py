@@ -1,4 +1,4 @@
-"""Puts trained parts together as a model folder in half precision, as for the bundled model `tiny`.
+"""Assembles trained parts into a model folder in half precision: the bundled model `tiny` was made this way.
 
     uv run python tools/bundle_tiny.py --vae runs/vae-clips-more/final --text runs/text/final \
         --transformer runs/dit/final --out packages/ea-runtime/src/ea_runtime/tiny
@@ -26,7 +26,7 @@ SCHEDULER = {
     "beta_schedule": "linear",
     "num_train_timesteps": 1000,
     "steps_offset": 1,
-    "clip_sample": False,  # for ddim: these latents reach beyond -1..1
+    "clip_sample": False,  # for ddim: these latents exceed -1..1
 }
 INDEX = {
     "_class_name": "EasyAnimatePipeline",
@@ -49,7 +49,7 @@ def copy_part(source: Path, target: Path) -> None:
         elif path.suffix in (".json", ".model") and path.name != "manifest.json":
             shutil.copyfile(path, target / path.name)
     for path in target.iterdir():
-        path.chmod(0o644)  # safetensors writes for the owner alone
+        path.chmod(0o644)  # safetensors makes files readable by the owner alone
 
 
 def cut_positions(folder: Path, max_len: int) -> None:

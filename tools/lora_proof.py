@@ -4,10 +4,10 @@
     ea train lora configs/tiny/lora-inkline.toml
     python tools/lora_proof.py runs/lora-inkline/final/inkline.safetensors
 
-Writes docs/images/lora-WEIGHT.png and docs/images/lora-verify.png (what `ea lora verify --plot` draws), and
-benchmarks/results/lora_proof.json: how filled shapes are inside (about 1 as the bundled model draws them, about 0
-outlined), large and small ones apart (the hole of a small one is less than what the VAE's 8x8 pixels hold well), and
-how many attributes of the prompts the videos show. Prints the table of docs/lora.md.
+Writes docs/images/lora-WEIGHT.png and docs/images/lora-verify.png (drawn by `ea lora verify --plot`), and
+benchmarks/results/lora_proof.json: how filled shapes are (about 1 as the bundled model draws them, about 0 when
+outlined), large and small ones apart (the hole in a small one is finer than the VAE's 8x8 pixels resolve well), and
+how many of the prompts' attributes the videos show. Prints the table of docs/lora.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = (0.0, 0.5, 1.0)
-#: clips on a sheet, of those that are measured
+#: measured clips that a sheet shows
 SHOWN = 6
 SIZES = ("large", "small")
 ATTRIBUTES = ("colour", "shape", "size", "motion", "background")

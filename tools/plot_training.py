@@ -26,7 +26,7 @@ COLUMNS = 4
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log that are steps."""
+    """The steps among the lines of a run's log."""
     lines = (json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
     return [line for line in lines if "step" in line and "loss" in line]
 

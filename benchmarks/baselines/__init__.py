@@ -1,5 +1,5 @@
-"""The baselines of the benchmarks: plain eager PyTorch, written from the architecture as the reference runs it.
+"""Baselines for the benchmarks: plain eager PyTorch that computes the architecture as the reference does.
 
-They read the weights of this project's networks and give the same numbers, so that each benchmark also checks its
-two sides against each other.
+They read the weights of this project's networks and give the same numbers, so each benchmark also checks one side
+against the other.
 """

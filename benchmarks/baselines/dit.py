@@ -1,5 +1,5 @@
-"""The denoiser as the reference runs it, every step anew: the text is projected, padding is masked by a bias, both
-guidance branches go through everything, and the temporal attention moves its tokens there and back, 512 rows at a time.
+"""The denoiser as the reference runs it: every step projects the text again, masks padding with a bias, runs both
+guidance branches through everything, and permutes tokens for temporal attention and back, 512 rows at a time.
 
 Shapes: latents (B, C, T, H, W), text (B, S, D'), mask (B, S).
 """
@@ -30,7 +30,7 @@ def attend(layer: Any, x: Tensor, context: Tensor, bias: Tensor | None = None) -
 
 
 def attend_temporally(layer: Any, x: Tensor) -> Tensor:
-    """(N, T, D): explicit scores, a slice of the rows at a time."""
+    """(N, T, D), with explicit scores, one slice of rows at a time."""
     q, k, v = (heads(layer, project(x)) for project in (layer.to_q, layer.to_k, layer.to_v))
     parts = []
     for start in range(0, x.shape[0], ROWS):
@@ -94,7 +94,7 @@ def forward(model: Any, latents: Tensor, timestep: Tensor, text: Tensor, mask: T
 def step(
     model: Any, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, guidance: float
 ) -> Tensor:
-    """One step's noise with guidance: latents (1, C, T, H, W), text and mask of two rows, without and with text."""
+    """Guided noise of one step: latents (1, C, T, H, W); text and mask have two rows, unconditional and conditional."""
     out = forward(model, torch.cat([latents, latents]), timestep.expand(2), text, mask)
     without, with_text = out[:, : latents.shape[1]].chunk(2)
     return without + guidance * (with_text - without)

@@ -1,9 +1,9 @@
-"""A training step of the denoiser as the reference's script does it, in plain eager PyTorch.
+"""A training step of the denoiser as in the reference's script, in plain eager PyTorch.
 
-Every step codes its clips with the VAE, nine frames after nine, and its captions with T5, padded to 120 tokens; the
-loss is improved diffusion's: the bound from means and variances of the posterior, its numbers taken from NumPy
-tables anew for each term (Nichol and Dhariwal 2021, arXiv 2102.09672). Then backward, clipping, AdamW, the rate's
-schedule, and an average of the weights, one tensor after the other.
+Every step encodes its clips with the VAE, nine frames at a time, and its captions with T5, padded to 120 tokens. The
+loss is improved diffusion's: the bound from means and variances of the posterior, looked up in NumPy tables for each
+term (Nichol and Dhariwal 2021, arXiv 2102.09672). Then backward, clipping, AdamW, the learning rate schedule, and an
+average of the weights, one tensor at a time.
 
 Shapes: frames uint8 (B, T, H, W, 3), latents (B, C, t, h, w).
 """
@@ -85,7 +85,7 @@ def bin_log_likelihood(x: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
 
 
 class Loop:
-    """vae, text: frozen. transformer: what is trained. rate: AdamW's, after a warm-up."""
+    """vae, text: frozen. transformer: trained. rate: AdamW's learning rate, after a warm-up."""
 
     def __init__(self, vae: Any, text: Any, transformer: Any, rate: float, seed: int = 0) -> None:
         self.vae, self.text, self.transformer = vae, text, transformer
@@ -99,7 +99,7 @@ class Loop:
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """Latents drawn from the posterior, chunk after chunk."""
+        """Latents drawn from the posterior, chunk by chunk."""
         pixels = frames.float() / 127.5 - 1.0
         pixels = pixels.permute(0, 4, 1, 2, 3)
         parts = []

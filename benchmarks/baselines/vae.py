@@ -1,4 +1,4 @@
-"""The VAE as the reference runs it: every pad is a copy, H and W are enlarged before they are convolved.
+"""The VAE as the reference runs it: every padding is a copy, and H and W are upsampled before the convolution.
 
 Shapes: frames (B, 3, T, H, W), latents (B, 4, t, h, w).
 """
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def conv(layer: Any, x: Tensor, padding: int = 1) -> Tensor:
-    """Pads time in front by frame 0 and space by zeros, then convolves what is padded."""
+    """Pads time in front with frame 0 and space with zeros, then convolves the padded tensor."""
     x = F.pad(x, (0, 0, 0, 0, 2, 0), mode="replicate")
     x = F.pad(x, (padding, padding, padding, padding))
     return F.conv3d(x, layer.weight, layer.bias, layer.stride)
@@ -80,9 +80,10 @@ def encode(vae: Any, x: Tensor) -> Tensor:
 
 
 def decode_video(vae: Any, latents: Tensor, smooth: bool, generator: torch.Generator | None = None) -> Tensor:
-    """(1, 4, t, h, w) -> (1, 3, T, 8h, 8w) in memory, chunk by chunk; smoothing codes frames 4 to -5 once more.
+    """(1, 4, t, h, w) -> (1, 3, T, 8h, 8w) in memory, chunk by chunk.
 
-    generator: for the noise of that second coding, drawn chunk by chunk on the CPU.
+    smooth: frames 4 to -5 are encoded and decoded once more and averaged with the first result. generator: for the
+    noise of that second pass, drawn chunk by chunk on the CPU.
     """
     frames = torch.cat([decode(vae, z) for z in latents.split(3, dim=2)], dim=2).clamp(-1, 1)
     if smooth and frames.shape[2] > 9:

@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra o
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_build_record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is recorded in the state folder of whoever runs the tests."""
+    """A separate state folder: tests record nothing in the user's own."""
     patch = pytest.MonkeyPatch()
     patch.setenv("EA_STATE_DIR", str(tmp_path_factory.mktemp("state")))
     yield
@@ -40,7 +40,7 @@ def random_models() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`ea export --onnx --model tiny`, all parts: what export_bundle gave."""
+    """The result of export_bundle for `ea export --onnx --model tiny`, all parts."""
     from ea_runtime.export.make import ExportRequest, export_bundle
 
     return export_bundle(ExportRequest("tiny", str(tmp_path_factory.mktemp("bundles") / "tiny-onnx")))

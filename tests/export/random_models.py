@@ -13,7 +13,7 @@ import torch
 from ea_dit import Transformer3DModel
 from ea_vae import AutoencoderKLMagvit
 
-#: of the published V2 checkpoint (shared facts: widths 128, 256, 512, 512, two layers a block, 28 blocks of width 1152)
+#: the published V2 checkpoint's (widths 128, 256, 512, 512, two layers per block, 28 blocks of width 1152)
 FULL_VAE: dict[str, Any] = {
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["SpatialDownBlock3D"] + ["SpatialTemporalDownBlock3D"] * 3,
@@ -39,7 +39,7 @@ def write_model(
     dit: Mapping[str, Any] | None,
     dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """A model folder (parts given as None are left out), random weights written tensor by tensor."""
+    """Writes a model folder (without parts given as None) with random weights, tensor by tensor."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"vae": (AutoencoderKLMagvit, vae), "transformer": (Transformer3DModel, dit)}
     for name, (cls, config) in parts.items():
@@ -57,7 +57,7 @@ def write_model(
 
 
 def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
-    """A safetensors file of random weights that keep activations near 1; memory is one tensor."""
+    """Writes random weights that keep activations near 1 as safetensors, holding one tensor in memory at a time."""
     names = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16"}
     header: dict[str, Any] = {}
     offset = 0

@@ -18,7 +18,7 @@ full = pytest.mark.skipif(os.environ.get("EA_FULL") != "1", reason="EA_FULL=1 ru
 
 
 def export(tmp_path: Path, model: Path, parts: tuple[str, ...], size: int, **options: Any) -> Any:
-    """The report of a bundle of `parts`, `size` pixels high and wide."""
+    """The report of a bundle of `parts` for `size` x `size` pixels."""
     request = ExportRequest(
         str(model), str(tmp_path / "bundle"), parts=parts, height=size, width=size, **options
     )
@@ -42,7 +42,7 @@ def test_a_v2_shaped_model(random_models: ModuleType, tmp_path: Path) -> None:
     norms = report["weights"]["vae-decoder"]["norms"]
     with torch.device("meta"):
         decoder = AutoencoderKLMagvit(**random_models.SMALL_VAE).decoder
-    # the mid block's attention has one over tokens, which ONNX keeps as the same operator
+    # the mid block's attention has a norm over tokens, which ONNX keeps as the same operator
     count = sum(isinstance(module, torch.nn.GroupNorm) for module in decoder.modules())
     assert norms == {"GroupNorm(32)": count}
 

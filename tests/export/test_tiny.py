@@ -1,4 +1,4 @@
-"""The bundled model as ONNX: every part, run end to end, with LoRA, and what is refused."""
+"""The bundled model as ONNX: every part, run end to end, with LoRA, and refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def onnx_pipe(tiny_export: Any) -> VideoPipeline:
 
 @pytest.fixture(scope="module")
 def pipes(tiny_export: Any) -> tuple[VideoPipeline, VideoPipeline]:
-    """PyTorch's and ONNX Runtime's."""
+    """The pipelines on PyTorch and on ONNX Runtime."""
     return VideoPipeline.from_pretrained("tiny", device="cpu"), onnx_pipe(tiny_export)
 
 
@@ -183,7 +183,7 @@ def test_a_dropped_bias_and_a_wrong_group_would_be_found_out(
     whole = parity.canaries
 
     def spoiled() -> Any:
-        # what is exported keeps its weights; what it is compared with is asked for again, and is another
+        # the exported networks keep their weights; the second call, for the comparison, gets damaged ones
         found = whole()
         if spoiled.calls:
             found["gemm-bias"][0][0].bias.data.zero_()

@@ -1,6 +1,6 @@
 """TensorRT-RTX parses and builds our graphs without a GPU: `tiny`, and the published sizes at 768x768x144.
 
-Nothing is run: that takes a card.
+Nothing is run, since that needs a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ea_runtime.export.make import ExportRequest, export_bundle
 from ea_runtime.export.preflight import MAX_ELEMENTS
 
 pytestmark = pytest.mark.trtrtx
-#: activation memory in the builder's log, GB (a decoder written the reference's way takes 10.15)
+#: activation memory in the builder's log, GB (a decoder written as in the reference takes 10.15)
 CEILING = {"vae-decoder-causal-3": 7.0, "vae-encoder-causal-9": 7.0, "dit": 5.0}
 
 

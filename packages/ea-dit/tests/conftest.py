@@ -29,7 +29,7 @@ def _seeded() -> None:
 
 @pytest.fixture
 def make_model() -> Callable[..., Transformer3DModel]:
-    """Build a tiny model; `randomized` fills its zero-initialised layers too, so that every branch counts."""
+    """Builds a tiny model; `randomized` fills its zero-initialised layers too, so that every branch contributes."""
 
     def make(randomized: bool = True, **changes: Any) -> Transformer3DModel:
         model = Transformer3DModel(**{**TINY, **changes})

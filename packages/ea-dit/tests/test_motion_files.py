@@ -1,4 +1,4 @@
-"""Motion modules out of one model folder and into another: bits, reports, and nothing half-written."""
+"""Motion modules taken from one model folder into another: exact bits, reports, and nothing half-written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GRID = {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {**MOTION, 
 
 @pytest.fixture
 def save(make_model: Callable[..., Transformer3DModel], tmp_path: Path) -> Save:
-    """save(name, seed, **config): a random model in a folder of that name, as a run's `final/` or within a model."""
+    """save(name, seed, **config): a random model in that folder, like a run's `final/` or part of a model."""
 
     def make(
         name: str, seed: int = 0, in_model: bool = False, dtype: torch.dtype = torch.float32, **config: Any
@@ -54,7 +54,7 @@ def test_there_and_back_is_the_same_to_the_bit(save: Save, tmp_path: Path) -> No
     for name in have:
         assert torch.equal(have[name], (theirs if name in moved else before)[name]), name
     assert any(not torch.equal(have[name], before[name]) for name in moved)
-    # and back: the first model again
+    # and back: the first model
     extract_motion(tmp_path / "new", tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "motion.safetensors").read_bytes()
     insert_motion(tmp_path / "again.safetensors", trained, tmp_path / "same")
@@ -97,7 +97,7 @@ def test_shards(save: Save, tmp_path: Path) -> None:
 
 
 def test_settings_come_with_the_modules(save: Save, tmp_path: Path) -> None:
-    """Heads and grids do not show in shapes; with the backbone's the same tensors would be another function."""
+    """Heads and grids do not show in shapes; with the backbone's, the same tensors would compute something else."""
     trained = save("trained", 1, **GRID)
     other = save(
         "other", 2, motion_module_kwargs={"num_attention_heads": 2, "temporal_position_encoding_max_len": 32}

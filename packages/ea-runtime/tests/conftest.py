@@ -18,13 +18,13 @@ FAKE_NETWORKS = Path(__file__).parent / "fake_networks.py"
 
 @pytest.fixture(scope="session")
 def fake_host() -> Host:
-    """A host with what ea_runtime brings and the two networks of fake_networks.py, nothing installed."""
+    """A host with ea_runtime's own plugin and the two networks of fake_networks.py, without installed plugins."""
     return Host(files=[FAKE_NETWORKS], entry_points=False)
 
 
 @pytest.fixture
 def use_fake_host(fake_host: Host) -> Iterator[Host]:
-    """Makes `fake_host` the process's host for one test."""
+    """`fake_host` as the process's host for one test."""
     set_host(fake_host)
     yield fake_host
     set_host(None)
@@ -54,5 +54,5 @@ def folder_source(fake_host: Host, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def model_folder(folder_source: Path, tmp_path: Path, use_fake_host: Host) -> Path:
-    """A copy of `folder_source` to load or to spoil, with the host that knows its networks."""
+    """A copy of `folder_source` to load or to damage, with the host that knows its networks."""
     return Path(shutil.copytree(folder_source, tmp_path / "model"))

@@ -1,4 +1,4 @@
-"""A local plugin with two small networks, for tests of model folders. Loaded as `--plugin` files are."""
+"""A local plugin with two small networks, for tests of model folders, loaded like a `--plugin` file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class FakeDenoiser(ModelMixin, ConfigMixin):
         self.register_buffer("unsaved", positions.cos(), persistent=False)
         self.attribute = [positions.tanh()]
         if mode == "reads":
-            self.scale = float(positions.max())  # no number on the meta device
+            self.scale = float(positions.max())  # has no value on the meta device
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.first(ids) + self.table.sum(0)

@@ -1,4 +1,4 @@
-"""A disk that takes no more is told in one line, whichever library met it."""
+"""A full disk is reported in one line, whichever library met it."""
 
 from __future__ import annotations
 

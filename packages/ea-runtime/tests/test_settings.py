@@ -1,4 +1,4 @@
-"""TOML as editors of all systems write it, and the paths of Windows in it."""
+"""TOML as editors on every system write it, and Windows paths in it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_backslashes_that_are_no_toml(path: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["C:\\train\\new", "runs\\new", "sets\\farben", "data\\ball"])
 def test_backslashes_that_are_other_toml(path: str, tmp_path: Path) -> None:
-    """The escapes of tab, line end, form feed and backspace: the path would be another one."""
+    """Escapes of tab, line feed, form feed and backspace would change the path."""
     for table, key in (("data", "path"), ("run", "out"), ("init", "folder"), ("data", "cache_folder")):
         error = refused(tmp_path, f'[{table}]\n{key} = "{path}"\n')
         assert f"`{table}.{key}`" in error

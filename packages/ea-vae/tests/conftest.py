@@ -25,7 +25,7 @@ from ea_vae.training.recipe_options import VaeOptions
 SMALL = {"ch": 4, "ch_mult": (1, 1, 2, 2), "layers_per_block": 1, "norm_num_groups": 2}
 SLICE = {"slice_compression_vae": True, "mini_batch_encoder": 8, "mini_batch_decoder": 2}
 
-#: of recipes: small enough to train in a test
+#: the recipes' model: small enough to train in a test
 MODEL = {
     "ch": 4,
     "ch_mult": [1, 1, 2, 2],
@@ -33,13 +33,13 @@ MODEL = {
     "norm_num_groups": 1,
     "scaling_factor": 0.18215,
 }
-#: discriminators for frames of 16 x 16
+#: discriminators for frames of 16x16
 SMALL_DISCRIMINATOR = {"channels": 4, "num_layers": 1, "clip_channels": [4, 8]}
 PLAIN = {"perceptual": 0.0, "adversarial": 0.0}
 
 
 class SquareSet:
-    """Six pictures and three clips of 10 frames, 16 x 16: a coloured square that moves. `path` "bad": two are bad."""
+    """Six pictures and three clips of 10 frames, 16x16: a coloured square that moves. `path` "bad": two are bad."""
 
     def __init__(self, options: SetOptions) -> None:
         self.options = options
@@ -97,7 +97,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def make(tmp_path: Path, said: list[str]) -> Iterator[Callable[..., VaeRecipe]]:
-    """make(data={...}, loss={...}, ...): a recipe on squares; pictures, L1 and MSE only, unless told otherwise."""
+    """make(data={...}, loss={...}, ...): a recipe on squares; pictures, L1 and MSE only by default."""
 
     def build_recipe(context: dict[str, Any] | None = None, **tables: Any) -> VaeRecipe:
         data = {"path": "good", "format": "squares", "num_frames": 1, "kinds": "pictures"} | tables.pop(
@@ -129,7 +129,7 @@ def one_step() -> Callable[..., Loss]:
 
 @pytest.fixture
 def adam() -> Callable[..., list[SimpleNamespace]]:
-    """adam(recipe, steps, rate=, batch=): a plain loop over a recipe's turns; figures and totals of each step."""
+    """adam(recipe, steps, rate=, batch=): a plain loop over a recipe's turns; gives each step's figures and totals."""
 
     def run(recipe: VaeRecipe, steps: int, rate: float = 3e-3, batch: int = 3) -> list[SimpleNamespace]:
         optimisers = {
@@ -160,7 +160,7 @@ def adam() -> Callable[..., list[SimpleNamespace]]:
 
 
 def build(**settings: object) -> AutoencoderKLMagvit:
-    """A seeded VAE whose every parameter is random, norms and biases too, so that no branch is dead."""
+    """A seeded VAE with all parameters random, norms and biases too, so that no branch is dead."""
     torch.manual_seed(0)
     vae = AutoencoderKLMagvit(**{**SMALL, **settings})
     with torch.no_grad():
@@ -171,7 +171,7 @@ def build(**settings: object) -> AutoencoderKLMagvit:
 
 @pytest.fixture
 def make_vae() -> Callable[..., AutoencoderKLMagvit]:
-    """Builds a small VAE with other settings."""
+    """make_vae(**config): a small seeded VAE with these settings."""
     return build
 
 

@@ -1,4 +1,4 @@
-"""What ea-dit brings to the host."""
+"""Hook implementations of ea-dit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The blocks compile whole, with the texts that sampling gives them."""
+"""The blocks compile without graph breaks, with texts as sampling prepares them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from ea_dit.network.config import MotionConfig, TransformerConfig
 def test_skips_follow_from_depth(depth: int, count: int, first: int) -> None:
     config = TransformerConfig(num_layers=depth)
     assert (config.num_skips, config.first_skip_block) == (count, first)
-    # Every block that receives a skip has one to receive, from a block before the middle.
+    # Every block that takes a skip gets one, from a block before the middle.
     assert config.num_skips == depth - config.first_skip_block
     assert TransformerConfig(num_layers=depth, enable_uvit=False).num_skips == 0
 
@@ -76,7 +76,7 @@ def test_unknown_keys_are_reported_not_fatal(caplog: pytest.LogCaptureFixture) -
 
 
 def test_from_config_reports_stray_keys_and_goes_on() -> None:
-    # diffusers keeps its own logger, which does not propagate: listen there.
+    # diffusers' own logger does not propagate: listen there.
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append

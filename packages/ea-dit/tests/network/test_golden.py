@@ -1,4 +1,4 @@
-"""The reference implementation's own numbers, and the published checkpoint's layout."""
+"""Parity with the reference implementation's numbers and the published checkpoint's layout."""
 
 from __future__ import annotations
 

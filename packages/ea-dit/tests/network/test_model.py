@@ -88,9 +88,9 @@ def test_trained_motion_modules_mix_frames(make_model, make_inputs, options: dic
 
 
 def test_grid_blocks_are_neighbours(make_model) -> None:
-    # A change of the top left token reaches its own 2 x 2 block in every frame, and nothing else.
+    # Changing the top left token affects its 2 x 2 block in every frame, and nothing else.
     motion = make_model(**GRID).blocks[0].attn_temporal
-    motion.temporal_transformer.norm = torch.nn.Identity()  # its statistics span the frame
+    motion.temporal_transformer.norm = torch.nn.Identity()  # its statistics span the whole frame
     tokens = torch.randn(1, 3 * 4 * 6, 32)
     changed = tokens.clone()
     changed[:, 0] += 1
@@ -135,7 +135,7 @@ def test_masked_tokens_do_not_matter(make_model, make_inputs) -> None:
     with torch.no_grad():
         sample = model(**inputs).sample
         torch.testing.assert_close(model(**changed).sample, sample)
-        torch.testing.assert_close(model(**cut).sample, sample)  # cutting them is the same as masking them
+        torch.testing.assert_close(model(**cut).sample, sample)  # cutting them off equals masking them
         changed["encoder_hidden_states"][:, 0] += 10
         assert (model(**changed).sample - sample).abs().max() > 1e-4
 
@@ -247,7 +247,7 @@ def test_initialize_weights_starts_at_zero_output(make_model, make_inputs) -> No
 
 
 class TestErrors:
-    """Each names the argument, what was expected and what came, in one line."""
+    """One line each, with the argument, what was expected and what came."""
 
     @pytest.mark.parametrize(
         ("name", "value", "words"),

@@ -1,4 +1,4 @@
-"""One pass over two gloo processes equals a pass in one, in float64."""
+"""One pass over two gloo processes equals a pass in one process, in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts prepared once give the same as text at each step, in float64."""
+"""Prompts prepared once give the same result as text passed at each step, in float64."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def rows(lengths: list[int], tokens: int = 6) -> tuple[Tensor, Tensor]:
-    """Text (R, 6, 24) and mask (R, 6) of these numbers of tokens."""
+    """Text (R, 6, 24) and mask (R, 6) for rows of these token counts."""
     mask = torch.tensor([[int(i < n) for i in range(tokens)] for n in lengths])
     return torch.randn(len(lengths), tokens, 24, dtype=torch.float64), mask
 

@@ -1,4 +1,4 @@
-"""Short prompts folded into the cross-attention's linears, in float64, and when they are not."""
+"""Short prompts folded into the cross-attention's linear layers, in float64, and cases where they are not."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_half_precision_is_folded_in_float32(layer: Attention) -> None:
 @torch.no_grad()
 def test_layers_that_are_more_than_their_weights_stay_whole(layer: Attention) -> None:
     [text] = texts((1, 3))
-    handle = layer.to_q.register_forward_hook(lambda module, args, out: out * 2)  # as an adapter's
+    handle = layer.to_q.register_forward_hook(lambda module, args, out: out * 2)  # as an adapter does
     x = torch.randn(1, 7, WIDTH, dtype=torch.float64)
     wanted = x + layer.attend(x, *layer.keys_values(text))
     groups = group_text(layer, [text])

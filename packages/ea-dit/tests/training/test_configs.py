@@ -1,4 +1,4 @@
-"""The configs of the repository: valid, and with the figures that they are to have."""
+"""The repository's configs are valid and have the intended figures."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_published_figures(stage: Stage) -> None:
 
 
 def test_the_skips_can_be_left_out() -> None:
-    """The ablation's settings, in each stage's config or in the first only."""
+    """The ablation's settings, in every stage's config or in the first only."""
     _, options = read("tiny/dit-align.toml", "model.enable_uvit=false")
     assert options.model["enable_uvit"] is False
     for stage in STAGES[1:]:

@@ -66,7 +66,7 @@ def test_gradients_equal_finite_differences(snr: bool) -> None:
     losses = training_loss(output, x_start, noise, timesteps, snr=snr)
     (ours,) = torch.autograd.grad(losses["loss"].sum(), output)
 
-    # By construction the bound does not move the noise half: difference each part over its own half.
+    # By construction the bound does not train the noise half: take differences of each term over its own half.
     step = 1e-6
     estimate = torch.zeros_like(output)
     flat, base = estimate.view(-1), output.detach()
@@ -115,7 +115,7 @@ def test_snr_weights_early_steps() -> None:
 
 
 def test_min_snr_weights() -> None:
-    """min(SNR, gamma) / SNR: 1 where there is more noise than gamma allows for, gamma / SNR where there is less."""
+    """min(SNR, gamma) / SNR: 1 while SNR <= gamma, gamma / SNR above it."""
     timesteps = torch.tensor([0, 50, 200, 500, 999])
     tables = schedule()
     snr = (tables.signal[timesteps] / tables.sigma[timesteps]).double() ** 2

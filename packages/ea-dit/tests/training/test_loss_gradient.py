@@ -1,4 +1,4 @@
-"""Gradients of the training loss against central differences in float64, by its output and through a whole network."""
+"""Gradients of the training loss against central differences in float64, for the output and for a network's weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def numeric(function: Function, point: Tensor, places: list[int]) -> Tensor:
-    """The derivative of a scalar function by the given elements of `point`, by central differences."""
+    """The derivative of a scalar function with respect to the given elements of `point`, by central differences."""
     slopes = []
     for place in places:
         values = []
@@ -36,13 +36,13 @@ def case(channels: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def parts_of(output: Tensor, fixed: Tensor) -> Tensor:
-    """The output as the loss's two terms see it: for the bound, the noise half is a constant (`fixed`)."""
+    """The output as the loss's two terms see it: the noise half is a constant (`fixed`) for the bound."""
     channels = output.shape[1] // 2
     return torch.cat([fixed[:, :channels], output[:, channels:]], dim=1)
 
 
 def loss_of(x_start: Tensor, noise: Tensor, timesteps: Tensor, snr: bool, fixed: Tensor) -> Function:
-    """The sum that autograd differentiates, written as a function of the output with no detached part in it."""
+    """The sum that autograd differentiates, as a function of the output without detached parts."""
 
     def function(output: Tensor) -> Tensor:
         mse = training_loss(output, x_start, noise, timesteps, snr=snr)["mse"]
@@ -65,11 +65,11 @@ def test_by_the_output(snr: bool) -> None:
     places = list(range(0, output.numel(), 7))
     expected = numeric(loss_of(x_start, noise, timesteps, snr, output.detach()), output, places)
     torch.testing.assert_close(ours.flatten()[places], expected, rtol=1e-5, atol=1e-9)
-    assert expected.abs().gt(1e-7).float().mean() > 0.5  # there is something to compare
+    assert expected.abs().gt(1e-7).float().mean() > 0.5  # the gradients are not all zero
 
 
 def test_through_a_network(make_model: Callable[..., Transformer3DModel]) -> None:
-    """A tiny Transformer3DModel with motion modules and a skip: along random directions of each part's parameters."""
+    """A tiny Transformer3DModel with motion modules and a skip, along random directions of each part's parameters."""
     model = make_model(caption_channels=6).double()
     x_start, noise, timesteps = case(channels=4)
     generator = torch.Generator().manual_seed(5)
@@ -109,7 +109,7 @@ def test_through_a_network(make_model: Callable[..., Transformer3DModel]) -> Non
         along = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True)) / float(length)
         values = []
         with torch.no_grad():
-            for factor in (STEP, -2 * STEP, STEP):  # there, to the other side, and back
+            for factor in (STEP, -2 * STEP, STEP):  # forwards, to the other side, and back
                 for parameter, direction in zip(parameters, directions, strict=True):
                     parameter.add_(direction, alpha=factor / float(length))
                 values.append(float(function(run())))
@@ -119,7 +119,7 @@ def test_through_a_network(make_model: Callable[..., Transformer3DModel]) -> Non
 
 
 def test_a_loss_that_forgets_to_detach_is_noticed() -> None:
-    """The twin: the bound's gradient reaches the noise half; the comparison above tells it from ours."""
+    """The twin, whose bound has a gradient in the noise half: the comparison above catches it."""
     x_start, noise, timesteps = case()
     output = torch.cat([noise + 0.3, torch.zeros_like(noise)], dim=1).requires_grad_()
     fixed = output.detach().clone()

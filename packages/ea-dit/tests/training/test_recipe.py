@@ -40,7 +40,7 @@ Make = Callable[..., DitRecipe]
 
 
 class FakeSource:
-    """Stands in for EncodedSource: 6 pictures and 6 clips of 27 frames (9 latent frames), 32x32, seeded."""
+    """A replacement for EncodedSource: 6 pictures and 6 clips of 27 frames (9 latent frames), 32x32, seeded."""
 
     channels, width, scale, chunk, spatial_ratio = 4, 12, 0.18215, 9, 8
 
@@ -136,7 +136,7 @@ def one(made: DitRecipe, indices: Sequence[int] = (6, 7), step: int = 0) -> Any:
 
 
 def fill(made: DitRecipe) -> DitRecipe:
-    """Gives the layers that start at zero some weights, so that every branch counts."""
+    """Fills the zero-initialised layers with weights, so that every branch contributes."""
     with torch.no_grad():
         for parameter in made.model.parameters():
             if not parameter.any():
@@ -160,7 +160,7 @@ def test_the_loss_falls_on_a_constant_batch(make: Make) -> None:
 def test_a_run_and_its_model(make: Make, tmp_path: Path) -> None:
     lines = train(make(), tmp_path / "run", 6)
     assert {"mse", "vb", "loss"} <= lines[0].keys()
-    assert lines[0]["mse"] == pytest.approx(1.0, abs=0.2)  # a fresh model predicts no noise at all
+    assert lines[0]["mse"] == pytest.approx(1.0, abs=0.2)  # a fresh model predicts zero noise
     model = Transformer3DModel.from_pretrained(tmp_path / "run" / "final")
     assert isinstance(model, Transformer3DModel)
     assert str(tmp_path) not in (tmp_path / "run" / "final" / "config.json").read_text()
@@ -282,15 +282,15 @@ def test_timesteps(make: Make) -> None:
     assert torch.equal(mixed, made._timesteps(many, constant()))
 
 
-# What a stage trains
+# What each stage trains
 
 
 def changed_by(made: DitRecipe, out: Path) -> set[str]:
-    """The tensors of the model that four steps change, and of the saved averages; all others are bit-exact."""
+    """Names of the tensors that four steps change, in the model and in the saved averages; all others are bit-exact."""
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     train(made, out, 4)
     final = load_file(next((out / "final").glob("*.safetensors")))
-    assert final.keys() == before.keys()  # a stage saves what it does not train too
+    assert final.keys() == before.keys()  # a stage also saves what it does not train
     return {name for name, value in final.items() if not torch.equal(value, before[name])}
 
 
@@ -324,7 +324,7 @@ def test_finetune_trains_everything(make: Make, tmp_path: Path) -> None:
 
 
 def test_patterns(make: Make, tmp_path: Path) -> None:
-    """EasyAnimate's way: some at the full rate, some at half of it, the rest frozen."""
+    """As in EasyAnimate: some at the full rate, some at half of it, the rest frozen."""
     table = {
         "patterns": ["transformer_blocks.2", "proj_out$|long_connect"],
         "low": ["blocks.1.attn", r"blocks.2.ff"],
@@ -339,7 +339,7 @@ def test_patterns(make: Make, tmp_path: Path) -> None:
     by_rate: dict[float, set[str]] = {1.0: set(), 0.5: set()}
     for group in groups:
         by_rate[group["lr_scale"]] |= {names[id(p)] for p in group["params"]}
-    assert by_rate == {1.0: high, 0.5: low}  # what is in both lists has the full rate
+    assert by_rate == {1.0: high, 0.5: low}  # names in both lists have the full rate
     assert {g["name"]: g["kind"] for g in groups} == {
         "matrices": "muon",
         "others": "adamw",
@@ -358,7 +358,7 @@ def test_groups_cover_every_parameter_once(make: Make) -> None:
     assert id(made.model.scale_shift_table) not in {id(p) for p in groups["muon"]}
 
 
-# What a step sees
+# Inputs of a step
 
 
 def test_phases(make: Make) -> None:
@@ -379,7 +379,7 @@ def test_random_frame_crop(make: Make) -> None:
     assert list(counts) == [1, 3, 6, 9]  # latent frames of 1, 9, 18 and 27 frames
     assert counts[9] == pytest.approx(0.9, abs=0.02)
     assert all(counts[f] == pytest.approx(0.1 / 3, abs=0.015) for f in (1, 3, 6))
-    # a function of the step's seed alone: all parts of a batch have one length
+    # depends on the step's seed alone: all parts of a batch have one length
     assert seen == [made.fetch([8], seed, 0).tensors["moments"].shape[3] for seed in range(2000)]
     assert {made.fetch([0], seed, 0).tensors["moments"].shape[3] for seed in range(50)} == {1}
     assert {n for _, n in (make().source.fetched or [(0, 27)])} == {27}
@@ -387,7 +387,7 @@ def test_random_frame_crop(make: Make) -> None:
 
 
 def test_size_conditions(make: Make) -> None:
-    """Models of sample_size 128 are told pixels and their ratio; the others nothing."""
+    """Models of sample_size 128 get the size in pixels and the aspect ratio; others get nothing."""
     latents = torch.zeros(2, 4, 1, 4, 6)
     assert make()._sizes(latents) is None
     sizes = make(model={**MODEL, "sample_size": 128, "num_attention_heads": 12})._sizes(latents)
@@ -396,7 +396,7 @@ def test_size_conditions(make: Make) -> None:
     assert sizes["aspect_ratio"].tolist() == [[pytest.approx(2 / 3)]] * 2
 
 
-# Where it starts
+# Initial weights
 
 
 def test_from_a_picture_model(make: Make, tmp_path: Path) -> None:

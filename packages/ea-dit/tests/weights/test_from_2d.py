@@ -1,4 +1,4 @@
-"""A picture transformer that diffusers builds, and the 3-D model that starts from it."""
+"""Picture transformers built by diffusers, and the 3-D models that start from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PICTURE |= {"cross_attention_dim": 96, "caption_channels": 20, "attention_bias":
 PICTURE |= {"norm_type": "ada_norm_single", "norm_elementwise_affine": False, "norm_eps": 1e-6}
 PICTURE |= {"activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000}
 SMALL_MOTION = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 8}
-#: Largest difference of the outputs, as a part of the output's norm. Not zero: the same sums in another order.
+#: Largest relative difference of the outputs. Not zero: the same sums in another order.
 TOLERANCE = 1e-6
 Save = Callable[..., tuple[Any, Path]]
 
@@ -80,7 +80,7 @@ def outputs(
         ({}, (16, 16)),
         ({}, (8, 12)),  # positions are interpolated
         ({"sample_size": 64}, (12, 8)),
-        ({"sample_size": 128}, (16, 16)),  # positions at half their distance, and size conditions
+        ({"sample_size": 128}, (16, 16)),  # positions at half the spacing, and size conditions
         ({"sample_size": 128}, (8, 20)),
         ({"sample_size": 64, "interpolation_scale": 1}, (8, 8)),
         ({"sample_size": 256, "interpolation_scale": 4}, (8, 8)),
@@ -110,7 +110,7 @@ def test_each_frame_is_the_picture_models(
     [
         {"enable_uvit": False},
         {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {**SMALL_MOTION, "block_size": 2}},
-        # what would not begin as the identity is made to
+        # parts that would not start as the identity are made to
         {"motion_module_kwargs": {**SMALL_MOTION, "zero_initialize": False}},
     ],
 )
@@ -174,7 +174,7 @@ def test_what_found_no_place_is_told(save: Save, caplog: pytest.LogCaptureFixtur
         _, report = Transformer3DModel.from_pretrained_2d(
             folder, output_loading_info=True, motion_module_kwargs=SMALL_MOTION
         )
-    assert report.unused == ("y_embedding",)  # the position table is computed: not worth a word
+    assert report.unused == ("y_embedding",)  # the position table is computed: not worth reporting
     assert report.mismatched == ("proj_out.bias",)
     assert "proj_out.bias" not in report.fresh
     assert "1 of another shape, left fresh: proj_out.bias" in caplog.text

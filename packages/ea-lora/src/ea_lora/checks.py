@@ -27,7 +27,7 @@ class Grouped:
 
 
 def group_tensors(tensors: Mapping[str, Tensor], label: str) -> Grouped:
-    """Tensors by layer. What adds to a module beside its matrices (`diff_b`, biases) is left out where it is all zero.
+    """Tensors by layer. Additions to a module besides the matrices (`diff_b`, biases) are left out if all zero.
 
     Raises UserError for a file of something else, of several adapters, with two tensors for one role, or with
     additions that are not zero.

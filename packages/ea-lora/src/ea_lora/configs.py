@@ -1,8 +1,8 @@
 """peft's config of an adapter, as its folder or diffusers' header has it: ranks and alphas, and all that is refused.
 
 Patterns are peft's: a regular expression for the end of a module's path that begins at a dot, the first that fits.
-What an adapter asks for beside plain LoRA, and what this version does not know, is refused by name: applied as plain
-LoRA it would give other pictures without a word.
+Anything that an adapter asks for besides plain LoRA, or that this version does not know, is refused by name: applied as
+plain LoRA it would silently give other pictures.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ MAX_PATH = 300
 class Layer:
     """One layer of a LoRA; the change of the module's weight is `scale * up @ down`.
 
-    name: as in the file. part, path: its network and module; until a model was looked at, as the file tells them: the
-    path may have `_` where the module has `.`, or a prefix. down: (R, I). up: (O, R). Both may end in dimensions of 1
-    (convolutions). alpha: one number, or None: `said`, what the file's metadata says of all layers, and if that is None
-    too, R.
+    name: as in the file. part, path: its network and module; until matched with a model, as in the file: the path may
+    have `_` where the module has `.`, or a prefix. down: (R, I). up: (O, R). Both may end in dimensions of 1
+    (convolutions). alpha: one number, or None: `said`, what the file's metadata says of all layers, and if that is
+    None too, R.
     """
 
     name: str

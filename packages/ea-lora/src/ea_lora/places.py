@@ -1,6 +1,6 @@
 """The module of a network that each name of a file means, found by structure: no list of prefixes.
 
-A trainer writes a module's path with dots or with `_` for them, behind something of its own (`lora_unet_`,
+A trainer writes a module's path with dots or with `_` for them, behind a prefix of its choice (`lora_unet_`,
 `transformer.`, `base_model.model.`, `module._orig_mod.`). So a name is cut wherever a path may begin; what is left must
 be the path of a module, and the file as a whole decides what was cut: one prefix for each network, the one under which
 most layers fit, and every name has it. A prefix that only some names have is part of a path of another model, whose
@@ -65,7 +65,7 @@ class Modules:
 
 @dataclass(slots=True)
 class Places:
-    """What a file's names mean. prefixes: what was cut; found: network and path by number of the name (several
+    """The meaning of a file's names. prefixes: removed ones; found: network and path by number of the name (several
     paths: they look alike flattened); also: names without a place that would have one under another prefix."""
 
     prefixes: dict[Part, str] = field(default_factory=dict)
@@ -157,7 +157,7 @@ def _elsewhere(places: Places, fitting: _Fitting, networks: Mapping[Part, Module
 
 
 def _is_inside(prefix: str, chosen: str, modules: Modules) -> bool:
-    """True if a prefix goes on behind the chosen one, along a path that the model may lack."""
+    """True if a prefix extends the chosen one, along a path that the model may lack."""
     begins = tuple(f"{flatten(root)}_" for root in modules.roots)
     return prefix.startswith(chosen) if chosen else flatten(prefix).startswith(begins)
 

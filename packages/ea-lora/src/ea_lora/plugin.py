@@ -1,4 +1,4 @@
-"""What ea-lora brings to the host."""
+"""Hook implementations of ea-lora."""
 
 from __future__ import annotations
 

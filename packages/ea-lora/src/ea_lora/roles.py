@@ -26,7 +26,7 @@ _HALF = re.compile(
     r"(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?(?:\.(?P<what>weight|bias))?"
 )
 _ALPHA = re.compile(r"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?)?\.(?:lora_|network_)?alpha")
-#: what stands beside a LoRA's matrices and adds to the module; nothing as long as it is zero
+#: tensors next to a LoRA's matrices that add to the module; they have no effect while they are zero
 _EXTRA = re.compile(r"(?P<layer>.+?)\.(?:diff|diff_b|w_norm|b_norm|bias)")
 #: ends of names that belong to relatives of LoRA, which compute something else
 _RELATIVES = {
@@ -51,7 +51,7 @@ _RELATIVE = [(re.compile(rf"(?:.*\.)?(?:{ends})"), method) for ends, method in _
 
 @dataclass(frozen=True, slots=True)
 class TensorName:
-    """A tensor's name, taken apart. layer: without the role; adapter: peft's name for it, if it is told."""
+    """A tensor's name, taken apart. layer: without the role; adapter: peft's name for it, if given."""
 
     layer: str
     role: Role

@@ -1,4 +1,4 @@
-"""What plugins hand to the host: frozen records whose `build` imports the heavy code only when called.
+"""Records that plugins return to the host, frozen; their `build` imports the heavy code only when called.
 
 A record is cheap to make, and listing every plugin of an installation loads no torch: `build` is a function that does
 its imports inside, or names what it wants as an entry point does, "module:name", imported when it is called.
@@ -130,7 +130,7 @@ class TextEncoderRecord(Record):
     """`build(folder, device=, dtype=)` returns an encoder with `encode(prompts)`.
 
     `class_names`: the `architectures` of text_encoder/config.json that it loads. `export()` as of a VaeRecord;
-    what it attaches stands in for the encoder's `model`.
+    what it attaches replaces the encoder's `model`.
     """
 
     class_names: tuple[str, ...] = field(default=(), kw_only=True)

@@ -1,4 +1,4 @@
-"""Fixtures: a build record of the test's own, and bundles made by hand."""
+"""Fixtures: a separate build record for each test, and bundles made by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the build record lies."""
+    """The folder of the build record."""
     folder = tmp_path / "state"
     monkeypatch.setenv("EA_STATE_DIR", str(folder))
     return folder

@@ -1,4 +1,4 @@
-"""Bundles made by hand: a right one of one small graph, and a hundred ways to spoil it."""
+"""Bundles made by hand: a valid one with one small graph, and a hundred ways to tamper with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUTSIDE = "canary.txt"
 
 
 def graph_with(location: str = "dit.weights", offset: int = 0, length: int = 64, domain: str = "") -> Any:
-    """y = x + w, w kept in a file."""
+    """The graph y = x + w, with w kept in a file."""
     weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[16], data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
         weight.external_data.add(key=key, value=value)
@@ -58,7 +58,7 @@ def description(**changes: Any) -> dict[str, Any]:
 def write(
     folder: Path, model: Any = None, described: Any = None, files: dict[str, Any] | None = None
 ) -> bytes:
-    """Write a bundle whose hashes are right; returns its manifest."""
+    """Writes a bundle whose hashes are right; returns its manifest."""
     folder.mkdir(parents=True)
     (folder / "dit.onnx").write_bytes((model or graph_with()).SerializeToString())
     (folder / "dit.weights").write_bytes(np.arange(16, dtype=np.float32).tobytes())
@@ -76,7 +76,7 @@ def _graph(**changes: Any) -> dict[str, Any]:
 
 
 def crafted(root: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """(name, how to write it) of a hundred hostile bundles; `root` holds the file that none may read."""
+    """(name, function that writes it) of a hundred hostile bundles; `root` holds the file that none may read."""
     outside = root / OUTSIDE
     places = (
         f"{outside} ../{OUTSIDE} ../../{OUTSIDE} ./../{OUTSIDE} sub/../../{OUTSIDE} /etc/passwd /dev/zero"

@@ -1,4 +1,4 @@
-"""Which bundles are opened (RELIABILITY row 15): this user's own, unchanged, with nothing outside of them."""
+"""Only a user's own, unchanged bundles are opened, and nothing outside of them (RELIABILITY row 15)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ea_runtime.export.bundle import inspect_bundle, open_bundle
 
 
 class Watch:
-    """Paths that Python opened while it listens; audit hooks cannot be removed."""
+    """Paths that Python opens while the hook listens; audit hooks cannot be removed."""
 
     def __init__(self) -> None:
         self.opened: list[str] | None = None
@@ -32,7 +32,8 @@ class Watch:
 
     @contextmanager
     def outside(self, *allowed: Path) -> Iterator[list[str]]:
-        """Fills with paths that are neither beneath `allowed` nor where Python lives."""
+        """A list, filled at exit with opened paths that are neither below `allowed` nor part of Python's
+        installation."""
         found: list[str] = []
         self.opened = []
         try:
@@ -72,7 +73,7 @@ def test_a_bundle_of_ones_own_is_opened(bundles: ModuleType, tmp_path: Path) -> 
 def test_a_hundred_crafted_bundles_are_refused(
     bundles: ModuleType, tmp_path: Path, watch: Watch, state: Path
 ) -> None:
-    """All are in the build record, as if their author had got that far: the second line of defence holds alone."""
+    """All are in the build record, as if their author had got that far: the second line of defence holds by itself."""
     (tmp_path / bundles.OUTSIDE).write_text("nobody reads this")
     cases = list(bundles.crafted(tmp_path))
     assert len(cases) >= 100

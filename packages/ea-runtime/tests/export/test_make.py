@@ -1,4 +1,4 @@
-"""What `ea export` refuses, in one line with exit code 2, and that nothing half-made stays behind."""
+"""Refusals of `ea export`, in one line with exit code 2, leaving nothing half-made behind."""
 
 from __future__ import annotations
 

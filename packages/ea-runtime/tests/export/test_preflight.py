@@ -1,4 +1,4 @@
-"""What is refused before anything is written, with numbers."""
+"""Refusals before anything is written, with numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ea_runtime.export import preflight
 
 
 def graph(side: int) -> Any:
-    """y = x * x^T without weights; (side, 1) -> (side, side)."""
+    """The graph y = x * x^T without weights; (side, 1) -> (side, side)."""
     onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
     helper = onnx.helper
     x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, [side, 1])

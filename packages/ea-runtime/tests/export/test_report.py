@@ -1,4 +1,4 @@
-"""The report's page: every value escaped, errors marked, nothing loaded from elsewhere."""
+"""The report's page: every value escaped, errors marked, nothing loaded over the network."""
 
 from __future__ import annotations
 

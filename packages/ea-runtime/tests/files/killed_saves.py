@@ -1,12 +1,12 @@
-"""Saves checkpoints and is killed in between, over and over; run by test_atomic.py as a program without torch.
+"""Saves checkpoints and is killed meanwhile, over and over; run by test_atomic.py as a program without torch.
 
     python killed_saves.py FOLDER WRITER KIND NUMBER
 
-WRITER: "ours", or a twin that is broken on purpose: "no-rename", "no-manifest". KIND: "boundary" kills at each
-file operation of the third save in turn (up to NUMBER), "random" at NUMBER moments, seeded, while saves go on; "full"
-kills nothing, but lets no file of the third save grow past one of NUMBER sizes, as a disk that fills up does.
-Prints a JSON list: one {"at", "begun", "loaded", "whole", "left"} a kill. `loaded` is the step of what the
-writer's own check calls newest (0: none), `whole` whether all of its bytes are there, `left` what lies about
+WRITER: "ours", or a deliberately broken twin: "no-rename", "no-manifest". KIND: "boundary" kills at each file
+operation of the third save in turn (up to NUMBER), "random" at NUMBER moments, seeded, during saves; "full" kills
+nothing, but keeps files of the third save from growing past one of NUMBER sizes, like a disk that fills up. Prints a
+JSON list with one {"at", "begun", "loaded", "whole", "left"} per kill. `loaded` is the step of the newest checkpoint
+by the writer's own check (0: none), `whole` is true if all of its bytes are there, `left` lists what the folder holds
 after two more saves.
 """
 
@@ -59,7 +59,7 @@ def content(step: int, name: str) -> bytes:
 
 @contextmanager
 def without_manifest(target: Path):
-    """A twin: files are written where they will stay, and what is there counts."""
+    """A twin: files are written to their final place, and any folder there counts."""
     target.mkdir(parents=True, exist_ok=True)
     yield target
 
@@ -70,7 +70,7 @@ def newest_of_all(run: Path) -> tuple[int, Path] | None:
 
 @contextmanager
 def without_rename(target: Path):
-    """A twin: one checkpoint that is written over in place, with a manifest."""
+    """A twin: one checkpoint, overwritten in place, with a manifest."""
     target = target.with_name("checkpoint-1")
     target.mkdir(parents=True, exist_ok=True)
     yield target
@@ -101,7 +101,7 @@ def save(run: Path, step: int, writer: str, *, slowly: bool = False) -> None:
 
 
 def judge(run: Path, at: float, writer: str) -> dict[str, object]:
-    """What is found after a kill, and after the save that follows."""
+    """The state after a kill, and after the save that follows."""
     begun = int((run / "begun").read_text())
     newest = WRITERS[writer][1](run)
     loaded, whole = 0, False

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, whatever ends the save."""
+"""Checkpoints: complete or absent, whatever ends the save."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def killed(folder: Path, writer: str, kind: str, number: int) -> list[dict[str, 
 
 
 def faults(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Kills after which no checkpoint, a torn one, or one that is more than one interval old would be loaded."""
+    """Kills after which no checkpoint, a torn one, or one more than an interval old would be loaded."""
     return [r for r in results if not r["whole"] or r["loaded"] < r["begun"] - 1]
 
 
@@ -46,7 +46,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills children 
 @needs_fork
 def test_killed_at_every_file_boundary(tmp_path: Path) -> None:
     results = killed(tmp_path, "ours", "boundary", 200)
-    assert 25 < len(results) < 200  # all of them, and the last one saw the save end
+    assert 25 < len(results) < 200  # all of them; the last one came after the end of the save
     assert faults(results) == []
     # both sides of the rename were hit
     assert {r["loaded"] for r in results} == {2, 3}
@@ -68,13 +68,13 @@ def test_a_disk_that_is_full_after_any_byte(tmp_path: Path) -> None:
     assert len(results) == 20
     assert faults(results) == []
     assert {r["loaded"] for r in results} == {2}
-    assert faults(killed(tmp_path, "no-manifest", "full", 3))  # the twin's half a save is taken for whole
+    assert faults(killed(tmp_path, "no-manifest", "full", 3))  # the twin mistakes half a save for a whole one
 
 
 @needs_fork
 @pytest.mark.parametrize("writer", ["no-rename", "no-manifest"])
 def test_a_broken_writer_is_caught(writer: str, tmp_path: Path) -> None:
-    """The twins: the same kills find what they lose."""
+    """The twins lose data, and the same kills reveal it."""
     found = faults(killed(tmp_path, writer, "boundary", 200))
     assert found
 
@@ -98,7 +98,7 @@ def test_an_error_leaves_nothing_and_the_old_folder_stays(tmp_path: Path) -> Non
 def test_a_disk_that_fills_up_at_any_write(
     call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of the system's calls of a save in turn says that the disk is full."""
+    """Each system call of a save in turn reports a full disk."""
     save(tmp_path, 1)
     calls = 0
 
@@ -188,7 +188,7 @@ def test_prune_keeps_the_newest_and_sweeps_what_kills_left(tmp_path: Path) -> No
         save(tmp_path, step)
     (tmp_path / "checkpoint-10" / "state.json").unlink()  # damaged, older
     damaged = save(tmp_path, 200)
-    (damaged / "state.json").unlink()  # damaged, newer: will be saved anew
+    (damaged / "state.json").unlink()  # damaged, newer: will be saved again
     for name in (".checkpoint-7.partial-99", ".checkpoint-7.old-99", ".final.partial-1", ".final.old-1"):
         (tmp_path / name).mkdir()
     for name in ("checkpoint-x", "final", "checkpoint-5.bak"):

@@ -1,4 +1,4 @@
-"""Hashes of large files see their size, beginning, middle and end."""
+"""Hashes of large files cover their size, beginning, middle and end."""
 
 from __future__ import annotations
 

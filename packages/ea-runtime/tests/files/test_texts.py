@@ -1,4 +1,4 @@
-"""Text files as the editors of all systems write them."""
+"""Text files as editors on every system write them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-#: Frees blocks of growing size first, which is what makes glibc keep the later ones.
+#: Frees blocks of growing size first, which makes glibc keep the later ones.
 _CHILD = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The canary: what it calls wrong, what it remembers, and a convolution that is broken on purpose."""
+"""The canary: its verdicts, its remembered results, and a deliberately broken convolution."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_sound_operations_pass(dtype: torch.dtype) -> None:
     [("output", convolution(), 0), ("input gradient", gradients(), 0), ("weight gradient", gradients(), 1)],
 )
 def test_a_broken_convolution_is_caught(part: str, one: Trial, index: int, value: float) -> None:
-    """The twin: at one shape the output or a gradient is wrong, and nothing else is."""
+    """The twin: only the output or a gradient at one shape is wrong."""
     with broken_convolution(part, at=lambda x, _: x.shape[1] == 4, value=value):
         canary = Canary(CPU, None)
         assert set(canary.verdict(one).wrong) == {index}

@@ -1,4 +1,4 @@
-"""Layers that overflow in float16 stay float32 by every way into float16: load, engine, `to`, training, export."""
+"""Layers that overflow in float16 stay float32 on every path to float16: load, engine, `to`, training, export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOO_LARGE = 1e5  # float16 ends at 65,504
 
 
 class Network(nn.Module):
-    """Computes nothing in `narrow`, and what exceeds float16 in `wide`."""
+    """A network whose `narrow` layer may be float16 and whose `wide` layer overflows in it."""
 
     _keep_in_fp32_modules: ClassVar[list[str]] = ["wide"]
 
@@ -52,7 +52,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def formats(model: Any) -> dict[bool, set[torch.dtype]]:
-    """True -> the formats of the `wo`s; False -> those of the rest."""
+    """Dtypes of the `wo` weights (True) and of the other tensors (False)."""
     found: dict[bool, set[torch.dtype]] = {}
     for name, tensor in model.state_dict().items():
         found.setdefault(".wo." in name, set()).add(tensor.dtype)
@@ -66,7 +66,7 @@ def test_a_text_encoder_moved_is_as_one_loaded(folder):
     loaded = TextEncoder.from_pretrained(folder, dtype=torch.float16)
     moved = TextEncoder.from_pretrained(folder).to(dtype=torch.float16)
     assert formats(loaded.model) == formats(moved.model) == WIDE
-    assert formats(moved.to("cpu").model) == WIDE  # as when it waits there for its turn
+    assert formats(moved.to("cpu").model) == WIDE  # as while it waits there for its turn
     embeds = moved.encode([PROMPT]).embeds
     assert embeds.isfinite().all()
     assert torch.equal(embeds, loaded.encode([PROMPT]).embeds)

@@ -1,4 +1,4 @@
-"""The watch over a run in a reduced format: broken shapes are found, told once and computed in float32."""
+"""The watch over a run in a reduced format: broken shapes are found, reported once and computed in float32."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def x() -> Tensor:
 def gradients(
     network: Network, x: Tensor, formats: Formats | None, way: str = "autocast"
 ) -> dict[str, Tensor]:
-    """Output and gradients in bf16, by autocast or by weights of that format."""
+    """Output and gradients in bf16, with autocast or with bf16 weights."""
     network.zero_grad()
     x.grad = None
     watch = formats or Formats(CPU, torch.float32, print, None)
@@ -97,7 +97,7 @@ def test_only_the_gradient_that_is_wrong_is_replaced(network: Network, x: Tensor
         formats = Formats(CPU, torch.bfloat16, lambda line: None, Canary(CPU, None))
         found = gradients(network, x, formats)
     assert distance(found, expected) < 0.02
-    # rounded from float32, this one may differ in its last bit; all others are untouched
+    # rounded from float32, this gradient may differ in its last bit; all others are untouched
     assert {name for name in expected if not torch.equal(found[name], expected[name])} <= {"entry.weight"}
 
 

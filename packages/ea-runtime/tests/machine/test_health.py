@@ -1,4 +1,4 @@
-"""What `ea doctor` finds: sound and broken machines."""
+"""Findings of `ea doctor` on sound and broken machines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Doctor = Callable[..., tuple[int, list[dict[str, str]]]]
 
 @pytest.fixture
 def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
-    """doctor(tried=True): exit code and checks. tried: False takes the canaries' work away."""
+    """doctor(tried=False): exit code and checks. tried: False skips the canaries' trials."""
 
     def call(tried: bool = False) -> tuple[int, list[dict[str, str]]]:
         if not tried:
@@ -67,7 +67,7 @@ def test_it_fits_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 def test_a_broken_kernel_ends_with_1(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On any processor: bf16 is taken to be there, and small trials stand for all."""
+    """On any processor: bf16 counts as supported, and small trials replace the full ones."""
     monkeypatch.setattr(device, "has_bf16", lambda name: name == "cpu")
     few = [one for one in trials(torch.bfloat16) if "128x" not in one.shapes and "1152" not in one.shapes]
     monkeypatch.setattr("ea_runtime.machine.trials.trials", lambda dtype: few)

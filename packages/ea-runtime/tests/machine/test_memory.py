@@ -1,4 +1,4 @@
-"""The peak is this process's own."""
+"""Peak memory counts this process only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`check_folder` and the memory estimates: everything is named, no tensor is read."""
+"""`check_folder` and memory estimates: every fault is named, no tensor is read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_good_folder(model_folder: Path) -> None:
     assert report.is_loadable
     assert [item.state for item in report.parts] == ["ok", "ok", "ok"]
     denoiser = part(report, "denoiser")
-    # 16 x 8 tied embedding, 2 x 8 table, two layers; the saved table is no parameter
+    # 16 x 8 tied embedding, 2 x 8 table, two layers; the saved table is not a parameter
     assert denoiser.num_parameters == 16 * 8 + 2 * 8 + 2 * (8 * 8 + 8)
     assert denoiser.num_values == denoiser.num_parameters + 16 * 8
     assert denoiser.num_bytes == 4 * denoiser.num_values
@@ -61,7 +61,7 @@ def test_what_is_missing_unexpected_and_wrong(model_folder: Path) -> None:
 
 
 def test_no_tensor_is_read(model_folder: Path) -> None:
-    """Weights of 4 TB that take no disk: a file with a header and a hole."""
+    """Weights of 4 TB that take no space: a file with a header and a hole."""
     width = 10**6
     header = {}
     position = 0

@@ -1,4 +1,4 @@
-"""Pickles become safetensors in a child process, whole or not at all; a hostile one has no effect."""
+"""Pickles become safetensors in a child process, completely or not at all; a hostile one has no effect."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Payload:
 
 
 def make_pickled(folder: Path, part: str, name: str, wrap: str | None = None) -> dict[str, torch.Tensor]:
-    """Replaces a part's safetensors by a pickle called `name`; returns its tensors."""
+    """Replaces a part's safetensors with a pickle called `name`; returns its tensors."""
     path = folder / part / FILES[part]
     tensors = load_file(path)
     torch.save({wrap: tensors, "global_step": 7} if wrap else tensors, folder / part / name)
@@ -149,7 +149,7 @@ def test_shared_sliced_and_odd_tensors(tmp_path: Path) -> None:
     assert all(
         torch.equal(got[name], tensors[name]) and got[name].dtype == tensors[name].dtype for name in tensors
     )
-    # what the library itself writes for the same tensors reads back the same
+    # a file written by the library itself for the same tensors reads back the same
     save_file(
         {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, tmp_path / "y"
     )
@@ -178,7 +178,7 @@ def test_a_hostile_pickle_has_no_effect(model_folder: Path, tmp_path: Path, as_z
     assert str(caught.value).isprintable()
     assert not owned.exists()
     assert files_of(model_folder) == before, "nothing half-written stays"
-    # the twin: what the usual loading does with the same file
+    # the twin: the usual loading of the same file
     if as_zip:
         torch.load(path, weights_only=False)
     else:

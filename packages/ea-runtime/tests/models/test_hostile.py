@@ -1,7 +1,7 @@
-"""Folders made to do harm: over 200 of them under an audit hook, none of which may have a side effect.
+"""Malicious folders: over 200 of them under an audit hook, none of which may have a side effect.
 
-The hook sees processes, connections, unpickled names, compiled text and files opened outside the folder. A
-loader that is broken on purpose shows that it would notice.
+The hook sees processes, connections, unpickled names, compiled text and files opened outside the folder. A deliberately
+broken loader shows that it would notice.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ BAD_JSON = (
 
 
 class Watch:
-    """What an audit hook saw. Hooks cannot be removed, so one serves all tests and listens when told to."""
+    """Events seen by an audit hook. Hooks cannot be removed, so one serves all tests and listens on request."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -116,7 +116,7 @@ class Watch:
 
     @contextlib.contextmanager
     def over(self, folder: Path) -> Iterator[list[str]]:
-        """Collects side effects of the body; reading is allowed in `folder` and where Python lives."""
+        """Collects side effects of the body; reading is allowed in `folder` and in Python's installation."""
         source = Path(__file__).resolve().parents[3]
         self.seen = []
         places = (sys.prefix, sys.base_prefix, str(source), "/proc", "/sys", "/usr", "/lib")
@@ -179,7 +179,7 @@ def weights_of(folder: Path, part: str) -> Path:
 
 
 def variants(outside: Path) -> list[tuple[str, Mutation]]:
-    """(name, what it does to a good folder). `outside` holds a file that nothing may read."""
+    """(name, change made to a good folder). `outside` holds a file that nothing may read."""
     code = f"__import__('os').system('touch {outside}/owned')"
     found: list[tuple[str, Mutation]] = []
 
@@ -300,9 +300,9 @@ def variants(outside: Path) -> list[tuple[str, Mutation]]:
 
 @contextlib.contextmanager
 def no_hang() -> Iterator[None]:
-    """Fails where the body waits for something that never comes, or computes for more than five seconds.
+    """Fails if the body waits for something that never comes, or computes for more than five seconds.
 
-    The first is cut off by an alarm; the second is processor time, so that a busy machine changes nothing.
+    An alarm cuts off the first; the second is measured in processor time, so a busy machine changes nothing.
     """
 
     def ring(*_: object) -> None:
@@ -368,14 +368,14 @@ def test_hostile_folders_have_no_side_effect(
         shutil.rmtree(folder)
         for part in PARTS:
             shutil.rmtree(outside / part, ignore_errors=True)
-    # what is left loads as if the bait were not there: pickles beside safetensors, modules, unknown keys
+    # the rest load as if the bait were absent: pickles next to safetensors, modules, unknown keys
     assert refused > len(cases) // 2
 
 
 def test_a_loader_that_unpickles_is_caught(
     folder_source: Path, tmp_path: Path, outside: Path, watch: Watch, use_fake_host: Any
 ) -> None:
-    """The twin: the same watch over loaders that are broken on purpose."""
+    """The twin: the same watch over deliberately broken loaders."""
     folder = Path(shutil.copytree(folder_source, tmp_path / "model"))
     (folder / "vae/model.bin").write_bytes(pickle_bytes(outside, as_zip=True))
     with watch.over(folder) as seen:
@@ -457,13 +457,13 @@ def test_mutated_headers_give_one_line(model_folder: Path) -> None:
         assert len(message) < 1000, number
         if loaded is not None:
             accepted.append(data)
-            # such a file differs where nothing is said about the weights: metadata, or not at all
+            # a file that loads differs in metadata only, or not at all
             assert all(torch.equal(loaded[name], expected[name]) for name in expected), number
     assert len(accepted) < 30
 
 
 def test_a_reader_that_trusts_headers_is_caught(model_folder: Path) -> None:
-    """The twin: without our checks the same mutations raise whatever they happen to hit."""
+    """The twin: without our checks the same mutations raise all kinds of exceptions."""
     random_source = random.Random(1)
     good = weights_of(model_folder, "transformer").read_bytes()
     raised = set()

@@ -1,4 +1,4 @@
-"""Loading model folders: what comes out equals the usual way, and every fault is one line."""
+"""Loading model folders: the result equals the usual way's, and every fault is one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published layout: its own configs, class names, tensor names and shapes, at full size."""
+"""The published layout: configs, class names, tensor names and shapes, at full size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def published_host(tmp_path: Path) -> Iterator[Host]:
-    """A host with the networks of ea-vae and ea-dit, from wherever they are installed."""
+    """A host with the networks of ea-vae and ea-dit, wherever they are installed."""
     pytest.importorskip("ea_vae.plugin", reason="ea-vae is not installed")
     pytest.importorskip("ea_dit.plugin", reason="ea-dit is not installed")
     plugin = tmp_path / "published.py"
@@ -45,7 +45,7 @@ def shapes_of(part: str) -> dict[str, list[int]]:
 
 
 def published_folder(folder: Path) -> Path:
-    """The folder as published, without weights."""
+    """The published folder without its weights."""
     for part in ("vae", "transformer"):
         (folder / part).mkdir(parents=True)
         shutil.copy(PUBLISHED / part / "config.json", folder / part)
@@ -54,7 +54,7 @@ def published_folder(folder: Path) -> Path:
 
 
 def header_of(shapes: dict[str, list[int]]) -> tuple[bytes, int]:
-    """Length and header of a bf16 file, and how many bytes of data follow."""
+    """Length and header of a bf16 file, and the number of data bytes that follow."""
     header, position = {}, 0
     for name, shape in shapes.items():
         end = position + 2 * math.prod(shape)
@@ -121,7 +121,7 @@ def test_the_vae_at_full_size(published_host: Host, tmp_path: Path) -> None:
 
 
 def test_the_transformer_loads_on_the_meta_device(published_host: Host, tmp_path: Path) -> None:
-    """1.4 B parameters in a file of 3.4 GB that is one hole: headers, class and shapes, and no tensor."""
+    """1.4 B parameters in a file of 3.4 GB that is one hole: headers, class and shapes are read, and no tensor."""
     folder = published_folder(tmp_path / "model")
     write_hole(folder / "transformer" / f"{STEM}.safetensors", shapes_of("transformer"))
     parts = load_parts(folder, device="meta", parts=["denoiser"])
@@ -166,7 +166,7 @@ def test_without_the_packages_the_missing_one_is_named(use_fake_host: Host, tmp_
 
 @pytest.mark.parametrize("name", ["dit_v2", "dit_grid", "dit_sizecond", "vae_magvit", "vae_slice"])
 def test_golden_networks_equal_the_usual_way(published_host: Host, tmp_path: Path, name: str) -> None:
-    """What is loaded here equals the class built and filled by hand, bit for bit, buffers included."""
+    """The loaded network equals the class built and filled by hand, bit-exact, buffers included."""
     from safetensors.torch import load_file
 
     is_vae = name.startswith("vae")

@@ -1,6 +1,6 @@
-"""Forty plugins that are broken, slow, rude or clash, all installed at once: the program goes on working.
+"""Forty broken, slow, rude or clashing plugins, all installed at once: the program keeps working.
 
-The last tests take one defence away at a time and see that these plugins would notice.
+The last tests remove one defence at a time and check that these plugins reveal it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def command(name: str, build: str) -> str:
     return hook(f"return [CommandRecord({name!r}, 'for a test', lambda: {build})]", "ea_commands")
 
 
-#: package -> (its code, what its state must say)
+#: package -> (its code, words that its state must contain)
 BROKEN = {
-    # while it is imported
+    # during import
     "import-missing": ("import a_package_that_nobody_has", "ModuleNotFoundError"),
     "import-syntax": ("def broken(:\n    pass", "SyntaxError"),
     "import-null": ("x = '\0'", "broken: "),
@@ -59,7 +59,7 @@ BROKEN = {
     "import-recursion": ("def f(): f()\nf()", "RecursionError"),
     "import-partly": (sampler("half") + "\n1 / 0", "ZeroDivisionError"),
     "import-old-host": ("from ea_runtime.hookspecs import hook_of_tomorrow", "ImportError"),
-    # while it is asked
+    # when its hook is called
     "hook-raises": (hook("raise KeyError('gone')"), "ea_samplers: KeyError: 'gone'"),
     "hook-exit": (hook("raise SystemExit(9)"), "it called exit(9)"),
     "hook-base": (hook("raise GeneratorExit('x')"), "GeneratorExit"),
@@ -89,7 +89,7 @@ BROKEN = {
         "must be a tuple",
     ),
 }
-#: these work, rudely or slowly, or claim a name that another has
+#: these work, though rude, slow, or claiming a name that another has
 ODD = {
     "odd-prints": "print('{not json')\n" + sampler("prints"),
     "odd-slow": "import time\ntime.sleep(0.2)\n" + sampler("slow"),
@@ -138,7 +138,7 @@ def test_the_others_work(host: Host) -> None:
     assert len(BROKEN) + len(ODD) >= 40
     samplers = host.records("samplers")
     assert {"prints", "slow", "good-one", "euler", "dpm++"} <= samplers.keys()
-    # nothing of a plugin that broke half way, and no name that two claim
+    # nothing of a plugin that broke halfway, and no name claimed by two
     assert not {"half", "x", "contested", "ddim"} & samplers.keys()
     assert "good-two" in host.records("captioners")
     assert host.plugins["no-such-attribute"].state.startswith("broken: AttributeError")

@@ -1,4 +1,4 @@
-"""Finding plugins, blocking them, loading files, and what two plugins of one name do."""
+"""Finding plugins, blocking them, loading files, and two plugins of one name."""
 
 from __future__ import annotations
 

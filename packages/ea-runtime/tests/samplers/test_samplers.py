@@ -66,7 +66,7 @@ def test_a_folders_schedule_keeps_the_betas_and_not_the_solver():
 
 
 def sample(record, predict, x: torch.Tensor, steps: int, **config) -> torch.Tensor:
-    """The loop in its plainest form."""
+    """The sampling loop in its plainest form."""
     scheduler = record.build(**config)
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(55)

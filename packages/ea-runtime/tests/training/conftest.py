@@ -35,7 +35,7 @@ TRAIN: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _leave_torch_alone() -> Iterator[None]:
-    """What a run sets for its process is put back: threads, the global generator, the host."""
+    """Restores the process state that a run changes: threads, the global generator, the host."""
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     yield
     torch.set_num_threads(threads)
@@ -80,7 +80,7 @@ def make_trainer(toy: ModuleType, tmp_path: Path) -> Callable[..., Trainer]:
 
 @pytest.fixture
 def make_set(tmp_path: Path) -> Callable[..., Path]:
-    """make_set(pictures=3, videos=2, frames=27, size=16): a set for small_vae.ArraySet, seeded noise in colours."""
+    """make_set(pictures=3, videos=2, frames=27, size=16): a set for small_vae.ArraySet: seeded noise in colours."""
 
     def make(name: str = "set", pictures: int = 3, videos: int = 2, frames: int = 27, size: int = 16) -> Path:
         folder = tmp_path / name
@@ -113,14 +113,14 @@ def small(_host_of_small_networks: Host) -> ModuleType:
 
 @pytest.fixture
 def small_host(_host_of_small_networks: Host) -> Host:
-    """Makes a host that knows the small networks, and no installed package, this process's host."""
+    """A host that knows the small networks and no installed package, as this process's host."""
     set_host(_host_of_small_networks)
     return _host_of_small_networks
 
 
 @pytest.fixture
 def parts(small_host: Host, tmp_path: Path) -> Path:
-    """A model folder of a small VAE, a text encoder and a tokenizer: what `data.parts` names."""
+    """A model folder for `data.parts`: a small VAE, a text encoder and a tokenizer."""
     from transformers import T5Config, T5EncoderModel
 
     from ea_runtime.text.encoder import TextEncoder, train_tokenizer

@@ -1,4 +1,4 @@
-"""A local plugin for tests of what a run starts from and trains on: a small VAE, denoiser and training set."""
+"""A local plugin for tests of initial weights and training data: a small VAE, denoiser and training set."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class SmallVae(ModelMixin, ConfigMixin):
             raise ValueError(f"`channels` must be 3 or more, got {channels}")
         self.gain = nn.Parameter(torch.ones(channels))
 
-    #: chunks and frames that were coded in this process
+    #: chunks and frames that were encoded in this process
     coded = 0
 
     def encode(self, frames: Tensor) -> SimpleNamespace:
-        """Frames (B, 3, T, H, W), one or a chunk of 9, as the real one codes them. A chunk is causal."""
+        """Encodes frames (B, 3, T, H, W), one or a chunk of 9, like the real VAE. A chunk is causal."""
         assert frames.shape[2] in (1, 9), "chunks are coded by themselves"
         SmallVae.coded += len(frames)
         time = 1 if frames.shape[2] == 1 else 3
@@ -42,7 +42,7 @@ class SmallVae(ModelMixin, ConfigMixin):
 
 
 class SmallDenoiser(SmallVae):
-    """Another class of the same weights."""
+    """The same weights under another class name."""
 
 
 @hookimpl
@@ -58,7 +58,7 @@ def ea_denoisers() -> list[DenoiserRecord]:
 
 
 class ArraySet:
-    """A set of .npy files (T, H, W, 3) in EasyAnimate's JSON, as an installed dataset would read it."""
+    """A set of .npy files (T, H, W, 3) in EasyAnimate's JSON, read like an installed dataset."""
 
     def __init__(self, options: SetOptions) -> None:
         self.options = options

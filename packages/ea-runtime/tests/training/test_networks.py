@@ -1,4 +1,4 @@
-"""What a run starts from: a [model] table or a folder, each fault in one line."""
+"""Initial networks of a run: a [model] table or a folder, each fault in one line."""
 
 from __future__ import annotations
 

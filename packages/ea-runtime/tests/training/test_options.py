@@ -1,4 +1,4 @@
-"""Config files: what is wrong with one is told in one line that names the key."""
+"""Config files: each mistake is reported in one line that names the key."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_wrong_settings(setting: str, expected: str, config: Path) -> None:
 
 
 def test_set_reaches_what_is_in_no_table(config: Path) -> None:
-    """`stage`, which recipes have on top; a table, or a key of one, is none."""
+    """`stage`, which recipes have at the top level; a table, or a key of one, is not such a key."""
     config.write_text('stage = "align"\n' + GOOD)
     assert read_config(config, ["stage=motion"]).recipe_options["stage"] == "motion"
     for setting in ("data=3", "train=3", "lr=1", ".x=1", "=1"):

@@ -1,8 +1,8 @@
-"""A local plugin with a recipe `toy`: a small network with one of each kind of trouble for a loop that resumes.
+"""A local plugin with a recipe `toy`: a small network with everything that makes resuming hard.
 
-A channels-last kernel, a matrix, a frozen layer, a branch that only some samples use, a buffer that training
-changes, dropout, and on request a critic with a turn of its own, phases, and files that cannot be used. Faults are
-asked for in [toy]. Loaded as `--plugin` files are.
+A channels-last kernel, a matrix, a frozen layer, a branch that only some samples use, a buffer that training changes,
+dropout, and on request a critic with a separate turn, phases, and unusable files. Faults are requested in [toy].
+Loaded like a `--plugin` file.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class Faults(BaseModel):
     nan: list[int] = []
     nan_critic: list[int] = []
     bad_gradient: list[int] = []
-    spike: list[int] = []  # only until the first rollback: the draws tell
+    spike: list[int] = []  # only until the first rollback, recognised by the draws
     sigterm: list[int] = []
     sigint: list[int] = []
     sigkill: list[int] = []
     rank: int = 0  # the process that the signals reach
     full_disk: bool = False
-    worker: dict[str, int] = {}  # "kill", "user" or "fault": the step at which fetching does that
+    worker: dict[str, int] = {}  # "kill", "user" or "fault" -> the step at which fetching fails that way
 
 
 class Data(BaseModel):
-    """`random`: noise for each sample. `images`: samples with an image beside the vector."""
+    """random: noise for each sample. images: number of samples with an image next to the vector."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,11 +55,11 @@ class Data(BaseModel):
     bad: list[int] = []  # samples that cannot be used
     phase_at: int = 0  # a second phase, without the last 4 samples and with batches of 3
     critic: bool = False
-    critic_start: int = 0  # its turn is left out before this step
+    critic_start: int = 0  # its turn is skipped before this step
 
 
 class ToyOptions(BaseModel):
-    """Tables of a `toy` config."""
+    """The tables of a `toy` config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,7 +68,7 @@ class ToyOptions(BaseModel):
 
 
 class ToyNetwork(nn.Module):
-    """(B, 6) and, of some, images (B, 4, 5, 5) -> (B, 3)."""
+    """Vectors (B, 6) and, for some, images (B, 4, 5, 5) -> (B, 3)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class ToyRecipe(RecipeDefaults):
         return run_in(self.network, dtype, vectors.to(dtype), images).float()
 
     def first_draw(self, step: int, generator: torch.Generator) -> bool:
-        """Whether the generator is the one that the step had before any rollback."""
+        """True if the generator is the one that the step had before any rollback."""
         from ea_runtime.training.run.step import seed_of
 
         return generator.initial_seed() == seed_of(self.context.seed, step, 0, 0)

@@ -1,4 +1,4 @@
-"""What ea-vae brings to the host."""
+"""Hook implementations of ea-vae."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rule looks at shapes alone, measurements are remembered, other words are refused."""
+"""The rule depends on shapes alone, measurements are remembered, unknown choices are refused."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def rule(shape, channels, **kind):
-    # tensors of the CPU that take no memory
+    # CPU tensors that take no memory
     x, weight = (torch.empty_strided(t, [0] * 5) for t in (shape, (channels, shape[1], 3, 3, 3)))
     return choice.by_rule(x, weight, **{"causal": True, "enlarges": False} | kind)
 
 
 def test_the_rule():
     assert rule((1, 4, 3, 4, 4), 4) == "direct"
-    assert rule((1, 512, 3, 8, 8), 512) == "direct"  # the sums of so many weights cost more than they save
+    assert rule((1, 512, 3, 8, 8), 512) == "direct"  # summing so many weights costs more than it saves
     assert rule((1, 512, 3, 16, 16), 512) == "summed"
     assert rule((1, 64, 3, 32, 32), 64) == "summed"
     assert rule((1, 64, 3, 16, 16), 64) == "direct"
@@ -61,7 +61,7 @@ def test_measuring_is_done_once_and_remembered(noise, monkeypatch):
     stored = json.loads(choice.cache_file().read_text())
     assert len(stored) == 2
     assert all(torch.__version__ in key and "float32" in key for key in stored)
-    choice.memory.cache_clear()  # as another process
+    choice.memory.cache_clear()  # as in another process
     conv(x)
     assert len(asked) == 2
 

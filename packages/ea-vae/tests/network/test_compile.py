@@ -1,4 +1,4 @@
-"""The blocks compile whole: no piece of a rewrite makes the compiler fall back to Python."""
+"""The blocks compile without graph breaks: no part of a rewrite makes the compiler fall back to Python."""
 
 from __future__ import annotations
 

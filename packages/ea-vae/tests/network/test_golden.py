@@ -1,4 +1,4 @@
-"""Parity with tensors that EasyAnimate V2 itself computed (float32, CPU)."""
+"""Parity with tensors computed by EasyAnimate V2 itself (float32, CPU)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_one_pass(loaded, name, case, monkeypatch):
     vae, golden = loaded[name]
     source = case.removeprefix("tiled_")
     vae.disable_tiling()
-    if case != source:  # as the reference places them: 4 latents every 3, the last one a sliver of 2
+    if case != source:  # placed as in the reference: 4 latents every 3, the last tile a sliver of 2
         monkeypatch.setattr(model, "tile_spans", lambda *_: [(0, 4), (3, 7), (6, 8)])
         vae.enable_tiling(tile_sample_min_size=32, tile_overlap_factor=0.25)
     if "encode" in case:

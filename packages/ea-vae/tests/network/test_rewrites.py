@@ -1,4 +1,4 @@
-"""The rewrites equal the plain convolutions in float64, piece by piece and as whole networks."""
+"""The rewrites equal the plain convolutions in float64, one by one and in whole networks."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_training_runs_the_plain_form_and_gets_its_gradients(noise):
     assert conv.weight.grad is not None
     assert conv.weight.grad.abs().sum() > 0
     with torch.no_grad():
-        assert not torch.equal(conv(x), out)  # rounding shows that another form ran
+        assert not torch.equal(conv(x), out)  # differences in rounding show that another form ran
         assert torch.allclose(conv(x), out, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Chunks over two gloo processes: every process gets what one alone gives, bit-exact."""
+"""Chunks over two gloo processes: each gets the result of a single process, bit-exact."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_two_processes_equal_one(tmp_path: Path):
         assert ours[2] == others[2]
         assert ours[1] > 0
         assert others[1] > 0
-        assert abs(ours[1] - others[1]) <= 2  # the work is shared out
+        assert abs(ours[1] - others[1]) <= 2  # each process does a share of the work
     assert [one[1] + two[1] for one, two in zip(*found, strict=True)][:2] == [
         5,
         9,

@@ -41,7 +41,7 @@ def test_encoding_is_chunk_by_chunk(magvit, sliced, noise):
 @torch.no_grad()
 @pytest.mark.parametrize("num_latents", [4, 6, 9, 11])
 def test_smoothing_magvit(magvit, noise, num_latents):
-    """Streaming gives what smoothing the whole video at once gives."""
+    """Streaming gives the same result as smoothing the whole video at once."""
     z = noise(1, 4, num_latents, 2, 2)
     wanted = magvit.decode_video(z, smooth=False)
     generator = seeded(7)
@@ -77,7 +77,7 @@ def test_streaming_equals_decoding_at_once(request, noise, name, smooth):
 @pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("name", ["magvit", "sliced"])
 def test_frames_are_let_go(request, noise, name, smooth):
-    """The number of decoded frames alive at once does not grow with the video."""
+    """The number of decoded frames held at once does not grow with the video."""
     vae = request.getfixturevalue(name)
     peaks = []
     for num_latents in (15, 30):

@@ -9,7 +9,7 @@ from ea_vae.network.tiling import run_tiled, tile_spans
 
 
 def enlarge(x: torch.Tensor) -> torch.Tensor:
-    """A network of our own whose every output is its input's: tiles must join without a trace."""
+    """A stand-in network that repeats each input position 8 times: tiles must join without a trace."""
     return x.repeat_interleave(8, dim=3).repeat_interleave(8, dim=4)
 
 

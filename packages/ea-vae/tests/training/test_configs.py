@@ -1,4 +1,4 @@
-"""The configs of the VAE are valid, and the published ones hold EasyAnimate V2's figures."""
+"""The VAE's configs are valid, and the published ones have EasyAnimate V2's figures."""
 
 from __future__ import annotations
 

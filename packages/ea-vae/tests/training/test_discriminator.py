@@ -1,4 +1,4 @@
-"""The discriminators: shapes, what they see, and that they can tell two kinds of clips apart."""
+"""The discriminators: shapes, receptive fields, and learning to tell two kinds of clips apart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_frame_logits(edge: int, logits: int) -> None:
 
 def test_a_logit_sees_70_pixels() -> None:
     made = FrameDiscriminator(channels=2).double()
-    for module in made.modules():  # norms would mix all positions
+    for module in made.modules():  # norms would mix positions
         if isinstance(module, torch.nn.GroupNorm):
             module.forward = lambda x: x
     x = torch.randn(1, 3, 128, 128, dtype=torch.double, requires_grad=True)
@@ -59,7 +59,7 @@ def test_clips_go_to_both_and_pictures_to_one(noise: Callable[..., torch.Tensor]
     frames, clips = made(clip)
     assert frames.shape[0] == 10
     assert clips.shape[0] == 2
-    # frame after frame of the first clip, then of the second
+    # frame by frame: the first clip, then the second
     assert torch.allclose(made(clip[:, :, 3:4])[0], frames.view(2, 5, *frames.shape[1:])[:, 3], atol=1e-6)
     assert len(made(clip[:, :, :1])) == 1
     with pytest.raises(
@@ -93,5 +93,5 @@ def test_it_learns_to_tell_sharp_from_blurred() -> None:
         loss.backward()
         optimiser.step()
         found.append(float(loss.detach()))
-    assert found[0] == pytest.approx(2.0, abs=0.2)  # both undecided: a half of 1 + 1 each
+    assert found[0] == pytest.approx(2.0, abs=0.2)  # both undecided: half of 1 + 1 each
     assert found[-1] < 0.8

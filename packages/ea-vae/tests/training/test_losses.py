@@ -1,4 +1,4 @@
-"""The loss's terms against values worked out by hand, and the adaptive weight against gradients written out."""
+"""The loss's terms against values computed by hand, and the adaptive weight against gradients written out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_kl_is_zero_for_a_standard_normal_and_agrees_with_the_posterior(
 ) -> None:
     zeros = torch.zeros(2, 4, 3, 2, 2)
     assert losses.kl_loss(zeros, zeros) == 0
-    # mean 2, variance 1: 0.5 * 4 a latent
+    # mean 2, variance 1: 0.5 * 4 per latent
     assert losses.kl_loss(zeros + 2, zeros) == pytest.approx(2.0)
     # variance e: 0.5 * (e - 1 - 1)
     assert float(losses.kl_loss(zeros, zeros + 1)) == pytest.approx(0.5 * (math.e - 2))
@@ -47,7 +47,7 @@ def test_psnr() -> None:
 
 
 def test_scales_are_easyanimates_sums(noise: Callable[..., torch.Tensor]) -> None:
-    """Summed elements over frames, and KL summed a video: written out with torch.sum."""
+    """Sums over elements divided by frames, and KL summed per video, written out with torch.sum."""
     frames, output, latents = noise(2, 3, 9, 16, 16), noise(2, 3, 9, 16, 16, seed=1), noise(2, 4, 3, 2, 2)
     per_frame, per_video = losses.scales(frames, latents, "sum")
     mean = losses.pixel_loss(output, frames, 1.0, 0.0)[0].mean()
@@ -55,7 +55,7 @@ def test_scales_are_easyanimates_sums(noise: Callable[..., torch.Tensor]) -> Non
     kl = Posterior(torch.cat([latents, 0.1 * latents], dim=1))
     mean_kl = losses.kl_loss(kl.mean, kl.logvar)
     assert float(mean_kl) * per_video == pytest.approx(float(kl.kl().sum() / 2), rel=1e-5)
-    # what the docstring and the published config say of weights among means
+    # as the docstring and the published config say of weights with means
     assert per_video / per_frame == pytest.approx(3 / 48)
     assert losses.scales(frames, latents, "mean") == (1.0, 1.0)
     with pytest.raises(ValueError, match="`reduction` must be 'mean' or 'sum', got 'max'"):

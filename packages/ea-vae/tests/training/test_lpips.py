@@ -1,4 +1,4 @@
-"""LPIPS against an independent computation, on weights of the right names and shapes made here."""
+"""LPIPS against an independent computation, with weights made here in the right names and shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ea_runtime.models.convert import convert_file
 from ea_vae.training.lpips import LPIPS
 from ea_vae.training.lpips_weights import load_lpips
 
-#: torchvision's numbering of VGG16's convolutions, and after which of them LPIPS looks
+#: torchvision's numbering of VGG16's convolutions, and those whose outputs LPIPS compares
 CONVS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)}
 CONVS |= {10: (128, 256), 12: (256, 256), 14: (256, 256)}
 CONVS |= {17: (256, 512), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512)}
@@ -39,7 +39,7 @@ def weights() -> dict[str, Tensor]:
 
 @pytest.fixture
 def folder(weights: dict[str, Tensor], tmp_path: Path) -> Path:
-    """As two converted downloads: a picture classifier, and the heads."""
+    """A folder like two converted downloads: a picture classifier, and the heads."""
     vgg = {name: t for name, t in weights.items() if name.startswith("features")}
     save_file(vgg | {"classifier.0.bias": torch.zeros(3)}, tmp_path / "vgg16.safetensors")
     save_file({n: t for n, t in weights.items() if n.startswith("lin")}, tmp_path / "vgg.safetensors")
@@ -47,7 +47,7 @@ def folder(weights: dict[str, Tensor], tmp_path: Path) -> Path:
 
 
 def distance(weights: dict[str, Tensor], one: Tensor, other: Tensor) -> Tensor:
-    """By the paper's formula, one picture and one layer at a time, in float64 with plain loops."""
+    """The distance by the paper's formula, one picture and one layer at a time, in float64 with plain loops."""
     shift = torch.tensor([-0.030, -0.088, -0.188], dtype=torch.double).view(3, 1, 1)
     scale = torch.tensor([0.458, 0.448, 0.450], dtype=torch.double).view(3, 1, 1)
     results = []
@@ -56,7 +56,7 @@ def distance(weights: dict[str, Tensor], one: Tensor, other: Tensor) -> Tensor:
         x, y = (a - shift) / scale, (b - shift) / scale
         last = -2
         for index in CONVS:
-            if index - last == 3:  # a pooling lies between
+            if index - last == 3:  # a pooling layer in between
                 x, y = (F.max_pool2d(z[None], 2, 2)[0] for z in (x, y))
             w, bias = weights[f"features.{index}.weight"].double(), weights[f"features.{index}.bias"].double()
             x, y = (torch.clamp(F.conv2d(z[None], w, bias, padding=1)[0], min=0) for z in (x, y))
@@ -93,7 +93,7 @@ def test_gradients_reach_the_picture_and_no_weight(folder: Path, noise: Callable
     assert torch.isfinite(picture.grad).all()
     assert float(picture.grad.abs().sum()) > 0
     assert all(not p.requires_grad and p.grad is None for p in module.parameters())
-    # a flat picture has no features where every unit is off: no NaN then either
+    # a flat picture may switch every unit off: no NaN there either
     picture = torch.zeros(1, 3, 16, 16, requires_grad=True)
     with torch.no_grad():
         module.features["28"].bias.fill_(-1e6)
@@ -114,7 +114,7 @@ def test_one_file_does_as_well(weights: dict[str, Tensor], tmp_path: Path) -> No
 
 
 def test_converted_downloads_load(weights: dict[str, Tensor], tmp_path: Path) -> None:
-    """The two pickles that people have, through `ea models convert`, in one folder."""
+    """The two pickles that people download, converted with `ea models convert` into one folder."""
     of_vgg = {name: tensor for name, tensor in weights.items() if name.startswith("features")}
     torch.save(of_vgg, tmp_path / "vgg16-397923af.pth")
     torch.save({name: weights[name] for name in weights if name.startswith("lin")}, tmp_path / "vgg.pth")

@@ -62,7 +62,7 @@ def test_the_loss_is_the_sum_of_its_terms(make: Make, one_step: Step) -> None:
 
 
 def test_sums_are_easyanimates(make: Make, one_step: Step) -> None:
-    """The whole loss written with torch.sum, as EasyAnimate reduces it."""
+    """The whole loss written out with torch.sum, reduced as in EasyAnimate."""
     weights = {"l1": 1.0, "mse": 0.1, "kl": 1e-3, "reduction": "sum"}
     recipe = make(data={"kinds": "videos", "num_frames": 9}, loss=weights)
     seen: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def test_the_adversarial_term_begins_at_its_step(make: Make, one_step: Step) -> 
 
 
 def test_sums_and_means_have_one_adaptive_balance(make: Make, one_step: Step) -> None:
-    """Only the size of the loss differs: its gradients point the same way."""
+    """Only the scale of the loss differs: its gradients point the same way."""
     gradients = []
     for reduction in ("mean", "sum"):
         recipe = make(loss=GAN | {"adversarial_start": 0, "kl": 0.0, "reduction": reduction})
@@ -127,7 +127,7 @@ def test_the_discriminators_see_what_the_vae_has_just_made(make: Make, one_step:
     assert torch.equal(real, recipe._frames(batch))
     assert all(p.grad is None for p in recipe.vae.parameters())
     assert all(p.grad is not None for p in recipe.discriminator.parameters())
-    assert not recipe._made  # nothing is held beyond the step
+    assert not recipe._made  # nothing is kept after the step
 
 
 def test_pictures_give_the_clips_discriminator_nothing(make: Make, one_step: Step) -> None:
@@ -139,7 +139,7 @@ def test_pictures_give_the_clips_discriminator_nothing(make: Make, one_step: Ste
 
 
 def test_noise_belongs_to_the_sample(make: Make) -> None:
-    """Half batches give the mean of the whole one; another seed gives another draw and another window."""
+    """Two half batches average to the whole one; another seed gives other noise and another window."""
     recipe = make(data={"kinds": "videos", "num_frames": 9})
 
     def ask(indices: list[int], seed: int = 1) -> Loss:
@@ -157,7 +157,7 @@ def test_noise_belongs_to_the_sample(make: Make) -> None:
 def test_buckets_hold_one_kind_and_fit_the_vae(make: Make) -> None:
     (phase,) = make(data={"kinds": "both", "num_frames": 9}).phases()
     assert list(phase.buckets) == [Bucket("image", 1, 16, 16)] * 6 + [Bucket("video", 9, 16, 16)] * 3
-    # clips of 10 frames at most, where 13 are wanted: 9; sizes to multiples of 8
+    # 13 frames wanted, clips of 10: 9; sizes become multiples of 8
     (phase,) = make(data={"kinds": "videos", "num_frames": 13, "size": 20}).phases()
     assert list(phase.buckets) == [Bucket("video", 9, 16, 16)] * 3
     batch = make(data={"kinds": "videos", "num_frames": 13}).fetch([0, 2], 0, 0)
@@ -202,7 +202,7 @@ def test_gradient_checkpointing_changes_no_gradient(make: Make, one_step: Step) 
 
 
 def test_an_infinite_error_is_a_figure_and_no_crash(make: Make, one_step: Step) -> None:
-    """The loop skips such a step; it must get to know of it."""
+    """The loop skips the step, so it must learn of it."""
     recipe = make(loss=GAN | {"adversarial_start": 0})
     with torch.no_grad():
         recipe.vae.decoder.conv_out.bias.fill_(1e30)
@@ -297,7 +297,7 @@ def test_a_perceptual_distance_is_added(make: Make, one_step: Step, said: list[s
     )
     assert said == []
     assert recipe.describe()["loss perceptual"] == "weight 0.5, rms from some.safetensors"
-    # without weights: off, in one line, and nothing is built
+    # without weights it is off: one line, and nothing is built
     recipe = make(loss=named | {"perceptual_weights": None})
     assert said == ["perceptual term off: no weights for rms (`loss.perceptual_weights` names no file)"]
     assert recipe.describe()["loss perceptual"] == said[0].removeprefix("perceptual term ")
@@ -318,7 +318,7 @@ def test_it_describes_itself(make: Make) -> None:
 
 
 def test_a_dry_run_loads_nothing(make: Make, saved: dict[str, str]) -> None:
-    """On the meta device; the weights of the perceptual distance need not even be there."""
+    """Everything is on the meta device; the weights of the perceptual distance may be missing."""
     loss = GAN | {"perceptual": 1.0, "perceptual_weights": "absent.safetensors"}
     dry = {"device": "meta", "dry_run": True}
     with torch.device("meta"):

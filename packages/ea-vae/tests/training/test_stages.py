@@ -1,4 +1,4 @@
-"""Each stage of the recipe `vae` trains, through the loop, and resumes bit-exact after a cut."""
+"""Each stage of the recipe `vae` trains in the loop and resumes bit-exact after a cut."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GAN = {"adversarial": 0.5, "adversarial_start": 3}
 def train(
     recipe: VaeRecipe, out: Path, steps: int, resume: bool = False, **changes: Any
 ) -> list[dict[str, Any]]:
-    """Through the loop; the lines of the log."""
+    """A run of the loop; returns the lines of its log."""
     settings = {"lr": 2e-3, "muon_lr": 1e-2, "warmup": 3, "ema": 0.9, "save_every": 3, "seed": 3, "keep": 9}
     settings |= {"steps": steps, "batch_size": 3, **changes}
     options = TrainOptions(**settings)
@@ -62,7 +62,7 @@ def test_pictures_and_clips_go_through_one_run(make: Make, tmp_path: Path) -> No
 def test_stages_follow_each_other(
     make: Make, tmp_path: Path, adam: Callable[..., list[SimpleNamespace]]
 ) -> None:
-    """magvit, slice and slice-decoder on the clips: the loss of each falls, the last one keeps the encoder."""
+    """magvit, slice and slice-decoder on clips: each one's loss falls, and the last keeps the encoder."""
     folder: str | None = None
     for stage in ("magvit", "slice", "slice-decoder"):
         recipe = make(stage=stage, data=CLIPS, **({"init": {"folder": folder}} if folder else {}))
@@ -114,10 +114,10 @@ def test_the_adversarial_turn_begins_exactly_at_its_step(make: Make, tmp_path: P
         return any(not torch.equal(start[name], state[key]) for name, key in found.items())
 
     assert [moved(step) for step in (1, 2, 3, 4, 5)] == [False, False, False, True, True]
-    assert len(calls) == 2 * 3  # by the VAE once a step, by their own turn on real and made
+    assert len(calls) == 2 * 3  # once per step by the VAE; by their own turn on real and reconstructed
     assert [line["adaptive"] > 0 for line in lines] == [False, False, False, True, True]
     assert [line["discriminator"] > 0 for line in lines] == [False, False, False, True, True]
-    # until then the run is the one without discriminators
+    # until then the run equals the one without discriminators
     plain = train(make(data=CLIPS), tmp_path / "plain", 3, weight_decay=0.1)
     assert [line["loss"] for line in lines[:3]] == [line["loss"] for line in plain]
 
@@ -125,7 +125,7 @@ def test_the_adversarial_turn_begins_exactly_at_its_step(make: Make, tmp_path: P
 @pytest.mark.parametrize("layout", ["channels_last_3d", "contiguous"])
 @pytest.mark.parametrize("cut", [2, 5])
 def test_a_cut_run_goes_on_to_the_same_bits(cut: int, layout: str, make: Make, tmp_path: Path) -> None:
-    """Before the discriminators have begun and after, with their weights and moments."""
+    """Cut before the discriminators start and after, with their weights and moments."""
     tables = {"data": {"num_frames": 5, "kinds": "videos"}, "memory_format": layout, "loss": GAN}
     settings = {"save_every": 2, "batch_size": 2}
     whole = train(make(**tables), tmp_path / "whole", 7, **settings)
@@ -149,7 +149,7 @@ def test_a_cut_run_goes_on_to_the_same_bits(cut: int, layout: str, make: Make, t
 
 
 def test_whitening_through_a_run(make: Make, said: list[str], tmp_path: Path) -> None:
-    """From inflated picture weights on clips, as the bundled model's second part."""
+    """From inflated picture weights, on clips, as in the second part of the bundled model's training."""
     train(make(), tmp_path / "pictures", 3)
     init = {"folder": str(tmp_path / "pictures" / "final"), "inflate": True, "whiten": True}
     recipe = make(data=CLIPS, init=init)
@@ -169,7 +169,7 @@ def test_whitening_through_a_run(make: Make, said: list[str], tmp_path: Path) ->
 
 
 def test_accumulation_gives_the_same_losses(make: Make, tmp_path: Path) -> None:
-    """Without discriminators, whose adaptive weight is each micro-batch's own."""
+    """Without discriminators: their adaptive weight is computed per micro-batch."""
     one, other = (
         train(make(data=CLIPS), tmp_path / f"run{parts}", 3, accumulate=parts, muon_lr=0.0)
         for parts in (1, 3)

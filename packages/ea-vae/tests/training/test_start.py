@@ -1,4 +1,4 @@
-"""Changes to weights before and after training: fresh ones, inflated ones, whitened latents."""
+"""Changes to weights before and after training: initialising, inflating, and whitening latents."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_inflating_changes_nothing_on_one_frame(
         after = magvit.encode(frame).latent_dist.parameters, magvit.decode(latent).sample
         for one, other in zip(before, after, strict=True):
             assert (one - other).abs().max() < 1e-5 * max(1.0, float(one.abs().max()))
-        # a still clip is then coded as its frame, over and over
+        # a still clip is then encoded as its frame, repeated
         still = frame[:1].expand(-1, -1, 9, -1, -1)
         latents = magvit.encode(still).latent_dist.mode()
         assert latents.shape[2] == 3
@@ -47,7 +47,7 @@ def test_whitening_keeps_the_round_trip(noise: Callable[..., torch.Tensor]) -> N
     initialise(vae)
     frames = noise(6, 3, 9, 16, 16).double()
     with torch.no_grad():
-        vae.quant_conv.bias.copy_(torch.linspace(-3, 3, 8))  # means far from zero, deviations far from one
+        vae.quant_conv.bias.copy_(torch.linspace(-3, 3, 8))  # means far from 0, deviations far from 1
         vae.quant_conv.weight.mul_(torch.linspace(0.2, 5.0, 8).view(-1, 1, 1, 1, 1))
         before = vae.encode(frames).latent_dist
         decoded = vae.decode(before.mode()).sample

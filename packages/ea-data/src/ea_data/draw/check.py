@@ -185,7 +185,7 @@ def _fit_shape(mask: np.ndarray, x: np.ndarray, y: np.ndarray, area: np.ndarray)
     best = ("", -1.0)
     for shape in SHAPES:
         radius = np.sqrt(area / AREAS[shape]) / side
-        # A triangle's centroid lies a third of its half height below the middle of its box.
+        # A triangle's centroid is a third of its half height below the middle of its box.
         drop = EXTENTS[shape][1] * radius / 3 * side / height if shape == "triangle" else 0.0
         template = coverage(shape, x, y - drop, radius, height, width)  # T H W
         shared, joined = np.minimum(mask, template).sum(), np.maximum(mask, template).sum()

@@ -2,7 +2,7 @@
 area, blur, darkness, grain, duplicates, clips that stand still.
 
 A scene is a textured picture, larger than the frame, over which the frame moves at a constant speed. Video `index` of
-a set depends on seed, index and size only, never on how many there are. Speeds are in frame diagonals a second.
+a set depends on seed, index and size only, never on how many there are. Speeds are in frame diagonals per second.
 
 Shape legend: T frames, H height, W width.
 """
@@ -30,7 +30,7 @@ DROPPED_BY: dict[str, str] = {
     "dark": "technical",
     "grain": "technical",
 }
-SLOW = (0.02, 0.06)  # diagonals a second: a calm pan
+SLOW = (0.02, 0.06)  # diagonals per second: a calm pan
 FAST = (0.5, 0.6)
 COPY_SCALE = 2 / 3  # a copy is smaller than its original, so the larger one is kept
 BLUR_RADIUS = 6.0  # pixels of a 480-wide frame

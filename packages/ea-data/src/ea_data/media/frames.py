@@ -253,7 +253,7 @@ def _first_pts(container: Any, stream: Any) -> int | None:
 def _read_from_start(
     container: Any, stream: Any, start: float, end: float, fps: float
 ) -> tuple[list[Any], Timeline, range]:
-    """Everything from the beginning, for files without times or with a wrong index."""
+    """Decodes everything from the beginning, for files without timestamps or with a wrong index."""
     container.seek(0)
     packets = [packet for packet in container.demux(stream) if packet.size]
     timeline = Timeline.of(packets, stream, Fraction(fps).limit_denominator(100_000))

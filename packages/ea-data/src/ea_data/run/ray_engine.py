@@ -24,10 +24,10 @@ from ea_data.run.engine import Limits, supervisor
 from ea_data.run.worker import Task, TaskResult, Worker
 from ea_runtime.errors import MissingPackageError, UserError
 
-#: Tasks passed to Ray at a time, at least in total and for each process; the driver's memory holds no more of them. At
-#: the end of such a chunk processes wait for the last ones: with so many each, not for long.
+#: Tasks passed to Ray at a time, at least in total and for each process; the driver's memory holds no more of them.
+#: At the end of each batch processes wait for the last tasks: with this many per process, not for long.
 TASKS_AT_A_TIME, TASKS_A_PROCESS = 8192, 64
-#: Tasks of a block: its results come back together, so a killed run repeats at most this many for each process.
+#: Tasks per block: its results come back together, so a killed run repeats at most this many for each process.
 TASKS_A_BLOCK = 4
 
 

@@ -52,7 +52,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.in_channels, config.width, kernel_size=patch, stride=patch)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, T * L, D) with L = H/p * W/p tokens a frame."""
+        """(B, C, T, H, W) -> (B, T * L, D) with L = H/p * W/p tokens per frame."""
         num_frames = latents.shape[2]
         height, width = latents.shape[-2] // self.patch_size, latents.shape[-1] // self.patch_size
         patches = self.proj(rearrange(latents, "b c t h w -> (b t) c h w"))  # (B * T, D, H/p, W/p)

@@ -2,7 +2,7 @@
 
 Rows of equal length are a group. The scores of a token x against S keys are x Wq' K', with h * S columns: where S is at
 most half of a head's channels, Wq' K' and V' Wo', made once a prompt, take the place of two linears and their D x D
-multiply-adds a token. Against one key the softmax is 1, so only a vector to add is left. Equal in real numbers.
+multiply-adds per token. Against one key the softmax is 1, so only a vector to add is left. Equal in real numbers.
 
 Shapes: N rows of text; x (N, Q, D), D wide; S text tokens, d channels of each of the h heads.
 """

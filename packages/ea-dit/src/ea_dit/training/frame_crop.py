@@ -11,7 +11,7 @@ LONGEST_PART = 0.9
 def crop_lengths(longest: int, step: int) -> list[int]:
     """The numbers of frames that a clip of `longest` may be cut to: 1, then multiples of `step`, then `longest`.
 
-    step: frames that the VAE codes together (9 for MagViT, 8 for the slice VAE).
+    step: frames that the VAE encodes together (9 for MagViT, 8 for the slice VAE).
     """
     assert longest > 0
     assert step > 0

@@ -36,7 +36,7 @@ class DitRecipe(RecipeDefaults):
     def __init__(self, options: DitOptions, context: Context) -> None:
         self.options = options
         self.context = context
-        # before the set: a wrong config fails at once, and the draws of coding cannot change the weights
+        # before the set: a wrong config fails at once, and the draws of encoding cannot change the weights
         self.model, self.start_lines = start_network(options, context)
         names, table = [name for name, _ in self.model.named_parameters()], options.trainable
         self.chosen = choose(names, options.stage, table.patterns, table.low)

@@ -1,4 +1,4 @@
-"""`ea doctor`: is this machine fit for the work, and are its number formats right."""
+"""`ea doctor`: checks of this machine and of its number formats."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What runs the networks: PyTorch, ONNX Runtime, TensorRT (hook `ea_engines`)."""
+"""Engines that run the networks: PyTorch, ONNX Runtime, TensorRT (hook `ea_engines`)."""

@@ -31,8 +31,8 @@ _BLOCK = 64 << 10
 def sampled_hash(path: Path) -> str:
     """sha256 of a file's size and contents, 64 hex digits; of three blocks of one that is over WHOLE_BYTES.
 
-    So a set of terabytes is told from another in minutes. Two files of one size that differ only between the blocks
-    have one hash; videos and pictures that were written anew do not.
+    So sets of terabytes are told apart in minutes. Two files of one size that differ only between the blocks have one
+    hash; re-encoded videos and pictures do not.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -43,7 +43,7 @@ class Text:
 
 
 def plan_steps(record: Record, config: dict[str, Any], num_steps: int) -> Any:
-    """The sampler's scheduler, ready for `num_steps` steps. Raises UserError where it cannot do so many."""
+    """The sampler's scheduler, ready for `num_steps` steps. Raises UserError if it cannot do that many."""
 
     def prepared(count: int) -> Any:
         try:

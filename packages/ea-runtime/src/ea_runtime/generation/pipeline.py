@@ -359,7 +359,7 @@ class VideoPipeline:
         )
 
     def _scheduler(self, request: Request) -> Any:
-        """A new scheduler: it keeps state while it runs. Raises UserError where it cannot do so many steps."""
+        """A new scheduler: it keeps state while it runs. Raises UserError if it cannot do that many steps."""
         record = check_sampler(request.sampler)
         return plan_steps(record, self.scheduler_config, request.num_inference_steps)
 

@@ -18,7 +18,7 @@ from ea_runtime.generation.adapters import AdapterChoice, check_weight
 
 _TAG = re.compile(r"<lora:([^<>]+)>")
 _SUFFIX = ".safetensors"
-#: peft's file in a folder of its own
+#: the file in a folder that peft saves
 _PEFT = "adapter_model.safetensors"
 
 

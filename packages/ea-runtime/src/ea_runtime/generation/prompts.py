@@ -107,7 +107,7 @@ def encode_text(
 
 
 def _notes_on(text: str, encoded: Any) -> list[str]:
-    """What an encoder did not see of a text: words that cleaning removed, and the end."""
+    """Parts of a text that the encoder did not see: words that cleaning removed, and the end."""
     lost = tell_lost_words([text], "prompt") if hasattr(encoded, "cleaned") else None
     return [*([lost] if lost else []), *_cut_notes(encoded)]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: torch's generator on the CPU takes 64 bits and keeps the low 32
 MAX_SEED = (1 << 32) - 1
-#: so many times as many pixels as a model was trained on, or as few, are far from it
+#: this many times the pixels that a model was trained on, or that fraction of them, is far from it
 FAR = 3
 #: the value of a field that is left out; typed so that a request with its gaps filled (`over`) reads as complete
 _LEFT_OUT: Any = None

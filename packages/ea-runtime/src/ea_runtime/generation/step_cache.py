@@ -1,7 +1,7 @@
 """Step caches: network passes that would change little are skipped. Approximate, on request, and reported.
 
-A denoiser that can do it calls `cache(signal, x, blocks)` in place of `blocks(x)`: what the cache gives may be the
-blocks' output or a guess at it. signal (B, L, D) tells how far the input has moved since the last pass.
+A denoiser that supports it calls `cache(signal, x, blocks)` instead of `blocks(x)`: the cache returns the blocks'
+output or an estimate of it. signal (B, L, D) shows how far the input has moved since the last pass.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class StepCaching:
     made: list[Any] = field(default_factory=list)
 
     def new(self, num_passes: int) -> Any:
-        """A cache for a run of so many network passes."""
+        """A cache for a run of that many network passes."""
         self.made.append(self.make(num_passes))
         return self.made[-1]
 

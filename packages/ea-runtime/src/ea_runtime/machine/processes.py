@@ -23,7 +23,7 @@ import torch.distributed as dist
 from ea_runtime.errors import UserError
 
 _STORE = "EA_STORE"
-#: How long one process may wait for another, which may be coding a whole set. A dead one is noticed at once.
+#: How long one process may wait for another, which may be encoding a whole set. A dead one is noticed at once.
 _PATIENCE = timedelta(days=1)
 #: Seconds that a process has to end after it is asked to.
 _GRACE = 10.0

@@ -28,11 +28,10 @@ MAX_POSITIONS = 4096
 class Geometry:
     """The mapping of pixels to latents, in space and time.
 
-    latent_channels: C. spatial_ratio: pixels per latent position. size_multiple: height and width in pixels
-    must be multiples of it. chunk_frames, chunk_latents: frames and latent frames that the VAE codes
-    together. is_slice: the slice VAE's rule (4k or 4k + 1 frames) in place of MagViT's (1 or a multiple of
-    9). max_latent_frames: what the denoiser has positions for, or None. scale: the denoiser's latents are the
-    VAE's times this.
+    latent_channels: C. spatial_ratio: pixels per latent position. size_multiple: height and width in pixels must be
+    multiples of it. chunk_frames, chunk_latents: frames and latent frames that the VAE processes together. is_slice:
+    the slice VAE's rule (4k or 4k + 1 frames) instead of MagViT's (1 or a multiple of 9). max_latent_frames: the
+    number that the denoiser has positions for, or None. scale: the denoiser's latents are the VAE's times this.
     """
 
     latent_channels: int = 4
@@ -87,7 +86,7 @@ class Geometry:
         return 1 if num_frames == 1 else num_frames // self.chunk_frames * self.chunk_latents
 
     def num_frames(self, num_latents: int) -> int:
-        """Frames that `num_latents` latent frames decode to. Raises UserError if no video has so many."""
+        """Frames that `num_latents` latent frames decode to. Raises UserError if no video has that many."""
         if self.is_slice:  # as the reference: an odd number of latent frames has frame 0 alone
             alone = num_latents % 2
             return alone + (num_latents - alone) * self.temporal_ratio

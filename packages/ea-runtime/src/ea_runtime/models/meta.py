@@ -46,7 +46,7 @@ def build_without_weights(build: Callable[[], ModuleT]) -> ModuleT:
                 model = build()
             if not any(_computed(model)):
                 return model
-        except Exception:  # a constructor that reads a value (`.item()`), or a wrong config: once more tells
+        except Exception:  # a constructor that reads a value (`.item()`), or a wrong config: tried again
             pass
         with _EmptyOnMeta():
             model = build()
@@ -68,7 +68,7 @@ def build_shapes(build: Callable[[], ModuleT]) -> ModuleT:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the tensors of a file fit a model. Names are sorted; `wrong_shape` holds (name, expected, got)."""
+    """The match between a file's tensors and a model. Names are sorted; `wrong_shape` holds (name, expected, got)."""
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()

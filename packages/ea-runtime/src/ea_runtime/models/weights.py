@@ -165,7 +165,7 @@ def iter_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors called `names` as stored, in the order of the files' bytes.
 
-    is_shared: all of them use the same memory, one after the other; for callers that copy each (to another dtype or
+    is_shared: all of them use the same memory in turn; for callers that copy each (to another dtype or
         device), so that only their copies take memory.
 
     Raises UserError on a short read.

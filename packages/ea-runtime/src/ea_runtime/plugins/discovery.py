@@ -126,7 +126,7 @@ def _ask(function: Any, hook: str, record_type: type[Record]) -> list[Record]:
 
 
 def _check_names(plugin: Any) -> None:
-    """A hook that is misspelt or lacks its marker would be passed over without a word."""
+    """Raises if a hook is misspelt or lacks its marker, since it would be silently ignored."""
     for attribute in (a for a in dir(plugin) if a.startswith("ea_")):
         value = getattr(plugin, attribute)
         is_marked = hasattr(value, "ea_impl")

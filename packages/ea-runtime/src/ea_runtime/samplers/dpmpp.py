@@ -1,4 +1,4 @@
-"""DPM++: second-order multistep solver of the diffusion ODE in the data prediction, one network pass a step.
+"""DPM++: second-order multistep solver of the diffusion ODE in the data prediction, one network pass per step.
 
 Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models, 2022 (arXiv
 2211.01095), algorithm 2 (2M). EasyAnimate V2 calls it "DPM++"; its script's default.

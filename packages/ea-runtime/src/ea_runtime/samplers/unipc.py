@@ -1,4 +1,4 @@
-"""UniPC: second-order predictor and corrector in one network pass a step.
+"""UniPC: second-order predictor and corrector in one network pass per step.
 
 Zhao et al., UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models, 2023
 (arXiv 2302.04867). Not in EasyAnimate V2.

@@ -39,7 +39,7 @@ class FakeTextEncoder:
 
 
 class FakeDenoiser(nn.Module):
-    """The best denoiser of latents N(what the text says, 0.5^2); 2C channels, the second C are nonsense."""
+    """The optimal denoiser for latents N(mean given by the text, 0.5^2); 2C channels, the second C are meaningless."""
 
     alphas: Tensor
 
@@ -100,7 +100,7 @@ class FakeVae(nn.Module):
             yield frames.clamp(-1, 1)
 
     def enable_tiling(self) -> None:
-        """Only remembered: there is nothing to tile here."""
+        """Only recorded: there is nothing to tile here."""
         self.use_tiling = True
 
     def disable_tiling(self) -> None:

@@ -14,7 +14,7 @@ from ea_runtime.plugins.host import Host
 
 @contextmanager
 def host_with(*plugin: Any, entry_points: bool = False, name: str = "under-test") -> Iterator[Host]:
-    """Makes a host of what ea_runtime brings and these plugins the process's host, until the block ends.
+    """Uses a host with ea_runtime's own plugin and these as the process's host until the block ends.
 
     plugin: a module, or an object whose methods are marked with @hookimpl. entry_points: True adds
     installed packages. name: of the plugins; the second is "under-test-2".
@@ -45,7 +45,7 @@ def write_package(
     """Writes a plugin package into a folder of sys.path as an installer would: a module and its metadata.
 
     site: such a folder. package: its name; the module is that with underscores. code: of the module. plugin: the
-    entry point's name, as the package. target: what it points at, the module. Returns the module's file.
+    entry point's name, by default the package's. target: its value, by default the module. Returns the module's file.
     """
     module = package.replace("-", "_")
     file = site / f"{module}.py"

@@ -168,7 +168,7 @@ def _drop_addresses(text: str, scheme: re.Pattern[str]) -> str:
     """Drops `scheme` (http:// without what follows) and host names with their path (example.com/a).
 
     V2: \\b(?:SCHEME|[a-zA-Z0-9.\\-]+[.](?:com|co|...)[\\w/-]*\\b/?(?!@)), which scans a run of host
-    characters anew from each word boundary in it. A run has at most one match: it starts at the run's first
+    characters again from each word boundary in it. A run has at most one match: it starts at the run's first
     boundary and takes the last domain that can end there.
     """
     kept: list[str] = []

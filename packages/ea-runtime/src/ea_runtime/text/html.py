@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bs4.builder._htmlparser import HTMLParserTreeBuilder
 
 # Before its security releases of 2025, html.parser reads an unclosed construct to the end of the text from
-# every "<" anew. Up to this much work (openings times characters) a text is parsed in one piece, past it in
+# every "<" again. Up to this much work (openings times characters) a text is parsed in one piece, past it in
 # windows.
 MAX_WORK = 1 << 20
 WINDOW = 1024

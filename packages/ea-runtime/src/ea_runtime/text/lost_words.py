@@ -1,4 +1,4 @@
-"""Tells which words of a caption V2's cleaning removes, so that nobody waits for what the text encoder never saw."""
+"""Words of a caption that V2's cleaning removes, so that nobody waits for what the text encoder never saw."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMED = 5
 
 
 def lost_words(caption: str, cleaned: str | None = None) -> list[str]:
-    """What stands between spaces in a caption and is not whole in the cleaned one: ["gr4ph1c"], in order.
+    """Words of a caption, split at spaces, that are not whole in the cleaned one: ["gr4ph1c"], in order.
 
     cleaned: `clean_caption(caption)`, if it is known already. Case, punctuation, markup that is escaped, and
     mojibake that is repaired are no losses.

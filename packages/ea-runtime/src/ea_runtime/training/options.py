@@ -42,7 +42,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainOptions(Table):
-    """How long, how fast and how often; the same for every recipe."""
+    """Length, rates and intervals of a run; the same for every recipe."""
 
     steps: int = Field(gt=0, description="optimiser steps in all")
     batch_size: int = Field(gt=0, description="samples per step")

@@ -48,7 +48,7 @@ class Output:
     ) -> Iterator[Callable[[np.ndarray], None]]:
         """A function that takes the frames one by one; the file appears, whole, when the block ends well.
 
-        fps: frames a second. num_frames: how many will come, if that is known (a contact sheet then holds
+        fps: frames per second. num_frames: how many will come, if known (a contact sheet then holds
         fewer).
         Raises UserError where no frame came or the file cannot be written.
         """

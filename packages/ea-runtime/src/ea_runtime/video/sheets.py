@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ea_runtime.files.atomic import atomic_file
 
-#: A contact sheet shows at most so many frames, in rows of so many, so far apart (pixels).
+#: Most frames on a contact sheet, frames per row, and the gap between them in pixels.
 SHEET_FRAMES, SHEET_COLUMNS, SHEET_GAP = 16, 4, 2
 
 

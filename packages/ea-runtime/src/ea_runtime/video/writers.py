@@ -207,7 +207,7 @@ class GifWriter(FrameWriter):
     """Animated GIF that repeats forever; each frame has its own 256 colours, so nothing must be known in advance.
 
     Times are in 1/100 s: the delays alternate so that the whole keeps its length. Under 2/100 s (over 50
-    frames a second) viewers slow a GIF down; such a one is written at 50.
+    frames per second) viewers slow a GIF down; it is written at 50 then.
     Pillow's `save_all` would hold all frames in memory until the last, and merge equal ones.
     """
 

@@ -1,4 +1,4 @@
-"""What is told about the buckets of a set."""
+"""Lines about the buckets of a set."""
 
 from __future__ import annotations
 

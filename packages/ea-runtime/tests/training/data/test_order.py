@@ -1,4 +1,4 @@
-"""The order of samples: each once an epoch, one bucket a batch, a function of (seed, epoch)."""
+"""The order of samples: each once per epoch, one bucket per batch, a function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_sample_once_an_epoch_and_one_bucket_a_batch(
     assert sorted(i for batch in batches for i in batch) == list(range(len(buckets)))
     assert all(1 <= len(batch) <= size for batch in batches)
     assert all(len({buckets[i] for i in batch}) == 1 for batch in batches)
-    # a bucket leaves at most one batch that is not full
+    # each bucket has at most one batch that is not full
     short = [buckets[batch[0]] for batch in batches if len(batch) < size]
     assert len(short) == len(set(short))
 
@@ -51,7 +51,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_the_order_is_the_one_that_runs_were_made_with() -> None:
-    """A run that was started with an earlier version goes on in the same order."""
+    """A run started with an earlier version resumes in the same order."""
     order = BatchOrder(["a", "b", "a", "b", "a", "a", "b"], 2, 3)
     pinned = [[1, 3], [6], [2, 0], [5, 4], [0, 2], [4, 5], [3, 6], [1]]
     assert [order.batch(i) for i in range(8)] == pinned

@@ -1,4 +1,4 @@
-"""What a run says about its set before the first step."""
+"""Remarks of a run on its set before the first step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ea_runtime.training.data.dataset import Item, TrainingSet
 
 
 class Captions:
-    """As much of a set as the lines need."""
+    """The part of a set that the remarks need."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts

@@ -1,4 +1,4 @@
-"""Fetching in processes of their own: the order, what fails in one, and that none outlives the run."""
+"""Fetching in separate processes: order, failures, and no process that outlives the run."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def test_what_ends_in_a_worker_is_told(
     trainer = make_trainer(train={"workers": 2}, toy={"worker": {what: 5}})
     with pytest.raises(error, match=told) as caught:
         trainer.run(resume=False)
-    assert trainer.step == 5 or (what == "kill" and trainer.step < 5)  # what it had fetched is lost with it
+    assert trainer.step == 5 or (what == "kill" and trainer.step < 5)  # its fetched batches are lost with it
     if error is UserError:
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_of_the_group_saves(number: int, make_trainer: Make, tmp_path: Path) -> None:
-    """Ctrl-C, and a scheduler that ends every process of a job: the workers stay until the run has saved."""
+    """Ctrl-C, or a scheduler that signals every process of a job: the workers stay until the run has saved."""
     trainer = make_trainer(train={"workers": 2, "save_every": 50})
     one_step = trainer._one_step
 
@@ -121,7 +121,7 @@ os.kill(os.getpid(), 9)
 
 @pytest.mark.parametrize("seconds", [0, 1])
 def test_they_die_with_the_run(seconds: int) -> None:
-    """Killed, it could end nobody: idle workers and busy ones go by themselves."""
+    """A killed run cannot end its workers: idle and busy ones end on their own."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(seconds=seconds)], capture_output=True, timeout=60
     )

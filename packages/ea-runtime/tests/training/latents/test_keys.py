@@ -1,4 +1,4 @@
-"""Keys of latents follow what their frames look like."""
+"""Keys of latents depend on the appearance of the frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 class Files:
-    """As much of a set as its contents need."""
+    """The part of a set that keys need."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths

@@ -1,4 +1,4 @@
-"""The set as the denoiser sees it: from the cache and coded on the way, it is the same."""
+"""The set as the denoiser sees it: the same from the cache and encoded on the fly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Open = Callable[..., EncodedSource]
 
 @pytest.fixture
 def lines() -> list[str]:
-    """What was said."""
+    """Lines that were reported."""
     return []
 
 
@@ -62,17 +62,17 @@ def seen(
 
 
 def coded(small: ModuleType, work: Callable[[], Any]) -> int:
-    """Windows that went through the VAE meanwhile."""
+    """Number of windows that the VAE encodes during `work()`."""
     before = small.SmallVae.coded
     work()
     return small.SmallVae.coded - before
 
 
-# -- the same from the cache
+# -- the same result from the cache
 
 
 def test_the_cache_gives_what_coding_gives(source: Open) -> None:
-    """Pictures, whole windows, shorter ones and single frames, for several draws of where they start."""
+    """Pictures, whole windows, shorter ones and single frames, for several draws of their starts."""
     cached, direct = source(single_frames=True), source(cache="off")
     for indices, num_frames in (([2, 0], None), ([3, 4], None), ([4, 3], 9), ([3, 4], 1)):
         for seed in range(4):
@@ -101,14 +101,14 @@ def test_shapes_and_values(source: Open, small: ModuleType, parts: Path, tmp_pat
     assert latents.dtype == torch.float32
     assert text.shape[:2] == mask.shape
     assert mask.dtype == torch.int64
-    # the posterior's deviation is a fifth of what differs between windows: they are the right ones
+    # the posterior's deviation is a fifth of the difference between windows: they are the right ones
     vae = small.SmallVae()
     vae.gain.data = load_file(parts / "vae" / "diffusion_pytorch_model.safetensors")["gain"]
     frames = torch.from_numpy(np.load(tmp_path / "set" / "3.npy")).movedim(-1, 0)[None] / 127.5 - 1
     batch = cached.fetch([3], 5, cached.buckets()[3], 9)
     means = [vae.encode(frames[:, :, s : s + 9].float()).latent_dist.parameters for s in (0, 9, 18)]
     assert sum(torch.allclose(batch.tensors["moments"], mean, atol=1e-6) for mean in means) == 1
-    # a frame by itself is not the first of a chunk
+    # a frame encoded by itself differs from the first frame of a chunk
     single = cached.fetch([3], 5, cached.buckets()[3], 1).tensors["moments"]
     assert not any(torch.allclose(single, mean[:, :, :1], atol=1e-2) for mean in means)
 
@@ -123,7 +123,7 @@ def test_the_noise_is_the_generator_s(source: Open) -> None:
 
 
 def test_fetch_is_a_function_of_its_arguments(source: Open) -> None:
-    """Also in a worker, which gets a copy."""
+    """In a worker too, which gets a copy."""
     for cache in ("make", "off"):
         first = source(cache=cache)
         bucket = first.buckets()[3]
@@ -159,21 +159,21 @@ def test_text_is_padded_masked_and_dropped(source: Open, parts: Path) -> None:
             assert int(mask[row].sum()) == len(wanted)
             assert torch.allclose(text[row, : len(wanted)], wanted, atol=1e-6)
             assert not text[row, len(wanted) :].any()
-        assert it.text(batch, [True] * 3, "cpu", torch.bfloat16)[0].shape == (3, 1, it.width)  # </s> alone
+        assert it.text(batch, [True] * 3, "cpu", torch.bfloat16)[0].shape == (3, 1, it.width)  # only </s>
 
 
 def test_the_scale_is_the_one_that_sampling_uses(source: Open, parts: Path) -> None:
-    """V2's class default 0.1825 was never in use: the pipeline takes it for 0.18215, and so must training."""
+    """V2's class default 0.1825 was never used: the pipeline replaces it with 0.18215, and so must training."""
     path = parts / "vae" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": 0.1825}))
     assert source(cache="off").scale == 0.18215
 
 
-# -- what is coded, and when
+# -- what is encoded, and when
 
 
 def test_what_is_there_is_not_coded_again(source: Open, small: ModuleType, lines: list[str]) -> None:
-    assert coded(small, source) == 3 + 2 * 3  # pictures, and all chunks that a window of clips may hold
+    assert coded(small, source) == 3 + 2 * 3  # pictures, and all chunks that a clip's window may contain
     assert lines[0].startswith("latents: 9 coded, 0 bad, latents-")
     assert lines[1].startswith("captions: 6 coded, text-")
     lines.clear()
@@ -224,7 +224,7 @@ def test_only_what_changed_is_coded_again(
         path = next((parts / ("vae" if change == "vae" else "text_encoder")).glob("*.safetensors"))
         save_file({k: v * 1.5 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
     lines.clear()
-    if change != "name":  # it is found out, and said before anything is trained
+    if change != "name":  # it is noticed, and reported before any training
         with pytest.raises(
             UserError, match=r"the cache .* lacks .*; run `ea train cache CONFIG`, or set data.cache"
         ):
@@ -240,7 +240,7 @@ def test_only_what_changed_is_coded_again(
 def test_a_run_that_is_killed_goes_on(
     source: Open, small: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What reached the disk is not made again, and nothing half-written is taken for whole."""
+    """Latents that reached the disk are not made again, and nothing half-written passes as whole."""
     monkeypatch.setattr(fill, "PIXELS", 9 * 16 * 16)  # a window at a time
     first = fill.Writer.add
     count = 0
@@ -299,7 +299,7 @@ def test_bad_files_are_counted_and_not_replaced(
             assert [(index, path) for index, path, _ in batch.bad] == [(i, f"{i}.npy") for i in bad]
             assert len(batch) == len(indices) - 1
     assert lines[0].startswith("latents: 5 coded, 1 bad")
-    # it is not tried again at each start, but it is when it changes
+    # it is not tried again at each start, only when it changes
     assert coded(small, source) == 0
     assert len([line for line in lines if "bad" in line]) == 1
     np.save(folder / "1.npy", np.zeros((1, 16, 16, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""Tensors by keys in shards: found again, whole or not there, read through memory maps."""
+"""Tensors by key in shards: found again, complete or absent, read through memory maps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def keys(numbers: list[tuple[int, int]]) -> np.ndarray:
 
 
 def test_what_was_added_is_found(tmp_path: Path) -> None:
-    """Entries of several shapes and lengths in several shards, with keys that share a half; others are not found."""
+    """Entries of several shapes and lengths in several shards, with keys that share a half; other keys are not
+    found."""
     rng = np.random.default_rng(0)
     numbers = [
         (int(high), int(low)) for high in rng.integers(0, 1 << 63, 20) for low in rng.integers(0, 1 << 63, 5)
@@ -104,7 +105,7 @@ with Writer(Path(sys.argv[1]), shard_bytes=20_000) as writer:
 
 
 def test_killed_at_any_time(tmp_path: Path) -> None:
-    """What a killed writer left is a beginning of what it wrote, each entry right; the next one goes on behind it."""
+    """A killed writer leaves a prefix of what it wrote, with every entry intact; the next writer appends to it."""
     rng = np.random.default_rng(1)
     done = 0
     for _ in range(KILLS):

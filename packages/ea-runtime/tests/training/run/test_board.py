@@ -1,4 +1,4 @@
-"""TensorBoard's event files: what is in them, and that a resumed run shows each step once."""
+"""TensorBoard's event files: their contents, and each step shown once after resuming."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ea_runtime.training.run.board import Board
 
 
 def shown(folder: Path) -> tuple[dict[str, dict[int, list[float]]], dict[str, list[int]]]:
-    """(scalars, pictures) by name as TensorBoard shows them: points that a later session purges are left out."""
+    """(scalars, pictures) by name as TensorBoard shows them, without points that a later session purges."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     scalars: dict[str, dict[int, list[float]]] = {}

@@ -1,4 +1,4 @@
-"""Files that cannot be used: exact counts at any share of them, one line each, and the run that ends."""
+"""Unusable files: exact counts at any share, one line each, and a run that ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 
 def epochs(budget: ErrorBudget, size: int, bad: set[int], batch: int = 4, times: int = 3) -> None:
-    """The whole set in order, several times over."""
+    """The whole set in order, several times."""
     for _ in range(times):
         for start in range(0, size, batch):
             members = range(start, min(start + batch, size))
@@ -31,7 +31,7 @@ def epochs(budget: ErrorBudget, size: int, bad: set[int], batch: int = 4, times:
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
 def test_exact_counts_where_the_share_is_borne(share: float, tmp_path: Path) -> None:
-    """0, 1, 50 and 100% of 200 files are bad, and just so many are allowed."""
+    """0, 1, 50 and 100% of 200 files are bad, and exactly that share is allowed."""
     said: list[str] = []
     path = tmp_path / "quarantine.jsonl"
     budget = ErrorBudget(share, path, 200, said.append)
@@ -46,7 +46,7 @@ def test_exact_counts_where_the_share_is_borne(share: float, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("percent", "stops_at"), [(0, None), (1, None), (2, 100), (50, 6), (100, 4)])
 def test_more_than_the_share_ends_the_run(percent: int, stops_at: int | None, tmp_path: Path) -> None:
-    """At 1% of 200, two files are borne. stops_at: samples that were looked at until the third."""
+    """At 1% of 200, two bad files are tolerated. stops_at: samples seen when the third is met."""
     path = tmp_path / "run" / "quarantine.jsonl"
     budget = ErrorBudget(0.01, path, 200)
     bad = set(range(0, 200, 100 // percent)) if percent else set()
@@ -87,14 +87,14 @@ def test_a_file_counts_once_whatever_is_said_about_it() -> None:
 
 
 def test_it_goes_on_where_the_checkpoint_is(tmp_path: Path) -> None:
-    """What was found after the checkpoint is met again: neither lost nor written twice."""
+    """Files found after the checkpoint are met again: neither lost nor written twice."""
     path = tmp_path / "quarantine.jsonl"
     budget = ErrorBudget(1.0, path, 10)
     budget.count(3, [entry(1)])
     state = json.loads(json.dumps(budget.state_dict()))
     budget.count(2, [entry(2), entry(3)])
     with path.open("a") as file:
-        file.write('{"path": "to')  # killed while writing
+        file.write('{"path": "to')  # killed while writing a line
     resumed = ErrorBudget(1.0, path, 10)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
@@ -122,7 +122,7 @@ def test_a_share_that_is_none() -> None:
 
 @pytest.mark.parametrize("lost", ["distinct", "resume"])
 def test_a_budget_that_counts_wrongly_is_noticed(lost: str, tmp_path: Path) -> None:
-    """Twins: one counts a file at every epoch, one forgets what it knew on resume. The tests above tell."""
+    """Twins: one counts a file in every epoch, one forgets its files on resume. The tests above catch both."""
     path = tmp_path / "quarantine.jsonl"
 
     class Twin(ErrorBudget):

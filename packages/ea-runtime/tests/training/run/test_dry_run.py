@@ -1,4 +1,4 @@
-"""`--dry-run`: what it tells is what the run then does and has."""
+"""`--dry-run`: its report agrees with the run that follows."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_phases_and_small_buckets(toy: ModuleType, tmp_path: Path) -> None:
 def test_memory_is_what_the_run_holds(
     toy: ModuleType, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    """Weights, gradients, moments and averages, counted on what a trainer has after some steps."""
+    """Weights, gradients, moments and averages, compared with a trainer's tensors after some steps."""
     plan = rows(plan_of(toy.ToyRecipe, toy.ToyOptions(), tmp_path / "run"), "Memory of a process")
     trainer = make_trainer()
     trainer.run(resume=False)
@@ -89,7 +89,7 @@ def kilobytes(size: int) -> str:
 
 
 class Wide(RecipeDefaults):
-    """Two linears with a tanh between, a sample of 1,000 numbers; the loss reads values as recipes do."""
+    """Two linear layers with a tanh in between, samples of 1,000 numbers; the loss reads values as recipes do."""
 
     def __init__(self, options: Any, context: Context) -> None:
         self.device = context.device
@@ -125,7 +125,7 @@ class Wide(RecipeDefaults):
 
 
 def test_activations_are_those_that_autograd_keeps(tmp_path: Path) -> None:
-    """Of a micro-batch of the largest bucket; the same number as counted in a real backward pass."""
+    """For a micro-batch of the largest bucket, the count equals that of a real backward pass."""
     plan = plan_of(Wide, None, tmp_path / "run", {"batch_size": 3, "muon_lr": 0.0})
     told = rows(plan, "Memory of a process")["activations"]
     recipe = Wide(None, Context(seed=0, device="cpu", out=tmp_path, say=print))

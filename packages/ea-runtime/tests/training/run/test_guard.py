@@ -1,6 +1,6 @@
-"""The guard: what it must find, how soon, and that it lets clean steps pass; and guards that would not do.
+"""The guard finds spikes in time and lets clean steps pass; guards that fall short are caught.
 
-clean_losses.json: 1,800 (timestep, loss) of the bundled model on pictures and clips of its set, uniform timesteps.
+clean_losses.json: 1,800 (timestep, loss) of the bundled model on pictures and clips of its set, at uniform timesteps.
 clean_runs.json: (loss, gradient norm) of every step of the five runs that made the first bundled model.
 """
 
@@ -35,9 +35,9 @@ class Step(NamedTuple):
 
 
 def clean(steps: int, batch: int, seed: int, falls: bool = False) -> Iterator[Step]:
-    """Steps as a DiT makes them: batches of pictures or of clips, any timesteps, norms with outliers.
+    """Steps as in training a DiT: batches of pictures or of clips, any timesteps, norms with outliers.
 
-    falls: the loss comes down by a factor of 30 within 150 steps first, as a fresh network's does.
+    falls: the loss first falls by a factor of 30 within 150 steps, like a fresh network's.
     """
     rng = random.Random(seed)
     for number in range(steps):
@@ -50,7 +50,7 @@ def clean(steps: int, batch: int, seed: int, falls: bool = False) -> Iterator[St
 
 
 def ramp(since: int) -> float:
-    """0.05 -> 0.2 -> 1.0: the factor of the loss in the steps 1, 2, ... of a spike."""
+    """Factor of the loss in step 1, 2, ... of a spike: 0.05 -> 0.2 -> 1.0."""
     return 4 ** (since / 5) if since <= 5 else min(20.0, 4 * 5 ** ((since - 5) / 5))
 
 
@@ -91,7 +91,7 @@ def test_spikes_are_found_within_ten_steps(batch: int, spike: str) -> None:
         assert found is not None, f"seed {seed}: not found"
         assert onset <= found < onset + 10
         assert guard.suspect_since is not None
-        assert guard.suspect_since <= onset  # what was saved since is not trusted
+        assert guard.suspect_since <= onset  # states saved since are not trusted
         assert guard.suspect_since > onset - 15
         assert not guard.is_clean
 
@@ -103,12 +103,12 @@ def test_no_alarm_in_2000_clean_steps(batch: int, falls: bool) -> None:
         for step in clean(2000, batch, seed, falls):
             assert ask(guard)(step) == "ok", f"seed {seed}, step {step.number}"
             unclean += not guard.is_clean
-        assert unclean < 100  # a save waits for a step now and then, no more
+        assert unclean < 100  # now and then a save waits for one step, no longer
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_no_alarm_in_the_runs_that_made_tiny(name: str) -> None:
-    """Warm-up, the fall from random weights, the end of the cosine, a text encoder's loss down to 1e-5."""
+    """Warm-up, the initial fall, the end of the cosine, a text encoder's loss down to 1e-5."""
     guard = Guard(GuardOptions())
     verdicts = {guard.check(number, loss, norm) for number, (loss, norm) in enumerate(RUNS[name])}
     assert verdicts == {"ok"}
@@ -125,12 +125,12 @@ def test_spikes_in_those_runs_are_found_without_samples(name: str, spike: str) -
             loss = SPIKES[spike](loss / amount, since) * amount if amount == 1.0 else loss * ramp(since)
         if guard.check(number, loss, norm * (ramp(since) if since > 0 else 1)) != "ok":
             break
-    noisy = name == "text"  # its loss jumps between 0.001 and 0.1
+    noisy = name == "text"  # its loss jumps between 0.001 and 0.1 anyway
     assert onset <= number < onset + (30 if noisy else 10)
 
 
 def test_phases_and_new_groups_do_not_alarm() -> None:
-    """A new phase with three times the loss, and twice the size of batch."""
+    """A new phase with three times the loss and twice the batch size."""
     guard = Guard(GuardOptions())
     for step in clean(300, 8, 3):
         assert ask(guard)(step._replace(group=f"0:{step.group}")) == "ok"
@@ -193,7 +193,7 @@ def test_losses_without_a_logarithm_say_nothing() -> None:
 
 
 def test_it_goes_on_to_the_bit_after_json() -> None:
-    """A guard that is saved and loaded at any step judges and remembers as one that was not."""
+    """A guard saved and loaded at any step gives the same verdicts and state as one that was not."""
     steps, cuts = list(clean(200, 6, 8)), (0, 7, 60, 133, 199)
     whole, states = Guard(GuardOptions()), {}
     for step in steps:
@@ -217,11 +217,12 @@ def test_many_groups_are_not_all_remembered() -> None:
     assert len(guard.state_dict()["groups"]) == 64
 
 
-# Guards that are wrong on purpose: the checks above tell them from ours.
+# Deliberately wrong guards: the checks above catch them.
 
 
 class MeanOnly:
-    """Compares the batch's mean loss with the mean of the last 100: blind to timesteps, so its bar must be high."""
+    """Compares the batch's mean loss with the mean of the last 100: blind to timesteps, so its threshold must be
+    high."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -257,7 +258,7 @@ def test_a_guard_that_looks_at_the_mean_only_fails() -> None:
 
 
 def test_a_guard_without_bins_or_groups_fails() -> None:
-    """The same statistics over all timesteps at once: its allowance grows with the spread, and finds less."""
+    """The same statistics over all timesteps at once: the tolerance grows with the spread, so it finds less."""
 
     def blind() -> Callable[[Step], str]:
         guard = Guard(GuardOptions())

@@ -1,7 +1,7 @@
-"""NaNs and spikes put into real runs of a small denoiser: each must be handled, and clean runs must not be touched.
+"""NaNs and spikes injected into real runs of a small denoiser: each must be handled, and clean runs left alone.
 
-Thirty injections in ten runs: steps that are not finite, weights that are spoilt at once, and weights that are spoilt a
-little more with every step, which makes the loss climb as a plain DiT's does (0.05 -> 0.2 -> 1.0).
+Thirty injections in ten runs: non-finite steps, weights that are corrupted at once, and weights corrupted a little
+more with every step, which makes the loss climb as a plain DiT's does (0.05 -> 0.2 -> 1.0).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Denoiser(RecipeDefaults):
 
     def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
         kind = self.faults.pop(step, "")
-        if step <= self.last:  # a rollback: what went wrong is over
+        if step <= self.last:  # after a rollback the fault is over
             self.climbing = []
         self.last = step
         if kind == "at once":
@@ -107,7 +107,7 @@ class Denoiser(RecipeDefaults):
 
     @torch.no_grad()
     def _spoil(self, size: float) -> None:
-        """As a step that went wrong does."""
+        """Adds noise to the weights, as a bad step would."""
         generator = torch.Generator().manual_seed(9)
         for parameter in self.network.parameters():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
@@ -146,7 +146,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def judge(trainer: Any, faults: list[tuple[int, str]], limit: float) -> list[str]:
-    """What is wrong with a run that has ended: injections that were not handled in time, and poisoned states."""
+    """Faults of a finished run: injections that were not handled in time, and poisoned states."""
     wrong: list[str] = []
     given_up = {
         n: lines(path) for n in (1, 2, 3) if (path := trainer.out / f"log-rollback-{n}.jsonl").exists()
@@ -179,7 +179,7 @@ def judge(trainer: Any, faults: list[tuple[int, str]], limit: float) -> list[str
 
 @pytest.fixture
 def limit(start: Start) -> float:
-    """What no unpoisoned state of these runs exceeds: 1.5 times the loss of a clean run at a fifth of its steps."""
+    """Upper bound for unpoisoned states of these runs: 1.5 times the loss of a clean run at a fifth of its steps."""
     trainer = start([], seed=99, steps=60)
     trainer.run(resume=False)
     recipe: Any = trainer.recipe
@@ -198,7 +198,7 @@ def test_thirty_injections_are_handled(start: Start, limit: float) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_done_to_clean_runs(start: Start) -> None:
-    """2,000 steps in all; ten times that with EA_FULL=1."""
+    """2,000 steps in total; ten times that with EA_FULL=1."""
     for seed in range(50, 60 if FULL else 51):
         trainer = start([], seed, steps=2000, save_every=500)
         trainer.run(resume=False)
@@ -208,7 +208,7 @@ def test_nothing_is_done_to_clean_runs(start: Start) -> None:
 
 
 class MeanOnly(Guard):
-    """A twin: asks whether the batch's mean loss is 16 times the usual one, the least that gives no false alarm."""
+    """A twin: alarms at 16 times the usual mean loss of a batch, the least that gives no false alarm."""
 
     def check(self, step: int, loss: float, grad_norm: float, *_: Any, **__: Any) -> Any:
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
@@ -218,7 +218,7 @@ class MeanOnly(Guard):
 
 
 class Careless(Guard):
-    """A twin: finds spikes, but calls every state clean and suspects nothing before the alarm."""
+    """A twin: finds spikes, but calls every state clean and suspects no step before the alarm."""
 
     @property
     def is_clean(self) -> bool:
@@ -237,7 +237,7 @@ def test_a_guard_that_is_broken_is_noticed(twin: str, start: Start, limit: float
         trainer.guard = MeanOnly(trainer.options.guard)
     if twin == "careless":
         trainer.guard = Careless(trainer.options.guard)
-    with suppress(UserError):  # it goes back to what is spoilt already, until its rollbacks are used up
+    with suppress(UserError):  # rolls back to corrupted states until its rollbacks are used up
         trainer.run(resume=False)
     wrong = judge(trainer, faults, limit)
     assert wrong

@@ -1,4 +1,4 @@
-"""The training loop: what it computes, what it writes, and that a run that was cut goes on to the same bits."""
+"""The training loop: its results, its files, and bit-exact resuming after a cut."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLOCK = ("seconds", "wait", "memory")
 
 
 def log(run: Path) -> list[dict[str, Any]]:
-    """The log's lines without what a clock says."""
+    """The log's lines without values from a clock."""
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in whole_log(run)]
 
 
@@ -42,7 +42,7 @@ def whole_log(run: Path) -> list[dict[str, Any]]:
 
 
 def tensors(run: Path, step: int) -> dict[str, Tensor]:
-    """All that a checkpoint holds: weights, averages, optimiser, buffers."""
+    """The contents of a checkpoint: weights, averages, optimiser, buffers."""
     return load_file(run / f"checkpoint-{step}" / "state.safetensors")
 
 
@@ -52,7 +52,7 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
 
 
 def cut(trainer: Any, step: int) -> None:
-    """Runs until that step begins, and dies there as a killed process would: nothing more is saved."""
+    """Runs until that step begins and ends there like a killed process: nothing more is saved."""
     whole = trainer.recipe.loss
 
     def dying(batch: Batch, generator: torch.Generator, at: int, turn: str) -> Any:
@@ -97,7 +97,7 @@ def test_what_a_run_leaves(uncut: Path, toy: ModuleType) -> None:
         "rollbacks",
     }
     assert all(0 <= line["wait"] <= line["seconds"] and line["memory"] > 10 for line in whole_log(uncut))
-    assert sum(line["samples"] for line in lines[:10]) == 2 * 16  # 5 batches an epoch: 4, 2 and 4, 4, 2
+    assert sum(line["samples"] for line in lines[:10]) == 2 * 16  # 5 batches per epoch: 4, 2 and 4, 4, 2
     assert lines[0]["lr"] == pytest.approx(1e-2 / 3)  # warm-up of 3 steps
     assert lines[2]["lr"] == pytest.approx(1e-2)
     assert lines[11]["lr"] < 5e-4  # the cosine's end
@@ -116,7 +116,7 @@ def test_what_a_run_leaves(uncut: Path, toy: ModuleType) -> None:
 
 @pytest.mark.parametrize("step", [2, 4, 5, 7, 8, 11])
 def test_resumed_is_uncut_to_the_bit(step: int, make_trainer: Make, uncut: Path, tmp_path: Path) -> None:
-    """Cut between, before and right after a save; the log too has the same lines."""
+    """Cut between saves, before one and right after one; the log has the same lines too."""
     cut(make_trainer("cut", train={"keep": 9}), step)
     trainer = make_trainer("cut", train={"keep": 9})
     trainer.run(resume=True)
@@ -144,7 +144,7 @@ def test_the_optimiser_is_laid_out_as_before(make_trainer: Make) -> None:
 def test_cut_twice_with_accumulation_and_another_interval(
     make_trainer: Make, uncut: Path, tmp_path: Path
 ) -> None:
-    """How often a run saves changes nothing; micro batches change rounding, and resume all the same."""
+    """The save interval changes nothing; micro-batches change rounding, and still resume bit-exact."""
     every_step = {"save_every": 1, "keep": 9}
     cut(make_trainer("cut", train=every_step), 3)
     cut(make_trainer("cut", train=every_step), 9)
@@ -161,7 +161,7 @@ def test_cut_twice_with_accumulation_and_another_interval(
 def test_what_a_resume_could_lose_is_noticed(
     lost: str, make_trainer: Make, uncut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twins of the loop that are broken on purpose: the comparison above catches each of them."""
+    """Deliberately broken twins of the loop: the comparison above catches each of them."""
     cut(make_trainer("cut", train={"keep": 9}), 5)
     trainer = make_trainer("cut", train={"keep": 9})
     if lost == "seed":
@@ -203,7 +203,7 @@ def test_auto_dtype_is_resolved_before(make_trainer: Make) -> None:
 def test_a_disk_that_fills_up_is_told_and_nothing_is_lost(
     make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of a save, of a line of the log, and of a sheet; then the run goes on to the same bits."""
+    """In the middle of a save, a log line or a sheet; then the run resumes bit-exact."""
     make_trainer("uncut", train={"sample_every": 4}).run(resume=False)
     trainer, saves = make_trainer("cut", train={"sample_every": 4}), iter(range(100))
 
@@ -252,7 +252,7 @@ def test_muon_off_and_rates_of_groups(make_trainer: Make) -> None:
 
 
 def test_a_step_that_is_not_finite_is_skipped(make_trainer: Make, tmp_path: Path) -> None:
-    """Loss or gradient: weights, averages and optimiser stay as they are, and the run goes on."""
+    """Loss or gradient: weights, averages and optimiser stay unchanged, and the run continues."""
     faults = {"nan": [4], "bad_gradient": [8]}
     trainer = make_trainer(train={"save_every": 5}, toy=faults)
     states, one_step = [], trainer.stepper.one_step
@@ -294,7 +294,7 @@ def test_a_signal_saves_and_stops(signal_name: str, make_trainer: Make, uncut: P
         0,
         4,
         7,
-    ]  # asked in step 5 (from 0), seen as step 6 begins
+    ]  # sent in step 5 (from 0), seen as step 6 begins
     assert not (run / "final").exists()
     make_trainer(train={"keep": 9}).run(resume=True)
     assert differing(tensors(uncut, 12), tensors(run, 12)) == []
@@ -353,7 +353,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(
 def test_the_log_is_cut_where_the_checkpoint_is(make_trainer: Make, tmp_path: Path) -> None:
     cut(make_trainer(), 7)
     path = tmp_path / "run" / "log.jsonl"
-    assert len(path.read_text().splitlines()) == 7  # written as it comes, and ahead of the checkpoint at 4
+    assert len(path.read_text().splitlines()) == 7  # written step by step, so ahead of the checkpoint at 4
     with path.open("a") as file:
         file.write('{"step": 8, "lo')
     trainer = make_trainer()
@@ -366,7 +366,7 @@ def test_the_log_is_cut_where_the_checkpoint_is(make_trainer: Make, tmp_path: Pa
 def test_a_full_disk_ends_the_run_with_one_line(
     make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both: too little space seen beforehand, and a write that fails. What was saved stays."""
+    """Both too little space seen beforehand and a write that fails. Saved checkpoints stay."""
     trainer = make_trainer(toy={"full_disk": True})
     with pytest.raises(UserError, match="No space left on device; saved is nothing yet: make room there"):
         trainer.run(resume=False)

@@ -1,4 +1,4 @@
-"""Where a step first was not finite: output, loss or gradient, and of which module."""
+"""The first non-finite value of a step: output, loss or gradient, and its module."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Network(nn.Module):
 
 
 class Faulty(torch.autograd.Function):
-    """The identity, with a gradient that is not finite."""
+    """The identity, with a non-finite gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def test_a_gradient_that_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_weight_gradient_alone() -> None:
-    """Nothing that flows on is touched: the module is told by its weight."""
+    """The gradient that flows on is finite: the module is identified by its weight."""
     network = Network()
     weight = network.blocks[0].weight
 

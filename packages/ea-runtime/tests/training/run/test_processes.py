@@ -1,4 +1,4 @@
-"""Several processes that share each batch. Each test here starts one more process, which takes seconds."""
+"""Several processes that share each batch. Each test here starts a second process, which takes seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Run = Callable[..., tuple[int, list[str]]]
 
 @pytest.fixture
 def train(toy_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    """train(out, *settings): `ea train toy` in this process, 8 steps; the exit code and what was said."""
+    """train(out, *settings): `ea train toy` in this process, 8 steps; the exit code and the output."""
     config = tmp_path / "toy.toml"
     config.write_text(
         '[run]\nrecipe="toy"\nout="x"\n[train]\nsteps=8\nbatch_size=5\nlr=0.01\nmuon_lr=0.01\nwarmup=2\n'
@@ -47,7 +47,7 @@ def figures(folder: Path, *names: str) -> list[list[float]]:
 
 
 def test_two_compute_what_one_computes_and_stop_together(train: Run, tmp_path: Path) -> None:
-    """Losses within 1e-5. SIGTERM at one of them saves and stops both, and they go on."""
+    """Losses agree within 1e-5. SIGTERM to one process saves and stops both, and both resume."""
     assert train("one")[0] == 0
     words = ("two", "train.processes=2", "toy.sigterm=[2]", "toy.rank=1")
     code, said = train(*words)
@@ -65,7 +65,7 @@ def test_two_compute_what_one_computes_and_stop_together(train: Run, tmp_path: P
 
 
 def test_what_fails_in_one_is_told_once(train: Run, tmp_path: Path) -> None:
-    """A process that is killed, one that cannot save while the other waits, and a wrong start: nobody hangs."""
+    """A killed process, one that cannot save while the other waits, and a wrong start: no process hangs."""
     code, said = train("killed", "train.processes=2", "toy.sigkill=[2]", "toy.rank=1")
     assert code == 2
     assert said[-1].startswith("error: process 1 of 2 was ended by SIGKILL; if memory was short")
@@ -93,7 +93,7 @@ def test_a_process_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_others_end_with_the_first(train: Run, toy_file: Path, tmp_path: Path) -> None:
-    """Also where it was killed, and could end nobody."""
+    """Even if it was killed and could not end the others."""
     words = [sys.executable, "-m", "ea_runtime.cli.main", "--plugin", str(toy_file), "train", "toy"]
     words += [str(tmp_path / "toy.toml"), f"--set=run.out={tmp_path / 'run'}", "--set=train.processes=2"]
     first = subprocess.Popen([*words, "--set=toy.sigkill=[3]"], stderr=subprocess.DEVNULL)
@@ -102,7 +102,7 @@ def test_the_others_end_with_the_first(train: Run, toy_file: Path, tmp_path: Pat
         others |= children_of(first.pid)
         time.sleep(0.05)
     assert first.returncode == -9
-    assert others  # the second process; libraries may have asked a tool of the system something, too
+    assert others  # the second process; libraries may have started a system tool too
     deadline = time.monotonic() + 60
     while any(is_running(pid) for pid in others):
         assert time.monotonic() < deadline

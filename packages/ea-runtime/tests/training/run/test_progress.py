@@ -1,4 +1,4 @@
-"""What a person sees while training."""
+"""The progress shown during training."""
 
 from __future__ import annotations
 

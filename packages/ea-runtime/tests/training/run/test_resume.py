@@ -1,4 +1,4 @@
-"""N + M steps are N steps, a kill, and M steps: weights, averages, optimisers, losses and order, to the bit."""
+"""N + M steps equal N steps, a kill, and M steps: weights, averages, optimisers, losses and order, bit-exact."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tables(name: str, **train: Any) -> dict[str, Any]:
 
 
 def what_is_left(run: Path) -> dict[str, Any]:
-    """Every tensor and number of every checkpoint, and the log without what a clock says."""
+    """Every tensor and number of every checkpoint, and the log without values from a clock."""
     found: dict[str, Any] = {}
     for folder in (*sorted(run.glob("checkpoint-*")), run / "final"):
         for path in sorted(folder.rglob("*.safetensors")):
@@ -60,7 +60,7 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def cut(trainer: Any, step: int) -> None:
-    """Runs until that step, and dies in its last turn as a killed process would: nothing more is saved."""
+    """Runs until that step and ends in its last turn like a killed process: nothing more is saved."""
     whole, last, one_step = trainer.recipe.loss, trainer.turns[-1].turn, trainer.stepper.one_step
 
     def dying(batch: Batch, generator: torch.Generator, at: int, turn: str) -> Any:
@@ -70,7 +70,7 @@ def cut(trainer: Any, step: int) -> None:
 
     def ending(at: int, *args: Any, **kwargs: Any) -> Any:
         result = one_step(at, *args, **kwargs)
-        if at == step:  # none of its samples could be used
+        if at == step:  # none of its samples was usable
             raise MemoryError
         return result
 
@@ -82,7 +82,7 @@ def cut(trainer: Any, step: int) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_cut_anywhere(name: str, make_trainer: Make, tmp_path: Path) -> None:
-    """At ten points (of all but one kind of run only with EA_FULL=1), and once at two of them, with 0 workers."""
+    """Cuts at ten steps (three for most kinds of run unless EA_FULL=1), then two cuts in one run; 0 workers."""
     make_trainer("uncut", **tables(name)).run(resume=False)
     wanted = what_is_left(tmp_path / "uncut")
     assert len(wanted["log"]) == 12
@@ -96,7 +96,7 @@ def test_cut_anywhere(name: str, make_trainer: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "all of it, adam, bf16"])
 def test_workers_change_nothing(name: str, make_trainer: Make, tmp_path: Path) -> None:
-    """2 against 0, uncut and cut, and going on with another number."""
+    """2 against 0, uncut and cut, and resuming with another number."""
     make_trainer("none", **tables(name)).run(resume=False)
     wanted = what_is_left(tmp_path / "none")
     make_trainer("two", **tables(name, workers=2)).run(resume=False)
@@ -109,7 +109,7 @@ def test_workers_change_nothing(name: str, make_trainer: Make, tmp_path: Path) -
 
 
 def test_the_runs_differ_where_they_should(make_trainer: Make, tmp_path: Path) -> None:
-    """The comparison sees a changed draw: it is not of empty things."""
+    """The comparison notices a changed draw, so it does not compare empty sets."""
     make_trainer("one", **tables("plain")).run(resume=False)
     make_trainer("other", **tables("plain", seed=8)).run(resume=False)
     one, other = what_is_left(tmp_path / "one"), what_is_left(tmp_path / "other")
@@ -121,7 +121,7 @@ def test_the_runs_differ_where_they_should(make_trainer: Make, tmp_path: Path) -
 def test_what_else_a_resume_could_lose(
     lost: str, make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twins of the loop that are broken on purpose are caught by the same comparison."""
+    """Deliberately broken twins of the loop are caught by the same comparison."""
     from ea_runtime.training.data.order import PhaseOrder
     from ea_runtime.training.run import loop
     from ea_runtime.training.run.guard import Guard

@@ -1,4 +1,4 @@
-"""Spikes and samples that cannot be used: what the loop does when the guard and the budget speak."""
+"""Spikes and unusable samples: the loop's reaction to the guard and the budget."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Make = Callable[..., Any]
 
 
 class Scripted:
-    """A guard that says at given steps what a test wants, once each or always. suspect: steps that it doubts."""
+    """A guard with scripted verdicts at given steps, once each or always. suspect: steps that it doubts."""
 
     def __init__(self, spikes: list[int], suspect: Sequence[int] = (), *, again: bool = False) -> None:
         self.spikes, self.suspect, self.again = list(spikes), list(suspect), again
@@ -175,7 +175,7 @@ def test_steps_that_stay_infinite_end_the_run(
     assert not any("spiked" in line for line in said)
     assert len(lines(run)) == 15 + 10
     newest = checkpoints(run)[-1][0]
-    assert newest == 10  # what came after was in doubt
+    assert newest == 10  # later states were in doubt
     assert all(value.isfinite().all() for value in weights(run, newest).values() if value.is_floating_point())
 
 
@@ -183,12 +183,12 @@ def test_a_skipped_step_in_fp16_names_the_loss_scale(make_trainer: Make) -> None
     said: list[str] = []
     make_trainer(train={"dtype": "fp16"}, toy={"nan": [6]}, say=said.append).run(resume=False)
     (line,) = [one for one in said if "skipped" in one]
-    # 65536, halved once though the step was done again to be explained
+    # 65536, halved once though the step was repeated for diagnosis
     assert line == "step 7 is skipped: the loss is not finite in fp16, the loss scale falls to 32768"
 
 
 def test_a_turn_that_is_not_finite_is_left_out(make_trainer: Make, tmp_path: Path) -> None:
-    """The first turn's update stands; the critic's is skipped, and the step counted as one that was."""
+    """The first turn's update stands; the critic's is skipped, and the step counts as skipped."""
     data = {"critic": True, "critic_start": 2}
     trainer = make_trainer(toy={"nan_critic": [6]}, data=data)
     trainer.run(resume=False)
@@ -201,7 +201,7 @@ def test_a_turn_that_is_not_finite_is_left_out(make_trainer: Make, tmp_path: Pat
 
 
 def test_bad_samples_are_counted_and_weigh_nothing(make_trainer: Make, tmp_path: Path) -> None:
-    """A part with none that can be used contributes nothing: the others' mean is over what was really used."""
+    """A part without usable samples contributes nothing: the mean is over the samples really used."""
     bad = [1, 3, 8, 9, 10, 11]
     train = {"bad_share": 1.0, "batch_size": 8, "accumulate": 4, "steps": 8, "ema": 0.0}
     data = {"dropout": False, "bad": bad, "images": 0}

@@ -44,7 +44,7 @@ def test_the_first_weights_are_soon_forgotten() -> None:
         module[0].weight.fill_(1.0)
     for _ in range(100):
         average.update()
-    assert average.averages["0.weight"].max() < 2.0  # 0.9999 from the start would leave 990,000
+    assert average.averages["0.weight"].max() < 2.0  # with 0.9999 from the start, 990,000 would be left
 
 
 def test_swapped_in_restores_to_the_bit() -> None:

@@ -19,7 +19,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (1, 5), (64, 27)])
 def test_singular_values_are_near_one(shape: tuple[int, int]) -> None:
     values = torch.linalg.svdvals(orthogonalise(draw(*shape)))
-    # the smallest ones of a square matrix may start so close to zero that five iterations do not lift them
+    # the smallest ones of a square matrix may be too close to zero for five iterations to lift them
     kept = values[values > 1e-2] if shape[0] == shape[1] else values
     assert kept.max() < 1.25
     assert kept.median() > 0.65
@@ -62,7 +62,7 @@ def test_adam_is_that_of_torch(decay: float, kind: str) -> None:
 
 
 def test_steps_counted_in_whole_numbers_go_on() -> None:
-    """As in the checkpoints of ea-runtime 0.1."""
+    """Checkpoints of ea-runtime 0.1 count steps this way."""
     parameters = [torch.nn.Parameter(draw(6)) for _ in range(2)]
     optimizers = [MuonAdamW([{"params": [parameter], "kind": "adamw"}], lr=0.01) for parameter in parameters]
     for step in range(4):
@@ -76,7 +76,7 @@ def test_steps_counted_in_whole_numbers_go_on() -> None:
 
 
 def test_muon_moves_by_the_rate_whatever_the_gradient_is() -> None:
-    """The update's singular values are about 1, times sqrt(rows / columns) where there are more rows."""
+    """The update's singular values are about 1, times sqrt(rows / columns) if there are more rows."""
     for scale in (1e-6, 1e6):
         weight = torch.nn.Parameter(torch.zeros(32, 8))
         optimizer = MuonAdamW([{"params": [weight], "kind": "muon"}], lr=0.01)

@@ -1,4 +1,4 @@
-"""The update of a turn: groups, rates, 8-bit Adam where it is installed, and what is refused."""
+"""The update of a turn: groups, rates, 8-bit Adam if installed, and refusals."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_8_bit_adam_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Half(torch.optim.SGD):
-    """In bitsandbytes' place: its state is one tensor of bytes and a number a parameter."""
+    """A replacement for bitsandbytes' Adam: its state is one tensor of bytes and a number per parameter."""
 
     def __init__(self, groups: Any, lr: float, betas: Any, eps: float, weight_decay: float) -> None:
         super().__init__(groups, lr=lr)

@@ -1,6 +1,6 @@
-"""Batches that two processes share, by DDP and by FSDP: what one computes, and checkpoints that either takes up.
+"""Batches shared by two processes, with DDP and FSDP: results equal one process's, and checkpoints suit either.
 
-The processes are forked from this one and find each other as torchrun's do, by RANK, WORLD_SIZE and MASTER_*.
+The processes are forked from this one and find each other like torchrun's, by RANK, WORLD_SIZE and MASTER_*.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FSDP = {"parallel": "fsdp", "muon_lr": 0.0}
 
 
 def together(work: Callable[[], object], size: int = 2) -> list[str]:
-    """Calls `work` in processes that share batches; what each raised, "" for nothing."""
+    """Calls `work` in processes that share batches; returns the error of each, "" for none."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -78,7 +78,7 @@ def log(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_alike(one: Path, two: Path, *names: str) -> None:
-    """Losses, norms and the final weights."""
+    """Compares losses, norms and the final weights."""
     lines = log(one), log(two)
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
     for a, b in zip(*lines, strict=True):
@@ -90,7 +90,7 @@ def assert_alike(one: Path, two: Path, *names: str) -> None:
 
 
 DDP_RUNS: dict[str, dict[str, Any]] = {
-    "plain": {},  # with batches of one, of which a process has none
+    "plain": {},  # with batches of one, of which one process gets none
     "two turns, parts, phases": {
         "train": {"accumulate": 2},
         "data": {"critic": True, "critic_start": 3, "phase_at": 5},
@@ -119,7 +119,7 @@ def test_parts_are_the_whole(make_trainer: Make, tmp_path: Path) -> None:
 def test_two_go_on_to_the_bit_and_one_goes_on_with_theirs(
     parallel: str, make_trainer: Make, tmp_path: Path
 ) -> None:
-    """Trained, saved, killed, resumed by two; then the checkpoint of two resumed by one."""
+    """Trained, saved, killed and resumed by two; then the checkpoint of two is resumed by one."""
     run = merged(ONE, {"train": FSDP if parallel == "fsdp" else {}})
     make_trainer("one", **run).run(resume=False)
     assert together(lambda: make_trainer("two", **run).run(resume=False)) == ["", ""]
@@ -155,7 +155,7 @@ def test_two_go_on_to_the_bit_and_one_goes_on_with_theirs(
 
 
 def test_fsdp_with_parts_and_sheets(make_trainer: Make, tmp_path: Path) -> None:
-    """Shares of different lengths keep in step; sheets come from whole weights."""
+    """Shares of different lengths stay in step; sheets are drawn from whole weights."""
     more = {"train": {**FSDP, "accumulate": 2, "sample_every": 5}, "data": {"bad": [1, 3, 5, 7, 9, 11, 13]}}
     run = merged(ONE, more)
     make_trainer("one", **run).run(resume=False)

@@ -69,7 +69,7 @@ def test_which_cpus_have_bf16(
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
     assert has_bf16("cpu") is expected
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core")  # oneDNN may not use what the processor has
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core")  # oneDNN may not use all that the processor has
     assert not has_bf16("cpu")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
     assert has_bf16("cpu") is expected
@@ -99,7 +99,7 @@ def test_which_cards_have_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
         ("fp32", None, False, "fp32", []),
         ("fp16", None, False, "fp16", []),
         ("bf16", None, True, "bf16", []),
-        ("fp32", "bf16", True, "fp32", []),  # what differs is told where the configs are compared
+        ("fp32", "bf16", True, "fp32", []),  # differences are reported where configs are compared
         ("auto", None, True, "bf16", ["`train.dtype` auto: bf16 on cpu"]),
         ("auto", None, False, "fp32", ["`train.dtype` auto: fp32 on cpu"]),
         ("auto", "fp32", True, "fp32", ["`train.dtype` auto: fp32 on cpu, as the run was made with"]),

@@ -1,8 +1,8 @@
 """Videos of any number of frames: the pieces that pass the network together, and the numbers of frames that fit.
 
 MagViT mode: independent chunks, `mini_batch_encoder` frames <-> `mini_batch_decoder` latent frames (9 <-> 3).
-Slice mode: slices of 8 frames <-> 2 latent frames; an odd number of frames codes frame 0 alone; the decoder's
-mid block also sees the two neighbouring slices.
+Slice mode: slices of 8 frames <-> 2 latent frames; with an odd number of frames, frame 0 is encoded alone; the
+decoder's mid block also sees the two neighbouring slices.
 
 Shapes: frames (B, 3, T, H, W), latents (B, 4, t, h, w).
 """
@@ -21,7 +21,7 @@ from .conv import Mode
 
 @dataclass(frozen=True)
 class Piece:
-    """Frames (or latent frames) start..stop that one pass codes, and the neighbours that it sees."""
+    """Frames (or latent frames) start..stop of one pass, and the neighbours that it sees."""
 
     start: int
     stop: int
@@ -57,7 +57,7 @@ def decode_pieces(
     pieces = [Piece(0, 1, "single")] if first else []
     for start in range(first, num_latents, size):
         stop = min(start + size, num_latents)
-        # The lone first latent frame is nobody's neighbour: it was coded alone.
+        # The lone first latent frame is nobody's neighbour: it was encoded alone.
         pieces.append(Piece(start, stop, "slice", min(size, start - first), min(size, num_latents - stop)))
     return pieces
 

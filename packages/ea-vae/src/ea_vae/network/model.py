@@ -34,7 +34,7 @@ from .tiling import run_tiled, tile_spans
 
 @dataclass
 class DecoderOutput(BaseOutput):
-    """What `decode` returns. sample: (B, 3, T, H, W)."""
+    """The result of `decode`. sample: (B, 3, T, H, W)."""
 
     sample: Tensor
 
@@ -156,7 +156,7 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin, VideoCoder):
 
     @apply_forward_hook
     def encode_piece(self, x: Tensor, mode: Mode) -> Tensor:
-        """Moments (B, 8, t, h, w) of frames (B, 3, T, H, W) coded together, tiled if tiling is on."""
+        """Moments (B, 8, t, h, w) of frames (B, 3, T, H, W) encoded together, tiled if tiling is on."""
 
         def network(part: Tensor) -> Tensor:
             return self.quant_conv(self.encoder(part, mode))
@@ -165,7 +165,7 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin, VideoCoder):
 
     @apply_forward_hook
     def decode_piece(self, z: Tensor, mode: Mode, num_before: int = 0, num_after: int = 0) -> Tensor:
-        """Frames (B, 3, T, H, W) of latents (B, 4, t, h, w) coded together, tiled if tiling is on.
+        """Frames (B, 3, T, H, W) of latents (B, 4, t, h, w) decoded together, tiled if tiling is on.
 
         The first `num_before` and the last `num_after` latent frames belong to neighbouring slices: they give
         context and yield no frames.

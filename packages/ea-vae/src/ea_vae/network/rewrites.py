@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Mode = Literal["causal", "slice", "single"]
-"""A pass's way with time.
+"""The treatment of time in a pass.
 
 causal: MagViT. Frame 0 stands for itself, padding repeats it in front, and no output sees a later input.
 slice: Slice VAE. Every frame of the piece is alike, zeros pad both ends.
-single: Slice VAE's frame 0, coded alone: padded as a slice, never enlarged in time.
+single: Slice VAE's frame 0, encoded alone: padded as a slice, never enlarged in time.
 """
 Stride = tuple[int, int, int]
 

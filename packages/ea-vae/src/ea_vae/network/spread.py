@@ -1,4 +1,4 @@
-"""Chunks of one video over several processes: each codes some of them, all get all of them, in order.
+"""Chunks of one video over several processes: each process computes some of them, and all get all of them, in order.
 
 Chunks are independent of each other, so the result is bit-exact with one process's.
 """

@@ -30,7 +30,7 @@ from .spread import Job
 
 
 class VideoCoder:
-    """Videos of any number of frames, for whatever codes one piece: the network, or graphs exported from it.
+    """Videos of any number of frames, for anything that encodes and decodes one piece: the network, or exported graphs.
 
     A subclass has `settings`, `encode_piece` and `decode_piece`.
     """
@@ -38,11 +38,11 @@ class VideoCoder:
     settings: VaeConfig
 
     def encode_piece(self, x: Tensor, mode: Mode) -> Tensor:
-        """Moments (B, 8, t, h, w) of frames (B, 3, T, H, W) coded together."""
+        """Moments (B, 8, t, h, w) of frames (B, 3, T, H, W) encoded together."""
         raise NotImplementedError
 
     def decode_piece(self, z: Tensor, mode: Mode, num_before: int = 0, num_after: int = 0) -> Tensor:
-        """Frames (B, 3, T, H, W) of latents (B, 4, t, h, w) coded together, the neighbours' not among them."""
+        """Frames (B, 3, T, H, W) of latents (B, 4, t, h, w) decoded together, without the neighbours' frames."""
         raise NotImplementedError
 
     def run_jobs(self, jobs: Iterator[Job]) -> Iterator[Tensor]:
@@ -91,11 +91,11 @@ class VideoCoder:
         Args:
             latents: (B, 4, t, h, w), the VAE's own scale.
             smooth: soften the seams between chunks as EasyAnimate V2 does. All frames but the first 4 and the
-                last 5 (slice mode: 4) are averaged with their second coding, in chunks that
-                begin 4 frames later. Costs an encoding and another decoding.
-            generator: for that second coding's noise: one for the batch, or a list with one for each video.
+                last 5 (slice mode: 4) are encoded and decoded again, in chunks that begin 4 frames
+                later, and averaged with the first result.
+            generator: for the noise of that second pass: one for the batch, or a list with one for each video.
             num_frames: slice mode: the number of frames that were encoded, which decides whether frame 0 was
-                coded alone. Default: it was if t is odd, as in EasyAnimate.
+                encoded alone. Default: it was if t is odd, as in EasyAnimate.
 
         Returns:
             Frames (B, 3, T, 8 h, 8 w), clamped to -1..1.
@@ -154,10 +154,10 @@ class VideoCoder:
 
     @torch.no_grad()
     def _smooth(self, plain: Iterator[Tensor], total: int, generator: Generators) -> Iterator[Tensor]:
-        """The `total` frames of `plain`, the inner ones averaged with their second coding.
+        """The `total` frames of `plain`, the inner ones averaged with those of a second pass.
 
-        The second coding's chunks begin 4 frames later, so that their middles are at the first coding's seams.
-        The first 4 frames and the last 5 (slice mode: 4) stay as they are.
+        The second pass encodes and decodes chunks that begin 4 frames later, so their middles are at the first pass's
+        seams. The first 4 frames and the last 5 (slice mode: 4) stay as they are.
         """
         config = self.settings
         offset = config.mini_batch_encoder // 2

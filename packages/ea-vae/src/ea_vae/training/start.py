@@ -34,7 +34,7 @@ def initialise(vae: AutoencoderKLMagvit) -> None:
 def inflate(vae: AutoencoderKLMagvit) -> None:
     """Moves the sum of a causal kernel's temporal taps into the last one.
 
-    On one frame, replicated in front, nothing changes; on a clip each frame is then coded as a separate
+    On one frame, replicated in front, nothing changes; on a clip each frame is then encoded as a separate
     picture, which is a far better start for video than three equal taps.
     """
     for module in vae.modules():

@@ -34,7 +34,7 @@ class SecondsPerStep(ProgressColumn):
 
 
 class GenerationProgress:
-    """A bar for each phase: steps, seconds a step, time left. Pass `on_step` to the pipeline."""
+    """A bar for each phase: steps, seconds per step, time left. Pass `on_step` to the pipeline."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(

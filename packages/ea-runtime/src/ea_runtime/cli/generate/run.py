@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
-    """Makes the plan's videos, one after the other. start: when the command began, by time.perf_counter."""
+    """Makes the plan's videos, one at a time. start: when the command began, by time.perf_counter."""
     _announce(plan, 0, console)  # before any import that takes time
     asked = plan.request
 

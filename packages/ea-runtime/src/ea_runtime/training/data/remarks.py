@@ -1,4 +1,4 @@
-"""Lines about a set that a run says at its start: nothing about it is dropped in silence."""
+"""Lines about a set that a run reports at its start, so that nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ea_runtime.training.data.dataset import TrainingSet
 
 
 def file_remarks(data: TrainingSet) -> list[str]:
-    """What a set has to say about its files, once its `buckets` are known; nothing from sets without `remarks`."""
+    """Remarks of a set on its files, once its `buckets` are known; none from sets without `remarks`."""
     return list(getattr(data, "remarks", list)())
 
 

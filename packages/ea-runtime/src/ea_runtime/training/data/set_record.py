@@ -19,7 +19,7 @@ from ea_runtime.files.hashes import sampled_hash
 from ea_runtime.files.safe import is_file, plain, quote_path
 from ea_runtime.training.data.dataset import TrainingSet
 
-#: The file of a run that holds the record: a line of JSON for each row.
+#: The file of a run that holds the record: one line of JSON per row.
 NAME = "set.jsonl"
 #: Files that a line names for each kind of change.
 NAMED = 3

@@ -30,7 +30,7 @@ CAPTIONS = 64
 class Coder:
     """The parts of a model folder, loaded when they are first used and dropped by `free`.
 
-    chunk: frames that the VAE codes together. A pickled or copied coder has nothing loaded.
+    chunk: frames that the VAE encodes together. A pickled or copied coder has nothing loaded.
     """
 
     def __init__(self, parts: str, device: str, dtype: torch.dtype, chunk: int) -> None:

@@ -37,8 +37,8 @@ class EncodedSource:
 
     views: the (size, num_frames) that the run will ask `buckets` for, None as the options say; a cache is made for
     all of them. single_frames: clips may also be cut to one frame, whose latents are not those of a chunk.
-    channels: C. width: D. scale: what latents are multiplied by, as the pipeline has it. chunk: frames that are
-    coded together; clips have a multiple of it, or one frame. spatial_ratio: pixels a latent.
+    channels: C. width: D. scale: what latents are multiplied by, as in the pipeline. chunk: frames that are encoded
+    together; clips have a multiple of it, or one frame. spatial_ratio: pixels per latent.
 
     Raises UserError, one line: no set, no such model folder, a number of frames that does not fit, a cache that
     is incomplete (`cache = "use"`).
@@ -109,7 +109,7 @@ class EncodedSource:
     def fetch(self, indices: list[int], seed: int, bucket: Bucket, num_frames: int | None = None) -> Batch:
         """Samples of a bucket on the CPU, for `encode` and `text`: a function of its arguments.
 
-        num_frames: cut clips to so many (1 or a multiple of `chunk`, at most the bucket's).
+        num_frames: cut clips to that many (1 or a multiple of `chunk`, at most the bucket's).
         """
         if num_frames is not None:
             self._check_frames(num_frames)
@@ -137,7 +137,7 @@ class EncodedSource:
     ) -> tuple[Tensor, Tensor]:
         """Features (B, L, D) and mask (B, L) int64, 1 on tokens; L is the longest of the batch.
 
-        dropped: which samples see the empty prompt in place of their own.
+        dropped: true for samples that see the empty prompt instead of their own.
         """
         if self._cache is not None:
             text, lengths = batch.tensors["text"], batch.tensors["mask"].sum(1).tolist()

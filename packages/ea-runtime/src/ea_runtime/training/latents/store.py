@@ -1,6 +1,6 @@
 """Tensors by 128-bit keys in a folder of safetensors shards, read through memory maps.
 
-A shard is whole or not there (files.atomic). It holds, for each shape of entries, the entries one after the other,
+A shard is complete or absent (files.atomic). It holds, for each shape of entries, the entries back to back,
 their ends, and their keys, so it describes itself:
 
     8x3x8x8        (sum of n, 8, 3, 8, 8)      entries (n, 8, 3, 8, 8)

@@ -28,7 +28,7 @@ class Board:
             str(folder),
             purge_step=step + 1 if step else None,
             flush_secs=30,
-            filename_suffix=f".{step:09}.{os.getpid()}",  # tells files of one second apart, and sorts them
+            filename_suffix=f".{step:09}.{os.getpid()}",  # distinguishes files of one second, and sorts them
         )
         self._step = step
 

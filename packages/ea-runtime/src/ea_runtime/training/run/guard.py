@@ -47,7 +47,7 @@ Row = list[tuple[int, float, int]]  # (bin, mean log loss, samples) of one step
 
 
 class Guard:
-    """Judges steps one after the other; a function of what it has seen, so a resumed run judges equally."""
+    """Judges steps in order; its verdicts depend only on the steps seen, so a resumed run gets the same ones."""
 
     def __init__(self, options: GuardOptions) -> None:
         self.options = options

@@ -35,7 +35,7 @@ def share_wrong(
     """The share of a run's products, 0..1, that `dtype` gets wrong on this device.
 
     One step of the largest batch of each phase is computed, forward and backward, on tensors without values; the canary
-    tries each operation in it. say: is told what is wrong, with the modules' names.
+    tries each operation in it. say: gets a line for each wrong operation, with the modules' names.
     Raises what the recipe raises for wrong options.
     """
     with shapes_only():

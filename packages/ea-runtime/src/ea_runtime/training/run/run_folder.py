@@ -21,9 +21,9 @@ CONFIG = "config.toml"
 
 #: Keys that may change when a run resumes: where and how often it saves and shows, and how it uses the machine.
 _MAY = "save_every keep log_every sample_every tensorboard threads workers processes parallel device"
-#: And how long it lasts.
+#: All of them, with the folder and the length of the run.
 MAY_CHANGE = {"run.out", "train.steps", *(f"train.{name}" for name in _MAY.split())}
-#: The places of its set, if set.jsonl tells whether that is still the same.
+#: Keys for the places of its set, which may change if set.jsonl shows that the set is the same.
 PLACES = {"data.path", "data.root", "data.cache_folder"}
 
 
@@ -102,7 +102,7 @@ class RunFolder:
             return None
 
     def continue_config(self) -> None:
-        """Writes the config of a run that resumes, if something in it has changed."""
+        """Writes the config of a resumed run, if something in it has changed."""
         if self.writes and self._config_before() != _flat(self.config):
             write_atomic(self.out / CONFIG, tomli_w.dumps(self.config))
 
@@ -111,7 +111,7 @@ class RunFolder:
         return RunLog(self.log_path if self.writes else Path(os.devnull))
 
     def cut_log(self, step: int, keep_as: str | None = None) -> None:
-        """Drops the lines past `step`: those steps will be done again. keep_as: a file for them."""
+        """Drops the lines past `step`: those steps will be repeated. keep_as: a file for them."""
         if not self.writes or not self.log_path.exists():
             return
         kept, dropped = [], []

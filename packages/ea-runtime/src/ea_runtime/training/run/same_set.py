@@ -1,4 +1,4 @@
-"""Compares the set of a run that resumes with the one that it began with."""
+"""Compares a resumed run's set with the one that the run began with."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ea_runtime.training.run.checkpoints import checkpoints
 
 
 def check_set(recipe: Any, out: Path, say: Callable[[str], None], *, is_new: bool) -> None:
-    """Records the set of a new run in `out`, or raises UserError, one line, if it is not what a run began with.
+    """Records the set of a new run in `out`, or raises UserError, one line, if a run began with another.
 
-    Every process must call this; the first one looks. A recipe without `training_set` has nothing to compare.
+    Every process must call this; only the first compares. A recipe without `training_set` has nothing to compare.
     """
     found: tuple[TrainingSet, Path] | None = getattr(recipe, "training_set", lambda: None)()
     if found is None:
@@ -51,7 +51,7 @@ def _by_the_first(compare: Callable[[], str]) -> None:
 
 
 def _compare(data: TrainingSet, root: Path, out: Path, say: Callable[[str], None], *, is_new: bool) -> str:
-    """Why the set is refused; "" if it is not."""
+    """The reason for refusing the set; "" if it is accepted."""
     record = out / NAME
     if is_new or not record.exists():
         if not is_new:

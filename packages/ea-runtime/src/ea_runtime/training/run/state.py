@@ -51,7 +51,7 @@ def save_state(
         numbers["turns"][turn.turn] = {"optimizers": written, "scaler": turn.scaler.state_dict()}
     kept = {}
     for key, value in tensors.items():
-        gathered = whole(value.detach())  # one after the other, so that only the first process fills up
+        gathered = whole(value.detach())  # one at a time, so that only the first process fills up
         if folder is not None:
             kept[key] = gathered.cpu().contiguous().clone()
     if folder is not None:

@@ -20,7 +20,7 @@ from ea_runtime.training.update.sharded import ShardedModules, whole_weights
 
 
 class Strategy:
-    """How a step's gradients are shared. This one, the base of the others, is for one process: nothing is exchanged."""
+    """A way to share a step's gradients. This one, the base of the others, is for one process: nothing is exchanged."""
 
     #: True if the modules hold shards, so that using and saving them takes every process.
     is_sharded = False
@@ -161,7 +161,7 @@ def _accelerator(device: torch.device) -> Any:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise UserError("accelerate is set to use FSDP, but `train.parallel` is 'ddp'; set it to 'fsdp'")
     threads = torch.get_num_threads()
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate chooses a number of its own
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate chooses a number itself
     kwargs = DistributedDataParallelKwargs(find_unused_parameters=True)  # pictures use no motion module
     with warnings.catch_warnings(action="ignore"):
         return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[kwargs])

@@ -23,7 +23,7 @@ def resolve_dtype(asked: str, device: str, recorded: str | None, say: Callable[[
     """`train.dtype` as the run computes: "auto" becomes the type that suits the device, or that of the run.
 
     recorded: the type of the run that resumes, on whatever machine; None: a new run.
-    say: is told what auto became, and that bf16 will be slow on a CPU without bf16 arithmetic.
+    say: gets the result of auto, and a line if bf16 will be slow because the CPU has no bf16 arithmetic.
     """
     dtype, hint = asked, "set it to auto"
     if asked == "auto":

@@ -35,7 +35,7 @@ class ShardedModules(nn.Module):
         fully_shard(self, reshard_after_forward=True)  # a forward without a backward must leave nothing stale
 
     def forward(self, work: Any) -> Any:
-        """What `work()` returns; it may call the modules, and any method of them."""
+        """Returns `work()`, which may call the modules and any of their methods."""
         return work()
 
     def last_backward(self, is_last: bool) -> None:
