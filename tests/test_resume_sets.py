@@ -169,7 +169,7 @@ def test_a_changed_set_is_refused_before_it_is_encoded(
     Path("dit.toml").write_text(tomli_w.dumps(DENOISER))
     code, said = ea(capsys, recipe="dit")
     assert code == 0, said
-    assert "latents: 6 coded" in said
+    assert "latents: 6 encoded" in said
     another_picture(rows)
     code, said = ea(capsys, *MORE, recipe="dit")
     assert code == 2

@@ -60,7 +60,7 @@ def train(
     if recipe == CACHE:
         if resume or dry_run:
             raise UserError(
-                "`ea train cache` takes no --resume and no --dry-run; what is coded already is kept"
+                "`ea train cache` takes no --resume and no --dry-run; what is encoded already is kept"
             )
         _cache(recipe_class, options, run)
         return
@@ -105,7 +105,7 @@ def _list_recipes() -> None:
     console = make_console()
     console.print(table, highlight=False, markup=False)
     console.print(
-        "\n`ea train RECIPE CONFIG.toml` trains, `ea train cache CONFIG.toml` codes its set once.",
+        "\n`ea train RECIPE CONFIG.toml` trains, `ea train cache CONFIG.toml` encodes its set once.",
         markup=False,
     )
 

@@ -454,7 +454,7 @@ def test_the_bundled_model(here, capsys):
 def test_an_approximate_run_says_so_and_is_repeated(model, here, capsys):
     words = ["generate", "a circle", "--model", str(model), "--steps", "6", "--step-cache", "teacache:100"]
     assert run([*words, "-o", "out.png"]) == 0
-    assert "approximate: step cache teacache:100 passed over 4 of 6 network passes" in capsys.readouterr().err
+    assert "approximate: step cache teacache:100 skipped 4 of 6 network passes" in capsys.readouterr().err
     told = json.loads((here / "out.json").read_text())
     assert told["settings"]["step_cache"] == "teacache:100"
     assert any(note.startswith("approximate") for note in told["notes"])

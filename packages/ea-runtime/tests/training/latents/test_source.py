@@ -174,8 +174,8 @@ def test_the_scale_is_the_one_that_sampling_uses(source: Open, parts: Path) -> N
 
 def test_what_is_there_is_not_coded_again(source: Open, small: ModuleType, lines: list[str]) -> None:
     assert coded(small, source) == 3 + 2 * 3  # pictures, and all chunks that a clip's window may contain
-    assert lines[0].startswith("latents: 9 coded, 0 bad, latents-")
-    assert lines[1].startswith("captions: 6 coded, text-")
+    assert lines[0].startswith("latents: 9 encoded, 0 bad, latents-")
+    assert lines[1].startswith("captions: 6 encoded, text-")
     lines.clear()
     assert coded(small, source) == 0
     assert coded(small, lambda: source(num_frames=9)) == 0
@@ -230,7 +230,7 @@ def test_only_what_changed_is_coded_again(
         ):
             source(cache="use")
     assert coded(small, source) == latents
-    assert [line for line in lines if f": {captions:,} coded" in line and "captions" in line] or not captions
+    assert [line for line in lines if f": {captions:,} encoded" in line and "captions" in line] or not captions
     after = seen(source(cache="use"), [3, 4])
     assert torch.equal(after[0], before[0]) == (not latents)
     for one, other in zip(after, seen(source(cache="off"), [3, 4]), strict=True):
@@ -298,7 +298,7 @@ def test_bad_files_are_counted_and_not_replaced(
             assert batch.indices == [i for i in indices if i not in bad]
             assert [(index, path) for index, path, _ in batch.bad] == [(i, f"{i}.npy") for i in bad]
             assert len(batch) == len(indices) - 1
-    assert lines[0].startswith("latents: 5 coded, 1 bad")
+    assert lines[0].startswith("latents: 5 encoded, 1 bad")
     # it is not tried again at each start, only when it changes
     assert coded(small, source) == 0
     assert len([line for line in lines if "bad" in line]) == 1
@@ -314,7 +314,7 @@ def test_make_cache_tells_what_it_found(
     assert lines[-1].startswith("8 latents and 6 captions in ")
     assert lines[-1].endswith("; 1 cannot be read")
     assert coded(small, lambda: make_cache(options, context)) == 0
-    assert [line for line in lines if line.startswith("latents: 0 coded, 1 bad")], (
+    assert [line for line in lines if line.startswith("latents: 0 encoded, 1 bad")], (
         "what is bad is tried again"
     )
     make_cache(options.model_copy(update={"coding": "bf16", "kinds": "videos"}), context)

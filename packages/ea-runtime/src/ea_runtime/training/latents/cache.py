@@ -90,12 +90,12 @@ class Cache:
             if missing:
                 bad = fill.make_latents(self._data, missing, self._latents_at, coder, self._stride, say)
                 count = sum(len(group) for group in missing)
-                say(f"latents: {count - len(bad):,} coded, {len(bad):,} bad, {self._latents_at.name}")
+                say(f"latents: {count - len(bad):,} encoded, {len(bad):,} bad, {self._latents_at.name}")
             coder.free()  # before the text encoder is loaded: a card may hold only one of them
             captions = [self._captions[i] for i in np.flatnonzero(self._text_places < 0)]
             if captions:
                 fill.make_features(captions, self._text_at, coder, say)
-                say(f"captions: {len(captions):,} coded, {self._text_at.name}")
+                say(f"captions: {len(captions):,} encoded, {self._text_at.name}")
         finally:
             coder.free()
 

@@ -229,5 +229,5 @@ class _Progress:
         rate = self.done / (now - self._since)
         left = (self.total - self.done) / rate
         self.say(
-            f"coding {self.what}: {self.done:,} of {self.total:,}, {rate:.0f}/s, {left / 60:.0f} min left"
+            f"encoding {self.what}: {self.done:,} of {self.total:,}, {rate:.0f}/s, {left / 60:.0f} min left"
         )
