@@ -1,4 +1,4 @@
-"""Step caches: which passes are passed over, and what the pipeline says of it."""
+"""Step caches: which passes are skipped, and what the pipeline says of it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_pipeline_says_that_it_is_approximate(pipe):
     cached = pipe("a red circle", seed=1, step_cache="teacache:0.3", **SMALL)
     assert "step_cache" not in exact.settings
     assert cached.settings["step_cache"] == "teacache:0.3"
-    assert cached.notes[-1].startswith("approximate: step cache teacache:0.3 passed over ")
+    assert cached.notes[-1].startswith("approximate: step cache teacache:0.3 skipped ")
     assert 0 < pipe.denoiser.calls < 6
     assert not torch.equal(cached.latents, exact.latents)
     assert torch.equal(pipe(**cached.settings).latents, cached.latents)
@@ -80,7 +80,7 @@ def test_a_threshold_of_0_is_exact(pipe):
     exact = pipe("a red circle", seed=1, **SMALL)
     cached = pipe("a red circle", seed=1, step_cache="teacache:0", **SMALL)
     assert torch.equal(cached.latents, exact.latents)
-    assert "passed over 0 of 6" in cached.notes[-1]
+    assert "skipped 0 of 6" in cached.notes[-1]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class StepCaching:
             sum(getattr(one, name, 0) for one in self.made) for name in ("computed", "skipped")
         )
         total = computed + skipped
-        return f"approximate: step cache {self.text} passed over {skipped} of {total} network passes"
+        return f"approximate: step cache {self.text} skipped {skipped} of {total} network passes"
 
 
 def check_step_cache(text: Any) -> StepCaching | None:
