@@ -132,7 +132,7 @@ def test_each_prompt_of_a_file_names_its_own(ea: Any, style: Path, tmp_path: Pat
         (
             "a <lora:stile>",
             ("--lora-dir", "."),
-            "there is no LoRA 'stile' in --lora-dir '.'; the nearest there: 'style'",
+            "there is no LoRA 'stile' in --lora-dir '.'; did you mean 'style'",
         ),
         ("a <lora:../style>", ("--lora-dir", "."), "by its name alone"),
         ("a", ("--lora-dir", ".", "--negative", "b <lora:style>"), "`--negative` holds '<lora:style>'"),
