@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from ea_lora import Card, find_targets, write_lora
+from ea_lora import Card, find_targets, load_lora, write_lora
 from ea_lora.folder import load_networks
 from ea_lora.layer import Layer
 from ea_runtime.cli.main import run
 from ea_runtime.errors import MissingPackageError
+from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.models.layout import resolve_folder
 
 PROMPT = ("generate", "a red circle moves right", "--num-frames", "9", "--steps", "2", "--seed", "3")
@@ -28,13 +29,17 @@ def style(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except MissingPackageError as error:
         pytest.skip(str(error))
     assert network is not None
+    return write_style(network, tmp_path_factory.mktemp("lora") / "style.safetensors", "*attn1*")
+
+
+def write_style(network: torch.nn.Module, path: Path, pattern: str) -> Path:
+    """A seeded LoRA of rank 2 for the modules under a pattern."""
     generator = torch.Generator().manual_seed(0)
     layers = []
-    for path, module in find_targets(network, ["*attn1*"]).items():
+    for name, module in find_targets(network, [pattern]).items():
         outputs, inputs = module.get_parameter("weight").shape
         down, up = (torch.randn(*shape, generator=generator) * 0.3 for shape in ((2, inputs), (outputs, 2)))
-        layers.append(Layer(path, "denoiser", path, down, up, torch.tensor(1.0)))
-    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
+        layers.append(Layer(name, "denoiser", name, down, up, torch.tensor(1.0)))
     write_lora(path, layers, Card(base_model="other", base_hash="0" * 64).to_metadata())
     return path
 
@@ -51,6 +56,23 @@ def ea(
         return code, capsys.readouterr().err
 
     return call
+
+
+def test_weight_zero_has_the_bits_of_none_for_a_short_prompt_too(style: Path, tmp_path: Path) -> None:
+    # the denoiser folds short prompts into the linears of its cross-attention, unless a LoRA changes them
+    pipe = VideoPipeline.from_pretrained("tiny", device="cpu", dtype="float32")
+
+    def latents() -> torch.Tensor:
+        settings = {"num_frames": 9, "num_inference_steps": 1, "seed": 3}
+        return pipe("a circle", output="latents", **settings).latents
+
+    without = latents()
+    with load_lora(pipe, write_style(pipe.denoiser, tmp_path / "all.safetensors", "*attn*"), 0) as lora:
+        assert torch.equal(latents(), without)
+        lora.weight = 1
+        assert not torch.equal(latents(), without)
+        lora.weight = 0
+        assert torch.equal(latents(), without)
 
 
 def test_recorded_and_repeated_to_the_byte(ea: Any, style: Path, tmp_path: Path) -> None:
@@ -132,7 +154,7 @@ def test_each_prompt_of_a_file_names_its_own(ea: Any, style: Path, tmp_path: Pat
         (
             "a <lora:stile>",
             ("--lora-dir", "."),
-            "there is no LoRA 'stile' in --lora-dir '.'; the nearest there: 'style'",
+            "there is no LoRA 'stile' in --lora-dir '.'; did you mean 'style'",
         ),
         ("a <lora:../style>", ("--lora-dir", "."), "by its name alone"),
         ("a", ("--lora-dir", ".", "--negative", "b <lora:style>"), "`--negative` holds '<lora:style>'"),

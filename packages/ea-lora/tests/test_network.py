@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -207,6 +208,15 @@ def test_a_bare_module_counts_as_a_denoiser(write_lora_file: Write, small: Any) 
     module = small.make_pipe().denoiser
     lora = load_lora(module, write_lora_file(), parts=("denoiser",))
     assert (len(lora.matched), len(lora.left_out)) == (9, 2)
+
+
+def test_one_pattern_or_part_may_be_text(write_lora_file: Write, small: Any) -> None:
+    path = write_lora_file()
+    several = load_lora(small.make_pipe(), path, np.float32(0.5), parts=["denoiser"], exclude=["blocks.1.*"])
+    one = load_lora(small.make_pipe(), path, 0.5, parts="denoiser", exclude="blocks.1.*")
+    assert one.left_out == several.left_out
+    assert one.matched == several.matched
+    assert several.weight == 0.5
 
 
 def test_patterns_leave_layers_out(write_lora_file: Write, small: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,6 +68,12 @@ def test_half_precision_is_folded_in_float32(layer: Attention) -> None:
     assert error < 1.5 * plain_error
 
 
+class Hook(SimpleNamespace):
+    """A hook that does nothing, as a LoRA's at weight 0, and says so in `is_idle`."""
+
+    def __call__(self, *_: object) -> None: ...
+
+
 @torch.no_grad()
 def test_layers_that_are_more_than_their_weights_stay_whole(layer: Attention) -> None:
     [text] = texts((1, 3))
@@ -77,6 +85,12 @@ def test_layers_that_are_more_than_their_weights_stay_whole(layer: Attention) ->
     assert (groups.add_to(x, layer) - wanted).abs().max() < EXACT
     handle.remove()
     assert isinstance(group_text(layer, [text]).groups[0], Folded)
+    hook = Hook(is_idle=True)
+    layer.to_q.register_forward_hook(hook)
+    assert isinstance(group_text(layer, [text]).groups[0], Folded)
+    hook.is_idle = False
+    assert isinstance(group_text(layer, [text]).groups[0], Whole)
+    hook.is_idle = True
     layer.to_out[1].p = 0.1
     assert isinstance(group_text(layer, [text]).groups[0], Folded)
     assert isinstance(group_text(layer.train(), [text]).groups[0], Whole)

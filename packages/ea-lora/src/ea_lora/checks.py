@@ -76,13 +76,10 @@ def _without_extras(extras: Sequence[str], tensors: Mapping[str, Tensor], label:
             )
     if not extras:
         return ()
-    kinds = sorted({key.rpartition(".")[2] for key in extras})
-    shown = (
-        f"{len(extras)} tensors of zeros ({', '.join(kinds)})"
-        if len(extras) > 1
-        else f"{quote(extras[0])}, all zero"
-    )
-    return (f"{label}: {shown} left out: they would add nothing",)
+    if len(extras) == 1:
+        return (f"{quote(extras[0])} is all zero and left out: it would add nothing",)
+    kinds = ", ".join(sorted({key.rpartition(".")[2] for key in extras}))
+    return (f"{len(extras)} tensors of zeros ({kinds}) left out: they would add nothing",)
 
 
 def make_layer(name: str, part: Part, path: str, roles: Mapping[Role, Tensor], label: str) -> Layer:

@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 
 _BAR_WIDTH = 18
-_File = Annotated[Path, typer.Argument(help="A LoRA file (.safetensors).")]
+_File = Annotated[Path, typer.Argument(help="A LoRA file (.safetensors), or a folder of peft's.")]
 _Model = Annotated[
     str, typer.Option("--model", "-m", help="A model folder, or the name of an installed model.")
 ]
@@ -66,7 +66,9 @@ def info(file: _File, as_json: _Json = False) -> None:
 def verify(
     file: _File,
     model: _Model = "tiny",
-    weight: Annotated[float, typer.Option(help="Strength for the probe of the output.")] = 1.0,
+    weight: Annotated[
+        float, typer.Option(help="Weight of the LoRA when its effect on the output is measured.")
+    ] = 1.0,
     no_text: _NoText = False,
     exclude: _Exclude = None,
     plot: Annotated[
@@ -109,7 +111,7 @@ def merge(
     no_text: _NoText = False,
     exclude: _Exclude = None,
 ) -> None:
-    """Write a new model folder with LoRAs merged into its weights (at 1 without a weight)."""
+    """Write a new model folder with LoRAs merged into its weights (weight 1 unless given)."""
     from ea_lora.merge import merge_lora
     from ea_runtime.generation.adapters import parse_spec
 
@@ -129,7 +131,9 @@ def convert(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="A model whose module names tell where a path begins, and its dots."
+            "--model",
+            "-m",
+            help="A model with the modules that the LoRA is for; their names are looked up in it.",
         ),
     ] = "tiny",
 ) -> None:
@@ -148,10 +152,12 @@ def memory(
     rank: Annotated[int, typer.Option(help="Rank of the LoRA.")] = 128,
     dtype: Annotated[str, typer.Option(help="Type to compute in: bf16, fp16 or fp32.")] = "bf16",
     offload: Annotated[int, typer.Option(help="Frozen blocks kept on the CPU.")] = 0,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing/--no-checkpointing")] = True,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing/--no-checkpointing", help="Gradient checkpointing.")
+    ] = True,
     motion: Annotated[bool, typer.Option("--motion/--no-motion", help="Adapt the motion modules.")] = True,
 ) -> None:
-    """Predict the device memory of training a LoRA, part by part, for one sample a step; reads configs only."""
+    """Predict the device memory of training a LoRA, part by part, with one sample per step; only configs are read."""
     from ea_lora.estimate import memory_table
     from ea_runtime.machine.terminal import make_console
     from ea_runtime.models.layout import resolve_folder

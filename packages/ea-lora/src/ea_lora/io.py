@@ -70,7 +70,8 @@ def _read_one(file: Path, given: str | os.PathLike[str]) -> LoraFile:
             layer = replace(layer, said=card.alpha)
         layers.append(_with_alpha(layer, configs.get(layer.part), weights.metadata, label))
     without = sum(layer.alpha is None and layer.said is None for layer in layers)
-    notes = [f"{label} has no alpha for {without} layers; their rank is used"] if without else []
+    count = "1 layer; its rank is" if without == 1 else f"{without} layers; their rank is"
+    notes = [f"no alpha for {count} used"] if without else []
     return LoraFile(file, tuple(layers), dict(weights.metadata), layout, (*grouped.notes, *notes))
 
 
@@ -197,7 +198,8 @@ def _read_header(file: Path, label: str) -> PartWeights:
     if file.is_dir():
         raise UserError(f"{label} is a folder without {WEIGHTS_NAME}; give the .safetensors file in it")
     if not is_file(file):
-        raise UserError(f"there is no {label}; give the path of a .safetensors file")
+        wrong = f"{label} is no regular file" if file.exists() else f"there is no {label}"
+        raise UserError(f"{wrong}; give the path of a .safetensors file")
     if file.stat().st_size == 0:
         raise UserError(f"{label} is empty; copy or download it again")
     if is_pickle(file.name):

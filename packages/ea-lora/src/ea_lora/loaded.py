@@ -31,10 +31,15 @@ class DeltaHook:
         self.shared = shared
         self.slot = slot
 
+    @property
+    def is_idle(self) -> bool:
+        """True if it leaves the output as it is; the denoiser then computes as without a hook."""
+        return self.shared.weight == 0.0
+
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
-        if self.shared.weight == 0.0:
+        if self.is_idle:
             return None  # the module's own output, bit-exact
         return carried(module, self.slot)(args[0] if args else kwargs["input"], output=output)
 

@@ -45,14 +45,17 @@ def load_lora(
         pipe: a VideoPipeline, or any torch module, taken as a denoiser.
         path: a .safetensors file of any trainer, a folder of peft's, or the result of `read_lora`.
         weight: strength, -100..100; 0 is off, 1 as trained. V2's example takes 0.55.
-        parts: of "denoiser" and "text".
-        exclude: shell patterns over module paths to leave alone, "*attn_temporal*" for the motion modules.
+        parts: of "denoiser" and "text", one or several.
+        exclude: shell patterns over module paths to leave alone, one or several; "*attn_temporal*": the motion modules.
 
     Returns a handle; its `weight` can be changed between runs at no cost.
 
     Raises UserError, with the model unchanged: see `read_lora` and `match_lora`, and for a compiled model.
     """
     weight = check_weight(weight)
+    # text is a sequence too, of characters, of which "*" fits everything
+    parts = (parts,) if isinstance(parts, str) else parts
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
     networks = networks_of(pipe)
     for part, network in networks.items():
         if network is not None:

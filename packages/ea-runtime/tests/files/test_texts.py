@@ -32,6 +32,12 @@ def test_other_encodings_are_told_with_their_line() -> None:
         decode_text(codecs.BOM_UTF16_LE + b"a")
 
 
+@pytest.mark.parametrize("data", ["a\n".encode("utf-16-le"), "a\n".encode("utf-32"), b"a\0b", b"\0"])
+def test_wide_text_without_a_mark_is_told(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"line 1 holds zero bytes, .*; save the file as UTF-8"):
+        decode_text(data)
+
+
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
@@ -43,6 +49,7 @@ def test_other_encodings_are_told_with_their_line() -> None:
         ("a\n\nb", ["a", "", "b"]),
         ("a\u2028b\x0cc\x85d\u2029e\x1cf\ng", ["a\u2028b\x0cc\x85d\u2029e\x1cf", "g"]),
         ("a\rb\n", ["a\rb"]),
+        ("a\rb\r", ["a", "b"]),
     ],
 )
 def test_lines_are_those_that_editors_show(text: str, lines: list[str]) -> None:

@@ -28,6 +28,15 @@ def test_tags_are_taken_out(prompt: str, text: str, tags: list[tuple[str, float]
     assert split_tags(prompt) == (text, [Tag(*tag) for tag in tags])
 
 
+def test_what_looks_like_a_tag_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    for text in ("<lora:style:1", "< lora:style>", "<LORA:style:1>", "<lora:>"):
+        split_tags(f"a {text}")
+        assert f"'{text}' in the prompt is read as text" in caplog.messages[-1]
+    caplog.clear()
+    split_tags("1 < 2 > 1 <hypernet:x:1> <lora:style:1>")
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
@@ -35,7 +44,7 @@ def test_tags_are_taken_out(prompt: str, text: str, tags: list[tuple[str, float]
         ("<lora:style:>", r"weight must be a number, got ''"),
         ("<lora:style:nan>", "from -100 to 100, got nan"),
         ("<lora:style:101>", r"from -100 to 100, got 101\.0"),
-        ("<lora:style:0.5:0.7>", r"several networks; one weight is read: <lora:style:0\.8>"),
+        ("<lora:style:0.5:0.7>", r"several networks; one weight is read: <lora:NAME:0\.8>"),
         ("<lora:style:te=0.5>", "several networks"),
         *(
             (f"a <lora:{name}:1>", "by its name alone")
@@ -64,8 +73,13 @@ def test_names_are_files_of_the_folder(tmp_path: Path) -> None:
     for name in ("notes", "other", "folder", "style.safetensors", "STYLE", "v1"):
         with pytest.raises(UserError, match=f"there is no LoRA '{name}' in --lora-dir"):
             find_tagged([Tag(name, 1.0)], str(tmp_path))
-    with pytest.raises(UserError, match="the nearest there: 'style'"):
-        find_tagged([Tag("stile", 1.0)], str(tmp_path))
+    for name in ("stile", "style.safetensors"):
+        with pytest.raises(UserError, match="did you mean 'style'"):
+            find_tagged([Tag(name, 1.0)], str(tmp_path))
+    with pytest.raises(UserError, match=r"it holds 'mine', 'style', 'v1\.5'$"):
+        find_tagged([Tag("flowers", 1.0)], str(tmp_path))
+    (tmp_path / "OLD.SAFETENSORS").touch()
+    assert find_tagged([Tag("OLD", 1.0)], str(tmp_path))[0].path.endswith("OLD.SAFETENSORS")
 
 
 def test_no_folder_or_an_empty_one(tmp_path: Path) -> None:
@@ -74,7 +88,7 @@ def test_no_folder_or_an_empty_one(tmp_path: Path) -> None:
         UserError, match="names the LoRA 'style'; give the folder that holds it with --lora-dir"
     ):
         find_tagged([Tag("style", 1.0)], None)
-    with pytest.raises(UserError, match="there are none"):
+    with pytest.raises(UserError, match="it holds none"):
         find_tagged([Tag("style", 1.0)], str(tmp_path))
     for name in ("absent", "file"):
         (tmp_path / "file").touch()

@@ -210,6 +210,16 @@ def test_seeds_count_up():
     assert check_seeds([5, 5], 2) == [5, 5]
 
 
+def test_the_last_seed_of_several_videos_has_32_bits():
+    assert check_seeds(2**32 - 3, 3) == [2**32 - 3, 2**32 - 2, 2**32 - 1]
+    with pytest.raises(
+        UserError, match=r"`seed` must be at most 4,294,967,293 for 3 videos, .* got 4294967294"
+    ):
+        check_seeds(2**32 - 2, 3)
+    with pytest.raises(UserError, match="so 5 draws the same"):
+        check_seeds(2**32 + 5, 3)
+
+
 def test_a_request_has_the_arguments_of_a_call():
     call = set(inspect.signature(VideoPipeline.__call__).parameters) - {"self", "on_step"}
     assert {one.name for one in fields(Request)} == call

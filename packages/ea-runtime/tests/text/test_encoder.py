@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import T5Config, T5EncoderModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from ea_runtime.errors import UserError
-from ea_runtime.text.encoder import MAX_LENGTH, TextEncoder, train_tokenizer
+from ea_runtime.text.encoder import MAX_LENGTH, TextEncoder, check_prompt, train_tokenizer
 
 CAPTIONS = ["a red circle moves right", "a blue square on a navy background"]
 
@@ -81,10 +82,23 @@ def test_what_is_cut_is_told(encoder: TextEncoder) -> None:
     assert exact.mask.sum() == 120
     encoded = encoder.encode([" ".join(words), "a red circle"])
     assert encoded.truncated == ["circle right", ""]
-    assert encoded.notes() == ["prompt is 121 tokens, the last 2 are not seen: 'circle right'"]
+    assert encoded.notes() == ["the prompt has 121 tokens, and the last 2 are not seen: 'circle right'"]
     assert torch.equal(encoded.embeds[0], exact.embeds[0])
     long = encoder.encode(["red " * 4000])
     assert len(long.notes()[0]) < 500
+
+
+def test_words_without_a_token_are_told(encoder: TextEncoder) -> None:
+    assert encoder.encode(["a красный 🎉 circle"]).notes() == []  # this tokenizer spells all in bytes
+    vocabulary = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>", "▁a", "▁circle", "▁", ".")]
+    backend = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    found = TextEncoder(encoder.model, tokenizer).encode(["a красный circle. 🎉", "a circle", "🎉 🎉"])
+    assert found.unknown == [["красный", "🎉"], [], ["🎉"]]
+    assert "cannot read these words of the prompt: красный, 🎉; write others" in found.notes()[0]
 
 
 def test_encode_tokens(encoder: TextEncoder) -> None:
@@ -103,6 +117,14 @@ def test_bad_prompts(encoder: TextEncoder) -> None:
         encoder.encode([])
     with pytest.raises(UserError, match="`max_length` must be 1 or more tokens, got 0"):
         encoder.encode(["a"], max_length=0)
+
+
+@pytest.mark.parametrize("prompt", ["a \ud800 circle", "caf\udce9"])
+def test_text_without_a_form_in_utf8(prompt: str) -> None:
+    with pytest.raises(
+        UserError, match=r"`prompt` must be text in UTF-8, got '\\ud[8c]\w+' as character [34]; "
+    ):
+        check_prompt(prompt)
 
 
 def test_round_trip(encoder: TextEncoder, folder: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,7 @@ BAD_FRAMES = {
     "alpha": (np.zeros((8, 8, 4), np.uint8), r"\(8, 8, 4\) .* RGB"),
     "empty": (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\)"),
     "a list": ([1, 2], r"\(2,\)"),
+    "rows of several lengths": ([[1, 2], [3]], r"shape \(\) of object"),
     "another size": (np.zeros((48, 32, 3), np.uint8), "one size, 64x48 .* 32x48"),
 }
 
@@ -121,6 +123,73 @@ def test_wrong_frames_are_one_line_and_leave_nothing(tmp_path, name, kind):
 def test_frames_too_small_for_a_codec(tmp_path):
     with pytest.raises(UserError, match="at least 2x2 pixels for mp4, got 1x8"):
         write_video(tmp_path / "out.mp4", [np.zeros((8, 1, 3), np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("a.mp4", 16_384), ("a.mov", 16_384), ("a.webm", 65_534), ("a.webp", 16_383), ("a.gif", 65_535)],
+)
+def test_frames_too_large_for_a_format(tmp_path, name, most):
+    for shape in ((most, 2, 3), (2, most, 3)):
+        write_video(tmp_path / name, [np.zeros(shape, np.uint8)] * 2, overwrite=True)
+    for shape in ((most + 1, 2, 3), (2, most + 1, 3)):
+        with pytest.raises(
+            UserError, match=rf"{name[1:]} holds at most {most:,} pixels a side, got .*; give a smaller"
+        ):
+            write_video(tmp_path / f"large{name}", [np.zeros(shape, np.uint8)] * 2)
+    assert names(tmp_path) == [name]
+
+
+def test_a_gif_so_slow_that_it_cannot_be_counted(tmp_path):
+    frames = list(clip(3))
+    write_video(tmp_path / "slow.gif", frames, fps=Fraction(2, 1001))
+    with pytest.raises(UserError, match=r"`fps` must be above 0\.00153 for \.gif, got 0\.0014"):
+        write_video(tmp_path / "slower.gif", frames, fps=0.0015)
+    assert names(tmp_path) == ["slow.gif"]
+
+
+@pytest.mark.parametrize(
+    "name", [":smile:{}", "a:b{}", "file:a{}", "pipe:1{}", "http:/a/b{}", "concat:a|b{}", "[red]%d{}"]
+)
+def test_names_that_ffmpeg_would_take_for_addresses(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for suffix in (".mp4", ".mov", ".webm", ".webp", ".gif", ".png"):
+        path = Path(name.format(suffix))
+        write_video(path, clip(2))
+        assert path.stat().st_size
+    assert all(one.parent.resolve().is_relative_to(tmp_path) for one in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("frames", [None, 5, 1.5])
+def test_what_are_no_frames(tmp_path, frames):
+    with pytest.raises(UserError, match="`frames` must be arrays"):
+        write_video(tmp_path / "out.mp4", frames)
+
+
+@pytest.mark.parametrize("path", [None, 5, "", ".mp4", "new/.GIF", "a\0.mp4"])
+def test_names_that_are_none(path):
+    with pytest.raises(UserError, match=r"`output` must be a file name such as out\.mp4"):
+        plan_output(path)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, "3", True])
+def test_numbers_of_frames_that_are_none(tmp_path, number):
+    with pytest.raises(UserError, match="`num_frames` must be a whole number of 1 or more, or None, got"):
+        write_video(tmp_path / "out.png", clip(3), num_frames=number)
+    assert names(tmp_path) == []
+
+
+def test_a_stop_while_a_place_is_tried_leaves_nothing(tmp_path, monkeypatch):
+    touch = Path.touch
+
+    def stopped(path: Path, **options: bool) -> None:
+        touch(path, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "touch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        plan_output(tmp_path / "out.mp4")
+    assert names(tmp_path) == []
 
 
 def test_folders_are_made(tmp_path):

@@ -103,11 +103,14 @@ def _shortest(layer: Attention, keys: Tensor, values: Tensor) -> Group:
 
 
 def _can_fold(layer: Attention) -> bool:
-    """True if the two linears are plain: no adapter's hook, no other class in their place, no dropout."""
+    """True if the two linears are plain: no adapter's hook that does something, no other class, no dropout."""
     to_out, dropout = layer.to_out[0], layer.to_out[1]
     if layer.training and isinstance(dropout, nn.Dropout) and dropout.p:
         return False
-    return all(
-        type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks
-        for linear in (layer.to_q, to_out)
-    )
+    return all(_is_plain(linear) for linear in (layer.to_q, to_out))
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    hooks = [*linear._forward_hooks.values(), *linear._forward_pre_hooks.values()]
+    # a LoRA at weight 0 must give the bits of none
+    return type(linear) is nn.Linear and all(getattr(hook, "is_idle", False) for hook in hooks)

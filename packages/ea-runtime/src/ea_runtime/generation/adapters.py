@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ class AdapterChoice:
 
 def check_weight(value: Any) -> float:
     """A strength as a float. Raises UserError for what is no number or beyond -100..100."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or abs(value) > MAX_WEIGHT:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or abs(float(value)) > MAX_WEIGHT:
         raise UserError(
             f"`weight` of a LoRA must be a number from -100 to 100, got {quote(value)}; 1 is as trained"
         )

@@ -6,6 +6,7 @@ left out. The tags are taken out of the prompt, and nothing else of it changes.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ from ea_runtime.errors import UserError
 from ea_runtime.files.safe import quote, quote_path
 from ea_runtime.generation.adapters import AdapterChoice, check_weight
 
+logger = logging.getLogger("ea")
+
 _TAG = re.compile(r"<lora:([^<>]+)>")
+#: what may be meant for one: capitals, spaces, no end, no name
+_NEARLY = re.compile(r"<\s*lora\s*:[^<>]{0,60}>?", re.IGNORECASE)
 _SUFFIX = ".safetensors"
 #: the file in a folder that peft saves
 _PEFT = "adapter_model.safetensors"
@@ -31,8 +36,14 @@ class Tag:
 
 
 def split_tags(prompt: str) -> tuple[str, list[Tag]]:
-    """A prompt without its tags, and the tags in order. Raises UserError for a tag that is none."""
-    return _TAG.sub("", prompt), [_tag(found[0], found[1]) for found in _TAG.finditer(prompt)]
+    """A prompt without its tags, and the tags in order; warns of what looks like one.
+
+    Raises UserError for a tag without a usable name or weight.
+    """
+    text = _TAG.sub("", prompt)
+    for nearly in _NEARLY.finditer(text):
+        logger.warning("%s in the prompt is read as text; <lora:NAME:WEIGHT> names a LoRA", quote(nearly[0]))
+    return text, [_tag(found[0], found[1]) for found in _TAG.finditer(prompt)]
 
 
 def refuse_tags(text: str, name: str) -> None:
@@ -62,7 +73,7 @@ def _tag(whole: str, inside: str) -> Tag:
     name, *weights = inside.split(":")
     if len(weights) > 1 or any("=" in weight for weight in weights):
         raise UserError(
-            f"{quote(whole)} in the prompt has weights for several networks; one weight is read: <lora:{name}:0.8>"
+            f"{quote(whole)} in the prompt has weights for several networks; one weight is read: <lora:NAME:0.8>"
         )
     if not name.strip() or "/" in name or "\\" in name or name.strip() in (".", "..") or "\0" in name:
         raise UserError(
@@ -86,12 +97,16 @@ def _files_in(folder: Path) -> dict[str, str]:
             f"`--lora-dir` {quote_path(folder)} cannot be read: {error.strerror or error}; give a folder of LoRA files"
         ) from error
     files = {path.name: str(path) for path in found if (path / _PEFT).is_file()}
-    return files | {path.stem: str(path) for path in found if path.suffix == _SUFFIX and path.is_file()}
+    return files | {
+        path.stem: str(path) for path in found if path.suffix.lower() == _SUFFIX and path.is_file()
+    }
 
 
 def _file_of(tag: Tag, files: Mapping[str, str], folder: str) -> str:
     if tag.name not in files:
-        close = get_close_matches(tag.name, list(files), n=3, cutoff=0.5) or sorted(files)[:3]
-        has = f"the nearest there: {', '.join(map(quote, close))}" if close else "there are none"
-        raise UserError(f"there is no LoRA {quote(tag.name)} in --lora-dir {quote_path(folder)}; {has}")
+        close = get_close_matches(tag.name.strip().removesuffix(_SUFFIX), list(files), n=3, cutoff=0.5)
+        shown = ", ".join(map(quote, close or sorted(files)[:3]))
+        has = f"did you mean {shown}?" if close else f"it holds {shown or 'none'}"
+        more = f" and {len(files) - 3} more" if not close and len(files) > 3 else ""
+        raise UserError(f"there is no LoRA {quote(tag.name)} in --lora-dir {quote_path(folder)}; {has}{more}")
     return files[tag.name]

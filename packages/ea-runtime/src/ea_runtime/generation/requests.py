@@ -176,6 +176,10 @@ def check_seeds(seed: Any, batch: int) -> list[int]:
 
 def _check_seed(seed: Any, batch: int = 1) -> int:
     number, most = check_int("seed", seed, 0), MAX_SEED - batch + 1
+    if most < number <= MAX_SEED:
+        raise UserError(
+            f"`seed` must be at most {most:,} for {batch} videos, each of which adds 1, got {number}"
+        )
     if number > most:
         raise UserError(
             f"`seed` must be at most {most:,}, got {number}; the noise depends on the low 32 bits alone, so "

@@ -29,9 +29,9 @@ REPAIR_CHARACTERS = 2048
 
 
 def check_prompt(prompt: str, *, name: str = "prompt", max_bytes: int = MAX_PROMPT_BYTES) -> None:
-    """Raises UserError for a prompt that is no string or takes more than `max_bytes` in UTF-8.
+    """Raises UserError for a prompt that is no string, takes more than `max_bytes` in UTF-8, or has no form in UTF-8.
 
-    To be called before anything is done with a prompt from outside: it looks at nothing but the size.
+    To be called before anything is done with a prompt from outside.
     """
     if not isinstance(prompt, str):
         raise UserError(f"`{name}` must be a string, got {type(prompt).__name__}")
@@ -43,6 +43,12 @@ def check_prompt(prompt: str, *, name: str = "prompt", max_bytes: int = MAX_PROM
         raise UserError(
             f"`{name}` must take at most {max_bytes:,} bytes, got {got}; shorten it (only its "
             "first 120 tokens, about 600 characters, count)"
+        )
+    broken = next((place for place, char in enumerate(prompt) if "\ud800" <= char <= "\udfff"), None)
+    if broken is not None:  # a byte of another encoding on the command line, or half of a pair in JSON
+        raise UserError(
+            f"`{name}` must be text in UTF-8, got {prompt[broken]!a} as character {broken + 1}; type it again, or "
+            "save it as UTF-8"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,8 @@ class Encoded:
 
     embeds: (B, L, D). mask: (B, L) int64, 1 on tokens (`</s>` included) and 0 on padding.
     cleaned: each prompt as the encoder saw it. num_tokens: each prompt's tokens without `</s>`, before the
-    cut. truncated: the part of each cleaned prompt that was cut off, "" if nothing was.
+    cut. truncated: the part of each cleaned prompt that was cut off, "" if nothing was. unknown: words of each with
+    characters that the tokenizer has no token for; none where they were not looked for.
     """
 
     embeds: Tensor
@@ -52,15 +53,23 @@ class Encoded:
     cleaned: list[str]
     num_tokens: list[int]
     truncated: list[str]
+    unknown: list[list[str]] = field(default_factory=list)
 
     def notes(self) -> list[str]:
-        """One line for each prompt that was cut, to be shown to the user."""
+        """One line for each prompt that was cut, or has unknown words, to be shown to the user."""
         seen = self.mask.shape[1] - 1
-        return [
-            f"prompt is {count} tokens, the last {count - seen} are not seen: {_shorten(text)!r}"
+        cut = [
+            f"the prompt has {count} tokens, and the last {count - seen} are not seen: {_shorten(text)!r}"
             for count, text in zip(self.num_tokens, self.truncated, strict=True)
             if text
         ]
+        unknown = [
+            f"the text encoder cannot read these words of the prompt: {_shorten(', '.join(words))}; write "
+            "others"
+            for words in self.unknown
+            if words
+        ]
+        return cut + unknown
 
 
 def _shorten(text: str, limit: int = 300) -> str:
@@ -134,7 +143,20 @@ class TextEncoder:
             check_prompt(prompt)
         cleaned = [clean_caption(prompt) for prompt in prompts]
         ids, mask, num_tokens, truncated = self.tokenize(cleaned, max_length)
-        return Encoded(self.encode_tokens(ids, mask), mask.to(self.device), cleaned, num_tokens, truncated)
+        unknown = [self.unknown_words(text) for text in cleaned]
+        embeds = self.encode_tokens(ids, mask)
+        return Encoded(embeds, mask.to(self.device), cleaned, num_tokens, truncated, unknown)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a text with characters that become `<unk>`, as those of other scripts do in the published T5."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        words = []
+        for token, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+            if token == self.tokenizer.unk_token_id:
+                first = max(text.rfind(" ", 0, start + 1), 0)
+                last = text.find(" ", end)
+                words.append(text[first : len(text) if last < 0 else last].strip())
+        return list(dict.fromkeys(words))
 
     def tokenize(self, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor, list[int], list[str]]:
         """Texts as they are, padded: ids, mask (B, L) int64 on CPU; tokens before the cut; what was cut."""

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -52,6 +52,8 @@ class Output:
         fewer).
         Raises UserError where no frame came or the file cannot be written.
         """
+        if num_frames is not None and (type(num_frames) is not int or num_frames < 1):
+            raise UserError(f"`num_frames` must be a whole number of 1 or more, or None, got {num_frames!r}")
         from ea_runtime.video import writers
 
         classes = {
@@ -74,7 +76,10 @@ class Output:
             writer.finish()
             self._put(temporary)
         except OSError as error:
-            raise UserError(f"{str(self.path)!r} cannot be written: {error.strerror or error}") from error
+            raise UserError(
+                f"{str(self.path)!r} cannot be written: {error.strerror or error}; free some space, or choose another "
+                "place"
+            ) from error
         finally:
             # still there: something failed, or the user stopped it
             if temporary.exists():
@@ -97,9 +102,20 @@ def plan_output(path: str | os.PathLike[str], overwrite: bool = False) -> Output
 
     Raises UserError for an unknown suffix, an existing file and a place that cannot be written.
     """
-    text = os.fspath(path)
-    if not text or "\0" in text:
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise UserError(f"`output` must be a file name such as out.mp4, got {path!r}") from None
+    if not text or "\0" in text or Path(text).name.lower() in KINDS:
         raise UserError(f"`output` must be a file name such as out.mp4, got {text!r}")
+    try:
+        return _planned(text, overwrite)
+    except OSError as error:  # a path that is too long, a folder that may not be looked into
+        reason = error.strerror or error
+        raise UserError(f"{text[:200]!r} cannot be written: {reason}; choose another place") from error
+
+
+def _planned(text: str, overwrite: bool) -> Output:
     place = Path(text)
     check_name(place)
     suffix = place.suffix.lower()
@@ -141,7 +157,7 @@ def check_free(path: Path, kind: str, overwrite: bool) -> None:
 
 
 def check_name(path: Path) -> None:
-    """Raise UserError for a name that no file system takes, which makes every look at the path fail."""
+    """Raise UserError for a name that no file system takes, or that neither FFmpeg nor a sidecar can hold."""
     for name in path.parts:
         size = len(os.fsencode(name))
         if size > MAX_NAME_BYTES:
@@ -149,6 +165,8 @@ def check_name(path: Path) -> None:
                 f"`output` must have names of at most {MAX_NAME_BYTES} bytes, got {size} in {name[:40]!r}...; "
                 "give a shorter one"
             )
+        if not name.isascii() and name.encode(errors="ignore").decode() != name:
+            raise UserError(f"`output` must be a name in UTF-8, got {name[:60]!r}; give another")
 
 
 def check_writable(path: Path) -> None:
@@ -162,11 +180,13 @@ def check_writable(path: Path) -> None:
     probe = temporary_sibling(parent / path.name)
     try:
         probe.touch(exist_ok=False)
-        probe.unlink()
     except OSError as error:
         raise UserError(
             f"{str(path)!r} cannot be written: {error.strerror or error}; choose another folder"
         ) from error
+    finally:  # also after Ctrl-C
+        with suppress(OSError):
+            probe.unlink()
 
 
 def check_fps(fps: Any) -> Fraction:
@@ -188,10 +208,14 @@ def write_video(
     num_frames: int | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write frames (H, W, 3) uint8, taken one at a time, to an mp4, gif, png or folder; see plan_output.
+    """Write frames (H, W, 3) uint8, taken one at a time, to a file or folder of any of the KINDS; see plan_output.
 
     Raises UserError for a name that cannot be written, before the first frame is asked for.
     """
+    if not isinstance(frames, Iterable):
+        raise UserError(
+            f"`frames` must be arrays (height, width, 3) of uint8, one by one, got {frames!r:.60}"
+        )
     output = plan_output(path, overwrite)
     with output.writer(fps, num_frames) as write:
         for frame in frames:

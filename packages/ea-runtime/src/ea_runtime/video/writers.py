@@ -6,6 +6,7 @@ Frames are (H, W, 3) uint8. A writer writes to the path that it is given and lea
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from ea_runtime.errors import UserError
+from ea_runtime.video.limits import check_limits
 from ea_runtime.video.sheets import SHEET_FRAMES, frame_grid, spaced
 from ea_runtime.video.x264 import THREADS, x264_options
 
@@ -22,6 +24,9 @@ logger = logging.getLogger("ea")
 
 class FrameWriter(ABC):
     """add() each frame in order, then finish(), or abort() at any time. The first frame sets the size."""
+
+    #: as in output's KINDS
+    kind: ClassVar[str]
 
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
         self.path = path
@@ -36,14 +41,21 @@ class FrameWriter(ABC):
         self.count += 1
 
     def _checked(self, frame: Any) -> np.ndarray:
-        frame = np.asarray(frame)
+        try:
+            frame = np.asarray(frame)
+        except ValueError:  # rows of several lengths
+            frame = np.asarray(None)
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
             hint = "move the colours to the last axis" if frame.ndim == 3 and frame.shape[0] == 3 else ""
-            hint = "scale to 0..255 and round" if frame.dtype != np.uint8 else hint or "give RGB pixels"
+            hint = (
+                "scale to 0..255 and round" if frame.dtype.kind == "f" else hint or "give RGB pixels as uint8"
+            )
             raise UserError(
                 f"`frames` must be arrays (height, width, 3) of uint8, got shape {frame.shape} of {frame.dtype} "
                 f"for frame {self.count}; {hint}"
             )
+        if self.size is None:
+            check_limits(self.kind, frame.shape[1], frame.shape[0], self.fps)
         height, width = self.size = self.size or (frame.shape[0], frame.shape[1])
         own_height, own_width = frame.shape[:2]
         if (own_height, own_width) != (height, width):
@@ -66,7 +78,6 @@ class FrameWriter(ABC):
 class VideoWriter(FrameWriter):
     """A video stream in a container, without dates or versions: the same frames give the same bytes."""
 
-    container_format = "mp4"
     codec = "libx264"
     pixels = "yuv420p"
     container_options: ClassVar[dict[str, str]] = {}
@@ -96,7 +107,9 @@ class VideoWriter(FrameWriter):
         import av
 
         options = {"fflags": "+bitexact", **self.container_options}
-        self.container = av.open(str(self.path), "w", format=self.container_format, container_options=options)
+        # an absolute path: FFmpeg takes what is before a colon for a protocol
+        path = os.path.abspath(self.path)
+        self.container = av.open(path, "w", format=self.kind, container_options=options)
         self.stream = self.container.add_stream(self.codec, rate=self.fps)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, self.pixels
         self.stream.options = self.options()
@@ -117,6 +130,7 @@ class Mp4Writer(VideoWriter):
     4:2:0 needs even sides: the last column or row of an odd one is left out, nothing is padded.
     """
 
+    kind = "mp4"
     container_options: ClassVar[dict[str, str]] = {"movflags": "+faststart"}
     crf = 18
 
@@ -128,13 +142,13 @@ class Mp4Writer(VideoWriter):
         height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
         if not height or not width:
             raise UserError(
-                f"`frames` must be at least 2x2 pixels for {self.container_format}, "
+                f"`frames` must be at least 2x2 pixels for {self.kind}, "
                 f"got {frame.shape[1]}x{frame.shape[0]}; write .gif or .png"
             )
         if not self.count and (height, width) != frame.shape[:2]:
             logger.warning(
                 "%s needs even sides: the last row or column is left out (%dx%d)",
-                *(self.container_format, width, height),
+                *(self.kind, width, height),
             )
         # without a contiguous copy PyAV reads the uncropped rows
         super()._add(np.ascontiguousarray(frame[:height, :width]))
@@ -153,13 +167,13 @@ class Mp4Writer(VideoWriter):
 class MovWriter(Mp4Writer):
     """The same stream in QuickTime's container, as editors import it."""
 
-    container_format = "mov"
+    kind = "mov"
 
 
 class WebmWriter(Mp4Writer):
     """VP9 in WebM, 4:2:0, BT.709."""
 
-    container_format = "webm"
+    kind = "webm"
     codec = "libvpx-vp9"
     container_options: ClassVar[dict[str, str]] = {}
     crf = 20
@@ -172,7 +186,7 @@ class WebmWriter(Mp4Writer):
 class WebpWriter(VideoWriter):
     """Animated WebP that repeats forever; one frame is a picture without loss."""
 
-    container_format = "webp"
+    kind = "webp"
     codec = "libwebp_anim"
     pixels = "bgra"  # libwebp converts colours itself
     container_options: ClassVar[dict[str, str]] = {"loop": "0"}
@@ -211,6 +225,8 @@ class GifWriter(FrameWriter):
     Pillow's `save_all` would hold all frames in memory until the last, and merge equal ones.
     """
 
+    kind = "gif"
+
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
         super().__init__(path, fps, num_frames)
         self.file: IO[bytes] | None = None
@@ -246,6 +262,8 @@ class GifWriter(FrameWriter):
 class PngWriter(FrameWriter):
     """One frame: a picture. More: a contact sheet of up to 16 of them, from the first to the last."""
 
+    kind = "png"
+
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
         super().__init__(path, fps, num_frames)
         self.kept: list[np.ndarray] = []
@@ -265,6 +283,8 @@ class PngWriter(FrameWriter):
 
 class FolderWriter(FrameWriter):
     """A folder of pictures: 00000.png, 00001.png and so on."""
+
+    kind = "folder"
 
     def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
         super().__init__(path, fps, num_frames)

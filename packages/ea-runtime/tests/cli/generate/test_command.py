@@ -181,7 +181,7 @@ def test_a_file_of_prompts(model, here, capsys):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_prompt_files_of_any_editor(model, here, encoding, end):
     """One prompt per line as editors show lines: U+2028, a form feed and a tab are inside one."""
     prompts = ["a red\u2028circle", "a blue\x0csquare", "ein großer\tKreis", "last"]
@@ -304,6 +304,12 @@ BAD = [
     (["x", "-o", "out.avi"], ".mp4, .mov, .webm, .webp, .gif, .png"),
     (["x", "-o", "x" * 300 + ".mp4"], "at most 250 bytes, got 304"),
     (["x", "-o", "/proc/out.mp4"], "cannot be written"),
+    (["x", "-o", "x/" * 3000 + "out.mp4"], "File name too long; choose another place"),
+    (["x", "-o", "a\udcff.mp4"], "a name in UTF-8"),
+    (["x", "-o", ".mp4"], "a file name such as out.mp4"),
+    (["x", "-o", "out.gif", "--fps", "0.001"], "`fps` must be above 0.00153 for .gif"),
+    (["caf\udce9"], "`prompt` must be text in UTF-8"),
+    (["x", "--lora-dir", "nowhere"], "`--lora-dir` must be a folder of LoRA files, got 'nowhere'"),
     (["x", "--model", "nothing"], "no model is called 'nothing'"),
     (["x", "--model", "./nothing"], "no model folder"),
     ([], "a prompt is needed"),
@@ -333,6 +339,9 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(model, here, capsys, words,
 
 def test_prompt_files_that_are_none(model, here, capsys):
     for content, message in (
+        ("a\n".encode("utf-16-le"), "line 1 holds zero bytes"),
+        (b'a\n{"prompt": "a red circle"}\n', "line 2 of prompts file 'p.txt' is JSON"),
+        (b'["a red circle"]', "is JSON"),
         (b"\n \n", "holds no prompt"),
         (b"a\nb\xff\xfe\xff", "line 2 is not UTF-8"),
         (b"a\n\n" + b"x" * 20_000, "`line 3 of p.txt` must take at most 16,384"),

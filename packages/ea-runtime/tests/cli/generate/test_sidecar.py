@@ -40,6 +40,25 @@ def test_what_is_written_comes_back(tmp_path):
     assert os.listdir(tmp_path) == ["out.json"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_an_editors_mark_is_read_over(tmp_path, encoding):
+    text = json.dumps({"ea_sidecar": 1} | RECORD, indent=2).replace("\n", "\r\n")
+    (tmp_path / "out.json").write_bytes(text.encode(encoding))
+    assert read_sidecar(tmp_path / "out.json") == {"ea_sidecar": 1} | RECORD
+
+
+@pytest.mark.parametrize("device", [{"threads": "many"}, {"compiled": "yes"}, {"cuda_graphs": 1}])
+def test_what_is_recorded_of_a_device_has_its_type(tmp_path, device):
+    write_sidecar(tmp_path / "out.json", RECORD | {"device": RECORD["device"] | device})
+    with pytest.raises(UserError, match=rf"`device\.{next(iter(device))}`"):
+        read_sidecar(tmp_path / "out.json")
+
+
+def test_a_link_that_leads_nowhere_is_not_replaced(tmp_path):
+    (tmp_path / "out.json").symlink_to("nowhere.json")
+    assert plan_sidecar(plan_output(tmp_path / "out.mp4")) == tmp_path / "out.mp4.json"
+
+
 def test_where_it_goes(tmp_path):
     assert plan_sidecar(plan_output(tmp_path / "out.mp4")) == tmp_path / "out.json"
     assert plan_sidecar(plan_output(f"{tmp_path}/frames/")) == tmp_path / "frames.json"

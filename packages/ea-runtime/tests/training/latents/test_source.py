@@ -230,7 +230,9 @@ def test_only_what_changed_is_coded_again(
         ):
             source(cache="use")
     assert coded(small, source) == latents
-    assert [line for line in lines if f": {captions:,} encoded" in line and "captions" in line] or not captions
+    assert [
+        line for line in lines if f": {captions:,} encoded" in line and "captions" in line
+    ] or not captions
     after = seen(source(cache="use"), [3, 4])
     assert torch.equal(after[0], before[0]) == (not latents)
     for one, other in zip(after, seen(source(cache="off"), [3, 4]), strict=True):

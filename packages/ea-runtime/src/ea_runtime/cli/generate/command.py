@@ -44,7 +44,7 @@ def generate(
     ] = None,
     seed: Annotated[
         str | None,
-        Option(help="Seed of the noise, or random; --prompts adds 1 for each prompt. " + _OWN),
+        Option(help="Seed of the noise, or random; with --prompts each prompt adds 1. " + _OWN),
     ] = None,
     negative_prompt: Annotated[
         str | None, Option("--negative", help="Negative prompt: what to avoid.")
@@ -58,7 +58,7 @@ def generate(
     ] = None,
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16. Default: by device.")] = None,
     engine: Annotated[
-        str | None, Option(help="Runs the networks: torch, onnx, trt, trt-rtx or a plugin's.")
+        str | None, Option(help="Engine that runs the networks: torch, onnx, trt, trt-rtx or a plugin's.")
     ] = None,
     bundle: Annotated[
         str | None,
@@ -84,16 +84,14 @@ def generate(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        Option(
-            help="LoRA file, with its weight after a colon: style.safetensors:0.8 (1 without); repeatable."
-        ),
+        Option(help="LoRA file, with a weight after a colon if not 1: style.safetensors:0.8; repeatable."),
     ] = None,
     lora_dir: Annotated[
         str | None, Option(help="Folder of LoRA files that prompts may name: <lora:style:0.8>.")
     ] = None,
     target: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
     sidecar: Annotated[
-        str | None, Option("--from", help="An output's .json: make it again; other options change it.")
+        str | None, Option("--from", help="The .json of an output: make that again; other options change it.")
     ] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace files of the same name.")] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from ea_runtime.machine.device import check_dtype_name
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
 from ea_runtime.text.cleaning import check_prompt
+from ea_runtime.video.limits import check_limits
 from ea_runtime.video.output import KINDS, Output, check_fps, plan_output
 
 MAX_PROMPT_FILE = 16 << 20
@@ -85,6 +87,8 @@ def make_plan(
     seeds = check_seeds(asked.seed, len(texts))
     kind = recorded["output"]["kind"] if recorded else "png" if asked.num_frames == 1 else "mp4"
     outputs = _outputs(texts, target, kind, prompts is not None, overwrite)
+    for one in {output.kind for output in outputs}:
+        check_limits(one, asked.width, asked.height, asked.fps)
     shared = plan_adapters(request.lora, recorded.get("loras", ()) if recorded else ())
     jobs = [
         Job(
@@ -111,6 +115,10 @@ def _without_tags(
     prompts: Sequence[str], folder: str | None, *, given: bool
 ) -> tuple[list[str], list[list[AdapterChoice]]]:
     """Prompts without the LoRAs that they name, and these. given: False for a sidecar's prompt, which has none."""
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(
+            f"`--lora-dir` must be a folder of LoRA files, got {folder!r}; give one, or leave it out"
+        )
     split = [split_tags(prompt) if given else (prompt, []) for prompt in prompts]
     return [text for text, _ in split], [find_tagged(tags, folder) for _, tags in split]
 
@@ -158,7 +166,9 @@ def _check_engine(asked: ModelRequest) -> None:
 
     name, bundle = asked.engine, asked.bundle
     if getattr(get_host().get("engines", name), "needs_bundle", False) and bundle is None:
-        raise UserError(f"`--engine {name}` needs `--bundle FOLDER`, what `ea export --{name}` wrote")
+        raise UserError(
+            f"`--engine {name}` needs `--bundle FOLDER`, the folder that `ea export --{name}` wrote"
+        )
     if bundle is not None and not Path(bundle).is_dir():
         raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {bundle!r}")
 
@@ -201,8 +211,12 @@ def _prompts(prompt: Any, file: str | None, recorded: dict[str, Any] | None) -> 
 def _read_prompts(path: Path) -> list[str]:
     name = repr(str(path))
     try:
+        if not path.exists():
+            raise UserError(f"there is no prompts file {name}; give a text file with one prompt per line")
         if not path.is_file():
-            raise UserError(f"there is no prompts file {name}; it holds one prompt per line")
+            raise UserError(
+                f"prompts file {name} is no regular file; give a text file with one prompt per line"
+            )
         if path.stat().st_size > MAX_PROMPT_FILE:
             raise UserError(f"prompts file {name} has more than {MAX_PROMPT_FILE:,} bytes; split it")
         lines = lines_of(read_text(path))
@@ -215,9 +229,21 @@ def _read_prompts(path: Path) -> list[str]:
     prompts = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
     for number, prompt in prompts.items():
         check_prompt(prompt, name=f"line {number} of {path.name}")
+        if _is_json(prompt):
+            raise UserError(
+                f"line {number} of prompts file {name} is JSON, got {prompt[:40]!r}; write prompts alone, one per line"
+            )
     if not prompts:
         raise UserError(f"prompts file {name} holds no prompt; write one per line")
     return list(prompts.values())
+
+
+def _is_json(line: str) -> bool:
+    """True for an object or a list, whose keys and brackets would be read as words."""
+    try:
+        return line[0] in "{[" and bool(json.loads(line))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _outputs(

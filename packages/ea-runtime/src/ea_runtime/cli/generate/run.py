@@ -281,7 +281,7 @@ def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
     if not same or (loras[0] != loras[1] and not plan.repeats_adapters):
         return
     if old["output"]["sha256"] == digest:
-        console.print("same content as recorded", style="green")
+        console.print("same content as recorded", style="green", soft_wrap=True)
         return
     changed = [
         f"{n} {old['versions'][n]} -> {v}"
@@ -297,7 +297,10 @@ def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
     changed += ["the model's files"] if old["model"]["sha256"] != new["model"]["sha256"] else []
     why = "; ".join(changed) or "nothing that is recorded"
     console.print(
-        f"note: the content differs from the recorded one; changed: {why}", style="yellow", markup=False
+        f"note: the content differs from the recorded one; changed: {why}",
+        style="yellow",
+        markup=False,
+        soft_wrap=True,
     )
 
 

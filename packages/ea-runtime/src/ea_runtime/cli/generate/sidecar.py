@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import write_atomic
+from ea_runtime.files.texts import read_text
 from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.settings import validate
 from ea_runtime.video.output import Output
@@ -61,6 +62,9 @@ class _Named(_Model):
 class _Device(_Model):
     device: str
     dtype: str
+    threads: int = 0
+    compiled: bool = False
+    cuda_graphs: bool = False
 
 
 class _File(_Model):
@@ -99,7 +103,7 @@ def plan_sidecar(output: Output) -> Path:
     path = output.path
     plain = path.with_name(f"{path.name}.json") if output.kind == "folder" else path.with_suffix(".json")
     for place in (plain, path.with_name(f"{path.name}.json")):
-        if not place.exists():
+        if not os.path.lexists(place):
             return place
         if describes(place) == path.name and place.is_file():
             if output.overwrite:
@@ -122,7 +126,9 @@ def write_sidecar(path: Path, record: Mapping[str, Any]) -> None:
         text = json.dumps({"ea_sidecar": VERSION, **record}, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomic(path, text + "\n")
     except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
+        raise UserError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}; the output that it describes is complete"
+        ) from error
 
 
 def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -134,11 +140,13 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise UserError(f"there is no sidecar file {name}; `ea generate` writes one next to each output")
         if place.stat().st_size > MAX_BYTES:
             raise UserError(f"{name} has more than {MAX_BYTES:,} bytes and is no sidecar of `ea generate`")
-        record = json.loads(place.read_text(encoding="utf-8"))
+        record = json.loads(read_text(place))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{name} is no valid JSON: {str(error)[:100]}") from error
+        raise UserError(
+            f"{name} is no valid JSON ({str(error)[:100]}); give the .json next to an output"
+        ) from error
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
     if not isinstance(record, dict) or "ea_sidecar" not in record:
