@@ -15,6 +15,7 @@ import numpy as np
 from ea_data.children.supervisor import Failure, Supervisor
 from ea_data.media.frames import read_frames
 from ea_data.media.source import tell_skipped
+from ea_data.media.timeline import place_of
 from ea_data.options import installed_versions
 from ea_data.protocols import FrameRequest
 from ea_data.records.store import CONFIG, SOURCES, iter_rows, write_text
@@ -42,7 +43,8 @@ class _Painter:
             # boxes belong to the exact frame in which they were found
             requests.append(FrameRequest("even", num_looked, max_side=2 * WIDTH))
         path = self.root / row["source"]
-        found = read_frames(path, self.root, row["start"], row["end"], row["fps"] or 0.0, requests)
+        span, place = (row["start"], row["end"], row["fps"] or 0.0), place_of(row)
+        found = read_frames(path, self.root, *span, requests, place=place)
         pixels, seconds = found[shown].pixels.copy(), found[shown].seconds.copy()
         if num_looked:
             with_text = {one["second"] for one in looked_at(row) if one["boxes"]}
@@ -104,7 +106,8 @@ def _pictures(figures: Figures, root: Path) -> Iterator[tuple[str, bytes | str]]
         yield from ((clip, f"the raw files are no longer at {root}") for clip in rows)
         return
     # only what painting needs is sent: rows may be large
-    names = ("source", "start", "end", "fps", "scores")
+    places = ("start", "end", "fps", "start_pts", "end_pts", "start_frame", "num_frames", "is_counted")
+    names = ("source", *places, "scores")
     tasks = [{name: row.get(name) for name in names} for row in rows.values()]
     workers = min(4, os.cpu_count() or 1)
     with Supervisor(_Painter(root), workers, TIMEOUT, MEMORY_MB) as pool:

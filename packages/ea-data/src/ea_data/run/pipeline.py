@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ea_data.children.supervisor import Failure
-from ea_data.media.cut import suffix_of
+from ea_data.media.cut import measure, suffix_of
 from ea_data.media.source import find_files, tell_skipped
 from ea_data.profile import Components, parse
 from ea_data.protocols import Decision
@@ -311,11 +311,22 @@ class Pipeline:
         is_done = written is not None and ("error" in written or self._is_whole(record, written))
         if is_done and _is_known(written, retry):
             return None
+        self.scratch.remove("checksum", Path(_file_of(record)).name)
         return Task("cut", self._with_path(record), target=str(self.out / _file_of(record)))
 
     def _is_whole(self, record: dict[str, Any], written: dict[str, Any]) -> bool:
+        """True if a clip's file is as it was written: of the same size and, if this run may write it, checksum."""
+        path = self.out / _file_of(record)
         try:
-            return (self.out / _file_of(record)).stat().st_size == written["num_bytes"]
+            if path.stat().st_size != written["num_bytes"]:
+                return False
+            if "cut" not in PASSES[self.command]:
+                return True
+            found = self.scratch.get("checksum", path.name)
+            if found is None:
+                found = str(measure(path)[1])
+                self.scratch.put("checksum", path.name, found)
+            return found == str(written["checksum"])
         except OSError:
             return False
 
@@ -362,7 +373,7 @@ class Pipeline:
             if stage == "caption":
                 record["caption"] = entry
         assert entry is not None
-        record["file"] = _file_of(record)
+        record.update(file=_file_of(record), num_written=entry["num_frames"], luma_error=entry["luma_error"])
         return {name: entry[name] for name in ("width", "height", "num_frames")}
 
     def _count(self, record: dict[str, Any]) -> None:
