@@ -89,8 +89,19 @@ class Decision:
     maximum: float | None = None
 
 
+class NoSpans(tuple[Span, ...]):
+    """No span, and why: `reason`, one line that starts with "its" or "it"."""
+
+    reason: str
+
+    def __new__(cls, reason: str) -> NoSpans:
+        made = super().__new__(cls)
+        made.reason = reason
+        return made
+
+
 class Splitter(Protocol):
-    """Cuts one video. `version` changes whenever its answers may."""
+    """Cuts one video. `version` changes whenever its answers may. It may return NoSpans to say why there are none."""
 
     version: str
 

@@ -6,7 +6,9 @@ few key frames are decoded, to check that there is a decoder, which way is up, a
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +68,9 @@ def file_errors() -> Iterator[None]:
         raise
     # FFmpeg has several classes of errors, and Pillow's decoders raise anything
     except Exception as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(number, os.strerror(number)) from error  # FFmpeg's writing met it
         if _is_of_the_system(error):
             raise  # FFmpeg's own MemoryError is for absurd sizes in the file
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tomllib
@@ -18,7 +17,7 @@ from ea_data.media.source import tell_skipped
 from ea_data.media.timeline import place_of
 from ea_data.options import installed_versions
 from ea_data.protocols import FrameRequest
-from ea_data.records.store import CONFIG, SOURCES, iter_rows, write_text
+from ea_data.records.store import CONFIG, iter_rows, read_sources, write_text
 from ea_data.report.figures import Figures, gather
 from ea_data.report.page import page
 from ea_data.report.paint import FRAMES, WIDTH, looked_at, paint
@@ -79,12 +78,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 def _skipped(folder: Path) -> str:
     """The skipped files of the search for raw files, in words."""
-    try:
-        skipped = json.loads((folder / SOURCES).read_text(encoding="utf-8"))["skipped"]
-        return tell_skipped({str(why): int(count) for why, count in skipped.items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        path = str(folder / SOURCES)
-        raise UserError(f"{path!r} cannot be read: {error}; `ea data run` makes it again") from error
+    return tell_skipped(read_sources(folder)["skipped"])
 
 
 def _raw_root(config: Path) -> Path:

@@ -131,6 +131,7 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
 
     from ea_data.media.source import check_root
     from ea_data.profile import Components, parse
+    from ea_data.records.full_disk import told_if_full
     from ea_data.report.write import write_report
     from ea_data.run.config_file import write_config
     from ea_data.run.engine import Limits
@@ -141,7 +142,9 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     from ea_runtime.plugins.host import get_host
 
     began = time.monotonic()
-    root, out, name, score_all = check_root(options.raw), options.out, options.profile, options.score_all
+    # verdicts alone need no raw file
+    root = options.raw if stage == "filter" and not options.raw.is_dir() else check_root(options.raw)
+    out, name, score_all = options.out, options.profile, options.score_all
     _check_out(root, out)
     profile = parse(tables, name)
     parts = Components(profile)
@@ -167,7 +170,8 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     try:
         outcome = pipeline.run()
         if not options.no_report and stage != "split":
-            write_report(out)
+            with told_if_full(out):
+                write_report(out)
     except KeyboardInterrupt:
         message = f"stopped; finished work is kept in {out}: the same command resumes from there"
         typer.echo(message, err=True)
@@ -202,6 +206,8 @@ def _report(outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
         words.append(f"skipped: {tell_skipped(outcome.skipped)}")
     if outcome.unwritten:
         words.append(f"{outcome.unwritten} kept clips have no file yet: `ea data caption {out}` writes them")
+    if outcome.wordless:
+        words.append(f"{outcome.wordless} of {statuses['ok']} captions are empty")
     typer.echo("; ".join(words), err=True)
     fresh = [phase for phase in progress.phases if phase.fresh]
     rates = ", ".join(f"{one.name} {one.fresh / one.seconds:.3g} {one.unit}/s" for one in fresh)

@@ -21,6 +21,7 @@ from ea_data.media.source import find_files, tell_skipped
 from ea_data.profile import Components, parse
 from ea_data.protocols import Decision
 from ea_data.records import store
+from ea_data.records.full_disk import full_disk, says_full, told_if_full
 from ea_data.records.ledger import Ledger
 from ea_data.records.record import clip_id, decision_entry, empty_record
 from ea_data.run.captions import CaptionEngine
@@ -48,7 +49,7 @@ _BYTES_A_SECOND = 500_000
 @dataclass(slots=True)
 class Outcome:
     """The outcome of a run. statuses: rows by status. dropped: by filter. errors: by the failed stage. unwritten: kept
-    clips whose caption or file is missing."""
+    clips whose caption or file is missing. wordless: those whose caption is empty."""
 
     found: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -57,6 +58,7 @@ class Outcome:
     dropped: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     unwritten: int = 0
+    wordless: int = 0
 
 
 class Pipeline:
@@ -91,7 +93,7 @@ class Pipeline:
         Raises UserError for a fault of the whole run, KeyboardInterrupt when it is stopped; either way the next run
         resumes from the ledger.
         """
-        with Ledger(self.out / store.LEDGER) as self.ledger:
+        with told_if_full(self.out), Ledger(self.out / store.LEDGER) as self.ledger:
             self.scratch = Scratch(self.out / ".work")
             try:
                 self._run()
@@ -100,14 +102,10 @@ class Pipeline:
         return self.outcome
 
     def _run(self) -> None:
-        files = self.scratch.spool("files").write(self._find())
-        self.outcome.found = len(files)
-        if not files:
-            raise UserError(_nothing_found(self.raw, self.outcome.skipped))
-        self._pass("probe", "files", files, self._probe_task)
-        firsts = self.scratch.spool("firsts").write(self._first_of_each(files))
-        self._pass("split", "files", firsts, self._split_task)
-        clips = self.scratch.spool("clips").write(self._clips(files))
+        if self.command == "filter" and not self.raw.is_dir():
+            clips = self.scratch.spool("clips").write(self._recorded())
+        else:
+            clips = self._split_files()
         self.outcome.clips = sum(1 for record in clips if record["status"] == "ok")
         if self.command == "split":
             self._write(clips)
@@ -119,6 +117,26 @@ class Pipeline:
         self._pass("caption", "clips", judged, self._caption_task)
         self._pass("cut", "clips", judged, self._cut_task)
         self._write(judged)
+
+    def _split_files(self) -> Spool:
+        """The clips of all files, and a record for each file without."""
+        files = self.scratch.spool("files").write(self._find())
+        self.outcome.found = len(files)
+        if not files:
+            raise UserError(_nothing_found(self.raw, self.outcome.skipped))
+        self._pass("probe", "files", files, self._probe_task)
+        firsts = self.scratch.spool("firsts").write(self._first_of_each(files))
+        self._pass("split", "files", firsts, self._split_task)
+        return self.scratch.spool("clips").write(self._clips(files))
+
+    def _recorded(self) -> Iterator[dict[str, Any]]:
+        """The same from the set's own records, for verdicts where the raw files are no longer in their place."""
+        found = store.read_sources(self.out)
+        self.outcome.found, self.outcome.skipped = found["found"], Counter(found["skipped"])
+        fresh = {"scores": {}, "decisions": [], "caption": None, "status": "ok", "error": "", "file": None}
+        fresh |= {"num_written": 0, "luma_error": 0.0}
+        for record in store.iter_rows(self.out):
+            yield {**record, **fresh} if record["num_frames"] else record
 
     # -- passes
 
@@ -167,9 +185,13 @@ class Pipeline:
         if isinstance(result, TaskResult):
             for entry in result.entries:
                 self.ledger.put(*entry)
+            if says_full(result.transient):
+                raise full_disk(self.out)
             if result.transient:
                 self.scratch.put("transient", item, result.transient)
             return True
+        if result.is_transient and says_full(result.reason):
+            raise full_disk(self.out)
         if result.is_transient:
             self.scratch.put("transient", item, result.reason)
             return True
@@ -233,7 +255,8 @@ class Pipeline:
             if split is None or "error" in split:
                 yield self._without_clip(_of_file(source, probed), split, "split")
             elif not split["clips"]:
-                yield _dropped(_of_file(source, probed), "split", "no scene in it is long enough for a clip")
+                reason = split["reason"] or "no scene in it is long enough for a clip"
+                yield _dropped(_of_file(source, probed), "split", reason)
             else:
                 clips: dict[str, dict[str, Any]] = {}
                 for clip in split["clips"]:
@@ -353,6 +376,7 @@ class Pipeline:
             if record["status"] == "ok" and add is not None:
                 written = self._finish(record)
                 if written is not None:
+                    self.outcome.wordless += not (record["caption"] or {}).get("text", "").strip()
                     add({**store.dataset_entry(record), **written})
                     self.scratch.put("kept", record["file"])
             self._count(record)

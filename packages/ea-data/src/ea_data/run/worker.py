@@ -108,7 +108,8 @@ class Worker:
         spans = self.parts.split.component(path, info)
         timeline = None if info.is_picture else probe.timeline_of(path, Path(self.root))
         of_file = (info, probed["content"], timeline, self.versions.split)
-        return {"clips": [_clip_entry(span, *of_file) for span in spans]}
+        clips = [_clip_entry(span, *of_file) for span in spans]
+        return {"clips": clips, "reason": "" if clips else str(getattr(spans, "reason", ""))}
 
     def _score(self, task: Task) -> list[Entry]:
         """Computes the scores that the verdict needs; decodes at most once for all of them."""

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from ea_data.media.containers import open_video
 from ea_data.media.timeline import frames_in_order, read_timeline
 from ea_data.options import Options
-from ea_data.protocols import Span, VideoInfo
+from ea_data.protocols import NoSpans, Span, VideoInfo
 from ea_data.split.chop import Boundary, chop
 from ea_runtime.errors import UserError
 
@@ -70,7 +70,12 @@ class SceneSplitter:
             return [Span(0.0, 0.0)]
         pieces, fps = self.pieces(path)
         limits = (fps, self.options.min_seconds, self.options.max_seconds)
-        return [span for boundaries in pieces for span in chop(boundaries, *limits)]
+        spans = [span for boundaries in pieces for span in chop(boundaries, *limits)]
+        if spans:
+            return spans
+        longest = max(end.seconds - start.seconds for piece in pieces for start, end in pairwise(piece))
+        least = self.options.min_seconds
+        return NoSpans(f"its longest scene is {longest:.2f} s long, and `min_seconds` is {least:g}")
 
     def boundaries(self, path: Path) -> tuple[list[Boundary], Fraction]:
         """The start, every cut and the end, in order, and the frame rate."""
