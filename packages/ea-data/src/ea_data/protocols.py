@@ -13,9 +13,11 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """The findings of a probe. width, height: upright, after the file's rotation. fps: mean rate, as a fraction.
+    """The findings of a probe. width, height: upright and with square pixels. fps: mean rate, as a fraction.
 
-    seconds: of the picture stream. num_frames: counted, or as the container says; 0: unknown.
+    seconds: of the picture stream. num_frames: counted, or as the container says; 0: unknown. sample_aspect: width
+    over height of its pixels, as a fraction. combing: largest share of combed pixels in a key frame. transfer: "pq",
+    "hlg" (HDR) or "".
     """
 
     path: Path
@@ -28,6 +30,10 @@ class VideoInfo:
     rotation: int = 0
     is_variable_rate: bool = False
     is_picture: bool = False
+    sample_aspect: str = "1"
+    is_interlaced: bool = False
+    combing: float = 0.0
+    transfer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

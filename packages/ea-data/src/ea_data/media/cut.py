@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from ea_data.media.containers import BadFile, open_beneath, open_video
 from ea_data.media.frames import Window, open_window
+from ea_data.media.look import Look
 from ea_data.media.probe import file_errors
 from ea_data.media.proof import Proof, mark, prove, prove_picture
 from ea_data.media.timeline import place_of
@@ -31,8 +32,6 @@ VERSION = "3"
 #: Chroma formats that are kept; all others become 4:2:0.
 _KEPT_FORMATS = ("yuv420p", "yuv422p", "yuv444p")
 _PICTURES_AS_THEY_ARE = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
-#: FFmpeg filters by the degrees that the file says to turn its frames counter-clockwise.
-_TURNS = {90: ("transpose", "cclock"), 270: ("transpose", "clock")}
 _LIMITED, _FULL = 1, 2  # FFmpeg's numbers of the colour ranges
 
 
@@ -86,7 +85,8 @@ def measure(path: Path) -> tuple[int, int]:
 def _may_copy(record: dict[str, Any]) -> bool:
     is_plain = not record["rotation"] and not record["is_variable_rate"] and record["codec"] == "h264"
     is_even = not (record["width"] % 2 or record["height"] % 2)
-    return is_plain and is_even and record["is_whole"] and not record["is_counted"]
+    is_shown_as_coded = is_plain and is_even and Look.of(record).is_plain
+    return is_shown_as_coded and record["is_whole"] and not record["is_counted"]
 
 
 def _write_picture(path: Path, root: Path, target: Path, codec: str) -> tuple[int, int]:
@@ -160,7 +160,7 @@ def _encoded(
     fps = Fraction(record["fps_exact"])
     marks: list[np.ndarray] = []
     with open_window(path, root, place_of(record), float(fps), strict=strict) as window:
-        frames = _even(_complete(window), record["rotation"])
+        frames = Look.of(record).show(_complete(window), is_even=True)
         repeats = _repeats(window.times, fps) if record["is_variable_rate"] else repeat(1)
         with _open_output(target) as out:
             stream: Any = None
@@ -214,39 +214,6 @@ def _in_format(frame: Any, form: str) -> Any:
     is_full = frame.format.name.startswith("yuvj") or int(frame.color_range) == _FULL
     have = _FULL if is_full else _LIMITED
     return frame.reformat(format=form, src_color_range=have, dst_color_range=_LIMITED)
-
-
-def _even(frames: Iterator[Any], rotation: int) -> Iterator[Any]:
-    """Frames turned upright, without the last column or row of an odd side, which 4:2:0 cannot have."""
-    graph: Any = None
-    for frame in frames:
-        is_odd = frame.width % 2 or frame.height % 2
-        if not rotation and not is_odd:
-            yield frame
-            continue
-        if graph is None:
-            graph = _graph(frame, rotation, bool(is_odd))
-        graph.push(frame)
-        yield graph.pull()
-
-
-def _graph(frame: Any, rotation: int, is_odd: bool) -> Any:
-    from av.filter import Graph
-
-    graph = Graph()
-    size = {"width": frame.width, "height": frame.height}
-    nodes = [graph.add_buffer(**size, format=frame.format.name, time_base=frame.time_base)]
-    if rotation == 180:
-        nodes += [graph.add("hflip"), graph.add("vflip")]
-    elif rotation:
-        nodes.append(graph.add(*_TURNS[rotation]))
-    if is_odd:
-        nodes.append(graph.add("crop", "trunc(iw/2)*2:trunc(ih/2)*2:0:0"))
-    nodes.append(graph.add("buffersink"))
-    for one, other in pairwise(nodes):
-        one.link_to(other)
-    graph.configure()
-    return graph
 
 
 def _repeats(times: np.ndarray, fps: Fraction) -> list[int]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ea_data.media.containers import BadFile, open_beneath, open_video
+from ea_data.media.look import Look
 from ea_data.media.probe import file_errors, timeline_of
 from ea_data.media.timeline import Place, frames_in_order, read_timeline
 from ea_data.protocols import FrameRequest, Frames
@@ -101,11 +102,12 @@ def read_frames(
     *,
     strict: bool = False,
     place: Place | None = None,
+    look: Look | None = None,
 ) -> dict[FrameRequest, Frames]:
     """The frames of each request, from one pass of decoding.
 
     start, end: seconds from the file's first frame; fps: the file's rate, 0 for a picture. place: the same span, if
-    it is known; else the whole file's packets are read to find it.
+    it is known; else the whole file's packets are read to find it. look: how its frames are shown.
     Raises BadFile, one line, even if a single requested frame cannot be decoded.
     """
     requests = list(dict.fromkeys(requests))
@@ -120,10 +122,15 @@ def read_frames(
         for request, numbers in wanted.items():
             for number in numbers:
                 forms.setdefault(int(number), set()).add((request.max_side, request.colour))
-        convert = Converter()
+        convert = Converter(look.rotation if look is not None else None)
         last = max(forms, default=-1)
         if forms:
-            for number, frame in window.decode():
+            decoded = window.decode()
+            if look is not None and not look.is_plain:
+                # deinterlacing needs the frames between, too
+                needed = (one for one in decoded if look.is_interlaced or one[0] in forms)
+                decoded = look.show_numbered(needed)
+            for number, frame in decoded:
                 for form in sorted(forms.get(number, ())):
                     pixels[(*form, number)] = convert(frame, *form)
                 if number >= last:
@@ -159,9 +166,10 @@ def select(request: FrameRequest, times: np.ndarray, fps: float) -> np.ndarray:
 
 
 class Converter:
-    """Converts frames of FFmpeg to upright arrays: uint8 (H, W, 3) or (H, W)."""
+    """Converts frames of FFmpeg to upright arrays: uint8 (H, W, 3) or (H, W). rotation: degrees; None: as they say."""
 
-    def __init__(self) -> None:
+    def __init__(self, rotation: int | None = None) -> None:
+        self._rotation = rotation
         self._made: dict[tuple[int, str], tuple[Any, int, int]] = {}
 
     def __call__(self, frame: Any, max_side: int, colour: str) -> np.ndarray:
@@ -176,7 +184,8 @@ class Converter:
         reformatter, width, height = made
         form = "rgb24" if colour == "rgb" else "gray"
         picture = reformatter.reformat(frame, width, height, form, interpolation="AREA", threads=1)
-        return upright(picture.to_ndarray(), getattr(frame, "rotation", 0))
+        says = getattr(frame, "rotation", 0) if self._rotation is None else self._rotation
+        return upright(picture.to_ndarray(), says)
 
 
 def upright(pixels: np.ndarray, rotation: float) -> np.ndarray:

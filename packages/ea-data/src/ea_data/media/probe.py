@@ -14,17 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ea_data.media.containers import BadFile, open_beneath, open_video
-from ea_data.media.timeline import Timeline, key_frames, read_timeline
+from ea_data.media.look import TRANSFERS, Look, combing, pixel_aspect
+from ea_data.media.timeline import Timeline, frames_in_order, key_frames, read_timeline
 from ea_data.protocols import VideoInfo
 from ea_runtime.video.pictures import PICTURE_SUFFIXES, open_picture, to_rgb
 
 VERSION = "3"
 #: Seconds between two key frames that are looked at.
 _LOOK_SECONDS = 1.0
+#: Most key frames that are searched for combing, and how many are too few.
+_MOST_COMBED_LOOKS, _FEW_LOOKS = 30, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +110,12 @@ def _video_info(path: Path, file: BinaryIO, strict: bool, max_pixels: int) -> tu
         fps = timeline.rate(Fraction(stream.average_rate or 0))
         if not fps:
             raise BadFile("its frames have no times")
-        _check_size_stays(container, stream, frame)
         rotation = round(getattr(frame, "rotation", 0) / 90) * 90 % 360
-        width, height = frame.width, frame.height
+        is_interlaced, combed = _look_over(container, stream, frame)
+        look = Look(pixel_aspect(stream), is_interlaced, TRANSFERS.get(int(frame.color_trc), ""), rotation)
+        list(look.show([frame]))  # what cannot be shown is an error now
+        width, height = look.size(frame.width, frame.height)
+        _check_pixels(width, height, max_pixels)
         if rotation % 180:
             width, height = height, width
         is_variable = timeline.is_variable
@@ -124,15 +131,35 @@ def _video_info(path: Path, file: BinaryIO, strict: bool, max_pixels: int) -> tu
             stream.codec_context.name,
             rotation,
             is_variable,
+            sample_aspect=str(look.sample_aspect),
+            is_interlaced=is_interlaced,
+            combing=round(combed, 4),
+            transfer=look.transfer,
         )
     return info, timeline
 
 
-def _check_size_stays(container: Any, stream: Any, first: Any) -> None:
+def _look_over(container: Any, stream: Any, first: Any) -> tuple[bool, float]:
+    """(True if it is interlaced, largest share of combed pixels), from key frames. Raises BadFile if sizes differ.
+
+    One that says so is interlaced if a frame is combed; one that does not, if most are.
+    """
+    shares = []
+    says_so = bool(first.interlaced_frame)
     for frame in key_frames(container, stream, _LOOK_SECONDS):
         if (frame.width, frame.height) != (first.width, first.height):
             sizes = f"from {first.width}x{first.height} to {frame.width}x{frame.height}"
             raise BadFile(f"its frames change their size, {sizes}; split it there")
+        says_so = says_so or bool(frame.interlaced_frame)
+        if len(shares) < _MOST_COMBED_LOOKS:
+            shares.append(combing(frame))
+    if len(shares) < _FEW_LOOKS:
+        # a long group of pictures: some of its first frames instead
+        container.seek(0)
+        shares += [combing(frame) for frame in islice(frames_in_order(container, stream), 2, 26, 4)]
+    num_combed = sum(share > 0 for share in shares)
+    is_interlaced = num_combed > 0 if says_so else 2 * num_combed > len(shares) > 2
+    return is_interlaced, max(shares, default=0.0)
 
 
 def _check_pixels(width: int, height: int, most: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ea_data.children.supervisor import Failure, Supervisor
 from ea_data.media.frames import read_frames
+from ea_data.media.look import Look
 from ea_data.media.source import tell_skipped
 from ea_data.media.timeline import place_of
 from ea_data.options import installed_versions
@@ -43,7 +44,7 @@ class _Painter:
             requests.append(FrameRequest("even", num_looked, max_side=2 * WIDTH))
         path = self.root / row["source"]
         span, place = (row["start"], row["end"], row["fps"] or 0.0), place_of(row)
-        found = read_frames(path, self.root, *span, requests, place=place)
+        found = read_frames(path, self.root, *span, requests, place=place, look=Look.of(row))
         pixels, seconds = found[shown].pixels.copy(), found[shown].seconds.copy()
         if num_looked:
             with_text = {one["second"] for one in looked_at(row) if one["boxes"]}
@@ -101,7 +102,8 @@ def _pictures(figures: Figures, root: Path) -> Iterator[tuple[str, bytes | str]]
         return
     # only what painting needs is sent: rows may be large
     places = ("start", "end", "fps", "start_pts", "end_pts", "start_frame", "num_frames", "is_counted")
-    names = ("source", *places, "scores")
+    looks = ("sample_aspect", "is_interlaced", "transfer", "rotation")
+    names = ("source", *places, *looks, "scores")
     tasks = [{name: row.get(name) for name in names} for row in rows.values()]
     workers = min(4, os.cpu_count() or 1)
     with Supervisor(_Painter(root), workers, TIMEOUT, MEMORY_MB) as pool:

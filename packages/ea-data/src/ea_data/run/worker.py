@@ -14,6 +14,7 @@ from typing import Any
 
 from ea_data.children.supervisor import Failure, is_transient, note
 from ea_data.media import cut, frames, probe
+from ea_data.media.look import Look
 from ea_data.media.timeline import Timeline, place_of
 from ea_data.profile import Components, Part, parse
 from ea_data.protocols import FrameRequest, Frames, Span, VideoInfo
@@ -163,9 +164,10 @@ class Worker:
         note("decode")
         span = (record["start"], record["end"], record["fps"])
         path, strict = Path(record["path"]), self.parts.profile.source.strict_decode
-        place = None if record["is_picture"] else place_of(record)
-        requested = sorted(requests, key=repr)
-        return frames.read_frames(path, Path(self.root), *span, requested, strict=strict, place=place)
+        seen: dict[str, Any] = {"strict": strict}
+        if not record["is_picture"]:
+            seen |= {"place": place_of(record), "look": Look.of(record)}
+        return frames.read_frames(path, Path(self.root), *span, sorted(requests, key=repr), **seen)
 
 
 def versions_of(parts: Components) -> Versions:
