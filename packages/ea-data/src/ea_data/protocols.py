@@ -13,9 +13,11 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """The findings of a probe. width, height: upright, after the file's rotation. fps: mean rate, as a fraction.
+    """The findings of a probe. width, height: upright and with square pixels. fps: mean rate, as a fraction.
 
-    seconds: of the picture stream. num_frames: counted, or as the container says; 0: unknown.
+    seconds: of the picture stream. num_frames: counted, or as the container says; 0: unknown. sample_aspect: width
+    over height of its pixels, as a fraction. combing: largest share of combed pixels in a key frame. transfer: "pq",
+    "hlg" (HDR) or "".
     """
 
     path: Path
@@ -28,6 +30,10 @@ class VideoInfo:
     rotation: int = 0
     is_variable_rate: bool = False
     is_picture: bool = False
+    sample_aspect: str = "1"
+    is_interlaced: bool = False
+    combing: float = 0.0
+    transfer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +95,19 @@ class Decision:
     maximum: float | None = None
 
 
+class NoSpans(tuple[Span, ...]):
+    """No span, and why: `reason`, one line that starts with "its" or "it"."""
+
+    reason: str
+
+    def __new__(cls, reason: str) -> NoSpans:
+        made = super().__new__(cls)
+        made.reason = reason
+        return made
+
+
 class Splitter(Protocol):
-    """Cuts one video. `version` changes whenever its answers may."""
+    """Cuts one video. `version` changes whenever its answers may. It may return NoSpans to say why there are none."""
 
     version: str
 

@@ -294,12 +294,23 @@ def test_a_whole_file_is_copied_bit_by_bit(tmp_path: Path, draw_video: DrawFile)
 
 
 def _record(path: Path, info, start: float, end: float) -> dict:
+    from ea_data.media.probe import timeline_of
+
+    timeline = timeline_of(path, path.parent)
+    numbers = timeline.window(start, end, float(info.fps))
     names = ("rotation", "is_picture", "codec", "is_variable_rate", "width", "height")
+    names = (*names, "sample_aspect", "is_interlaced", "transfer")
     told = {name: getattr(info, name) for name in names}
+    first, after = timeline.span(numbers, info.fps)
     return {
         "path": str(path),
         "start": start,
         "end": end,
+        "start_pts": first,
+        "end_pts": after,
+        "start_frame": numbers.start,
+        "num_frames": len(numbers),
+        "is_counted": timeline.is_counted,
         "fps_exact": str(info.fps),
         "is_whole": False,
         **told,

@@ -67,6 +67,15 @@ def test_counts_hours_and_funnel(rows: list[dict[str, Any]]) -> None:
     assert figures.num_captions == 41
 
 
+def test_what_files_are_is_counted(rows: list[dict[str, Any]]) -> None:
+    assert gather(rows).looks == {}
+    rows[0] |= {"sample_aspect": "4/3", "is_interlaced": True}
+    rows[1] |= {"sample_aspect": "1", "transfer": "hlg", "rotation": 90}
+    expected = {"pixels made square": 1, "deinterlaced": 1, "HLG brought to BT.709": 1, "turned upright": 1}
+    assert gather(rows).looks == expected
+    assert json.loads(to_json(summary(gather(rows))))["looks"] == expected
+
+
 def test_files_without_a_clip_come_before_the_filters(rows: list[dict[str, Any]]) -> None:
     nothing = {"filter": "split", "verdict": "dropped", "reason": "no scene", "threshold": "", "score": ""}
     numbers = {"value": None, "minimum": None, "maximum": None}

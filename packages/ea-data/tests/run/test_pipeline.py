@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,107 @@ def test_a_damaged_or_lost_clip_is_written_again(raw: Path, tmp_path: Path, run_
     run_set(raw, out)
     assert outputs(out) == first
     assert not list(out.glob("clips/**/.*"))
+
+
+def test_a_clip_that_is_damaged_at_its_old_size_is_written_again(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any]
+):
+    out = tmp_path / "set"
+    run_set(raw, out)
+    first = outputs(out)
+    damaged = sorted(out.glob("clips/**/*.mp4"))[0]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    run_set(raw, out)
+    assert outputs(out) == first
+
+
+def test_each_written_clip_has_its_proof(raw: Path, tmp_path: Path, run_set: Callable[..., Any]):
+    run_set(raw, tmp_path / "set")
+    rows = list(iter_rows(tmp_path / "set"))
+    assert [row["num_written"] for row in rows] == [24] * 4
+    assert all(0 < row["luma_error"] < 3 for row in rows)
+    assert [row["start_frame"] for row in rows] == [0, 24, 0, 24]
+
+
+def test_other_limits_where_the_raw_files_have_moved(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any], tables: dict[str, Any]
+):
+    (raw / "z.mp4").write_bytes((raw / "a.mp4").read_bytes())
+    (raw / "broken.mp4").write_text("no video")
+    run_set(raw, tmp_path / "set")
+    run_set(raw, tmp_path / "twin")
+    values = sorted(row["scores"]["light"]["value"] for row in iter_rows(tmp_path / "set") if row["scores"])
+    tables["filter"][0]["min"] = values[2]
+    expected = run_set(raw, tmp_path / "twin", tables, command="filter")
+    raw.rename(tmp_path / "elsewhere")
+    assert run_set(raw, tmp_path / "set", tables, command="filter") == expected
+    assert outputs(tmp_path / "set") == outputs(tmp_path / "twin")
+    tables["filter"][0]["min"] = 0.0  # and back again
+    assert run_set(raw, tmp_path / "set", tables, command="filter").statuses["ok"] == 4
+
+
+def test_empty_captions_are_counted(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any], tables: dict[str, Any]
+):
+    assert run_set(raw, tmp_path / "one").empty == 0
+    del tables["caption"]
+    assert run_set(raw, tmp_path / "two", tables).empty == 4
+
+
+@pytest.mark.parametrize("where", ["scratch", "ledger", "clip"])
+def test_a_full_disk_is_one_line(
+    where: str, raw: Path, tmp_path: Path, run_set: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    import errno
+
+    from ea_data.records.ledger import Ledger
+    from ea_data.run.engine import LocalEngine
+    from ea_data.run.scratch import Scratch
+    from ea_data.run.worker import TaskResult
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if where == "scratch":
+        real = Scratch.__init__
+
+        def small(scratch: Scratch, folder: Path) -> None:
+            real(scratch, folder)
+            scratch.database.execute("PRAGMA max_page_count=1")  # SQLite's own error, at the next page
+
+        put = Scratch.put
+        monkeypatch.setattr(Scratch, "__init__", small)
+        monkeypatch.setattr(Scratch, "put", lambda scratch, *key: put(scratch, *key[:2], "x" * 100_000))
+    elif where == "ledger":
+        monkeypatch.setattr(Ledger, "flush", full)
+    else:
+        run_tasks = LocalEngine.run
+
+        def run(engine: LocalEngine, tasks: Any) -> Any:
+            for task, result in run_tasks(engine, tasks):
+                yield task, TaskResult([], f"[Errno 28] {os.strerror(28)}") if task.stage == "cut" else result
+
+        monkeypatch.setattr(LocalEngine, "run", run)
+    with pytest.raises(UserError, match=r"the disk of `--output` .*set' is full; free some space") as error:
+        run_set(raw, tmp_path / "set")
+    assert "\n" not in str(error.value)
+    monkeypatch.undo()
+    assert run_set(raw, tmp_path / "set").statuses == {"ok": 4}
+
+
+def test_a_full_disk_while_ffmpeg_writes_is_no_fault_of_the_clip():
+    import errno
+
+    from ea_data.children.supervisor import is_transient
+    from ea_data.media.probe import file_errors
+
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(OSError) as error, file_errors():
+            av.error.err_check(-number)
+        assert is_transient(error.value)
+        assert type(error.value) is OSError
 
 
 def test_a_folder_without_video(tmp_path: Path, run_set: Callable[..., Any]):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ea_data.draw.raw import RawVideo, render_video, sample_video
-from ea_data.protocols import Span, VideoInfo
+from ea_data.protocols import NoSpans, Span, VideoInfo
 from ea_data.split.scenes import SceneOptions, SceneSplitter
 from ea_data.split.whole import WholeOptions, WholeSplitter
 from ea_runtime.errors import UserError
@@ -106,6 +106,14 @@ def test_a_long_scene_without_a_cut_is_chopped(tmp_path: Path) -> None:
     assert spans == [Span(0.0, 10.0), Span(10.0, 13.5)]
 
 
+def test_no_scene_is_long_enough_says_by_how_much(tmp_path: Path) -> None:
+    path, video = draw(tmp_path, 9)  # 4 s, 2 s, 4.5 s
+    spans = SceneSplitter(SceneOptions(min_seconds=8))(path, info_of(path, video))
+    assert isinstance(spans, NoSpans)
+    assert "longest scene is 4." in spans.reason
+    assert "`min_seconds` is 8" in spans.reason
+
+
 def frames_of(count: int, draw_one: Callable[[int], int] = lambda number: 90) -> list[np.ndarray]:
     return [np.full((64, 64, 3), draw_one(number), np.uint8) for number in range(count)]
 
@@ -142,5 +150,10 @@ def test_options_that_make_no_sense_are_refused() -> None:
 def test_whole_gives_one_span_or_none(tmp_path: Path) -> None:
     info = VideoInfo(tmp_path / "x.mp4", 64, 64, Fraction(24), 5.0, 120, "h264")
     assert WholeSplitter(WholeOptions())(info.path, info) == [Span(0.0, 5.0)]
-    assert WholeSplitter(WholeOptions(min_seconds=6))(info.path, info) == []
-    assert WholeSplitter(WholeOptions(max_seconds=4))(info.path, info) == []
+    for options, reason in (
+        (WholeOptions(min_seconds=6), "it is 5.00 s long, and `min_seconds` is 6"),
+        (WholeOptions(max_seconds=4), "it is 5.00 s long, and `max_seconds` is 4"),
+    ):
+        spans = WholeSplitter(options)(info.path, info)
+        assert isinstance(spans, NoSpans)
+        assert (len(spans), spans.reason) == (0, reason)

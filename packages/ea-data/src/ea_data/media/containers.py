@@ -22,6 +22,10 @@ for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
     _FLAGS |= getattr(os, _name, 0)
 
 
+class BadFile(ValueError):
+    """A fault of a raw file, in one line that starts with "it"."""
+
+
 @contextmanager
 def open_beneath(path: Path, root: Path) -> Iterator[BinaryIO]:
     """The regular file `path`, read only. Raises ValueError if it is none, or if its links lead out of `root`."""

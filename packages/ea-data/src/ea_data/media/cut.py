@@ -1,45 +1,50 @@
 """Writes a kept clip as a separate file: H.264 in MP4, upright, at a constant rate, without sound or metadata.
 
 The same span of the same source gives the same bytes (with the same versions of FFmpeg and x264). A whole H.264 file
-that needs no change is not encoded again: its packets are copied.
+that needs no change is not encoded again: its packets are copied. Whatever is written is decoded once against the
+frames that it is to hold; copied packets that fail that are encoded instead.
 """
 
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ea_data.media.containers import open_beneath, open_video
-from ea_data.media.frames import open_window
-from ea_data.media.probe import BadFile, file_errors
+from ea_data.media.containers import BadFile, open_beneath, open_video
+from ea_data.media.frames import Window, open_window
+from ea_data.media.look import Look
+from ea_data.media.probe import file_errors
+from ea_data.media.proof import Proof, mark, prove, prove_picture
+from ea_data.media.timeline import place_of
 from ea_runtime.files.atomic import atomic_file
 from ea_runtime.video.pictures import is_upright, open_picture, shown
 from ea_runtime.video.x264 import x264_options
 
-VERSION = "2"
+VERSION = "3"
 #: Chroma formats that are kept; all others become 4:2:0.
 _KEPT_FORMATS = ("yuv420p", "yuv422p", "yuv444p")
 _PICTURES_AS_THEY_ARE = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
-#: FFmpeg filters by the degrees that the file says to turn its frames counter-clockwise.
-_TURNS = {90: ("transpose", "cclock"), 270: ("transpose", "clock")}
 _LIMITED, _FULL = 1, 2  # FFmpeg's numbers of the colour ranges
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The written file. num_bytes: its size, to tell whether it is still complete."""
+    """The written file. num_frames, luma_error: of its proof. num_bytes, checksum: of the file, see `measure`."""
 
     width: int
     height: int
     num_frames: int
+    luma_error: float
     num_bytes: int
+    checksum: int
 
 
 def suffix_of(record: dict[str, Any]) -> str:
@@ -54,27 +59,37 @@ def write_clip(
 ) -> Written:
     """Writes one clip; `target` appears whole or not at all.
 
-    record: path, start, end, fps, rotation, is_picture, codec, is_variable_rate, is_whole. root: the folder above the
-    source. crf: x264's quality, 0 to 51, lower is better.
-    Raises BadFile if the source cannot be read.
+    record: a clip's, with its path. root: the folder above the source. crf: x264's quality, 0 to 51, lower is better.
+    Raises BadFile if the source cannot be read, or what was written does not hold its frames.
     """
     path = Path(record["path"])
     with atomic_file(target) as temporary:
         if record["is_picture"]:
             size = _write_picture(path, root, temporary, record["codec"])
-        elif _may_copy(record):
-            size = _copy_packets(path, root, temporary)
+            proof = prove_picture(temporary, size)
         else:
-            size = _encode(record, path, root, temporary, crf, strict)
-        return Written(*size, temporary.stat().st_size)
+            written = _copied(record, path, root, temporary, strict) if _may_copy(record) else None
+            size, proof = written or _encoded(record, path, root, temporary, crf, strict)
+        return Written(*size, proof.num_frames, proof.luma_error, *measure(temporary))
+
+
+def measure(path: Path) -> tuple[int, int]:
+    """(bytes, CRC-32) of a file, to tell whether it is still as it was written."""
+    checksum = size = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum, size = zlib.crc32(block, checksum), size + len(block)
+    return size, checksum
 
 
 def _may_copy(record: dict[str, Any]) -> bool:
     is_plain = not record["rotation"] and not record["is_variable_rate"] and record["codec"] == "h264"
-    return is_plain and record["is_whole"] and not (record["width"] % 2 or record["height"] % 2)
+    is_even = not (record["width"] % 2 or record["height"] % 2)
+    is_shown_as_coded = is_plain and is_even and Look.of(record).is_plain
+    return is_shown_as_coded and record["is_whole"] and not record["is_counted"]
 
 
-def _write_picture(path: Path, root: Path, target: Path, codec: str) -> tuple[int, int, int]:
+def _write_picture(path: Path, root: Path, target: Path, codec: str) -> tuple[int, int]:
     """The file itself if it is of a common kind and upright; else its first frame, turned, transparency kept."""
     with file_errors(), open_beneath(path, root) as file, open_picture(file) as picture:
         if codec in _PICTURES_AS_THEY_ARE and is_upright(picture):
@@ -87,24 +102,47 @@ def _write_picture(path: Path, root: Path, target: Path, codec: str) -> tuple[in
             size = turned.size
             form = {"jpeg": "JPEG", "webp": "WEBP"}.get(codec, "PNG")
             turned.save(target, form, **({} if form == "PNG" else {"quality": 95}))
-    return *size, 1
+    return size
 
 
-def _copy_packets(path: Path, root: Path, target: Path) -> tuple[int, int, int]:
-    import av
+def _copied(
+    record: dict[str, Any], path: Path, root: Path, target: Path, strict: bool
+) -> tuple[tuple[int, int], Proof] | None:
+    """Copies a file's packets; None if they do not decode to the clip's frames."""
+    fps = Fraction(record["fps_exact"])
+    with open_window(path, root, place_of(record), float(fps), strict=strict) as window:
+        marks = [mark(frame) for frame in _complete(window)]
+    try:
+        with file_errors():
+            return _copy_packets(path, root, target, len(marks)), prove(target, marks, fps)
+    except BadFile:
+        return None
 
-    with file_errors(), open_beneath(path, root) as file, open_video(file) as (source, stream):
+
+def _copy_packets(path: Path, root: Path, target: Path, num_frames: int) -> tuple[int, int]:
+    with open_beneath(path, root) as file, open_video(file) as (source, stream):
+        times = [(packet.pts, packet.dts) for packet in source.demux(stream) if packet.size]
+        if len(times) != num_frames:
+            raise BadFile("it holds packets without a frame")
+        decoding = iter(_decoding_times(times))
+        source.seek(0)
         with _open_output(target) as out:
             copy = out.add_stream_from_template(stream)
-            count = 0
             for packet in source.demux(stream):
-                if packet.dts is None:
-                    continue
-                count += not packet.is_discard
-                packet.stream = copy
-                out.mux(packet)
-        assert isinstance(stream, av.VideoStream)
-        return stream.codec_context.width, stream.codec_context.height, count
+                if packet.size:
+                    packet.dts = next(decoding, None)
+                    packet.stream = copy
+                    out.mux(packet)
+        return stream.codec_context.width, stream.codec_context.height
+
+
+def _decoding_times(times: list[tuple[int, int | None]]) -> list[int | None]:
+    """The packets' decoding times. Where some are missing, as in Matroska, all are made from the presentation times."""
+    if all(dts is not None for _, dts in times):
+        return [dts for _, dts in times]
+    shown = sorted(pts for pts, _ in times)
+    late = max(one - pts for one, (pts, _) in zip(shown, times, strict=True))
+    return [time - late for time in shown]
 
 
 def _open_output(target: Path) -> Any:
@@ -114,34 +152,46 @@ def _open_output(target: Path) -> Any:
     return av.open(str(target), "w", format="mp4", container_options=options)
 
 
-def _encode(
+def _encoded(
     record: dict[str, Any], path: Path, root: Path, target: Path, crf: int, strict: bool
-) -> tuple[int, int, int]:
+) -> tuple[tuple[int, int], Proof]:
     from av.video.frame import PictureType
 
     fps = Fraction(record["fps_exact"])
-    count = 0
-    with open_window(path, root, record["start"], record["end"], float(fps), strict=strict) as window:
-        frames = _even(window.decode(), record["rotation"])
-        if record["is_variable_rate"]:
-            frames = _constant_rate(frames, window.times, fps)
+    marks: list[np.ndarray] = []
+    with open_window(path, root, place_of(record), float(fps), strict=strict) as window:
+        frames = Look.of(record).show(_complete(window), is_even=True)
+        repeats = _repeats(window.times, fps) if record["is_variable_rate"] else repeat(1)
         with _open_output(target) as out:
             stream: Any = None
-            for _, frame in frames:
+            for frame, times in zip(frames, repeats, strict=False):
                 if stream is None:
                     stream = out.add_stream("libx264", rate=fps)
                     _set_up(stream, frame, crf)
                 elif (frame.width, frame.height) != (stream.width, stream.height):
                     raise BadFile("its frames change their size within the clip")
                 shown = _in_format(frame, stream.pix_fmt)
-                shown.pts, shown.time_base = count, 1 / fps
-                shown.pict_type = PictureType.NONE
-                out.mux(stream.encode(shown))
-                count += 1
-            if stream is None:
-                raise BadFile("it cannot be read: no frame of the clip can be decoded")
+                seen = mark(shown)
+                for _ in range(times):
+                    shown.pts, shown.time_base = len(marks), 1 / fps
+                    shown.pict_type = PictureType.NONE
+                    out.mux(stream.encode(shown))
+                    marks.append(seen)
             out.mux(stream.encode(None))
-        return stream.width, stream.height, count
+        size = stream.width, stream.height
+    return size, prove(target, marks, fps)
+
+
+def _complete(window: Window) -> Iterator[Any]:
+    """The frames of a clip, every one and in order. Raises BadFile at one that cannot be decoded."""
+    wanted = 0
+    for number, frame in window.decode():
+        if number != wanted:
+            break
+        yield frame
+        wanted += 1
+    if wanted < len(window.times):
+        raise BadFile(f"it cannot be read: frame {wanted} of the clip cannot be decoded")
 
 
 def _set_up(stream: Any, frame: Any, crf: int) -> None:
@@ -166,46 +216,10 @@ def _in_format(frame: Any, form: str) -> Any:
     return frame.reformat(format=form, src_color_range=have, dst_color_range=_LIMITED)
 
 
-def _even(frames: Iterator[tuple[int, Any]], rotation: int) -> Iterator[tuple[int, Any]]:
-    """Frames turned upright, without the last column or row of an odd side, which 4:2:0 cannot have."""
-    graph: Any = None
-    for number, frame in frames:
-        is_odd = frame.width % 2 or frame.height % 2
-        if not rotation and not is_odd:
-            yield number, frame
-            continue
-        if graph is None:
-            graph = _graph(frame, rotation, bool(is_odd))
-        graph.push(frame)
-        yield number, graph.pull()
+def _repeats(times: np.ndarray, fps: Fraction) -> list[int]:
+    """How often each frame is shown at a constant rate: each at the nearest tick, and until the next frame's.
 
-
-def _graph(frame: Any, rotation: int, is_odd: bool) -> Any:
-    from av.filter import Graph
-
-    graph = Graph()
-    size = {"width": frame.width, "height": frame.height}
-    nodes = [graph.add_buffer(**size, format=frame.format.name, time_base=frame.time_base)]
-    if rotation == 180:
-        nodes += [graph.add("hflip"), graph.add("vflip")]
-    elif rotation:
-        nodes.append(graph.add(*_TURNS[rotation]))
-    if is_odd:
-        nodes.append(graph.add("crop", "trunc(iw/2)*2:trunc(ih/2)*2:0:0"))
-    nodes.append(graph.add("buffersink"))
-    for one, other in pairwise(nodes):
-        one.link_to(other)
-    graph.configure()
-    return graph
-
-
-def _constant_rate(
-    frames: Iterator[tuple[int, Any]], times: np.ndarray, fps: Fraction
-) -> Iterator[tuple[int, Any]]:
-    """At each tick of the constant rate, the frame that is shown then: some come twice, some not at all."""
-    ticks = np.arange(0, times[-1] + 0.5 / float(fps), 1 / float(fps))
-    shown = np.maximum(np.searchsorted(times, ticks + 1e-6, side="right") - 1, 0)
-    repeats = np.bincount(shown, minlength=len(times))
-    for number, frame in frames:
-        for _ in range(int(repeats[number])):
-            yield number, frame
+    Of two frames at one tick, the later is shown.
+    """
+    ticks = np.rint(times * float(fps)).astype(np.int64)
+    return [*np.diff(ticks).tolist(), 1]

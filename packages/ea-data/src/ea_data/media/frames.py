@@ -1,7 +1,7 @@
 """Decodes a clip once for all that need frames of it.
 
-The packets of a window of the source are read, and their times say which frames there are; then each packet is decoded
-once, and each frame is converted once for each requested size and colour.
+The packets of a clip are read, and their times say which frames there are; then each packet is decoded once, and each
+frame is converted once for each requested size and colour.
 
 Shape legend: N frames, H height, W width (upright).
 """
@@ -16,36 +16,42 @@ from typing import Any
 
 import numpy as np
 
-from ea_data.media.containers import open_beneath, open_video
-from ea_data.media.probe import BadFile, Timeline, file_errors
+from ea_data.media.containers import BadFile, open_beneath, open_video
+from ea_data.media.look import Look
+from ea_data.media.probe import file_errors, timeline_of
+from ea_data.media.timeline import Place, frames_in_order, read_timeline
 from ea_data.protocols import FrameRequest, Frames
 from ea_runtime.video.pictures import open_picture, to_rgb
 
 #: Part of the version of everything computed from frames: a change here may change every score.
-VERSION = "2"
+VERSION = "3"
 
 
 class Window:
-    """The packets of one clip. times: float64 (N,), seconds from the clip's first frame."""
+    """The frames of one clip. times: float64 (N,), seconds from the clip's first frame."""
 
     def __init__(
-        self, packets: list[Any], timeline: Timeline, wanted: range, stream: Any, strict: bool
+        self,
+        container: Any,
+        stream: Any,
+        place: Place,
+        times: np.ndarray,
+        packets: list[Any] | None,
+        strict: bool,
     ) -> None:
-        self._packets, self._stream, self._strict = packets, stream, strict
-        self._numbers = {int(timeline.pts[number]): number - wanted.start for number in wanted}
-        self._is_counted = timeline.is_counted
-        seconds = timeline.seconds[wanted.start : wanted.stop]
-        self.times = seconds - seconds[0]
+        self._container, self._stream, self._place, self._strict = container, stream, place, strict
+        self._packets = packets
+        self._numbers = {int(time): number for number, time in enumerate(times)}
+        base = 1.0 if place.is_counted else float(stream.time_base)
+        self.times = (times - times[0]) * base
 
     def decode(self) -> Iterator[tuple[int, Any]]:
-        """(number within the clip, frame) in order of time. Raises decoding errors, and BadFile for a damaged frame
-        (strict only)."""
-        counted = 0
-        left = len(self._numbers)
-        for frame in self._frames():
-            number = self._numbers.get(counted if self._is_counted else frame.pts)
-            counted += 1
-            if number is None:
+        """(number within the clip, frame) in order of time, once. Raises decoding errors, and BadFile for a damaged
+        frame (strict only)."""
+        left = len(self.times)
+        for count, frame in enumerate(self._frames()):
+            number = count - self._place.first if self._place.is_counted else self._numbers.get(frame.pts, -1)
+            if not 0 <= number < len(self.times):
                 continue
             if self._strict and frame.is_corrupt:
                 raise BadFile("it cannot be read: a frame is damaged")
@@ -55,6 +61,9 @@ class Window:
                 return
 
     def _frames(self) -> Iterator[Any]:
+        if self._packets is None:
+            yield from frames_in_order(self._container, self._stream)
+            return
         for packet in self._packets:
             yield from packet.decode()
         yield from self._stream.decode(None)
@@ -62,14 +71,25 @@ class Window:
 
 @contextmanager
 def open_window(
-    path: Path, root: Path, start: float, end: float, fps: float, *, strict: bool = False
+    path: Path, root: Path, place: Place, fps: float, *, strict: bool = False
 ) -> Iterator[Window]:
-    """The frames of a span: seconds from the file's first frame. Raises BadFile if there are none."""
-    with file_errors(), open_beneath(path, root) as file, open_video(file, strict) as (container, stream):
-        packets, timeline, wanted = _read_packets(container, stream, start, end, fps)
-        if not wanted:
-            raise BadFile(f"it holds no frame between {start:g} s and {end:g} s")
-        yield Window(packets, timeline, wanted, stream, strict)
+    """The frames of a clip. fps: the file's rate. Raises BadFile if there are none."""
+    with file_errors(), open_beneath(path, root) as file:
+        with open_video(file, strict) as (container, stream):
+            if not place.is_counted:
+                packets, times = _read_packets(container, stream, place)
+                if not len(times):
+                    raise BadFile("it does not hold the clip's frames")
+                yield Window(container, stream, place, times, packets, strict)
+                return
+            timeline, _ = read_timeline(container, stream)
+            seconds = timeline.seconds[place.first : place.after]
+            if not len(seconds):
+                raise BadFile("it does not hold the clip's frames")
+        # opened again: a raw stream cannot be sought
+        file.seek(0)
+        with open_video(file, strict) as (container, stream):
+            yield Window(container, stream, place, seconds, None, strict)
 
 
 def read_frames(
@@ -81,27 +101,36 @@ def read_frames(
     requests: Iterable[FrameRequest],
     *,
     strict: bool = False,
+    place: Place | None = None,
+    look: Look | None = None,
 ) -> dict[FrameRequest, Frames]:
     """The frames of each request, from one pass of decoding.
 
-    start, end: seconds from the file's first frame; fps: the file's mean rate, 0 for a picture.
+    start, end: seconds from the file's first frame; fps: the file's rate, 0 for a picture. place: the same span, if
+    it is known; else the whole file's packets are read to find it. look: how its frames are shown.
     Raises BadFile, one line, even if a single requested frame cannot be decoded.
     """
     requests = list(dict.fromkeys(requests))
     if not fps:
         with file_errors():
             return _read_picture(path, root, requests)
-    with open_window(path, root, start, end, fps, strict=strict) as window:
+    place = place or find_place(path, root, start, end, fps)
+    with open_window(path, root, place, fps, strict=strict) as window:
         wanted = {request: select(request, window.times, fps) for request in requests}
         pixels: dict[tuple[int, str, int], np.ndarray] = {}  # (max_side, colour, number)
         forms: dict[int, set[tuple[int, str]]] = {}
         for request, numbers in wanted.items():
             for number in numbers:
                 forms.setdefault(int(number), set()).add((request.max_side, request.colour))
-        convert = Converter()
+        convert = Converter(look.rotation if look is not None else None)
         last = max(forms, default=-1)
         if forms:
-            for number, frame in window.decode():
+            decoded = window.decode()
+            if look is not None and not look.is_plain:
+                # deinterlacing needs the frames between, too
+                needed = (one for one in decoded if look.is_interlaced or one[0] in forms)
+                decoded = look.show_numbered(needed)
+            for number, frame in decoded:
                 for form in sorted(forms.get(number, ())):
                     pixels[(*form, number)] = convert(frame, *form)
                 if number >= last:
@@ -137,9 +166,10 @@ def select(request: FrameRequest, times: np.ndarray, fps: float) -> np.ndarray:
 
 
 class Converter:
-    """Converts frames of FFmpeg to upright arrays: uint8 (H, W, 3) or (H, W)."""
+    """Converts frames of FFmpeg to upright arrays: uint8 (H, W, 3) or (H, W). rotation: degrees; None: as they say."""
 
-    def __init__(self) -> None:
+    def __init__(self, rotation: int | None = None) -> None:
+        self._rotation = rotation
         self._made: dict[tuple[int, str], tuple[Any, int, int]] = {}
 
     def __call__(self, frame: Any, max_side: int, colour: str) -> np.ndarray:
@@ -154,7 +184,8 @@ class Converter:
         reformatter, width, height = made
         form = "rgb24" if colour == "rgb" else "gray"
         picture = reformatter.reformat(frame, width, height, form, interpolation="AREA", threads=1)
-        return upright(picture.to_ndarray(), getattr(frame, "rotation", 0))
+        says = getattr(frame, "rotation", 0) if self._rotation is None else self._rotation
+        return upright(picture.to_ndarray(), says)
 
 
 def upright(pixels: np.ndarray, rotation: float) -> np.ndarray:
@@ -199,62 +230,39 @@ def _read_picture(path: Path, root: Path, requests: list[FrameRequest]) -> dict[
     return found
 
 
-def _read_packets(
-    container: Any, stream: Any, start: float, end: float, fps: float
-) -> tuple[list[Any], Timeline, range]:
-    """The packets of the span's frames (and of those they refer to), and which frames those are."""
-    origin = _first_pts(container, stream)
-    if origin is not None:
-        base = stream.time_base
-        tick = float(base)
-        half = 0.5 / fps
-        lowest, highest = origin + (start - half) / tick, origin + (end - half) / tick
-        if start > 0:
-            container.seek(max(origin, int(lowest)), stream=stream, backward=True)
-        else:
+def _read_packets(container: Any, stream: Any, place: Place) -> tuple[list[Any], np.ndarray]:
+    """The packets of a clip's frames and of those they refer to, and the frames' times: int64, ascending."""
+    packets: list[Any] = []
+    times: list[int] = []
+    target: int | None = place.first
+    for attempt in range(3):
+        if target is None or attempt == 2:
             container.seek(0)
-        packets, pts, is_timeless = [], [], False
+        else:
+            container.seek(target, stream=stream, backward=True)
+        packets.clear()
+        times.clear()
         for packet in container.demux(stream):
             if not packet.size:
                 continue
-            is_timeless = packet.pts is None
-            if is_timeless or (packet.dts is not None and packet.dts >= highest):
-                break
+            if packet.dts is not None and packet.dts >= place.after:
+                break  # all that follow are shown later
             packets.append(packet)
-            if not packet.is_discard and lowest <= packet.pts < highest:
-                pts.append(packet.pts)
+            if not packet.is_discard and packet.pts is not None and place.first <= packet.pts < place.after:
+                times.append(packet.pts)
         # without an index, a seek may land anywhere
-        is_early = (
-            packets and packets[0].is_keyframe and packets[0].pts <= max(lowest + 2 * half / tick, origin)
-        )
-        if pts and (start <= 0 or is_early) and not is_timeless and len(set(pts)) == len(pts):
-            timeline = Timeline(np.array(sorted(pts), dtype=np.int64), base)
-            return packets, timeline, range(len(pts))
-    return _read_from_start(container, stream, start, end, fps)
+        is_early = bool(packets) and packets[0].is_keyframe and (packets[0].pts or 0) <= place.first
+        if (is_early and place.first in times) or attempt == 2:
+            break
+        # containers seek by decoding time, which is earlier: the key frame before
+        target = packets[0].dts - 1 if packets and packets[0].dts is not None else None
+    return packets, np.array(sorted(times), np.int64)
 
 
-def _first_pts(container: Any, stream: Any) -> int | None:
-    """The time of the first frame; packets come in decoding order, so it need not be the first packet's."""
-    if stream.time_base is None:
-        return None
-    container.seek(0)
-    first: int | None = None
-    for packet in container.demux(stream):
-        if not packet.size or packet.is_discard:
-            continue
-        if packet.pts is None:
-            return None
-        if first is not None and packet.dts is not None and packet.dts > first:
-            break  # all that follow are shown later
-        first = packet.pts if first is None else min(first, packet.pts)
-    return first
-
-
-def _read_from_start(
-    container: Any, stream: Any, start: float, end: float, fps: float
-) -> tuple[list[Any], Timeline, range]:
-    """Decodes everything from the beginning, for files without timestamps or with a wrong index."""
-    container.seek(0)
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    timeline = Timeline.of(packets, stream, Fraction(fps).limit_denominator(100_000))
-    return packets, timeline, timeline.window(start, end, fps)
+def find_place(path: Path, root: Path, start: float, end: float, fps: float) -> Place:
+    """The place of a span: seconds from the file's first frame. Raises BadFile if it holds no frame."""
+    timeline = timeline_of(path, root)
+    numbers = timeline.window(start, end, fps)
+    if not numbers:
+        raise BadFile(f"it holds no frame between {start:g} s and {end:g} s")
+    return timeline.place(numbers, Fraction(fps).limit_denominator(100_000))

@@ -1,70 +1,34 @@
 """Probes a raw file for its true size, rate, length, codec, rotation, and the hash of its contents.
 
-The packets are read, not decoded, so the number and times of frames are counted, not believed; one frame is decoded,
-to check that there is a decoder and which way is up.
+The packets are read, not decoded, so the number and times of frames are counted, not believed; the first frame and a
+few key frames are decoded, to check that there is a decoder, which way is up, and that the size stays.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
-
-from ea_data.media.containers import open_beneath, open_video
+from ea_data.media.containers import BadFile, open_beneath, open_video
+from ea_data.media.look import TRANSFERS, Look, combing, pixel_aspect
+from ea_data.media.timeline import Timeline, frames_in_order, key_frames, read_timeline
 from ea_data.protocols import VideoInfo
 from ea_runtime.video.pictures import PICTURE_SUFFIXES, open_picture, to_rgb
 
-VERSION = "2"
-#: A rate is variable if more than this share of the intervals differs from the usual one ...
-_VARIABLE_SHARE = 0.02
-#: ... by more than this share of it (or one tick of the file's clock).
-_INTERVAL_TOLERANCE = 0.1
-
-
-class BadFile(ValueError):
-    """A fault of a raw file, in one line that starts with "it"."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """The times of a video's frames. seconds: float64 (N,), from the first frame on, ascending.
-
-    pts: int64 (N,) in units of time_base, or counted frames if the file has no times (`is_counted`).
-    """
-
-    pts: np.ndarray
-    time_base: Fraction
-    is_counted: bool = False
-
-    @classmethod
-    def of(cls, packets: Iterable[Any], stream: Any, rate: Fraction) -> Timeline:
-        """The timeline of a stream's packets. rate: of the frames, for raw streams and broken files without times."""
-        pts = [packet.pts for packet in packets if packet.size and not packet.is_discard]
-        if not pts:
-            raise BadFile("it holds no frames")
-        if stream.time_base and None not in pts and len(set(pts)) == len(pts):
-            return cls(np.array(sorted(pts), dtype=np.int64), Fraction(stream.time_base))
-        return cls(np.arange(len(pts), dtype=np.int64), 1 / rate, is_counted=True)
-
-    @property
-    def seconds(self) -> np.ndarray:
-        return (self.pts - self.pts[0]) * float(self.time_base)
-
-    def window(self, start: float, end: float, fps: float) -> range:
-        """Numbers of the frames of a span, which starts with the frame at `start` and ends before that at `end`.
-
-        Half a frame of tolerance: spans are seconds in floating point, and no frame may be lost or doubled.
-        """
-        half = 0.5 / fps if fps else 0.0
-        first, last = np.searchsorted(self.seconds, (start - half, end - half), side="left")
-        return range(int(first), int(last))
+VERSION = "3"
+#: Seconds between two key frames that are looked at.
+_LOOK_SECONDS = 1.0
+#: Most key frames that are searched for combing, and how many are too few.
+_MOST_COMBED_LOOKS, _FEW_LOOKS = 30, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +60,7 @@ def probe(path: Path, root: Path, *, strict: bool = False, max_pixels: int = 1 <
 def timeline_of(path: Path, root: Path) -> Timeline:
     """The timeline of a video alone. Raises BadFile."""
     with file_errors(), open_beneath(path, root) as file, open_video(file) as (container, stream):
-        return _timeline(container, stream)
+        return read_timeline(container, stream)[0]
 
 
 @contextmanager
@@ -108,6 +72,9 @@ def file_errors() -> Iterator[None]:
         raise
     # FFmpeg has several classes of errors, and Pillow's decoders raise anything
     except Exception as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(number, os.strerror(number)) from error  # FFmpeg's writing met it
         if _is_of_the_system(error):
             raise  # FFmpeg's own MemoryError is for absurd sizes in the file
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
@@ -135,23 +102,23 @@ def _video_info(path: Path, file: BinaryIO, strict: bool, max_pixels: int) -> tu
         _check_pixels(stream.codec_context.width, stream.codec_context.height, max_pixels)
         if stream.disposition & stream.disposition.attached_pic:
             raise BadFile("it holds sound and a cover picture, no video")
-        timeline = _timeline(container, stream)
-        fps = _rate(timeline, stream)
-        container.seek(0)
-        frame = next(container.decode(stream), None)
-        if frame is None:
-            raise BadFile("it holds no frame that can be decoded")
+        timeline, frame = read_timeline(container, stream)
         _check_pixels(frame.width, frame.height, max_pixels)
         count = len(timeline.pts)
         if count == 1:
             raise BadFile("it holds a single frame")
+        fps = timeline.rate(Fraction(stream.average_rate or 0))
         if not fps:
             raise BadFile("its frames have no times")
         rotation = round(getattr(frame, "rotation", 0) / 90) * 90 % 360
-        width, height = frame.width, frame.height
+        is_interlaced, combed = _look_over(container, stream, frame)
+        look = Look(pixel_aspect(stream), is_interlaced, TRANSFERS.get(int(frame.color_trc), ""), rotation)
+        list(look.show([frame]))  # what cannot be shown is an error now
+        width, height = look.size(frame.width, frame.height)
+        _check_pixels(width, height, max_pixels)
         if rotation % 180:
             width, height = height, width
-        is_variable = _is_variable(timeline)
+        is_variable = timeline.is_variable
         # at a constant rate the number of frames counts, as clocks of milliseconds round each time
         last = int(timeline.pts[-1] - timeline.pts[0]) * timeline.time_base
         info = VideoInfo(
@@ -164,34 +131,37 @@ def _video_info(path: Path, file: BinaryIO, strict: bool, max_pixels: int) -> tu
             stream.codec_context.name,
             rotation,
             is_variable,
+            sample_aspect=str(look.sample_aspect),
+            is_interlaced=is_interlaced,
+            combing=round(combed, 4),
+            transfer=look.transfer,
         )
     return info, timeline
+
+
+def _look_over(container: Any, stream: Any, first: Any) -> tuple[bool, float]:
+    """(True if it is interlaced, largest share of combed pixels), from key frames. Raises BadFile if sizes differ.
+
+    One that says so is interlaced if a frame is combed; one that does not, if most are.
+    """
+    shares = []
+    says_so = bool(first.interlaced_frame)
+    for frame in key_frames(container, stream, _LOOK_SECONDS):
+        if (frame.width, frame.height) != (first.width, first.height):
+            sizes = f"from {first.width}x{first.height} to {frame.width}x{frame.height}"
+            raise BadFile(f"its frames change their size, {sizes}; split it there")
+        says_so = says_so or bool(frame.interlaced_frame)
+        if len(shares) < _MOST_COMBED_LOOKS:
+            shares.append(combing(frame))
+    if len(shares) < _FEW_LOOKS:
+        # a long group of pictures: some of its first frames instead
+        container.seek(0)
+        shares += [combing(frame) for frame in islice(frames_in_order(container, stream), 2, 26, 4)]
+    num_combed = sum(share > 0 for share in shares)
+    is_interlaced = num_combed > 0 if says_so else 2 * num_combed > len(shares) > 2
+    return is_interlaced, max(shares, default=0.0)
 
 
 def _check_pixels(width: int, height: int, most: int) -> None:
     if width * height > most:
         raise BadFile(f"its frames of {width}x{height} are larger than the {most:,} pixels allowed")
-
-
-def _timeline(container: Any, stream: Any) -> Timeline:
-    rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
-    return Timeline.of(container.demux(stream), stream, rate)
-
-
-def _rate(timeline: Timeline, stream: Any) -> Fraction:
-    """The mean rate: the stream's own if it agrees with the times, which need not be exact."""
-    stated = Fraction(stream.average_rate or 0)
-    seconds = timeline.seconds[-1]
-    if not seconds:
-        return stated
-    measured = (len(timeline.pts) - 1) / float(seconds)
-    if stated and abs(float(stated) / measured - 1) < 0.01:
-        return stated
-    return Fraction(measured).limit_denominator(1001)
-
-
-def _is_variable(timeline: Timeline) -> bool:
-    intervals = np.diff(timeline.pts)
-    usual = float(np.median(intervals))
-    off = np.abs(intervals - usual) > max(_INTERVAL_TOLERANCE * usual, 1.01)
-    return bool(off.mean() > _VARIABLE_SHARE)

@@ -38,6 +38,8 @@ def empty_record(source: str) -> dict[str, Any]:
         "start_pts": 0,
         "end_pts": 0,
         "time_base": "",
+        "start_frame": 0,
+        "is_counted": False,
         "fps": 0.0,
         "fps_exact": "0",
         "width": 0,
@@ -45,6 +47,10 @@ def empty_record(source: str) -> dict[str, Any]:
         "num_frames": 0,
         "codec": "",
         "rotation": 0,
+        "sample_aspect": "1",
+        "is_interlaced": False,
+        "combing": 0.0,
+        "transfer": "",
         "is_variable_rate": False,
         "is_picture": False,
         "is_whole": False,
@@ -54,6 +60,8 @@ def empty_record(source: str) -> dict[str, Any]:
         "status": "ok",
         "error": "",
         "file": None,
+        "num_written": 0,
+        "luma_error": 0.0,
     }
 
 
@@ -96,9 +104,9 @@ def to_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of to_row."""
+    """The inverse of to_row. Columns that an older set lacks have their defaults."""
     scores = {one.pop("name"): {**one, "detail": json.loads(one["detail"])} for one in row["scores"]}
-    return {**row, "scores": scores}
+    return {**empty_record(""), **row, "scores": scores}
 
 
 def schema() -> pa.Schema:

@@ -41,6 +41,17 @@ def iter_rows(folder: str | Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{str(path)!r} cannot be read: {error}; `ea data run` makes it again") from error
 
 
+def read_sources(folder: Path) -> dict[str, Any]:
+    """{"found": number of files, "skipped": {why: number}} of the search for raw files. Raises UserError."""
+    path = folder / SOURCES
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        skipped = {str(why): int(count) for why, count in table["skipped"].items()}
+        return {"found": int(table["found"]), "skipped": skipped}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error}; `ea data run` makes it again") from error
+
+
 def write_records(folder: Path, records: Iterable[dict[str, Any]]) -> None:
     """Writes records.parquet; equal records give equal bytes."""
     import pyarrow as pa

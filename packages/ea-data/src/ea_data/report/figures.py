@@ -10,7 +10,7 @@ import re
 from array import array
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -21,6 +21,16 @@ EXAMPLES = 8
 NAMED_SOURCES = 5
 #: Stages that drop a file before it is a clip; listed like filters, before them.
 STAGES = ("source", "split")
+#: What files may be and clips are not, in words, and whether a row's file is.
+LOOKS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "pixels made square": lambda row: row.get("sample_aspect", "1") != "1",
+    "deinterlaced": lambda row: bool(row.get("is_interlaced")),
+    "PQ brought to BT.709": lambda row: row.get("transfer") == "pq",
+    "HLG brought to BT.709": lambda row: row.get("transfer") == "hlg",
+    "turned upright": lambda row: bool(row.get("rotation")),
+    "of a variable rate, or with gaps": lambda row: bool(row.get("is_variable_rate")),
+    "frames counted, as they have no times": lambda row: bool(row.get("is_counted")),
+}
 
 
 @dataclass
@@ -99,6 +109,7 @@ class Figures:
     num_sources: int
     num_captions: int
     versions: dict[str, list[str]]
+    looks: dict[str, int]
 
     def funnel(self) -> list[FunnelStep]:
         """From all rows down to the kept ones: files without a clip, errors, then one step per filter."""
@@ -125,6 +136,7 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
     last_source: str | None = None
     versions: dict[str, set[str]] = {}
     num_rows = num_captions = num_sources = 0
+    looks: Counter[str] = Counter()
     for row in rows:
         num_rows += 1
         seconds = max(0.0, (row.get("end") or 0.0) - (row.get("start") or 0.0))
@@ -134,6 +146,7 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
         last_source = row["source"]
         if (row.get("caption") or {}).get("text"):
             num_captions += 1
+        looks.update(name for name, has in LOOKS.items() if has(row))
         for name, score in (row.get("scores") or {}).items():
             versions.setdefault(name, set()).add(str(score.get("version", "")))
         if row["status"] in ("error", "transient"):
@@ -150,6 +163,7 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
         num_sources=num_sources,
         num_captions=num_captions,
         versions={name: sorted(found) for name, found in sorted(versions.items())},
+        looks={name: looks[name] for name in LOOKS if looks[name]},
     )
 
 

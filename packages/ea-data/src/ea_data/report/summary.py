@@ -27,6 +27,7 @@ def summary(figures: Figures) -> dict[str, Any]:
             {"stage": e.stage, "reason": e.reason, "rows": e.count, "sources": e.sources}
             for e in figures.errors
         ],
+        "looks": figures.looks,
         "score_versions": figures.versions,
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tomllib
@@ -14,10 +13,12 @@ import numpy as np
 
 from ea_data.children.supervisor import Failure, Supervisor
 from ea_data.media.frames import read_frames
+from ea_data.media.look import Look
 from ea_data.media.source import tell_skipped
+from ea_data.media.timeline import place_of
 from ea_data.options import installed_versions
 from ea_data.protocols import FrameRequest
-from ea_data.records.store import CONFIG, SOURCES, iter_rows, write_text
+from ea_data.records.store import CONFIG, iter_rows, read_sources, write_text
 from ea_data.report.figures import Figures, gather
 from ea_data.report.page import page
 from ea_data.report.paint import FRAMES, WIDTH, looked_at, paint
@@ -42,7 +43,8 @@ class _Painter:
             # boxes belong to the exact frame in which they were found
             requests.append(FrameRequest("even", num_looked, max_side=2 * WIDTH))
         path = self.root / row["source"]
-        found = read_frames(path, self.root, row["start"], row["end"], row["fps"] or 0.0, requests)
+        span, place = (row["start"], row["end"], row["fps"] or 0.0), place_of(row)
+        found = read_frames(path, self.root, *span, requests, place=place, look=Look.of(row))
         pixels, seconds = found[shown].pixels.copy(), found[shown].seconds.copy()
         if num_looked:
             with_text = {one["second"] for one in looked_at(row) if one["boxes"]}
@@ -77,12 +79,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 def _skipped(folder: Path) -> str:
     """The skipped files of the search for raw files, in words."""
-    try:
-        skipped = json.loads((folder / SOURCES).read_text(encoding="utf-8"))["skipped"]
-        return tell_skipped({str(why): int(count) for why, count in skipped.items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        path = str(folder / SOURCES)
-        raise UserError(f"{path!r} cannot be read: {error}; `ea data run` makes it again") from error
+    return tell_skipped(read_sources(folder)["skipped"])
 
 
 def _raw_root(config: Path) -> Path:
@@ -104,7 +101,9 @@ def _pictures(figures: Figures, root: Path) -> Iterator[tuple[str, bytes | str]]
         yield from ((clip, f"the raw files are no longer at {root}") for clip in rows)
         return
     # only what painting needs is sent: rows may be large
-    names = ("source", "start", "end", "fps", "scores")
+    places = ("start", "end", "fps", "start_pts", "end_pts", "start_frame", "num_frames", "is_counted")
+    looks = ("sample_aspect", "is_interlaced", "transfer", "rotation")
+    names = ("source", *places, *looks, "scores")
     tasks = [{name: row.get(name) for name in names} for row in rows.values()]
     workers = min(4, os.cpu_count() or 1)
     with Supervisor(_Painter(root), workers, TIMEOUT, MEMORY_MB) as pool:

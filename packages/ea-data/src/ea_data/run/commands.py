@@ -129,6 +129,7 @@ def _continue(stage: str, given: dict[str, Any]) -> None:
 def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     from ea_data.media.source import check_root
     from ea_data.profile import Components, parse
+    from ea_data.records.full_disk import told_if_full
     from ea_data.report.write import write_report
     from ea_data.run.config_file import write_config
     from ea_data.run.engine import Limits
@@ -140,7 +141,9 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     from ea_runtime.plugins.host import get_host
 
     began = time.monotonic()
-    root, out, name, score_all = check_root(options.raw), options.out, options.profile, options.score_all
+    # verdicts alone need no raw file
+    root = options.raw if stage == "filter" and not options.raw.is_dir() else check_root(options.raw)
+    out, name, score_all = options.out, options.profile, options.score_all
     _check_out(root, out)
     profile = parse(tables, name)
     parts = Components(profile)
@@ -166,7 +169,8 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     try:
         outcome = pipeline.run()
         if not options.no_report and stage != "split":
-            write_report(out)
+            with told_if_full(out):
+                write_report(out)
     except KeyboardInterrupt:
         message = f"stopped; finished work is kept in {out}: the same command resumes from there"
         typer.echo(message, err=True)

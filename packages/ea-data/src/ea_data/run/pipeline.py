@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ea_data.children.supervisor import Failure
-from ea_data.media.cut import suffix_of
+from ea_data.media.cut import measure, suffix_of
 from ea_data.media.source import find_files, tell_skipped
 from ea_data.profile import Components, parse
 from ea_data.protocols import Decision
 from ea_data.records import store
+from ea_data.records.full_disk import full_disk, says_full, told_if_full
 from ea_data.records.ledger import Ledger
 from ea_data.records.record import clip_id, decision_entry, empty_record
 from ea_data.run.captions import CaptionEngine
@@ -95,7 +96,7 @@ class Pipeline:
         Raises UserError for a fault of the whole run, KeyboardInterrupt when it is stopped; either way the next run
         resumes from the ledger.
         """
-        with Ledger(self.out / store.LEDGER) as self.ledger:
+        with told_if_full(self.out), Ledger(self.out / store.LEDGER) as self.ledger:
             self.scratch = Scratch(self.out / ".work")
             try:
                 self._run()
@@ -104,14 +105,10 @@ class Pipeline:
         return self.outcome
 
     def _run(self) -> None:
-        files = self.scratch.spool("files").write(self._find())
-        self.outcome.found = len(files)
-        if not files:
-            raise UserError(_nothing_found(self.raw, self.outcome.skipped))
-        self._pass("probe", "files", files, self._probe_task)
-        firsts = self.scratch.spool("firsts").write(self._first_of_each(files))
-        self._pass("split", "files", firsts, self._split_task)
-        clips = self.scratch.spool("clips").write(self._clips(files))
+        if self.command == "filter" and not self.raw.is_dir():
+            clips = self.scratch.spool("clips").write(self._recorded())
+        else:
+            clips = self._split_files()
         self.outcome.clips = sum(1 for record in clips if record["status"] == "ok")
         if self.command == "split":
             self._write(clips)
@@ -123,6 +120,26 @@ class Pipeline:
         self._pass("caption", "clips", judged, self._caption_task)
         self._pass("cut", "clips", judged, self._cut_task)
         self._write(judged)
+
+    def _split_files(self) -> Spool:
+        """The clips of all files, and a record for each file without."""
+        files = self.scratch.spool("files").write(self._find())
+        self.outcome.found = len(files)
+        if not files:
+            raise UserError(_nothing_found(self.raw, self.outcome.skipped))
+        self._pass("probe", "files", files, self._probe_task)
+        firsts = self.scratch.spool("firsts").write(self._first_of_each(files))
+        self._pass("split", "files", firsts, self._split_task)
+        return self.scratch.spool("clips").write(self._clips(files))
+
+    def _recorded(self) -> Iterator[dict[str, Any]]:
+        """The same from the set's own records, for verdicts where the raw files are no longer in their place."""
+        found = store.read_sources(self.out)
+        self.outcome.found, self.outcome.skipped = found["found"], Counter(found["skipped"])
+        fresh = {"scores": {}, "decisions": [], "caption": None, "status": "ok", "error": "", "file": None}
+        fresh |= {"num_written": 0, "luma_error": 0.0}
+        for record in store.iter_rows(self.out):
+            yield {**record, **fresh} if record["num_frames"] else record
 
     # -- passes
 
@@ -171,9 +188,13 @@ class Pipeline:
         if isinstance(result, TaskResult):
             for entry in result.entries:
                 self.ledger.put(*entry)
+            if says_full(result.transient):
+                raise full_disk(self.out)
             if result.transient:
                 self.scratch.put("transient", item, result.transient)
             return True
+        if result.is_transient and says_full(result.reason):
+            raise full_disk(self.out)
         if result.is_transient:
             self.scratch.put("transient", item, result.reason)
             return True
@@ -237,7 +258,8 @@ class Pipeline:
             if split is None or "error" in split:
                 yield self._without_clip(_of_file(source, probed), split, "split")
             elif not split["clips"]:
-                yield _dropped(_of_file(source, probed), "split", "no scene in it is long enough for a clip")
+                reason = split["reason"] or "no scene in it is long enough for a clip"
+                yield _dropped(_of_file(source, probed), "split", reason)
             else:
                 clips: dict[str, dict[str, Any]] = {}
                 for clip in split["clips"]:
@@ -315,11 +337,22 @@ class Pipeline:
         is_done = written is not None and ("error" in written or self._is_whole(record, written))
         if is_done and _is_known(written, retry):
             return None
+        self.scratch.remove("checksum", Path(_file_of(record)).name)
         return Task("cut", self._with_path(record), target=str(self.out / _file_of(record)))
 
     def _is_whole(self, record: dict[str, Any], written: dict[str, Any]) -> bool:
+        """True if a clip's file is as it was written: of the same size and, if this run may write it, checksum."""
+        path = self.out / _file_of(record)
         try:
-            return (self.out / _file_of(record)).stat().st_size == written["num_bytes"]
+            if path.stat().st_size != written["num_bytes"]:
+                return False
+            if "cut" not in PASSES[self.command]:
+                return True
+            found = self.scratch.get("checksum", path.name)
+            if found is None:
+                found = str(measure(path)[1])
+                self.scratch.put("checksum", path.name, found)
+            return found == str(written["checksum"])
         except OSError:
             return False
 
@@ -370,7 +403,7 @@ class Pipeline:
             if stage == "caption":
                 record["caption"] = entry
         assert entry is not None
-        record["file"] = _file_of(record)
+        record.update(file=_file_of(record), num_written=entry["num_frames"], luma_error=entry["luma_error"])
         return {name: entry[name] for name in ("width", "height", "num_frames")}
 
     def _count(self, record: dict[str, Any]) -> None:
@@ -413,6 +446,7 @@ def _verdict_of(record: dict[str, Any]) -> str:
 def _of_file(source: str, probed: dict[str, Any]) -> dict[str, Any]:
     """A record with the findings of the probe."""
     names = ("content", "width", "height", "fps_exact", "codec", "rotation", "is_variable_rate", "is_picture")
+    names = (*names, "sample_aspect", "is_interlaced", "combing", "transfer")
     found = {name: probed[name] for name in names}
     return {
         **empty_record(source),

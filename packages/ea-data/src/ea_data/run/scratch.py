@@ -62,6 +62,10 @@ class Scratch:
         row = self.database.execute(query, (kind, name)).fetchone()
         return None if row is None else row[0]
 
+    def remove(self, kind: str, name: str) -> None:
+        """Forgets a value."""
+        self.database.execute("DELETE FROM names WHERE kind = ? AND name = ?", (kind, name))
+
     def close(self) -> None:
         self.database.close()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -14,6 +14,8 @@ from typing import Any
 
 from ea_data.children.supervisor import Failure, is_transient, note
 from ea_data.media import cut, frames, probe
+from ea_data.media.look import Look
+from ea_data.media.timeline import Timeline, place_of
 from ea_data.profile import Components, Part, parse
 from ea_data.protocols import FrameRequest, Frames, Span, VideoInfo
 from ea_data.records.ledger import fingerprint
@@ -107,7 +109,8 @@ class Worker:
         spans = self.parts.split.component(path, info)
         timeline = None if info.is_picture else probe.timeline_of(path, Path(self.root))
         of_file = (info, probed["content"], timeline, self.versions.split)
-        return {"clips": [_clip_entry(span, *of_file) for span in spans]}
+        clips = [_clip_entry(span, *of_file) for span in spans]
+        return {"clips": clips, "reason": "" if clips else str(getattr(spans, "reason", ""))}
 
     def _score(self, task: Task) -> list[Entry]:
         """Computes the scores that the verdict needs; decodes at most once for all of them."""
@@ -161,7 +164,10 @@ class Worker:
         note("decode")
         span = (record["start"], record["end"], record["fps"])
         path, strict = Path(record["path"]), self.parts.profile.source.strict_decode
-        return frames.read_frames(path, Path(self.root), *span, sorted(requests, key=repr), strict=strict)
+        seen: dict[str, Any] = {"strict": strict}
+        if not record["is_picture"]:
+            seen |= {"place": place_of(record), "look": Look.of(record)}
+        return frames.read_frames(path, Path(self.root), *span, sorted(requests, key=repr), **seen)
 
 
 def versions_of(parts: Components) -> Versions:
@@ -170,7 +176,7 @@ def versions_of(parts: Components) -> Versions:
     decode = fingerprint("decode", frames.VERSION, source.strict_decode)
     return Versions(
         probe=fingerprint("probe", probe.VERSION, source.strict_decode, source.max_pixels),
-        split=parts.split.version,
+        split=fingerprint(parts.split.version, probe.VERSION),
         decode=decode,
         scores={part.name: fingerprint(part.version, decode) for part in parts.scores},
         caption=fingerprint(parts.caption.version, decode) if parts.caption else "",
@@ -235,19 +241,16 @@ def info_of(entry: dict[str, Any], path: Path) -> VideoInfo:
 
 
 def _clip_entry(
-    span: Span, info: VideoInfo, content: str, timeline: probe.Timeline | None, contract: str
+    span: Span, info: VideoInfo, content: str, timeline: Timeline | None, contract: str
 ) -> dict[str, Any]:
     """A clip of a file: its exact place, and its number of frames."""
-    if timeline is None:
-        pts, base, count = (0, 0), "0", 1
-    else:
-        window = timeline.window(span.start, span.end, float(info.fps))
-        if not window:
+    numbers, pts, base, is_counted = range(1), (0, 0), "0", False
+    if timeline is not None:
+        numbers = timeline.window(span.start, span.end, float(info.fps))
+        if not numbers:
             raise ValueError(f"there is no frame between {span.start:g} s and {span.end:g} s")
-        base, count = str(timeline.time_base), len(window)
-        usual = round(1 / info.fps / timeline.time_base)
-        after = timeline.pts[window.stop] if window.stop < len(timeline.pts) else timeline.pts[-1] + usual
-        pts = (int(timeline.pts[window.start]), int(after))
+        pts, base = timeline.span(numbers, info.fps), str(timeline.time_base)
+        is_counted = timeline.is_counted
     return {
         "clip_id": clip_id(content, *pts, base, contract),
         "start": float(span.start),
@@ -255,6 +258,8 @@ def _clip_entry(
         "start_pts": pts[0],
         "end_pts": pts[1],
         "time_base": base,
-        "num_frames": count,
-        "is_whole": count == info.num_frames,
+        "start_frame": numbers.start,
+        "is_counted": is_counted,
+        "num_frames": len(numbers),
+        "is_whole": len(numbers) == info.num_frames,
     }

@@ -1,19 +1,24 @@
 """The splitter `scenedetect`: cuts where the picture changes, in several passes whose boundaries are merged.
 
-PySceneDetect's ContentDetector on its PyAV backend. Differs from EasyAnimate: V2's script decodes the file once per
-pass; here it is decoded once, and each detector sees the frames of its pass, so it finds the same cuts.
+PySceneDetect's ContentDetector. Differs from EasyAnimate: V2's script decodes the file once per pass; here it is
+decoded once, and each detector sees the frames of its pass, so it finds the same cuts. A gap in the times, such as a
+paused recording leaves, ends a scene too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from ea_data.media.containers import open_video
+from ea_data.media.timeline import frames_in_order, read_timeline
 from ea_data.options import Options
-from ea_data.protocols import Span, VideoInfo
+from ea_data.protocols import NoSpans, Span, VideoInfo
 from ea_data.split.chop import Boundary, chop
 from ea_runtime.errors import UserError
 
@@ -51,7 +56,7 @@ class SceneOptions(Options):
 class SceneSplitter:
     """Cuts a video at its scene changes; see SceneOptions."""
 
-    version = "1"
+    version = "2"
 
     def __init__(self, options: SceneOptions) -> None:
         self.options = options
@@ -63,23 +68,55 @@ class SceneSplitter:
         """
         if info.is_picture:
             return [Span(0.0, 0.0)]
-        boundaries, fps = self.boundaries(path)
-        return chop(boundaries, fps, self.options.min_seconds, self.options.max_seconds)
+        pieces, fps = self.pieces(path)
+        limits = (fps, self.options.min_seconds, self.options.max_seconds)
+        spans = [span for boundaries in pieces for span in chop(boundaries, *limits)]
+        if spans:
+            return spans
+        longest = max(end.seconds - start.seconds for piece in pieces for start, end in pairwise(piece))
+        least = self.options.min_seconds
+        return NoSpans(f"its longest scene is {longest:.2f} s long, and `min_seconds` is {least:g}")
 
-    def boundaries(self, path: Path) -> tuple[list[Boundary], Any]:
-        """The start, every cut and the end, in order, and the mean frame rate as a fraction."""
-        from scenedetect import VideoOpenFailure
+    def boundaries(self, path: Path) -> tuple[list[Boundary], Fraction]:
+        """The start, every cut and the end, in order, and the frame rate."""
+        pieces, fps = self.pieces(path)
+        return [boundary for piece in pieces for boundary in piece], fps
 
+    def pieces(self, path: Path) -> tuple[list[list[Boundary]], Fraction]:
+        """The boundaries of each piece between pauses (start, cuts and end, in order), and the frame rate."""
         try:
-            return self._boundaries(path)
+            return self._pieces(path)
         # an av error is an OSError or a ValueError
-        except (OSError, VideoOpenFailure, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError) as error:
             raise UserError(f"{str(path)!r} cannot be read as a video: {error}") from error
 
-    def _boundaries(self, path: Path) -> tuple[list[Boundary], Any]:
+    def _pieces(self, path: Path) -> tuple[list[list[Boundary]], Fraction]:
+        with path.open("rb") as file:  # an open file, not its name: FFmpeg takes some names for protocols
+            with open_video(file) as (container, stream):
+                timeline, first = read_timeline(container, stream)
+                fps = timeline.rate(Fraction(stream.average_rate or stream.guessed_rate or 25))
+            file.seek(0)  # opened again: a raw stream cannot be sought
+            with open_video(file) as (container, stream):
+                frames = timeline.timed(frames_in_order(container, stream))
+                cuts = self._cuts(frames, first.width, first.height, timeline.time_base, fps)
+        seconds, frame_seconds = timeline.seconds, float(1 / fps)
+        edges = [0, *timeline.pauses(), len(seconds)]
+        pieces = []
+        for first, after in pairwise(edges):
+            start, end = float(seconds[first]), float(seconds[after - 1]) + frame_seconds
+            inner = {number: time for number, time in cuts.items() if start < time < end}
+            inner |= {round(time * float(fps)): time for time in (start, end)}
+            pieces.append([Boundary(number, inner[number]) for number in sorted(inner)])
+        return pieces, fps
+
+    def _cuts(
+        self, frames: Iterator[tuple[int, Any]], width: int, height: int, base: Fraction, fps: Fraction
+    ) -> dict[int, float]:
+        """The seconds of every pass's cuts by their frame's number. frames: (time from the first, frame)."""
         import cv2
-        from scenedetect import ContentDetector
-        from scenedetect.backends.pyav import VideoStreamAv
+        from av.video.reformatter import VideoReformatter
+        from scenedetect import ContentDetector, FrameTimecode
+        from scenedetect.common import Timecode
         from scenedetect.detector import FlashFilter
         from scenedetect.scene_manager import compute_downscale_factor
 
@@ -89,31 +126,17 @@ class SceneSplitter:
             (skip + 1, ContentDetector(threshold, length, filter_mode=mode))
             for threshold, skip in self.options.passes
         ]
+        factor = compute_downscale_factor(max(width, height))
+        size = (max(1, round(width / factor)), max(1, round(height / factor)))
+        reformatter = VideoReformatter()  # kept: a new one for each frame costs more than all the rest
         cuts: dict[int, float] = {}
-        # An open file, not its name: FFmpeg takes some names for protocols.
-        with path.open("rb") as file:
-            # True keeps FFmpeg's messages from the terminal; the library's warning about it is for threaded decoding
-            video = VideoStreamAv(file, name=path.name, suppress_output=True)
-            width, height = video.frame_size
-            factor = compute_downscale_factor(max(width, height))
-            size = (max(1, round(width / factor)), max(1, round(height / factor)))
-            start = last = None
-            number = 0
-            while not isinstance(image := video.read(), bool):
-                if image.shape[:2] != (height, width):
-                    continue  # as in the library, a change of size mid-stream is not a cut
-                last = video.position
-                start = last if start is None else start
-                wanted = [detector for step, detector in detectors if number % step == 0]
-                if wanted:
-                    small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) if factor > 1 else image
-                    for detector in wanted:
-                        cuts |= {cut.frame_num: cut.seconds for cut in detector.process_frame(last, small)}
-                number += 1
-            fps = video.frame_rate
-            del video  # closes the container before the file
-        if start is None or last is None:
-            raise UserError(f"{str(path)!r} has no readable frame")
-        end = last + 1
-        cuts |= {start.frame_num: start.seconds, end.frame_num: end.seconds}
-        return [Boundary(frame, cuts[frame]) for frame in sorted(cuts)], fps
+        for number, (pts, frame) in enumerate(frames):
+            wanted = [detector for step, detector in detectors if number % step == 0]
+            if not wanted:
+                continue
+            image = reformatter.reformat(frame, format="bgr24", threads=1).to_ndarray()
+            small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) if factor > 1 else image
+            time = FrameTimecode(Timecode(pts=pts, time_base=base), fps=fps)
+            for detector in wanted:
+                cuts |= {cut.frame_num: cut.seconds for cut in detector.process_frame(time, small)}
+        return cuts

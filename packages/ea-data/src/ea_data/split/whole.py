@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from ea_data.options import Options
-from ea_data.protocols import Span, VideoInfo
+from ea_data.protocols import NoSpans, Span, VideoInfo
 
 
 class WholeOptions(Options):
@@ -21,7 +21,7 @@ class WholeOptions(Options):
 class WholeSplitter:
     """One span from the first frame to the end."""
 
-    version = "1"
+    version = "2"
 
     def __init__(self, options: WholeOptions) -> None:
         self.options = options
@@ -30,7 +30,9 @@ class WholeSplitter:
         """One span of the whole file in seconds, or none if its length is outside the limits."""
         if info.is_picture:
             return [Span(0.0, 0.0)]
-        too_long = self.options.max_seconds and info.seconds > self.options.max_seconds
-        if info.seconds < self.options.min_seconds or too_long:
-            return []
+        least, most = self.options.min_seconds, self.options.max_seconds
+        if info.seconds < least:
+            return NoSpans(f"it is {info.seconds:.2f} s long, and `min_seconds` is {least:g}")
+        if most and info.seconds > most:
+            return NoSpans(f"it is {info.seconds:.2f} s long, and `max_seconds` is {most:g}")
         return [Span(0.0, info.seconds)]
