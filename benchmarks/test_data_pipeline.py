@@ -192,11 +192,14 @@ def test_a_new_threshold_against_a_full_run(raw: Path, tmp_path: Path, report: A
 def stages(raw: Path, target: Path) -> dict[str, Any]:
     """Processor seconds of this process for each stage of the default profile, every score of every clip computed."""
     from collections import defaultdict
+    from dataclasses import asdict
 
     from ea_data.media.cut import write_clip
     from ea_data.media.frames import read_frames
     from ea_data.media.probe import probe
+    from ea_data.media.timeline import place_of
     from ea_data.protocols import Frames
+    from ea_data.run.worker import clip_entry
 
     parts, _ = parts_and_tables()
     no_frames = Frames(np.zeros(0), np.zeros(0))
@@ -217,20 +220,21 @@ def stages(raw: Path, target: Path) -> dict[str, Any]:
             spent.clear()
             source_seconds = clip_seconds = 0.0
             num_bytes = num_written = clips = 0
-        info = timed("probe", lambda path=path: probe(path, raw)).info
+        found = timed("probe", lambda path=path: probe(path, raw))
+        info = found.info
         source_seconds += info.seconds
         num_bytes += path.stat().st_size
         for span in timed("split", lambda path=path, info=info: parts.split.component(path, info)):
             clips += 1
             clip_seconds += span.end - span.start
             name = f"{path.stem} {span.start}"
-            record = {"clip_id": name, "path": str(path), "start": span.start, "end": span.end, "rotation": 0}
-            record |= {"width": info.width, "height": info.height, "codec": info.codec}
-            record |= {"fps": float(info.fps), "fps_exact": str(info.fps), "is_variable_rate": False}
-            record |= {"is_picture": False, "is_whole": False}
+            record = {**asdict(info), **clip_entry(span, info, found.content, found.timeline, "")}
+            record |= {"clip_id": name, "path": str(path), "is_whole": False}
+            record |= {"fps": float(info.fps), "fps_exact": str(info.fps)}
             needs = [part.component.needs for part in parts.scores if part.component.needs.mode != "none"]
             where = (path, raw, span.start, span.end, float(info.fps), needs)
-            frames = timed("decode", lambda where=where: read_frames(*where))
+            place = place_of(record)
+            frames = timed("decode", lambda where=where, place=place: read_frames(*where, place=place))
             for part in parts.scores:
                 given = frames.get(part.component.needs, no_frames)
                 timed(part.name, lambda part=part, given=given, record=record: part.component(given, record))

@@ -81,13 +81,13 @@ def encode(
 
 def cut_clips(path: Path, *spans: tuple[float, float]) -> tuple[Probed, list[tuple[Written, list[int]]]]:
     """What a probe finds, and the clips of these spans: (as written, numbers of the frames read back)."""
-    from ea_data.run.worker import _clip_entry
+    from ea_data.run.worker import clip_entry
 
     found = probe(path, path.parent)
     info = found.info
     clips = []
     for number, span in enumerate(spans or [(0.0, info.seconds)]):
-        entry = _clip_entry(Span(*span), info, found.content, found.timeline, "test")
+        entry = clip_entry(Span(*span), info, found.content, found.timeline, "test")
         record = {**asdict(info), **entry, "path": str(path), "fps_exact": str(info.fps)}
         target = path.parent / f"{path.name}.{number}.mp4"
         written = write_clip(record, path.parent, target)

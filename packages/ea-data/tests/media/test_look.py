@@ -68,11 +68,11 @@ def encode(
 
 def cut(path: Path) -> tuple[VideoInfo, Written, np.ndarray, np.ndarray]:
     """What a probe finds of a file, the clip of all of it as written, its frames, and those that are scored."""
-    from ea_data.run.worker import _clip_entry
+    from ea_data.run.worker import clip_entry
 
     found = probe(path, path.parent)
     info = found.info
-    entry = _clip_entry(Span(0.0, info.seconds), info, found.content, found.timeline, "test")
+    entry = clip_entry(Span(0.0, info.seconds), info, found.content, found.timeline, "test")
     record = {**asdict(info), **entry, "path": str(path), "fps_exact": str(info.fps)}
     target = path.parent / "clip.mp4"
     written = write_clip(record, path.parent, target)

@@ -121,3 +121,13 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
 def test_fingerprints_depend_on_values_and_not_on_order():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
+
+
+def test_an_index_on_a_full_disk_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from ea_data.records import ledger
+    from ea_data.records.full_disk import told_if_full
+
+    schema = ledger._SCHEMA + "CREATE TABLE filler (x); INSERT INTO filler VALUES (zeroblob(1000000));"
+    monkeypatch.setattr(ledger, "_SCHEMA", "PRAGMA max_page_count=8;" + schema)
+    with pytest.raises(UserError, match=r"the disk .* is full; free some space"), told_if_full(tmp_path):
+        Ledger(tmp_path / "ledger")

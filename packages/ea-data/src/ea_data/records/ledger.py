@@ -33,6 +33,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ea_data.records.full_disk import is_full
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import sync_path
 
@@ -208,6 +209,8 @@ class Ledger:
                 return index
             except sqlite3.DatabaseError as error:
                 index.close()
+                if is_full(error):
+                    raise
                 if attempt == 2:
                     message = f"{str(path)!r} cannot be used: {error}; remove it and run again"
                     raise UserError(message) from error

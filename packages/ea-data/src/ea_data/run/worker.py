@@ -109,7 +109,7 @@ class Worker:
         spans = self.parts.split.component(path, info)
         timeline = None if info.is_picture else probe.timeline_of(path, Path(self.root))
         of_file = (info, probed["content"], timeline, self.versions.split)
-        clips = [_clip_entry(span, *of_file) for span in spans]
+        clips = [clip_entry(span, *of_file) for span in spans]
         return {"clips": clips, "reason": "" if clips else str(getattr(spans, "reason", ""))}
 
     def _score(self, task: Task) -> list[Entry]:
@@ -240,7 +240,7 @@ def info_of(entry: dict[str, Any], path: Path) -> VideoInfo:
     return VideoInfo(path=path, fps=Fraction(entry["fps_exact"]), **info)
 
 
-def _clip_entry(
+def clip_entry(
     span: Span, info: VideoInfo, content: str, timeline: Timeline | None, contract: str
 ) -> dict[str, Any]:
     """A clip of a file: its exact place, and its number of frames."""
