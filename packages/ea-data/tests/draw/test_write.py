@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,3 +118,9 @@ def test_listings_may_not_point_outside(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps([{"file_path": "../x.mp4", "text": "a"}]))
     with pytest.raises(ValueError, match="outside its folder"):
         find_sources([tmp_path / "dataset.json"])
+
+
+def test_a_colon_in_a_relative_path_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("file:a.mp4"), np.zeros((2, 16, 16, 3), np.uint8), 12)
+    assert Path("file:a.mp4").stat().st_size > 0

@@ -80,7 +80,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
     the edges of small shapes: 37 dB against 54 over a 64x64 clip). One encoder thread, so that equal frames
     give equal files.
     """
-    with av.open(str(path), "w", format="mp4") as container:
+    with av.open(str(path.absolute()), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"

@@ -149,7 +149,7 @@ def _open_output(target: Path) -> Any:
     import av
 
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
-    return av.open(str(target), "w", format="mp4", container_options=options)
+    return av.open(str(target.absolute()), "w", format="mp4", container_options=options)
 
 
 def _encoded(
