@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -29,10 +28,14 @@ def pipe() -> VideoPipeline:
         def forward(self, *args, **kwargs):
             raise AssertionError("work began")
 
+    class Unread(FakeTextEncoder):
+        def encode(self, prompts):
+            raise AssertionError("work began")
+
     return VideoPipeline(
         FakeVae(),
         Untouched(motion_module_kwargs={"temporal_position_encoding_max_len": 64}),
-        FakeTextEncoder(),
+        Unread(),
     )
 
 
@@ -45,6 +48,7 @@ BAD = [
     ({"num_frames": True}, "whole number, got bool True"),
     ({"num_frames": "9"}, "whole number, got str '9'"),
     ({"num_frames": 9 * 64}, "at most 189"),
+    ({"num_frames": 1_000_000}, "at most 189 for this denoiser, got 1000000; use 189"),
     ({"height": 100, "width": 100}, "multiples of 16, got 100x100 (width x height); use 96x96 or 112x112"),
     ({"height": 0}, "use 32x16"),
     ({"height": "32"}, "`height` must be a whole number"),
@@ -86,13 +90,11 @@ BAD = [
 
 @pytest.mark.parametrize(("wrong", "message"), BAD, ids=[str(m) for _, m in BAD])
 def test_a_wrong_request_is_one_line_before_any_work(pipe, wrong, message):
-    start = time.perf_counter()
     with pytest.raises(UserError) as error:
         pipe(**{"prompt": "x"} | SMALL | wrong)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
-    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -134,14 +136,13 @@ def test_a_pipeline_needs_a_denoiser_and_knows_its_engines(tmp_path):
         VideoPipeline.from_pretrained(tmp_path, device="cpu")
 
 
-def test_an_oversized_request_is_refused_at_once(pipe):
-    start = time.perf_counter()
-    for _ in range(20):
-        with pytest.raises(UserError):
-            pipe("x" * (1 << 20), **SMALL)
-        with pytest.raises(UserError):
-            pipe("x", **SMALL | {"height": 65536, "width": 65536})
-    assert time.perf_counter() - start < 20 * 0.1
+def test_an_oversized_request_is_refused_before_any_work(pipe):
+    with pytest.raises(UserError, match="16,384"):
+        pipe("x" * (1 << 20), **SMALL)
+    with pytest.raises(
+        UserError, match=r"at most 268,435,456 pixels, got 65536x65536; use up to 16384x16384"
+    ):
+        pipe("x", **SMALL | {"height": 65536, "width": 65536})
 
 
 @pytest.mark.parametrize("frames", [1, 9, 18, 144])

@@ -107,6 +107,14 @@ class Geometry:
     def check_num_frames(self, value: Any) -> int:
         """`num_frames` as an int. Raises UserError with the two nearest numbers that fit."""
         number = check_int("num_frames", value)
+        limit = self.max_latent_frames
+        if limit is not None:
+            longest = range((limit + 1) * self.chunk_frames, 0, -1)
+            most = next(n for n in longest if self.fits(n) and self.num_latents(n) <= limit)
+            if number > most:
+                raise UserError(
+                    f"`num_frames` must be at most {most} for this denoiser, got {number}; use {most}"
+                )
         if not self.fits(number):
             rule = f"1 or a multiple of {self.chunk_frames}"
             if self.is_slice:
@@ -120,16 +128,18 @@ class Geometry:
             )
             use = f"{above}" if below is None else f"{below} or {above}"
             raise UserError(f"`num_frames` must be {rule}, got {number}; use {use}")
-        limit = self.max_latent_frames
-        if limit is not None and self.num_latents(number) > limit:
-            most = next(n for n in range(number, 0, -1) if self.fits(n) and self.num_latents(n) <= limit)
-            raise UserError(f"`num_frames` must be at most {most} for this denoiser, got {number}")
         return number
 
     def check_size(self, height: Any, width: Any) -> tuple[int, int]:
         """Height and width in pixels as ints. Raises UserError with the two nearest sizes that fit."""
         height, width = check_int("height", height), check_int("width", width)
         step = self.size_multiple
+        if height * width > MAX_PIXELS:
+            side = math.isqrt(MAX_PIXELS) // step * step
+            raise UserError(
+                f"`width` and `height` must give at most {MAX_PIXELS:,} pixels, got {width}x{height}; "
+                f"use up to {side}x{side}"
+            )
         if min(height, width) < 1 or height % step or width % step:
             low = [max(size // step, 1) * step for size in (width, height)]
             high = [max(-(-size // step), 1) * step for size in (width, height)]
