@@ -52,6 +52,7 @@ def together(work: Callable[[], object], size: int = 2) -> list[str]:
             try:
                 with process_group(1, []) as found:
                     assert (found, size) == world()
+                    torch.distributed.barrier()  # a process that fails at once must not leave before all have met
                     work()
             except BaseException as error:
                 said = str(error) if isinstance(error, UserError) else traceback.format_exc()
