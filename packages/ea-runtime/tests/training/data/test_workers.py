@@ -114,7 +114,8 @@ def fetch(indices, seed, step):
     time.sleep({seconds})
     return Batch(indices)
 fetcher = Fetcher(fetch, lambda step: [FetchJob([1], 0, step)], 2, 99)
-fetcher.batches(0)
+for step in range(2):  # one from each worker, so both have started
+    fetcher.batches(step)
 os.kill(os.getpid(), 9)
 """
 
