@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from ea_lora import find_targets, load_lora, write_lora
 from ea_lora.adapters import adapt, base_parameters
 from ea_lora.offload import offload_blocks
 from ea_runtime.errors import UserError
+from ea_runtime.machine.casting import cast
 
 
 def fill(adapters: Any) -> None:
@@ -110,8 +112,6 @@ class Stack(nn.Module):
 
 
 def test_offloaded_blocks_give_the_same_gradients() -> None:
-    import contextlib
-
     gradients = []
     for count in (0, 3):
         torch.manual_seed(0)
@@ -128,3 +128,15 @@ def test_offloaded_blocks_give_the_same_gradients() -> None:
         offload_blocks(Stack(), 5, "cpu", contextlib.nullcontext)
     with pytest.raises(UserError, match="needs a denoiser made of blocks"):
         offload_blocks(nn.Linear(2, 2), 1, "cpu", contextlib.nullcontext)
+
+
+def test_offloaded_blocks_keep_float32_where_float16_overflows() -> None:
+    class WideStack(Stack):
+        _keep_in_fp32_modules: ClassVar[list[str]] = ["3"]
+
+    network = WideStack()
+    cast(network, "cpu", torch.float16)
+    before = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    assert set(before.values()) == {torch.float16, torch.float32}
+    offload_blocks(network, 3, "cpu", contextlib.nullcontext)
+    assert {name: tensor.dtype for name, tensor in network.state_dict().items()} == before
