@@ -32,6 +32,18 @@ def _the_same_host_afterwards() -> Iterator[None]:
     plugins._host = before
 
 
+@pytest.fixture
+def leave_torch_alone() -> Iterator[None]:
+    """Restores the process state that a training run changes: threads, the global generator, the host."""
+    import torch
+
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+    plugins.set_host(None)
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder of golden tensors, `shared/reference` next to the checkout; the test is skipped if it is missing."""

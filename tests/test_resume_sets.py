@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
-import torch
 from PIL import Image
 
 import ea_runtime
 from ea_runtime.cli.main import run
-from ea_runtime.plugins.host import set_host
 
 CONFIG: dict[str, Any] = {
     "stage": "magvit",
@@ -37,6 +35,7 @@ CONFIG: dict[str, Any] = {
     },
 }
 Rows = list[dict[str, Any]]
+pytestmark = pytest.mark.usefixtures("leave_torch_alone")
 MORE = ("--resume", "--set=train.steps=4")
 
 
@@ -66,15 +65,6 @@ def ea(capsys: pytest.CaptureFixture[str], *words: str, recipe: str = "vae") -> 
 
 def write_list(rows: Rows) -> None:
     Path("set/dataset.json").write_text(json.dumps(rows))
-
-
-@pytest.fixture(autouse=True)
-def _leave_torch_alone() -> Iterator[None]:
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(state)
-    set_host(None)
 
 
 @pytest.fixture

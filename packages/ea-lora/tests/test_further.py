@@ -80,7 +80,7 @@ def test_the_start_is_the_file(layout: str, tmp_path: Path) -> None:
     wanted, x = network(), torch.randn(3, 8)
     load_lora(wanted, file, 1.0)
     assert torch.allclose(net(x), wanted(x), atol=1e-6)
-    # to the bit: what is saved at once is the file
+    # bit-exact: saved again without training, the matrices are those of the file
     write_lora(tmp_path / "again.safetensors", adapters.to_layers(), {}, "kohya")
     one = {layer.path.replace(".", "_"): layer for layer in read_lora(file).layers}
     for layer in read_lora(tmp_path / "again.safetensors").layers:

@@ -80,7 +80,7 @@ def encode(
 
 
 def cut_clips(path: Path, *spans: tuple[float, float]) -> tuple[Probed, list[tuple[Written, list[int]]]]:
-    """What a probe finds, and the clips of these spans: (as written, numbers of the frames read back)."""
+    """The result of a probe, and the clips of these spans: (as written, numbers of the frames read back)."""
     from ea_data.run.worker import clip_entry
 
     found = probe(path, path.parent)

@@ -67,7 +67,7 @@ def encode(
 
 
 def cut(path: Path) -> tuple[VideoInfo, Written, np.ndarray, np.ndarray]:
-    """What a probe finds of a file, the clip of all of it as written, its frames, and those that are scored."""
+    """The result of a probe, the whole file written as a clip, the clip's frames, and the scored frames."""
     from ea_data.run.worker import clip_entry
 
     found = probe(path, path.parent)

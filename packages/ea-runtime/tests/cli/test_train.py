@@ -153,7 +153,7 @@ def test_more_steps_for_a_finished_run(ea: Ea) -> None:
     code, said = ea("train", "toy", "toy.toml", "--set=train.warmup=1", "--set=train.steps=9", "--resume")
     assert code == 0
     (line,) = [line for line in said.splitlines() if "`train.steps` 6 -> 9" in line]
-    assert "cosine schedule over 9 steps goes on from here" in line
+    assert "cosine schedule over 9 steps continues from here" in line
     assert "one run of 9 steps would differ" in line
 
 

@@ -254,3 +254,12 @@ def test_a_scheduler_is_built_once_for_each_group(monkeypatch, batch_size):
 def test_checking_a_request_imports_no_torch():
     code = "import sys, ea_runtime.generation.requests; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_pipeline_with_a_larger_budget_takes_larger_sizes():
+    size = Geometry().check_size(16384, 32768, 1 << 29)
+    assert size == (16384, 32768)
+    with pytest.raises(
+        UserError, match=r"at most 268,435,456 pixels, got 32768x16384; use up to 16384x16384"
+    ):
+        Geometry().check_size(16384, 32768)

@@ -1,4 +1,4 @@
-"""What cleaning takes from a caption is named; what it only rewrites is not."""
+"""Words that cleaning removes from a caption are named; words that it only rewrites are not."""
 
 from __future__ import annotations
 

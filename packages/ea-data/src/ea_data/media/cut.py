@@ -217,7 +217,7 @@ def _in_format(frame: Any, form: str) -> Any:
 
 
 def _repeats(times: np.ndarray, fps: Fraction) -> list[int]:
-    """How often each frame is shown at a constant rate: each at the nearest tick, and until the next frame's.
+    """Repeats of each frame at a constant rate: from the tick nearest to its time until that of the next frame.
 
     Of two frames at one tick, the later is shown.
     """

@@ -1,4 +1,4 @@
-"""How a video's frames are to be shown: upright, with square pixels, without interlacing, in BT.709."""
+"""Frames as they are shown: upright, with square pixels, without interlacing, in BT.709."""
 
 from __future__ import annotations
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from ea_runtime.files.templates import page_templates
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -17,17 +21,10 @@ def render(template: str, **values: Any) -> Markup:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("ea_data.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return page_templates(
+        "ea_data.report",
+        anchor=lambda name: "filter-" + "".join(c if c.isalnum() else "-" for c in name),
+        base64=lambda data: base64.b64encode(data).decode("ascii"),
+        count="{:,}".format,
+        tenth="{:.1f}".format,
     )
-    environment.filters |= {
-        "anchor": lambda name: "filter-" + "".join(c if c.isalnum() else "-" for c in name),
-        "base64": lambda data: base64.b64encode(data).decode("ascii"),
-        "count": "{:,}".format,
-        "tenth": "{:.1f}".format,
-    }
-    return environment

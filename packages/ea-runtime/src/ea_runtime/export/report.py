@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ea_runtime.export.parity import write_json
+from ea_runtime.files.templates import page_templates
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
@@ -23,15 +22,8 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
 
 def page(report: Mapping[str, Any]) -> str:
     """The report as one HTML page: `templates/report.html`, where every value is escaped and none may be missing."""
-    environment = Environment(
-        loader=PackageLoader("ea_runtime.export"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"bytes": _bytes, "percent": _percent}
-    return environment.get_template("report.html").render(report)
+    templates = page_templates("ea_runtime.export", bytes=_bytes, percent=_percent)
+    return templates.get_template("report.html").render(report)
 
 
 def _percent(relative: float) -> str:

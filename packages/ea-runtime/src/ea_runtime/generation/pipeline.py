@@ -20,7 +20,7 @@ from ea_runtime.generation.denoise import NoisePredictor, Text, denoise, plan_st
 from ea_runtime.generation.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
 from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.prompts import check_text, encode_text
-from ea_runtime.generation.requests import Request, check_sampler, check_seeds
+from ea_runtime.generation.requests import Request, check_sampler, check_seeds, random_seed
 from ea_runtime.generation.step_cache import StepCaching, check_step_cache, require_support
 from ea_runtime.machine.casting import cast
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
@@ -334,7 +334,7 @@ class VideoPipeline:
         if seed is not None and generator is not None:
             raise UserError("give either `seed` or `generator`, not both")
         if seed is None and generator is None:
-            seed = int.from_bytes(os.urandom(4), "big") >> 1  # leaves room for seed + i
+            seed = random_seed()
         generators = make_generators(None if seed is None else check_seeds(seed, batch), generator, batch)
         request = replace(
             request,

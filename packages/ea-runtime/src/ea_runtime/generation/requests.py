@@ -6,6 +6,7 @@ Each check is one line for the user, before any work. Imports no torch.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
@@ -84,7 +85,7 @@ class Request:
         Texts, seeds and tensors are checked where they are read. Raises UserError.
         """
         num_frames = geometry.check_num_frames(self.num_frames)
-        height, width = geometry.check_size(self.height, self.width)
+        height, width = geometry.check_size(self.height, self.width, max_pixels)
         geometry.check_budget(batch, num_frames, height, width, max_pixels)
         check_step_cache(self.step_cache)
         if not isinstance(self.smooth, bool):
@@ -160,6 +161,11 @@ def check_sampler(name: Any) -> Record:
         known = ", ".join(get_host().records("samplers"))
         raise UserError(f"`sampler` must be one of {known}, got {short(name)}")
     return get_host().get("samplers", name)
+
+
+def random_seed() -> int:
+    """A seed at random, from the lower half of the range: a batch counts up from it."""
+    return int.from_bytes(os.urandom(4), "big") >> 1
 
 
 def check_seeds(seed: Any, batch: int) -> list[int]:

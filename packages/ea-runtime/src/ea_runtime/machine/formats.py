@@ -121,7 +121,7 @@ class Formats:
 
 
 class PartFormats:
-    """`Formats` for ready networks: each on the device and in the format of its own weights."""
+    """`Formats` for ready networks, each by the device and the format of its weights."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say

@@ -130,14 +130,17 @@ class Geometry:
             raise UserError(f"`num_frames` must be {rule}, got {number}; use {use}")
         return number
 
-    def check_size(self, height: Any, width: Any) -> tuple[int, int]:
-        """Height and width in pixels as ints. Raises UserError with the two nearest sizes that fit."""
+    def check_size(self, height: Any, width: Any, limit: int = MAX_PIXELS) -> tuple[int, int]:
+        """Height and width in pixels as ints. limit: pixels of a frame.
+
+        Raises UserError with the two nearest sizes that fit.
+        """
         height, width = check_int("height", height), check_int("width", width)
         step = self.size_multiple
-        if height * width > MAX_PIXELS:
-            side = math.isqrt(MAX_PIXELS) // step * step
+        if height * width > limit:
+            side = math.isqrt(limit) // step * step
             raise UserError(
-                f"`width` and `height` must give at most {MAX_PIXELS:,} pixels, got {width}x{height}; "
+                f"`width` and `height` must give at most {limit:,} pixels, got {width}x{height}; "
                 f"use up to {side}x{side}"
             )
         if min(height, width) < 1 or height % step or width % step:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -128,11 +127,12 @@ def _generate(start: float, request: ModelRequest, **files: Any) -> None:
 def _seed(text: str | None) -> int | None:
     """A seed as it is given; "random" and -1, as other programs have it, draw one. Raises UserError."""
     from ea_runtime.errors import UserError
+    from ea_runtime.generation.requests import random_seed
 
     if text is None:
         return None
     if text.strip().lower() in ("random", "-1"):
-        return int.from_bytes(os.urandom(4), "big") >> 1  # leaves room for seed + i
+        return random_seed()
     try:
         return int(text)
     except ValueError:

@@ -178,7 +178,7 @@ def _work(
             answer = ("ok", fetch(*job))
         except UserError as error:
             answer = ("user", str(error))
-        except Exception:  # whatever it was, the run's process reports it
+        except Exception:  # any error: the run's process reports it
             answer = ("fault", traceback.format_exc())
         try:
             pipe.send(answer)

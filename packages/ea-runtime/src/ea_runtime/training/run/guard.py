@@ -2,7 +2,7 @@
 
 Plain DiT training is known to spike (0.05 -> 0.2 -> 1.0 within some steps). The loss of a single step says little:
 between timestep 0 and 999 it changes by a factor of 10,000, and a batch has only some timesteps. So each sample is
-compared with others of its own bin of timesteps:
+compared with others in the same bin of timesteps:
 
     r = log(loss) - median of its bin             over the last WINDOW steps that had the bin
     x = mean of r over the batch - median of the same for the last steps of its group, as seen from now

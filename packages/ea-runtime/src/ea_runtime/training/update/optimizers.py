@@ -34,8 +34,8 @@ def tell_schedule(options: TrainOptions, before: int, step: int) -> str:
         return line + f"continues as a run of {options.steps} steps would"
     old, new = (rate(options.model_copy(update={"steps": steps}), step) for steps in (before, options.steps))
     return line + (
-        f"the {options.schedule} schedule over {options.steps} steps goes on from here, at {new:.3g} of the peak rate "
-        f"in place of {old:.3g}; one run of {options.steps} steps would differ, unless its schedule were constant"
+        f"the {options.schedule} schedule over {options.steps} steps continues from here, at {new:.3g} of the peak "
+        f"rate in place of {old:.3g}; one run of {options.steps} steps would differ, unless its schedule were constant"
     )
 
 
