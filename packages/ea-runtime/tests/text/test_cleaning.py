@@ -230,6 +230,7 @@ PROMPTS = st.one_of(
 @example("a cat on www:x https://example.com/a?b=c shop.com@x a.b-c.co.uk/x/")
 @example("free   shipping, worldwide free shipping; 1x1.5_ 2.x3. 4x5.a 1x" + "1" * 30 + "_")
 @example("x.png.jpgx .png a.jpeg.b")
+@example("a &amp; \ud800")
 def test_one_pass_equals_the_plain_rules(prompt: str) -> None:
     try:
         wanted = plain(prompt)

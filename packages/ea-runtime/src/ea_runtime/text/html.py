@@ -23,8 +23,8 @@ def visible_text(markup: str) -> str:
     """The text of `markup` without tags, comments and declarations, references resolved; in linear time.
 
     Differs from EasyAnimate: text with very many "<" (see MAX_WORK) is parsed in windows of about WINDOW
-    characters, each cut before a "<"; and markup that html.parser rejects (`<![x`) stays unchanged instead of
-    raising.
+    characters, each cut before a "<"; and markup that the parser rejects (`<![x`, half of a surrogate pair)
+    stays unchanged instead of raising.
     """
     if "<" not in markup and "&" not in markup:
         # all that the parser changes in such a text: nothing but white space is one space, or one line break
@@ -37,7 +37,7 @@ def visible_text(markup: str) -> str:
         warnings.simplefilter("ignore")  # that it looks like a file name or an address
         try:
             return BeautifulSoup(markup, builder=_builder()()).text
-        except ParserRejectedMarkup:
+        except (ParserRejectedMarkup, UnicodeEncodeError):  # the second: half of a surrogate pair
             return markup
 
 
