@@ -95,19 +95,47 @@ class Decision:
     maximum: float | None = None
 
 
-class NoSpans(tuple[Span, ...]):
-    """No span, and why: `reason`, one line that starts with "its" or "it"."""
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A change of shots, in seconds. A hard cut: start == end, the new shot's first frame. A gradual one: from its
+    first changed frame up to the new shot's first whole one."""
 
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Seconds of a file that are in no clip. reason: a few words, the same for all of a kind ("too short")."""
+
+    start: float
+    end: float
     reason: str
 
-    def __new__(cls, reason: str) -> NoSpans:
-        made = super().__new__(cls)
-        made.reason = reason
-        return made
+
+class Spans(list[Span]):
+    """The spans of one file, and what a splitter found: `cuts`, `longest_scene` in seconds, `lost` in order of time.
+
+    reason: one line that starts with "its" or "it"; why there is no span.
+    """
+
+    def __init__(
+        self,
+        spans: Iterable[Span] = (),
+        *,
+        cuts: Iterable[Cut] = (),
+        longest_scene: float = 0.0,
+        lost: Iterable[Lost] = (),
+        reason: str = "",
+    ) -> None:
+        super().__init__(spans)
+        self.cuts, self.longest_scene = tuple(cuts), longest_scene
+        self.lost, self.reason = tuple(lost), reason
 
 
 class Splitter(Protocol):
-    """Cuts one video. `version` changes whenever its answers may. It may return NoSpans to say why there are none."""
+    """Cuts one video. `version` changes whenever its answers may. It may return Spans to tell its cuts,
+    what it lost, and why there are no spans."""
 
     version: str
 

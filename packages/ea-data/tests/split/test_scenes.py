@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ea_data.draw.raw import RawVideo, render_video, sample_video
-from ea_data.protocols import NoSpans, Span, VideoInfo
+from ea_data.protocols import Cut, Lost, Span, Spans, VideoInfo
 from ea_data.split.scenes import SceneOptions, SceneSplitter
 from ea_data.split.whole import WholeOptions, WholeSplitter
 from ea_runtime.errors import UserError
@@ -106,10 +106,20 @@ def test_a_long_scene_without_a_cut_is_chopped(tmp_path: Path) -> None:
     assert spans == [Span(0.0, 10.0), Span(10.0, 13.5)]
 
 
+def test_cuts_and_what_is_lost_are_told(tmp_path: Path) -> None:
+    path, video = draw(tmp_path, 9)  # 4 s, 2 s, 4.5 s
+    spans = SceneSplitter(SceneOptions(passes=((30.0, 0),), min_seconds=3))(path, info_of(path, video))
+    assert isinstance(spans, Spans)
+    first, second = (cut / FPS for cut in video.cuts())
+    assert spans.cuts == (Cut(first, first), Cut(second, second))
+    assert spans.lost == (Lost(first, second, "too short"),)
+    assert spans.longest_scene == pytest.approx(video.num_frames / FPS - second)
+
+
 def test_no_scene_is_long_enough_says_by_how_much(tmp_path: Path) -> None:
     path, video = draw(tmp_path, 9)  # 4 s, 2 s, 4.5 s
     spans = SceneSplitter(SceneOptions(min_seconds=8))(path, info_of(path, video))
-    assert isinstance(spans, NoSpans)
+    assert isinstance(spans, Spans)
     assert "longest scene is 4." in spans.reason
     assert "`min_seconds` is 8" in spans.reason
 
@@ -155,5 +165,6 @@ def test_whole_gives_one_span_or_none(tmp_path: Path) -> None:
         (WholeOptions(max_seconds=4), "it is 5.00 s long, and `max_seconds` is 4"),
     ):
         spans = WholeSplitter(options)(info.path, info)
-        assert isinstance(spans, NoSpans)
+        assert isinstance(spans, Spans)
         assert (len(spans), spans.reason) == (0, reason)
+        assert [(one.start, one.end) for one in spans.lost] == [(0.0, 5.0)]

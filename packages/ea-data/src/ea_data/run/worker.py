@@ -17,7 +17,7 @@ from ea_data.media import cut, frames, probe
 from ea_data.media.look import Look
 from ea_data.media.timeline import Timeline, place_of
 from ea_data.profile import Components, Part, parse
-from ea_data.protocols import FrameRequest, Frames, Span, VideoInfo
+from ea_data.protocols import FrameRequest, Frames, Span, Spans, VideoInfo
 from ea_data.records.ledger import fingerprint
 from ea_data.records.record import clip_id, score_entry
 from ea_data.run.judge import Judge
@@ -110,7 +110,15 @@ class Worker:
         timeline = None if info.is_picture else probe.timeline_of(path, Path(self.root))
         of_file = (info, probed["content"], timeline, self.versions.split)
         clips = [clip_entry(span, *of_file) for span in spans]
-        return {"clips": clips, "reason": "" if clips else str(getattr(spans, "reason", ""))}
+        if not isinstance(spans, Spans):
+            spans = Spans(spans)
+        return {
+            "clips": clips,
+            "reason": "" if clips else spans.reason,
+            "cuts": [[cut.start, cut.end] for cut in spans.cuts],
+            "longest_scene": spans.longest_scene,
+            "lost": [[one.start, one.end, one.reason] for one in spans.lost],
+        }
 
     def _score(self, task: Task) -> list[Entry]:
         """Computes the scores that the verdict needs; decodes at most once for all of them."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from ea_data.protocols import Span
+from ea_data.protocols import Lost, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +45,12 @@ def chop(boundaries: Sequence[Boundary], fps: Fraction, min_seconds: float, max_
 
 def _at(start: Boundary, num_frames: int, rate: float) -> float:
     return start.seconds + num_frames / rate if num_frames else start.seconds
+
+
+def lost_between(
+    spans: Sequence[Span], start: float, end: float, frame_seconds: float, reason: str
+) -> list[Lost]:
+    """The parts from `start` to `end` that no span covers, if longer than half a frame. spans: in order of time."""
+    edges = [start, *(edge for span in spans for edge in (span.start, span.end)), end]
+    gaps = zip(edges[::2], edges[1::2], strict=True)
+    return [Lost(first, last, reason) for first, last in gaps if last - first > frame_seconds / 2]

@@ -18,8 +18,8 @@ from pydantic import Field, field_validator, model_validator
 from ea_data.media.containers import open_video
 from ea_data.media.timeline import frames_in_order, read_timeline
 from ea_data.options import Options
-from ea_data.protocols import NoSpans, Span, VideoInfo
-from ea_data.split.chop import Boundary, chop
+from ea_data.protocols import Cut, Lost, Span, Spans, VideoInfo
+from ea_data.split.chop import Boundary, chop, lost_between
 from ea_runtime.errors import UserError
 
 
@@ -56,7 +56,7 @@ class SceneOptions(Options):
 class SceneSplitter:
     """Cuts a video at its scene changes; see SceneOptions."""
 
-    version = "2"
+    version = "3"
 
     def __init__(self, options: SceneOptions) -> None:
         self.options = options
@@ -70,12 +70,19 @@ class SceneSplitter:
             return [Span(0.0, 0.0)]
         pieces, fps = self.pieces(path)
         limits = (fps, self.options.min_seconds, self.options.max_seconds)
-        spans = [span for boundaries in pieces for span in chop(boundaries, *limits)]
-        if spans:
-            return spans
+        spans: list[Span] = []
+        lost: list[Lost] = []
+        for boundaries in pieces:
+            for scene in pairwise(boundaries):
+                found = chop(scene, *limits)
+                edges = (scene[0].seconds, scene[1].seconds, float(1 / fps))
+                lost += lost_between(found, *edges, "remainder too short" if found else "too short")
+                spans += found
+        cuts = [Cut(cut.seconds, cut.seconds) for piece in pieces for cut in piece[1:-1]]
         longest = max(end.seconds - start.seconds for piece in pieces for start, end in pairwise(piece))
         least = self.options.min_seconds
-        return NoSpans(f"its longest scene is {longest:.2f} s long, and `min_seconds` is {least:g}")
+        reason = "" if spans else f"its longest scene is {longest:.2f} s long, and `min_seconds` is {least:g}"
+        return Spans(spans, cuts=cuts, longest_scene=longest, lost=lost, reason=reason)
 
     def boundaries(self, path: Path) -> tuple[list[Boundary], Fraction]:
         """The start, every cut and the end, in order, and the frame rate."""

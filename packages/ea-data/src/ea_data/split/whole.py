@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from ea_data.options import Options
-from ea_data.protocols import NoSpans, Span, VideoInfo
+from ea_data.protocols import Lost, Span, Spans, VideoInfo
 
 
 class WholeOptions(Options):
@@ -21,7 +21,7 @@ class WholeOptions(Options):
 class WholeSplitter:
     """One span from the first frame to the end."""
 
-    version = "2"
+    version = "3"
 
     def __init__(self, options: WholeOptions) -> None:
         self.options = options
@@ -30,9 +30,12 @@ class WholeSplitter:
         """One span of the whole file in seconds, or none if its length is outside the limits."""
         if info.is_picture:
             return [Span(0.0, 0.0)]
-        least, most = self.options.min_seconds, self.options.max_seconds
-        if info.seconds < least:
-            return NoSpans(f"it is {info.seconds:.2f} s long, and `min_seconds` is {least:g}")
-        if most and info.seconds > most:
-            return NoSpans(f"it is {info.seconds:.2f} s long, and `max_seconds` is {most:g}")
-        return [Span(0.0, info.seconds)]
+        least, most, seconds = self.options.min_seconds, self.options.max_seconds, info.seconds
+        if seconds < least:
+            lost, limit = "too short", f"`min_seconds` is {least:g}"
+        elif most and seconds > most:
+            lost, limit = "too long", f"`max_seconds` is {most:g}"
+        else:
+            return Spans([Span(0.0, seconds)], longest_scene=seconds)
+        reason = f"it is {seconds:.2f} s long, and {limit}"
+        return Spans(longest_scene=seconds, lost=[Lost(0.0, seconds, lost)], reason=reason)
