@@ -102,9 +102,21 @@ def _joined(device: str, rank: int, size: int, store: Path | None) -> Iterator[N
         dist.init_process_group(backend, store=file, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield
+    except BaseException as error:
+        _keep(error)
+        raise
     finally:
         dist.destroy_process_group()  # processes that wait for this one wake up
         _forget_accelerate()
+
+
+def _keep(error: BaseException) -> None:
+    """Never frees an error, nor what its traceback holds.
+
+    Freeing DDP's reducer frees the process group, which holds the interpreter while it waits for a thread of its own;
+    that one may be waiting for the interpreter, and then a failed run printed its error but never ended.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
 
 
 def local_device(device: str) -> str:

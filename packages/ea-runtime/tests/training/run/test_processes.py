@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from ea_runtime.cli.main import run as ea
+from ea_runtime.errors import UserError
 from ea_runtime.machine import processes
 from ea_runtime.machine.processes import process_group, world
 
@@ -157,3 +160,26 @@ def is_running(pid: int) -> bool:
         return False
     state = Path(f"/proc/{pid}/stat")
     return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_what_a_failed_run_holds_is_never_freed(tmp_path: Path) -> None:
+    """Freeing DDP's reducer can wait forever for a thread that wants the interpreter."""
+
+    class Reducer:
+        pass
+
+    held: list[weakref.ref[Reducer]] = []
+
+    def work() -> None:
+        reducer = Reducer()
+        held.append(weakref.ref(reducer))
+        raise UserError("`train.lr` is wrong")
+
+    def group() -> None:
+        with processes._joined("cpu", 0, 1, tmp_path / "store"):
+            work()
+
+    with pytest.raises(UserError):
+        group()
+    gc.collect()
+    assert held[0]() is not None
