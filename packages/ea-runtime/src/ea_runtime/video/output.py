@@ -28,6 +28,8 @@ from ea_runtime.files.atomic import temporary_sibling
 if TYPE_CHECKING:
     import numpy as np
 
+    from ea_runtime.video.marks import Marks
+
 KINDS = {".mp4": "mp4", ".mov": "mov", ".webm": "webm", ".webp": "webp", ".gif": "gif", ".png": "png"}
 #: bytes of a file name, with room for the suffix of the sidecar; file systems take 255
 MAX_NAME_BYTES = 250
@@ -44,12 +46,12 @@ class Output:
 
     @contextmanager
     def writer(
-        self, fps: float | Fraction, num_frames: int | None = None
+        self, fps: float | Fraction, num_frames: int | None = None, marks: Marks | None = None
     ) -> Iterator[Callable[[np.ndarray], None]]:
         """A function that takes the frames one by one; the file appears, whole, when the block ends well.
 
         fps: frames per second. num_frames: how many will come, if known (a contact sheet then holds
-        fewer).
+        fewer). marks: what the file says of its making.
         Raises UserError where no frame came or the file cannot be written.
         """
         if num_frames is not None and (type(num_frames) is not int or num_frames < 1):
@@ -69,7 +71,7 @@ class Output:
         writer: Any = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            writer = classes[self.kind](temporary, check_fps(fps), num_frames)
+            writer = classes[self.kind](temporary, check_fps(fps), num_frames, marks)
             yield writer.add
             if not writer.count:
                 raise UserError(f"no frames came for {str(self.path)!r}")
@@ -207,9 +209,11 @@ def write_video(
     *,
     num_frames: int | None = None,
     overwrite: bool = False,
+    marks: Marks | None = None,
 ) -> Path:
     """Write frames (H, W, 3) uint8, taken one at a time, to a file or folder of any of the KINDS; see plan_output.
 
+    marks: what the file says of its making (ea_runtime.video.marks); None: nothing.
     Raises UserError for a name that cannot be written, before the first frame is asked for.
     """
     if not isinstance(frames, Iterable):
@@ -217,7 +221,7 @@ def write_video(
             f"`frames` must be arrays (height, width, 3) of uint8, one by one, got {frames!r:.60}"
         )
     output = plan_output(path, overwrite)
-    with output.writer(fps, num_frames) as write:
+    with output.writer(fps, num_frames, marks) as write:
         for frame in frames:
             write(frame)
     return output.path

@@ -15,7 +15,9 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from ea_runtime.errors import UserError
+from ea_runtime.video import embed
 from ea_runtime.video.limits import check_limits
+from ea_runtime.video.marks import DIGITAL_SOURCE_TYPE, Marks
 from ea_runtime.video.sheets import SHEET_FRAMES, frame_grid, spaced
 from ea_runtime.video.x264 import THREADS, x264_options
 
@@ -23,15 +25,19 @@ logger = logging.getLogger("ea")
 
 
 class FrameWriter(ABC):
-    """add() each frame in order, then finish(), or abort() at any time. The first frame sets the size."""
+    """add() each frame in order, then finish(), or abort() at any time. The first frame sets the size.
+
+    marks: what the file says of its making; None: nothing.
+    """
 
     #: as in output's KINDS
     kind: ClassVar[str]
 
-    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None, marks: Marks | None = None) -> None:
         self.path = path
         self.fps = fps
         self.num_frames = num_frames
+        self.marks = marks
         self.count = 0
         self.size: tuple[int, int] | None = None
 
@@ -86,8 +92,12 @@ class VideoWriter(FrameWriter):
     def options(self) -> dict[str, str]:
         """The encoder's options."""
 
-    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
-        super().__init__(path, fps, num_frames)
+    def tags(self) -> dict[str, str]:
+        """The container's tags."""
+        return {} if self.marks is None else self.marks.tags
+
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None, marks: Marks | None = None) -> None:
+        super().__init__(path, fps, num_frames, marks)
         self.container: Any = None
         self.stream: Any = None
 
@@ -107,9 +117,13 @@ class VideoWriter(FrameWriter):
         import av
 
         options = {"fflags": "+bitexact", **self.container_options}
+        tags = self.tags()
+        if tags and "movflags" in options:
+            options["movflags"] += "+use_metadata_tags"  # FFmpeg drops keys that it does not know otherwise
         # an absolute path: FFmpeg takes what is before a colon for a protocol
         path = os.path.abspath(self.path)
         self.container = av.open(path, "w", format=self.kind, container_options=options)
+        self.container.metadata.update(tags)
         self.stream = self.container.add_stream(self.codec, rate=self.fps)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, self.pixels
         self.stream.options = self.options()
@@ -137,6 +151,11 @@ class Mp4Writer(VideoWriter):
     def options(self) -> dict[str, str]:
         """The encoder's options."""
         return x264_options(self.crf)
+
+    def finish(self) -> None:
+        super().finish()
+        if self.marks is not None:
+            embed.append_xmp_box(self.path, self.marks)
 
     def _add(self, frame: np.ndarray) -> None:
         height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
@@ -171,7 +190,7 @@ class MovWriter(Mp4Writer):
 
 
 class WebmWriter(Mp4Writer):
-    """VP9 in WebM, 4:2:0, BT.709."""
+    """VP9 in WebM, 4:2:0, BT.709. WebM has no place for XMP: the digital source type is a tag."""
 
     kind = "webm"
     codec = "libvpx-vp9"
@@ -182,6 +201,13 @@ class WebmWriter(Mp4Writer):
         """The encoder's options; b=0 makes crf alone set the quality."""
         return {"crf": str(self.crf), "b": "0", "deadline": "good", "cpu-used": "2", "row-mt": "0"}
 
+    def tags(self) -> dict[str, str]:
+        """The container's tags, with what XMP says elsewhere."""
+        return super().tags() | ({} if self.marks is None else {"DIGITAL_SOURCE_TYPE": DIGITAL_SOURCE_TYPE})
+
+    def finish(self) -> None:
+        VideoWriter.finish(self)
+
 
 class WebpWriter(VideoWriter):
     """Animated WebP that repeats forever; one frame is a picture without loss."""
@@ -191,8 +217,8 @@ class WebpWriter(VideoWriter):
     pixels = "bgra"  # libwebp converts colours itself
     container_options: ClassVar[dict[str, str]] = {"loop": "0"}
 
-    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
-        super().__init__(path, fps, num_frames)
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None, marks: Marks | None = None) -> None:
+        super().__init__(path, fps, num_frames, marks)
         self.first: np.ndarray | None = None
 
     def options(self) -> dict[str, str]:
@@ -211,10 +237,13 @@ class WebpWriter(VideoWriter):
     def finish(self) -> None:
         from PIL import Image
 
-        if self.first is None:
-            super().finish()
-        else:
-            Image.fromarray(self.first).save(self.path, "WEBP", lossless=True)
+        if self.first is not None:
+            packet = {} if self.marks is None else {"xmp": self.marks.xmp()}
+            Image.fromarray(self.first).save(self.path, "WEBP", lossless=True, **packet)
+            return
+        super().finish()
+        if self.marks is not None:
+            embed.append_webp_xmp(self.path, self.marks)
 
 
 class GifWriter(FrameWriter):
@@ -227,8 +256,8 @@ class GifWriter(FrameWriter):
 
     kind = "gif"
 
-    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
-        super().__init__(path, fps, num_frames)
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None, marks: Marks | None = None) -> None:
+        super().__init__(path, fps, num_frames, marks)
         self.file: IO[bytes] | None = None
         if fps > 50:
             logger.warning("gif cannot be faster than 50 frames a second; %s is written as 50", float(fps))
@@ -244,6 +273,8 @@ class GifWriter(FrameWriter):
                 b"GIF89a" + width.to_bytes(2, "little") + height.to_bytes(2, "little") + b"\0\0\0"
             )
             self.file.write(b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")
+            if self.marks is not None:
+                self.file.write(embed.gif_blocks(self.marks))
         picture = Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT, kmeans=1)
         delay = round((self.count + 1) * 100 / self.fps) - round(self.count * 100 / self.fps)
         for data in GifImagePlugin.getdata(picture, duration=delay * 10, include_color_table=True):
@@ -259,13 +290,21 @@ class GifWriter(FrameWriter):
             self.file.close()
 
 
-class PngWriter(FrameWriter):
+class PictureWriter(FrameWriter):
+    """Files in PNG."""
+
+    def chunks(self) -> dict[str, Any]:
+        """Pillow's argument for the marks."""
+        return {} if self.marks is None else {"pnginfo": embed.png_chunks(self.marks)}
+
+
+class PngWriter(PictureWriter):
     """One frame: a picture. More: a contact sheet of up to 16 of them, from the first to the last."""
 
     kind = "png"
 
-    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
-        super().__init__(path, fps, num_frames)
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None, marks: Marks | None = None) -> None:
+        super().__init__(path, fps, num_frames, marks)
         self.kept: list[np.ndarray] = []
 
     def _add(self, frame: np.ndarray) -> None:
@@ -278,19 +317,20 @@ class PngWriter(FrameWriter):
         kept = [
             self.kept[i] for i in spaced(len(self.kept), SHEET_FRAMES)
         ]  # more if their number was not known
-        Image.fromarray(frame_grid(kept)).save(self.path, "PNG")
+        Image.fromarray(frame_grid(kept)).save(self.path, "PNG", **self.chunks())
 
 
-class FolderWriter(FrameWriter):
+class FolderWriter(PictureWriter):
     """A folder of pictures: 00000.png, 00001.png and so on."""
 
     kind = "folder"
 
-    def __init__(self, path: Path, fps: Fraction, num_frames: int | None) -> None:
-        super().__init__(path, fps, num_frames)
+    def __init__(self, path: Path, fps: Fraction, num_frames: int | None, marks: Marks | None = None) -> None:
+        super().__init__(path, fps, num_frames, marks)
         path.mkdir()
 
     def _add(self, frame: np.ndarray) -> None:
         from PIL import Image
 
-        Image.fromarray(frame).save(self.path / f"{self.count:05d}.png", "PNG", compress_level=3)
+        place = self.path / f"{self.count:05d}.png"
+        Image.fromarray(frame).save(place, "PNG", compress_level=3, **self.chunks())

@@ -137,6 +137,41 @@ def test_kinds_of_output(model, here, output, made):
     assert again["output"]["sha256"] == record["output"]["sha256"]
 
 
+@pytest.mark.parametrize("output", ["a.mp4", "a.webm", "a.gif", "a.webp", "a.png", "frames/"])
+def test_an_output_makes_itself_again(model, here, capsys, output):
+    """Without its sidecar, from what is written in it; bytes are the same, and no place on this disk is in them."""
+    few = ["x, a <lora: b", "--steps", "1", "--num-frames", "9", "--seed", "5", "--negative", "a, b"]
+    assert run(["generate", *few, "--model", str(model), "-o", output]) == 0
+    first = content_hash(here / output)
+    next(here.glob("*.json")).unlink()
+    content = next(here.glob("frames/*")) if output == "frames/" else here / output
+    assert str(model.parent).encode() not in content.read_bytes()
+    capsys.readouterr()
+    assert run(["generate", "--from", output, "-o", f"again-{output}"]) == 2
+    assert "no model is called 'random'" in (told := capsys.readouterr().err)
+    assert "give its folder with --model" in told
+    assert run(["generate", "--from", output, "--model", str(model), "-o", f"again-{output}"]) == 0
+    assert "same content as recorded" in capsys.readouterr().err
+    assert content_hash(here / f"again-{output}") == first
+
+
+def test_an_output_without_a_recipe(model, here, capsys):
+    few = ["--steps", "1", "--num-frames", "1", "--model", str(model), "--no-metadata"]
+    assert run(["generate", "a secret", *few, "-o", "a.png"]) == 0
+    assert b"secret" not in (here / "a.png").read_bytes()
+    assert run(["generate", "--from", "a.png", "-o", "b.png", "--no-metadata"]) == 0  # its sidecar is there
+    assert content_hash(here / "a.png") == content_hash(here / "b.png")
+    (here / "a.json").unlink()
+    assert run(["generate", "--from", "a.png", "-o", "c.png"]) == 2
+    assert "'a.png' does not say how it was made; give the .json" in capsys.readouterr().err
+    for name, content in (("d.mp4", b"no video"), ("e.png", b""), ("f.gif", b"GIF89a"), ("g.webp", b"RIFF")):
+        Path(name).write_bytes(content)
+        assert run(["generate", "--from", name, "-o", "h.mp4"]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: '{name}'")
+        assert told.count("\n") == 1
+
+
 def test_a_picture_is_a_png(model, here, capsys):
     assert (
         run(
@@ -316,6 +351,9 @@ BAD = [
     (["x", "--prompts", "p.txt"], "not both"),
     (["--prompts", "nowhere.txt"], "no prompts file"),
     (["--from", "nowhere.json"], "no sidecar file"),
+    (["--from", "nowhere.mp4"], "'nowhere.mp4' cannot be read: No such file"),
+    (["x", "-o", "out.webm", "--sign", "key.pem"], "`--sign` signs .mp4, .mov, .gif, .png, .webp, not 'out.webm'"),
+    (["x", "-o", "out.mp4", "--sign", "key.pem"], "`sign` 'key.pem' cannot be read"),
     (["x", "--step-cache", "teacache:much"], "`step_cache` must be NAME:THRESHOLD"),
     (["x", "--step-cache", "magic"], "no step cache is called 'magic'"),
     (["x", "--cuda-graphs"], "`cuda_graphs` needs a CUDA device"),

@@ -90,9 +90,16 @@ def generate(
     ] = None,
     target: Annotated[str | None, Option("--output", "-o", help=_OUTPUT)] = None,
     sidecar: Annotated[
-        str | None, Option("--from", help="The .json of an output: make that again; other options change it.")
+        str | None, Option("--from", help="An output or its .json: make that again; other options change it.")
     ] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace files of the same name.")] = False,
+    metadata: Annotated[
+        bool, Option("--metadata/--no-metadata", help="Write into the file how it was made (on).")
+    ] = True,
+    sign: Annotated[
+        str | None,
+        Option(help="PEM file of a private key and its certificates: sign the file (Content Credentials)."),
+    ] = None,
 ) -> None:
     """Make a video (or, with --num-frames 1, a picture) from a prompt."""
     start = time.perf_counter()
@@ -107,6 +114,8 @@ def generate(
         sidecar=sidecar,
         target=target,
         overwrite=overwrite,
+        metadata=metadata,
+        sign=sign,
     )
 
 

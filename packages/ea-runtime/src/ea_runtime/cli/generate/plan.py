@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ea_runtime.cli.generate.sidecar import describes, plan_sidecar, read_sidecar, request_of
+from ea_runtime.cli.generate.sidecar import describes, plan_sidecar, read_recorded, request_of
 from ea_runtime.errors import UserError
 from ea_runtime.export.bundle import read_size
 from ea_runtime.files.safe import inside, is_file, read_json
@@ -23,6 +23,7 @@ from ea_runtime.machine.device import check_dtype_name
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
 from ea_runtime.text.cleaning import check_prompt
+from ea_runtime.video.credentials import MEDIA_TYPES, SigningKey, read_signing_key
 from ea_runtime.video.limits import check_limits
 from ea_runtime.video.output import KINDS, Output, check_fps, plan_output
 
@@ -44,14 +45,17 @@ class Job:
 class Plan:
     """All that is to be done.
 
-    request: what all jobs share, nothing left out. recorded: the sidecar that is repeated, if any. classes: kind of
-    record -> class of the model's networks.
+    request: what all jobs share, nothing left out. recorded: the record that is repeated, if any. classes: kind of
+    record -> class of the model's networks. has_recipe: outputs say how they were made. signing: the key that signs
+    them, if any.
     """
 
     request: ModelRequest
     jobs: list[Job]
     recorded: dict[str, Any] | None = None
     classes: dict[str, str] = field(default_factory=dict)
+    has_recipe: bool = True
+    signing: SigningKey | None = None
 
     @property
     def repeats_adapters(self) -> bool:
@@ -68,15 +72,18 @@ def make_plan(
     sidecar: str | None = None,
     target: str | None = None,
     overwrite: bool = False,
+    metadata: bool = True,
+    sign: str | None = None,
 ) -> Plan:
     """Check everything that can be checked without the weights.
 
     size: WIDTHxHEIGHT. prompts: a file of them. lora_dir: the folder of LoRAs that prompts may name. sidecar: the one
-    to repeat. target: the output; None: named after the prompt. Raises UserError.
+    to repeat, or an output. target: the output; None: named after the prompt. metadata: outputs say how they were
+    made. sign: file of the key that signs them. Raises UserError.
     """
     if request.cuda_graphs and request.compile is False:
         raise UserError("`--cuda-graphs` replays compiled blocks; leave --no-compile out")
-    recorded = None if sidecar is None else read_sidecar(sidecar)
+    recorded = None if sidecar is None else read_recorded(sidecar)
     texts = _prompts(request.prompt, prompts, recorded)
     texts, tagged = _without_tags(texts, lora_dir, given=request.prompt is not None or prompts is not None)
     asked, geometry, configs = _resolve(request, size, recorded)
@@ -89,7 +96,8 @@ def make_plan(
     outputs = _outputs(texts, target, kind, prompts is not None, overwrite)
     for one in {output.kind for output in outputs}:
         check_limits(one, asked.width, asked.height, asked.fps)
-    shared = plan_adapters(request.lora, recorded.get("loras", ()) if recorded else ())
+    signing = None if sign is None else _signing_key(sign, outputs)
+    shared = plan_adapters(request.lora, _recorded_loras(recorded, lora_dir))
     jobs = [
         Job(
             replace(asked, prompt=text, seed=seed).settings,
@@ -108,7 +116,28 @@ def make_plan(
         jobs,
         recorded,
         classes={PARTS[name].kind: str(c.get("_class_name")) for name, c in configs.items() if c is not None},
+        has_recipe=metadata,
+        signing=signing,
     )
+
+
+def _signing_key(path: str, outputs: Sequence[Output]) -> SigningKey:
+    """The key that signs the outputs. Raises UserError, also for a kind of output that cannot hold a signature."""
+    wrong = next((output.path for output in outputs if output.kind not in MEDIA_TYPES), None)
+    if wrong is not None:
+        kinds = ", ".join(f".{kind}" for kind in MEDIA_TYPES)
+        raise UserError(f"`--sign` signs {kinds}, not {wrong.name!r}; give one of these with -o")
+    return read_signing_key(path)
+
+
+def _recorded_loras(recorded: dict[str, Any] | None, folder: str | None) -> list[dict[str, Any]]:
+    """The LoRAs of a record, each in `folder` if it is not in its old place but there."""
+    loras: list[dict[str, Any]] = list(recorded.get("loras", ())) if recorded else []
+    for number, one in enumerate(loras):
+        moved = Path(folder or "", Path(one["file"]).name)
+        if folder is not None and not os.path.lexists(one["file"]) and moved.is_file():
+            loras[number] = {**one, "file": str(moved)}
+    return loras
 
 
 def _without_tags(
@@ -139,7 +168,7 @@ def _resolve(
         model="tiny", engine="torch", negative_prompt="", smooth=True, compile=bool(flags.cuda_graphs)
     )
     asked = flags.over(before, usual)
-    folder = resolve_folder(asked.model)
+    folder = _model_folder(asked.model, is_recorded=flags.model is None and recorded is not None)
     _, defaults = read_defaults(folder)
     _check_engine(asked)
     if asked.bundle is not None:
@@ -159,6 +188,16 @@ def _resolve(
     )
     configs = {name: _config(folder, name) for name in ("vae", "denoiser")}
     return asked, Geometry.from_configs(configs["vae"], configs["denoiser"]), configs
+
+
+def _model_folder(model: str, *, is_recorded: bool) -> Path:
+    """Raises UserError as `resolve_folder` does."""
+    try:
+        return resolve_folder(model)
+    except UserError as error:
+        if not is_recorded:
+            raise
+        raise UserError(f"{error}; `--from` was made with it: give its folder with --model") from error
 
 
 def _check_engine(asked: ModelRequest) -> None:

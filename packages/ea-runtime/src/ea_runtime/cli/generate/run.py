@@ -126,13 +126,13 @@ def _make(
     model_sha256: Callable[[], str],
     adapters: list[dict[str, Any]],
 ) -> str:
-    """Makes one video and its sidecar; returns the output's sha256."""
-    import torch
-
+    """Makes one video and its sidecar; returns the output's sha256, of a signed one that from before."""
     from ea_runtime.cli.generate.progress import GenerationProgress
+    from ea_runtime.cli.generate.recipe import marks_of
     from ea_runtime.cli.generate.sidecar import versions, write_sidecar
     from ea_runtime.files.hashes import content_hash
-    from ea_runtime.machine.device import dtype_name
+    from ea_runtime.video.credentials import sign
+    from ea_runtime.video.marks import Marks
     from ea_runtime.video.overlap import overlapped
 
     asked, settings = plan.request, job.settings
@@ -143,9 +143,10 @@ def _make(
         frames = pipe.iter_frames(
             result.latents, seed=result.decode_seeds[0], smooth=settings["smooth"], num_frames=count
         )
+        record = _record(plan, pipe, job, model_sha256(), adapters)
         with (
             _timed("writing", timings),
-            job.output.writer(asked.fps, count) as write,
+            job.output.writer(asked.fps, count, marks_of(record) if plan.has_recipe else Marks()) as write,
             overlapped(write) as hand_in,
         ):
             progress.on_step("decoding", 0, count)
@@ -160,11 +161,42 @@ def _make(
                 progress.on_step("decoding", done, count)
     timings["writing"] -= timings["decoding"]  # decoding ran inside: what is left is waiting for the writer
     digest = content_hash(job.output.path)
+    output = {
+        "file": job.output.path.name,
+        "kind": job.output.kind,
+        "sha256": digest,
+        "frames": count,
+        "width": settings["width"],
+        "height": settings["height"],
+    }
+    record |= {
+        "versions": versions(),
+        "output": output,
+        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+        "notes": result.notes,
+    }
+    write_sidecar(job.sidecar, record)
+    if plan.signing is not None:
+        sign(job.output.path, job.output.kind, plan.signing)
+        output |= {"sha256": content_hash(job.output.path), "unsigned_sha256": digest}
+        write_sidecar(job.sidecar, record)
+    return digest
+
+
+def _record(
+    plan: Plan, pipe: VideoPipeline, job: Job, model_sha256: str, adapters: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What makes the video again, as its sidecar and the file itself have it."""
+    import torch
+
+    from ea_runtime.machine.device import dtype_name
+
+    asked = plan.request
     is_path = os.sep in asked.model or Path(asked.model).is_dir()
-    record = {
-        "settings": settings,
+    return {
+        "settings": job.settings,
         "fps": asked.fps,
-        "model": {"name": os.path.abspath(asked.model) if is_path else asked.model, "sha256": model_sha256()},
+        "model": {"name": os.path.abspath(asked.model) if is_path else asked.model, "sha256": model_sha256},
         "device": {
             "device": str(pipe.device),
             "name": _where(pipe),
@@ -173,21 +205,8 @@ def _make(
             **_unusual(plan),
         },
         **_engine_record(asked),
-        "versions": versions(),
-        "output": {
-            "file": job.output.path.name,
-            "kind": job.output.kind,
-            "sha256": digest,
-            "frames": count,
-            "width": settings["width"],
-            "height": settings["height"],
-        },
-        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
-        "notes": result.notes,
         **({"loras": adapters} if adapters else {}),
     }
-    write_sidecar(job.sidecar, record)
-    return digest
 
 
 def _unusual(plan: Plan) -> dict[str, Any]:
@@ -280,7 +299,10 @@ def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
     loras = [[(one["sha256"], one["weight"]) for one in side.get("loras", ())] for side in (old, new)]
     if not same or (loras[0] != loras[1] and not plan.repeats_adapters):
         return
-    if old["output"]["sha256"] == digest:
+    recorded = old["output"].get("unsigned_sha256") or old["output"]["sha256"]
+    if not recorded:  # an output that was signed, without its sidecar
+        return
+    if recorded == digest:
         console.print("same content as recorded", style="green", soft_wrap=True)
         return
     changed = [

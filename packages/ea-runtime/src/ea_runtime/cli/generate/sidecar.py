@@ -5,7 +5,8 @@
      "output": {"file", "kind", "sha256", "frames", "width", "height"}, "timings": {...}, "notes": [...],
      "loras": [{"file", "sha256", "weight", "summary"}, ...], "engine": {"name", "bundle"}}
 
-`settings` holds arguments of VideoPipeline.__call__; `loras` and `engine` are there where some were used.
+`settings` holds arguments of VideoPipeline.__call__; `loras` and `engine` are there where some were used. `output`
+of a signed file has its hash before it was signed too: `unsigned_sha256`.
 """
 
 from __future__ import annotations
@@ -18,81 +19,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from ea_runtime.cli.generate.recipe import read_embedded
+from ea_runtime.cli.generate.record import VERSION, check_record
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import write_atomic
+from ea_runtime.files.hashes import content_hash
 from ea_runtime.files.texts import read_text
 from ea_runtime.generation.requests import ModelRequest
-from ea_runtime.settings import validate
-from ea_runtime.video.output import Output
+from ea_runtime.video.output import KINDS, Output
 
-VERSION = 1
 MAX_BYTES = 4 << 20
 _LIBRARIES = ("torch", "diffusers", "transformers", "av", "pillow", "numpy")
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Settings(_Model):
-    """Arguments of VideoPipeline.__call__; others are refused, since they go into a call."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    prompt: str
-    negative_prompt: str
-    num_frames: int
-    height: int
-    width: int
-    num_inference_steps: int
-    guidance_scale: float
-    sampler: str
-    seed: int
-    smooth: bool
-    step_cache: str = ""  # there if one was used
-
-
-class _Named(_Model):
-    name: str
-    sha256: str
-
-
-class _Device(_Model):
-    device: str
-    dtype: str
-    threads: int = 0
-    compiled: bool = False
-    cuda_graphs: bool = False
-
-
-class _File(_Model):
-    file: str
-    kind: str
-    sha256: str
-
-
-class _Lora(_Model):
-    file: str
-    sha256: str
-    weight: float
-
-
-class _Engine(_Model):
-    name: str
-    bundle: str = ""
-
-
-class _Sidecar(_Model):
-    settings: _Settings
-    fps: float
-    model: _Named
-    device: _Device
-    versions: dict[str, Any]
-    output: _File
-    loras: list[_Lora] = []
-    engine: _Engine | None = None
 
 
 def plan_sidecar(output: Output) -> Path:
@@ -101,15 +38,21 @@ def plan_sidecar(output: Output) -> Path:
     Raises UserError if that would replace a file without leave.
     """
     path = output.path
-    plain = path.with_name(f"{path.name}.json") if output.kind == "folder" else path.with_suffix(".json")
-    for place in (plain, path.with_name(f"{path.name}.json")):
+    places = sidecars_of(path, output.kind)
+    for place in places:
         if not os.path.lexists(place):
             return place
         if describes(place) == path.name and place.is_file():
             if output.overwrite:
                 return place
             raise UserError(f"{str(place)!r} exists already; give another name or --overwrite")
-    raise UserError(f"{str(place)!r} exists already and is not about {path.name!r}; give another name")
+    raise UserError(f"{str(places[-1])!r} exists already and is not about {path.name!r}; give another name")
+
+
+def sidecars_of(output: Path, kind: str) -> list[Path]:
+    """The places where an output's sidecar may be, the usual one first."""
+    named = output.with_name(f"{output.name}.json")
+    return [named] if kind == "folder" else [output.with_suffix(".json"), named]
 
 
 def describes(path: Path) -> str | None:
@@ -156,8 +99,29 @@ def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{name} is a sidecar of version {str(record['ea_sidecar'])[:20]}, "
             f"this program reads {VERSION}; update it"
         )
-    validate(_Sidecar, record, name, "; the file is damaged, or a newer version wrote it")
+    check_record(record, name)
     return record
+
+
+def read_recorded(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record that `--from` repeats: of a sidecar, or of an output, by its own sidecar or by what is written in it.
+
+    Raises UserError in one line.
+    """
+    place = Path(path)
+    kind = "folder" if place.is_dir() else KINDS.get(place.suffix.lower())
+    if kind is None:
+        return read_sidecar(place)
+    return _of_own_sidecar(place, kind) or read_embedded(place, kind)
+
+
+def _of_own_sidecar(output: Path, kind: str) -> dict[str, Any] | None:
+    """The record of the sidecar next to an output, if it is there and about these very contents."""
+    for place in sidecars_of(output, kind):
+        if place.is_file() and describes(place) == output.name:
+            record = read_sidecar(place)
+            return record if record["output"]["sha256"] == content_hash(output) else None
+    return None
 
 
 def request_of(record: Mapping[str, Any]) -> ModelRequest:
