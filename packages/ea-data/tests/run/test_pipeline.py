@@ -61,6 +61,7 @@ def test_a_folder_becomes_a_set(raw: Path, tmp_path: Path, run_set: Callable[...
         "width": 128,
         "height": 96,
         "num_frames": 24,
+        "fps": 24.0,
     }
     for entry in listed:
         with av.open(str(out / entry["file_path"])) as container:
