@@ -7,7 +7,7 @@ all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -92,6 +92,22 @@ def dataset_writer(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
         yield add
         file.write("[]\n" if before.startswith("[") else "\n]\n")
+
+
+def iter_dataset(folder: Path) -> Generator[dict[str, Any]]:
+    """The entries of dataset.json as `dataset_writer` writes them, one by one. Raises UserError for other forms."""
+    path = folder / DATASET
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                entry = line.strip().removesuffix(",")
+                if entry not in ("[", "]", "[]"):
+                    yield json.loads(entry)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or f"it is not as `ea data` writes it: {error}"
+        raise UserError(
+            f"{str(path)!r} cannot be read: {reason}; `ea data caption {folder}` writes it"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

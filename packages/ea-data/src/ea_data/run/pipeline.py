@@ -25,6 +25,7 @@ from ea_data.records.full_disk import full_disk, says_full, told_if_full
 from ea_data.records.ledger import Ledger
 from ea_data.records.record import clip_id, decision_entry, empty_record
 from ea_data.run.captions import CaptionEngine
+from ea_data.run.edits import edited
 from ea_data.run.engine import TaskEngine
 from ea_data.run.judge import Judge
 from ea_data.run.progress import RunProgress
@@ -186,8 +187,8 @@ class Pipeline:
         """Puts a result's entries into the ledger. False for a task that ended its process."""
         item = task.record.get("clip_id") or task.record["source"]
         if isinstance(result, TaskResult):
-            for entry in result.entries:
-                self.ledger.put(*entry)
+            for *key, value in result.entries:
+                self.ledger.put(*key, {**value, **task.known} if task.stage == "caption" else value)
             if says_full(result.transient):
                 raise full_disk(self.out)
             if result.transient:
@@ -204,6 +205,10 @@ class Pipeline:
     def _entry(self, item: str, stage: str) -> dict[str, Any] | None:
         """The ledger's entry of a stage for a file or clip."""
         return self.ledger.get(item).get((stage, getattr(self.versions, stage)))
+
+    def _caption_of(self, entries: dict[tuple[str, str], Any]) -> dict[str, Any] | None:
+        """A clip's caption among its ledger entries: one that was edited, else the captioner's."""
+        return edited(entries) or entries.get(("caption", self.versions.caption))
 
     def _with_path(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record as components see it."""
@@ -321,18 +326,20 @@ class Pipeline:
     def _caption_task(self, record: dict[str, Any], retry: bool) -> Task | None:
         if record["status"] != "ok" or self.parts.caption is None:
             return None
-        if _is_known(self._entry(record["clip_id"], "caption"), retry):
-            return None
-        return Task("caption", self._with_path(record))
+        entries, record = self.ledger.get(record["clip_id"]), self._with_path(record)
+        reads = getattr(self.parts.caption.component, "reads", None)
+        words = {"read": reads(record)} if reads is not None else {}
+        known = self._caption_of(entries)
+        is_current = edited(entries) or (known is not None and known.items() >= words.items())
+        return None if is_current and _is_known(known, retry) else Task("caption", record, words)
 
     def _cut_task(self, record: dict[str, Any], retry: bool) -> Task | None:
         if record["status"] != "ok":
             return None
         entries = self.ledger.get(record["clip_id"])
-        if self.parts.caption is not None:
-            entry = entries.get(("caption", self.versions.caption))
-            if entry is None or "error" in entry:
-                return None
+        caption = self._caption_of(entries)
+        if self.parts.caption is not None and (caption is None or "error" in caption):
+            return None
         written = entries.get(("cut", self.versions.cut))
         is_done = written is not None and ("error" in written or self._is_whole(record, written))
         if is_done and _is_known(written, retry):
@@ -391,8 +398,10 @@ class Pipeline:
     def _finish(self, record: dict[str, Any]) -> dict[str, Any] | None:
         """Adds caption and file to a kept clip. Returns size and frames of its file, or None without one."""
         entries, entry = self.ledger.get(record["clip_id"]), None
-        for stage in ("caption", "cut") if self.parts.caption else ("cut",):
-            entry = entries.get((stage, getattr(self.versions, stage)))
+        found = {"caption": self._caption_of(entries), "cut": entries.get(("cut", self.versions.cut))}
+        if self.parts.caption is None and found["caption"] is None:
+            del found["caption"]
+        for stage, entry in found.items():
             if entry is not None and "error" in entry:
                 record.update(status="error", error=f"{stage}: {entry['error']}")
                 return None
@@ -401,7 +410,7 @@ class Pipeline:
                     self.outcome.unwritten += 1  # kept by new limits: its caption and file will follow
                 return None
             if stage == "caption":
-                record["caption"] = entry
+                record["caption"] = {name: entry[name] for name in ("text", "model", "prompt_hash")}
         assert entry is not None
         record.update(file=_file_of(record), num_written=entry["num_frames"], luma_error=entry["luma_error"])
         return {name: entry[name] for name in ("width", "height", "num_frames")}

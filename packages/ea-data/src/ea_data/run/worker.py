@@ -31,8 +31,9 @@ _INFO = [one.name for one in fields(VideoInfo) if one.name not in ("path", "fps"
 @dataclass(frozen=True, slots=True)
 class Task:
     """stage: "probe", "split", "score", "look", "caption" or "cut". record: a clip's, for the first two a file's
-    {source, path, key, probe}. known: ledger entries of scores by name. target: the file to write. extra_seconds: on
-    top of the usual limit, for work that grows with the file.
+    {source, path, key, probe}. known: ledger entries of scores by name; of "caption", what
+    its entry also holds. target: the file to write. extra_seconds: on top of the usual limit, for work that grows with
+    the file.
     """
 
     stage: str
