@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from ea_data.records.store import iter_rows
-from ea_data.run.caption_list import cell_text, read, safe_cell
+from ea_data.records.tables import cell_text, safe_cell
+from ea_data.run.caption_list import read
 from ea_data.run.edits import export_captions, import_captions, reset_captions
 from ea_runtime.cli.main import run as ea
 from ea_runtime.errors import UserError

@@ -1,26 +1,17 @@
-"""The captions of a set as one CSV, for a spreadsheet or an editor.
-
-It begins with a byte order mark, without which Excel takes UTF-8 for something else. A cell that a spreadsheet would
-run as a formula has an apostrophe before it; reading takes it away.
-"""
+"""Reads the captions of a set that were edited in one CSV."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ea_data.records.tables import cell_text
 from ea_data.training.rows import KINDS, Rows
 from ea_runtime.errors import UserError
-from ea_runtime.files.atomic import atomic_file
 from ea_runtime.files.safe import quote_path
 
 COLUMNS = ("clip_id", "file", "source", "start", "end", "text")
 NEEDED = ("clip_id", "text")
-#: A cell that begins with one of these is run as a formula, and one with an apostrophe could be taken for a mended one.
-_UNSAFE = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20", "'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +22,6 @@ class Line:
     text: str
     source: str | None
     where: str
-
-
-def safe_cell(text: str) -> str:
-    """A cell that no spreadsheet runs."""
-    return f"'{text}" if text.startswith(_UNSAFE) else text
-
-
-def cell_text(cell: str) -> str:
-    """The inverse of safe_cell; other cells stay as they are."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_UNSAFE) else cell
-
-
-def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> int:
-    """Writes a CSV, whole or not at all, with every text made safe. Returns the number of rows."""
-    count = 0
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(columns)
-        for row in rows:
-            out.writerow([safe_cell(cell) if isinstance(cell, str) else cell for cell in row])
-            count += 1
-    return count
 
 
 def read(path: Path) -> dict[str, Line]:

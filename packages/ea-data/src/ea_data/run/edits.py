@@ -15,7 +15,8 @@ from ea_data.caption.words import tidy
 from ea_data.records import store
 from ea_data.records.full_disk import told_if_full
 from ea_data.records.ledger import Ledger
-from ea_data.run.caption_list import COLUMNS, Line, write_table
+from ea_data.records.tables import table_writer
+from ea_data.run.caption_list import COLUMNS, Line
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import remove_partials
 
@@ -69,14 +70,15 @@ def export_captions(folder: Path, output: Path, *, overwrite: bool = False) -> i
             "`--overwrite`"
         )
 
-    def rows() -> Iterator[list[str]]:
-        for record in store.iter_rows(folder):
-            if state_of(record) in (WRITTEN, TO_WRITE):
-                place = [record["clip_id"], record["file"] or "", record["source"]]
-                yield [*place, *(f"{record[name]:.3f}" for name in ("start", "end")), text_of(record)]
-
+    count = 0
     try:
-        return write_table(output, COLUMNS, rows())
+        with table_writer(output, COLUMNS) as add:
+            for record in store.iter_rows(folder):
+                if state_of(record) in (WRITTEN, TO_WRITE):
+                    place = [record["clip_id"], record["file"] or "", record["source"]]
+                    add([*place, *(f"{record[name]:.3f}" for name in ("start", "end")), text_of(record)])
+                    count += 1
+        return count
     except OSError as error:
         raise UserError(f"`--output` {str(output)!r} cannot be written: {error.strerror or error}") from error
 

@@ -17,10 +17,11 @@ from typing import Any
 
 from ea_data.children.supervisor import Failure
 from ea_data.media.cut import measure, suffix_of
-from ea_data.media.source import find_files, tell_skipped
+from ea_data.media.source import SKIPPED, find_files, tell_skipped
 from ea_data.profile import Components, parse
 from ea_data.protocols import Decision
 from ea_data.records import store
+from ea_data.records.files import file_table, skipped_of
 from ea_data.records.full_disk import full_disk, says_full, told_if_full
 from ea_data.records.ledger import Ledger
 from ea_data.records.record import clip_id, decision_entry, empty_record
@@ -187,8 +188,9 @@ class Pipeline:
         """Puts a result's entries into the ledger. False for a task that ended its process."""
         item = task.record.get("clip_id") or task.record["source"]
         if isinstance(result, TaskResult):
-            for *key, value in result.entries:
-                self.ledger.put(*key, {**value, **task.known} if task.stage == "caption" else value)
+            for about, stage, version, value in result.entries:
+                kept = {**value, **task.known} if task.stage == "caption" else value
+                self.ledger.put(about, stage, version, kept)
             if says_full(result.transient):
                 raise full_disk(self.out)
             if result.transient:
@@ -223,8 +225,10 @@ class Pipeline:
     # -- files
 
     def _find(self) -> Iterator[dict[str, Any]]:
-        for found in find_files(self.raw, self.outcome.skipped, pictures=self.parts.profile.source.pictures):
-            yield {"source": found.source, "key": found.key, "size": found.size}
+        pictures = self.parts.profile.source.pictures
+        with self.scratch.spool("skipped").appender() as add:
+            for found in find_files(self.raw, self.outcome.skipped, pictures=pictures, on_skip=add):
+                yield {"source": found.source, "key": found.key, "size": found.size}
 
     def _probe_task(self, file: dict[str, Any], retry: bool) -> Task | None:
         if _is_known(self._entry(file["key"], "probe"), retry):
@@ -264,12 +268,15 @@ class Pipeline:
                 yield self._without_clip(_of_file(source, probed), split, "split")
             elif not split["clips"]:
                 reason = split["reason"] or "no scene in it is long enough for a clip"
-                yield _dropped(_of_file(source, probed), "split", reason)
+                yield _dropped({**_of_file(source, probed), **_of_split(split)}, "split", reason)
             else:
                 clips: dict[str, dict[str, Any]] = {}
                 for clip in split["clips"]:
-                    clips.setdefault(clip["clip_id"], {**_of_file(source, probed), **clip})
-                yield from clips.values()
+                    clips.setdefault(
+                        clip["clip_id"], {**_of_file(source, probed), **_of_split(split), **clip}
+                    )
+                for number, clip in enumerate(clips.values()):
+                    yield clip if number == 0 else {**clip, "cuts": [], "lost": []}
 
     def _without_clip(
         self, record: dict[str, Any], entry: dict[str, Any] | None, stage: str
@@ -369,15 +376,25 @@ class Pipeline:
         """Writes records.parquet, and dataset.json and clips/ once clips have been judged."""
         self.out.mkdir(parents=True, exist_ok=True)
         remove_partials(self.out)
-        if self.command == "split":
-            store.write_records(self.out, self._finished(records, None))
-        else:
-            with store.dataset_writer(self.out) as add:
-                store.write_records(self.out, self._finished(records, add))
-            if "cut" in PASSES[self.command]:
-                self._prune()
+        with file_table(self.out, self._skipped()) as told:
+            if self.command == "split":
+                store.write_records(self.out, told(self._finished(records, None)))
+            else:
+                with store.dataset_writer(self.out) as add:
+                    store.write_records(self.out, told(self._finished(records, add)))
+        if "cut" in PASSES[self.command]:
+            self._prune()
         sources = {"found": self.outcome.found, "skipped": dict(sorted(self.outcome.skipped.items()))}
         store.write_text(self.out / store.SOURCES, json.dumps(sources, indent=1) + "\n")
+
+    def _skipped(self) -> Iterator[tuple[str, str]]:
+        """(source, reason) of the skipped files; where RAW has moved, those that the set names."""
+        spool = self.scratch.spool("skipped")
+        if not spool.path.exists():
+            yield from skipped_of(self.out)
+            return
+        for source, why in spool:
+            yield source, SKIPPED.get(why, why)
 
     def _finished(
         self, records: Spool, add: Callable[[dict[str, Any]], None] | None
@@ -463,6 +480,18 @@ def _of_file(source: str, probed: dict[str, Any]) -> dict[str, Any]:
         **found,
         "fps": float(Fraction(probed["fps_exact"])),
         "end": float(probed["seconds"]),
+        "file_seconds": float(probed["seconds"]),
+    }
+
+
+def _of_split(split: dict[str, Any]) -> dict[str, Any]:
+    """What a split found in a file, for its first record; an entry of an older version may lack it."""
+    cuts, lost = split.get("cuts", []), split.get("lost", [])
+    return {
+        "num_cuts": len(cuts),
+        "longest_scene": float(split.get("longest_scene", 0.0)),
+        "cuts": [dict(zip(("start", "end"), cut, strict=True)) for cut in cuts],
+        "lost": [dict(zip(("start", "end", "reason"), one, strict=True)) for one in lost],
     }
 
 
