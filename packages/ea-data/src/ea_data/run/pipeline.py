@@ -394,7 +394,7 @@ class Pipeline:
             yield from skipped_of(self.out)
             return
         for source, why in spool:
-            yield source, SKIPPED.get(why, why)
+            yield source, SKIPPED.get(str(why), str(why))
 
     def _finished(
         self, records: Spool, add: Callable[[dict[str, Any]], None] | None
