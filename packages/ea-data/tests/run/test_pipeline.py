@@ -14,6 +14,7 @@ import pytest
 from ea_data.draw.raw import RawScene, draw_picture
 from ea_data.records.store import iter_rows
 from ea_data.records.tables import read_table
+from ea_data.records.timings import read_timings
 from ea_runtime.errors import UserError
 
 
@@ -429,3 +430,19 @@ def test_every_raw_file_has_a_row(
     run_set(raw, out, tables, command="filter")
     assert fates()["a.mp4"][0] == "dropped"
     assert len(fates()) == 7
+
+
+def test_what_each_stage_costs(raw: Path, tmp_path: Path, run_set: Callable[..., Any]) -> None:
+    """It is counted once, in a file apart from those that are the same after every run."""
+    out = tmp_path / "set"
+    run_set(raw, out, command="split")
+    assert set(read_timings(out)) == {"probe", "split"}
+    run_set(raw, out)
+    first = read_timings(out)
+    assert list(first) == ["probe", "split", "decode", "light", "change", "caption", "cut"]
+    assert first["cut"] > 0
+    run_set(raw, out)
+    assert read_timings(out) == first
+    (out / "timings.json").write_text("[" * 1000)
+    run_set(raw, out)
+    assert read_timings(out) == {}

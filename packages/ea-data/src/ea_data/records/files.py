@@ -102,7 +102,7 @@ class FileFigures:
             *(first["num_cuts"], times[1], self.clips, self.statuses["ok"]),
             *(f"{self.seconds[status]:.3f}" for status in ("ok", "dropped")),
             f"{sum(one['end'] - one['start'] for one in lost):.3f}",
-            _list([f"{one['start']:.2f}-{one['end']:.2f} {one['reason']}" for one in lost]),
+            _list([tell_loss(one) for one in lost]),
             _list([tell_cut(cut) for cut in first["cuts"]]),
         ]
 
@@ -134,6 +134,11 @@ def tell_cut(cut: dict[str, float]) -> str:
     """A cut's time in seconds: "3.20", or "7.40-7.90" for a gradual one."""
     start, end = (f"{cut[name]:.2f}" for name in ("start", "end"))
     return start if start == end else f"{start}-{end}"
+
+
+def tell_loss(lost: dict[str, Any]) -> str:
+    """Seconds of a file that are in no clip: "0.00-1.50 too short"."""
+    return f"{lost['start']:.2f}-{lost['end']:.2f} {lost['reason']}"
 
 
 def _list(parts: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ same run, and end in the same bytes.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,6 +25,7 @@ from ea_data.records.files import file_table, skipped_of
 from ea_data.records.full_disk import full_disk, says_full, told_if_full
 from ea_data.records.ledger import Ledger
 from ea_data.records.record import clip_id, decision_entry, empty_record
+from ea_data.records.timings import add_timings
 from ea_data.run.captions import CaptionEngine
 from ea_data.run.edits import edited
 from ea_data.run.engine import TaskEngine
@@ -91,6 +92,7 @@ class Pipeline:
         self.judge = Judge(self.parts, score_all)
         self.progress = progress or RunProgress()
         self.outcome = Outcome()
+        self.costs: defaultdict[str, float] = defaultdict(float)
 
     def run(self) -> Outcome:
         """Does the remaining work and writes the set.
@@ -188,6 +190,8 @@ class Pipeline:
         """Puts a result's entries into the ledger. False for a task that ended its process."""
         item = task.record.get("clip_id") or task.record["source"]
         if isinstance(result, TaskResult):
+            for name, seconds in result.cost.items():
+                self.costs[name] += seconds
             for about, stage, version, value in result.entries:
                 kept = {**value, **task.known} if task.stage == "caption" else value
                 self.ledger.put(about, stage, version, kept)
@@ -386,6 +390,7 @@ class Pipeline:
             self._prune()
         sources = {"found": self.outcome.found, "skipped": dict(sorted(self.outcome.skipped.items()))}
         store.write_text(self.out / store.SOURCES, json.dumps(sources, indent=1) + "\n")
+        add_timings(self.out, self.costs)
 
     def _skipped(self) -> Iterator[tuple[str, str]]:
         """(source, reason) of the skipped files; where RAW has moved, those that the set names."""
