@@ -190,7 +190,8 @@ class Caption:
 
 
 class Captioner(Protocol):
-    """Describes one clip. `needs`: its frames."""
+    """Describes one clip. `needs`: its frames. One that reads other files than the clip's has a method
+    `reads(record) -> str`, a hash of their contents: if it changes, the clip is described again."""
 
     version: str
     needs: FrameRequest

@@ -10,7 +10,7 @@ import pytest
 
 from ea_data.protocols import Frames
 from ea_data.report.charts import histogram
-from ea_data.report.figures import EXAMPLES, gather
+from ea_data.report.figures import EXAMPLES, FILES_WITH_LOSSES, gather
 from ea_data.report.page import page
 from ea_data.report.paint import paint
 from ea_data.report.summary import summary, to_json
@@ -50,21 +50,24 @@ def row(number: int, motion: float, status: str | None = None, error: str | None
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
     made = [row(i, i / 10) for i in range(100)]
-    made.append(row(200, 0, "error", "source: it cannot be read: 'a.mp4' at byte 17"))
-    made.append(row(201, 0, "error", "source: it cannot be read: 'b.mp4' at byte 99"))
+    nothing = {"start": 0.0, "end": 0.0, "num_frames": 0}
+    made.append({**row(200, 0, "error", "source: it cannot be read: 'a.mp4' at byte 17"), **nothing})
+    made.append({**row(201, 0, "error", "source: it cannot be read: 'b.mp4' at byte 99"), **nothing})
     return made
 
 
 def test_counts_hours_and_funnel(rows: list[dict[str, Any]]) -> None:
     figures = gather(iter(rows))
     assert figures.by_status == {"dropped": 59, "error": 2, "ok": 41}
-    assert [(s.name, s.num_clips) for s in figures.funnel()] == [
-        ("found", 102),
-        ("no error", 100),
-        ("motion", 41),
+    assert [(s.name, s.unit, s.count) for s in figures.funnel()] == [
+        ("found", "files", 102),
+        ("no error", "files", 100),
+        ("clips", "clips", 100),
+        ("motion", "clips", 41),
     ]
     assert figures.funnel()[-1].hours == pytest.approx(41 * 3 / 3600)
-    assert figures.num_captions == 41
+    assert (figures.num_captions, figures.num_empty) == (41, 0)
+    assert (figures.num_clips, figures.num_without) == (100, 2)
 
 
 def test_what_files_are_is_counted(rows: list[dict[str, Any]]) -> None:
@@ -79,9 +82,63 @@ def test_what_files_are_is_counted(rows: list[dict[str, Any]]) -> None:
 def test_files_without_a_clip_come_before_the_filters(rows: list[dict[str, Any]]) -> None:
     nothing = {"filter": "split", "verdict": "dropped", "reason": "no scene", "threshold": "", "score": ""}
     numbers = {"value": None, "minimum": None, "maximum": None}
-    rows.append({**row(300, 3.0, "dropped"), "decisions": [{**nothing, **numbers}]})
-    steps = [(s.name, s.num_clips) for s in gather(rows).funnel()]
-    assert steps == [("found", 103), ("no error", 101), ("split", 100), ("motion", 41)]
+    decisions = {"decisions": [{**nothing, **numbers}], "num_frames": 0}
+    rows.append({**row(300, 3.0, "dropped"), **decisions, "file_seconds": 3.0})
+    steps = [(s.name, s.count) for s in gather(rows).funnel()]
+    assert steps == [("found", 103), ("no error", 101), ("split", 100), ("clips", 100), ("motion", 41)]
+
+
+def test_seconds_lost_inside_files(rows: list[dict[str, Any]]) -> None:
+    """Of files with clips and without; each second leaves the funnel once."""
+
+    def lost(*spans: tuple[float, float, str]) -> list[dict[str, Any]]:
+        return [dict(zip(("start", "end", "reason"), span, strict=True)) for span in spans]
+
+    for one in rows:
+        one["file_seconds"] = 3.0 if one["error"] is None else 0.0
+    found = {"num_cuts": 1, "longest_scene": 4.0, "cuts": [{"start": 4.0, "end": 4.5}]}
+    rows[0] |= {"file_seconds": 6.5, "lost": lost((4.0, 4.5, "transition"), (4.5, 7.5, "too short")), **found}
+    rows.append({**row(300, 3.0, "dropped"), "start": 0.0, "end": 2.0, "num_frames": 0, "file_seconds": 2.0})
+    rows[-1] |= {"lost": lost((0.0, 1.75, "too short")), **found, "cuts": [{"start": 1.0, "end": 1.0}]}
+    rows[-1]["decisions"] = [{"filter": "split", "verdict": "dropped", "reason": "its longest scene is 2 s"}]
+    figures = gather(rows)
+    assert figures.lost_seconds == {"too short": 4.75, "transition": 0.5}
+    seconds = {step.name: round(3600 * step.hours, 6) for step in figures.funnel()}
+    whole = 99 * 3 + 6.5 + 2
+    assert list(seconds.items())[:5] == [
+        ("found", whole),
+        ("no error", whole),
+        ("split", whole - 0.25),
+        ("lost: too short", whole - 5),
+        ("lost: transition", whole - 5.5),
+    ]
+    assert seconds["clips"] == 300
+    table = summary(figures)
+    assert table["seconds_lost"] == {"too short": 4.75, "transition": 0.5}
+    assert (table["clips"], table["files_without_clip"], table["rows"]) == (100, 3, 103)
+    text = page("a", figures, lambda r: "none", "", {}, timings={"split": 2.0, "decode": 6.0})
+    assert "2 files have seconds that are in no clip: too short 4.8 s, transition 0.5 s." in " ".join(
+        text.split()
+    )
+    assert "4.00-4.50 transition; 4.50-7.50 too short</td>" in text
+    assert "<td>4.00-4.50</td>" in text
+    assert "<td>1.00</td>" in text
+    assert "without too short" in text
+    assert "8.0 in all" in text
+    assert "has the rest" not in text
+
+
+def test_losses_of_many_files_are_bounded(rows: list[dict[str, Any]]) -> None:
+    for number, one in enumerate(rows):
+        span = {"start": 0.0, "end": 1.0 + number / 100, "reason": "transition"}
+        cuts = [{"start": float(i), "end": float(i)} for i in range(100)]
+        one |= {"lost": [span], "cuts": cuts, "file_seconds": 5.0, "longest_scene": 1.0}
+    figures = gather(rows)
+    assert [one["source"] for one in figures.losses[:2]] == ["a<b>/201.mp4", "a<b>/200.mp4"]
+    text = page("a", figures, lambda r: "none", "", {})
+    assert f"The {FILES_WITH_LOSSES} that lose most are below" in text
+    assert text.count("; and 88 more</td>") == FILES_WITH_LOSSES
+    assert "What each stage cost" not in text
 
 
 def test_like_errors_meet(rows: list[dict[str, Any]]) -> None:

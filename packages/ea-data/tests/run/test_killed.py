@@ -37,7 +37,8 @@ name = "words"
 
 
 def outputs(out: Path) -> dict[str, bytes]:
-    files = [out / "records.parquet", out / "dataset.json", out / "sources.json", *out.glob("clips/**/*.mp4")]
+    names = ("records.parquet", "dataset.json", "sources.json", "files.csv")
+    files = [*(out / name for name in names), *out.glob("clips/**/*.mp4")]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 

@@ -13,12 +13,15 @@ import pytest
 
 from ea_data.draw.raw import RawScene, draw_picture
 from ea_data.records.store import iter_rows
+from ea_data.records.tables import read_table
+from ea_data.records.timings import read_timings
 from ea_runtime.errors import UserError
 
 
 def outputs(out: Path) -> dict[str, bytes]:
     """Every file that a set is made of."""
-    files = [out / "records.parquet", out / "dataset.json", out / "sources.json", *out.glob("clips/**/*.mp4")]
+    names = ("records.parquet", "dataset.json", "sources.json", "files.csv")
+    files = [*(out / name for name in names), *out.glob("clips/**/*.mp4")]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
@@ -61,6 +64,7 @@ def test_a_folder_becomes_a_set(raw: Path, tmp_path: Path, run_set: Callable[...
         "width": 128,
         "height": 96,
         "num_frames": 24,
+        "fps": 24.0,
     }
     for entry in listed:
         with av.open(str(out / entry["file_path"])) as container:
@@ -72,7 +76,7 @@ def test_workers_and_reruns_give_the_same_bytes(raw: Path, tmp_path: Path, run_s
     run_set(raw, tmp_path / "one")
     run_set(raw, tmp_path / "two", workers=2)
     first = outputs(tmp_path / "one")
-    assert len(first) == 7
+    assert len(first) == 8
     assert outputs(tmp_path / "two") == first
     run_set(raw, tmp_path / "one")
     assert outputs(tmp_path / "one") == first
@@ -392,3 +396,53 @@ def test_pictures_on_request(raw: Path, tmp_path: Path, run_set: Callable[..., A
     assert (entry["width"], entry["height"], entry["num_frames"]) == (320, 180, 1)
     with Image.open(tmp_path / "set" / entry["file_path"]) as written:
         assert written.size == (320, 180)
+
+
+def test_every_raw_file_has_a_row(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any], tables: dict[str, Any]
+) -> None:
+    """Also where RAW has moved since."""
+    (raw / "more" / "twin.mp4").write_bytes((raw / "a.mp4").read_bytes())
+    (raw / "broken.mp4").write_bytes(b"no video")
+    (raw / ".hidden.mp4").touch()
+    (raw / "notes.txt").touch()
+    (raw / "film.mp4.part").touch()
+    out = tmp_path / "set"
+
+    def fates() -> dict[str, tuple[str, str]]:
+        return {row["source"]: (row["status"], row["reason"]) for row in read_table(out / "files.csv")}
+
+    run_set(raw, out)
+    first = (out / "files.csv").read_bytes()
+    assert fates() == {
+        "a.mp4": ("kept", ""),
+        "broken.mp4": ("error", "source: it cannot be read: Invalid data found when processing input"),
+        "more/b.mp4": ("kept", ""),
+        "more/twin.mp4": ("duplicate", "it has the same contents as a.mp4"),
+        ".hidden.mp4": ("skipped", "hidden"),
+        "film.mp4.part": ("skipped", "not fully downloaded"),
+        "notes.txt": ("skipped", "no video or picture by its name"),
+    }
+    raw.rename(tmp_path / "elsewhere")
+    run_set(raw, out, command="filter")
+    assert (out / "files.csv").read_bytes() == first
+    tables["filter"][0]["min"] = 1000
+    run_set(raw, out, tables, command="filter")
+    assert fates()["a.mp4"][0] == "dropped"
+    assert len(fates()) == 7
+
+
+def test_what_each_stage_costs(raw: Path, tmp_path: Path, run_set: Callable[..., Any]) -> None:
+    """It is counted once, in a file apart from those that are the same after every run."""
+    out = tmp_path / "set"
+    run_set(raw, out, command="split")
+    assert set(read_timings(out)) == {"probe", "split"}
+    run_set(raw, out)
+    first = read_timings(out)
+    assert list(first) == ["probe", "split", "decode", "light", "change", "caption", "cut"]
+    assert first["cut"] > 0
+    run_set(raw, out)
+    assert read_timings(out) == first
+    (out / "timings.json").write_text("[" * 1000)
+    run_set(raw, out)
+    assert read_timings(out) == {}

@@ -56,7 +56,7 @@ def test_ray_gives_the_local_rows(
     outcome = run_set(raw, tmp_path / "ray", engine=engine)
     engine.close()
     assert list(iter_rows(tmp_path / "ray")) == list(iter_rows(tmp_path / "local"))
-    for name in ("records.parquet", "dataset.json"):
+    for name in ("records.parquet", "dataset.json", "files.csv"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
     assert outcome.statuses == {"ok": 4, "error": 5}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +69,18 @@ class FolderCaptioner(_WithoutFrames):
             raise UserError(f"{str(file)!r} cannot be read as text: {error}") from error
         return Caption(tidy(text, self.options.max_words), "folder")
 
+    def reads(self, record: dict[str, Any]) -> str:
+        """A hash of the text file's name and contents; "" without one."""
+        file = self._find(Path(record["path"]))
+        if file is None:
+            return ""
+        try:
+            with file.open("rb") as opened:
+                words = opened.read(_MOST_BYTES + 1)
+        except OSError as error:
+            words = str(error).encode()
+        return sha256(file.name.encode("utf-8", "surrogateescape") + b"\0" + words).hexdigest()[:32]
+
     @property
     def _suffixes(self) -> tuple[str, ...]:
         return (self.options.suffix,) if self.options.suffix else (".txt", ".caption")
@@ -90,13 +103,27 @@ class DrawCaptioner(_WithoutFrames):
         Raises UserError if no truth.jsonl in the video's folder, or in the two above it, names the video.
         """
         path = Path(record["path"])
-        for folder in list(path.parents)[:3]:
-            listing = folder / "truth.jsonl"
-            if listing.is_file():
-                truth = _read_truth(listing, listing.stat().st_mtime_ns)
-                if item := truth.get(path.relative_to(folder).as_posix()):
-                    return Caption(_caption_of(item, record), "draw")
+        if item := _truth_of(path):
+            return Caption(_caption_of(item, record), "draw")
         raise UserError(f"{str(path)!r} is in no truth.jsonl; the captioner 'draw' is for drawn videos")
+
+    def reads(self, record: dict[str, Any]) -> str:
+        """A hash of the video's entry in truth.jsonl; "" without one."""
+        try:
+            item = _truth_of(Path(record["path"]))
+        except UserError as error:
+            item = {"error": str(error)}
+        return sha256(json.dumps(item).encode()).hexdigest()[:32] if item else ""
+
+
+def _truth_of(path: Path) -> dict[str, Any] | None:
+    for folder in list(path.parents)[:3]:
+        listing = folder / "truth.jsonl"
+        if listing.is_file():
+            truth = _read_truth(listing, listing.stat().st_mtime_ns)
+            if item := truth.get(path.relative_to(folder).as_posix()):
+                return item
+    return None
 
 
 @lru_cache(maxsize=8)

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
 from ea_data.media.containers import open_beneath, open_video
 from ea_data.media.frames import upright
+from ea_data.media.kinds import Kind, kind_of
 from ea_data.media.probe import BadFile, file_errors
-from ea_runtime.video.pictures import PICTURE_SUFFIXES, Colour, open_picture, picture_size, rgb_frames
+from ea_runtime.video.pictures import Colour, open_picture, picture_size, rgb_frames
 
 #: A window from this frame on is sought; before it, decoding from the start is as fast.
 SEEK_FROM = 24
@@ -37,7 +38,8 @@ class Cut:
 
     start, num_frames, stride: frames start, start + stride, ... . height, width: of the result, in pixels.
     place: of the crop, (vertical, horizontal) from 0 to 1. says: (width, height) in the set's list, 0: none; a
-    file of another size is refused. background: what shows where a picture is transparent.
+    file of another size is refused. background: what shows where a picture is transparent. kind: of its entry; a
+    file of the other kind is refused ("": none is; an animated picture may be either).
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Cut:
     says: tuple[int, int] = (0, 0)
     strict: bool = True
     background: Colour = (255, 255, 255)
+    kind: Kind | Literal[""] = ""
 
 
 def probe(path: Path, root: Path, with_size: bool = True) -> Probe:
@@ -60,8 +63,7 @@ def probe(path: Path, root: Path, with_size: bool = True) -> Probe:
     Raises BadFile, one line.
     """
     with file_errors(), open_beneath(path, root) as file:
-        is_picture = path.suffix.lower() in PICTURE_SUFFIXES
-        return _probe_picture(file) if is_picture else _probe_video(file, with_size)
+        return _probe_picture(file) if kind_of(file, path) == "image" else _probe_video(file, with_size)
 
 
 def read(cut: Cut) -> np.ndarray:
@@ -72,13 +74,13 @@ def read(cut: Cut) -> np.ndarray:
     wanted = range(cut.start, cut.start + cut.num_frames * cut.stride, cut.stride)
     out = np.empty((cut.num_frames, cut.height, cut.width, 3), dtype=np.uint8)
     count = 0
-    is_picture = cut.path.suffix.lower() in PICTURE_SUFFIXES
     with file_errors(), open_beneath(cut.path, cut.root) as file:
-        frames = (
-            _picture_frames(file, wanted, cut.background)
-            if is_picture
-            else _video_frames(file, wanted, cut.strict)
-        )
+        kind = kind_of(file, cut.path)
+        _check_kind(file, kind, cut.kind)
+        if kind == "image":
+            frames = _picture_frames(file, wanted, cut.background)
+        else:
+            frames = _video_frames(file, wanted, cut.strict)
         for frame in frames:
             if count == 0:
                 _check_size(frame, cut.says)
@@ -104,6 +106,21 @@ def fit(frame: np.ndarray, height: int, width: int, place: tuple[float, float] =
     top, left = (have_h - box_h) * place[0], (have_w - box_w) * place[1]
     box = (left, top, min(left + box_w, have_w), min(top + box_h, have_h))
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def _check_kind(file: BinaryIO, kind: Kind, says: str) -> None:
+    """Raises BadFile if an entry's `type` contradicts the file, whose kind is `kind`."""
+    if says in ("", kind) or (kind == "image" and _is_animated(file)):
+        return
+    what = "a video" if kind == "video" else "a picture of one frame"
+    raise BadFile(f"it is {what}, but the `type` of its entry is {says!r}; write {kind!r} there")
+
+
+def _is_animated(file: BinaryIO) -> bool:
+    with open_picture(file) as picture:
+        is_animated = getattr(picture, "n_frames", 1) > 1
+    file.seek(0)
+    return is_animated
 
 
 def _check_size(frame: np.ndarray, says: tuple[int, int]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +59,26 @@ def check_root(raw: str | os.PathLike[str]) -> Path:
     return root.resolve()
 
 
-def find_files(root: Path, skipped: Counter[str], *, pictures: bool = True) -> Iterator[Found]:
+def find_files(
+    root: Path,
+    skipped: Counter[str],
+    *,
+    pictures: bool = True,
+    on_skip: Callable[[str, str], None] | None = None,
+) -> Iterator[Found]:
     """Candidates in a fixed order (by name, folder by folder), with one folder's names in memory at a time.
 
-    skipped: counts skipped files by the keys of SKIPPED. pictures: they are candidates too.
+    skipped: counts skipped files by the keys of SKIPPED. pictures: they are candidates too. on_skip: called with
+    the source of each skipped file and its key of SKIPPED.
     """
+
+    def skip(source: str, why: str) -> None:
+        skipped[why] += 1
+        if on_skip is not None:
+            on_skip(source, why)
+
     suffixes = VIDEO_SUFFIXES | PICTURE_SUFFIXES if pictures else VIDEO_SUFFIXES
-    return _walk(root, root, "", suffixes, skipped)
+    return _walk(root, root, "", suffixes, skip)
 
 
 def tell_skipped(skipped: Mapping[str, int]) -> str:
@@ -74,28 +87,28 @@ def tell_skipped(skipped: Mapping[str, int]) -> str:
 
 
 def _walk(
-    root: Path, folder: Path, prefix: str, suffixes: frozenset[str], skipped: Counter[str]
+    root: Path, folder: Path, prefix: str, suffixes: frozenset[str], skip: Callable[[str, str], None]
 ) -> Iterator[Found]:
     try:
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: os.fsencode(entry.name))
     except OSError:
-        skipped["unreadable"] += 1
+        skip(prefix, "unreadable")
         return
     for entry in listed:
         source = f"{prefix}{entry.name}"
         if entry.name.startswith("."):
-            skipped["hidden"] += 1
+            skip(source, "hidden")
         elif entry.is_symlink():
-            skipped["link" if _leads_inside(root, Path(entry.path)) else "link_out"] += 1
+            skip(source, "link" if _leads_inside(root, Path(entry.path)) else "link_out")
         elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, Path(entry.path), f"{source}/", suffixes, skipped)
+            yield from _walk(root, Path(entry.path), f"{source}/", suffixes, skip)
         else:
             found = _candidate(entry, source, suffixes)
             if isinstance(found, Found):
                 yield found
             else:
-                skipped[found] += 1
+                skip(source, found)
 
 
 def _candidate(entry: os.DirEntry[str], source: str, suffixes: frozenset[str]) -> Found | str:

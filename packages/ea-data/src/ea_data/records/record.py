@@ -54,6 +54,11 @@ def empty_record(source: str) -> dict[str, Any]:
         "is_variable_rate": False,
         "is_picture": False,
         "is_whole": False,
+        "file_seconds": 0.0,
+        "num_cuts": 0,
+        "longest_scene": 0.0,
+        "cuts": [],
+        "lost": [],
         "scores": {},
         "decisions": [],
         "caption": None,
@@ -121,7 +126,10 @@ def schema() -> pa.Schema:
     numbers = dict.fromkeys(("value", "minimum", "maximum"), number)
     decision = pa.struct({**words, **numbers, "version": text})
     kinds: dict[type, Any] = {str: text, int: whole, float: number, bool: flag}
+    span = {"start": number, "end": number}
     special = {
+        "cuts": pa.list_(pa.struct(span)),
+        "lost": pa.list_(pa.struct({**span, "reason": text})),
         "scores": pa.list_(score),
         "decisions": pa.list_(decision),
         "caption": pa.struct({"text": text, "model": text, "prompt_hash": text}),

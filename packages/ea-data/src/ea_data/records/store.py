@@ -7,7 +7,7 @@ all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -68,12 +68,14 @@ def write_records(folder: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def dataset_entry(record: dict[str, Any]) -> dict[str, Any]:
-    """A kept clip as in EasyAnimate's JSON, with its number of frames, so that training need not look."""
+    """A kept clip as in EasyAnimate's JSON, with its frames and rate, so that training need not look."""
+    rate = {} if record["is_picture"] else {"fps": record["fps"]}
     return {
         "file_path": record["file"],
         "text": (record["caption"] or {}).get("text", ""),
         "type": "image" if record["is_picture"] else "video",
         **{name: record[name] for name in ("width", "height", "num_frames")},
+        **rate,
     }
 
 
@@ -90,6 +92,22 @@ def dataset_writer(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
         yield add
         file.write("[]\n" if before.startswith("[") else "\n]\n")
+
+
+def iter_dataset(folder: Path) -> Generator[dict[str, Any]]:
+    """The entries of dataset.json as `dataset_writer` writes them, one by one. Raises UserError for other forms."""
+    path = folder / DATASET
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                entry = line.strip().removesuffix(",")
+                if entry not in ("[", "]", "[]"):
+                    yield json.loads(entry)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or f"it is not as `ea data` writes it: {error}"
+        raise UserError(
+            f"{str(path)!r} cannot be read: {reason}; `ea data caption {folder}` writes it"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,29 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from ea_data.report.figures import FilterFigures, FunnelStep
+from ea_data.report.figures import FilterFigures
 from ea_data.report.templating import render
 
 WIDTH, HEIGHT = 560, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 30
 BINS = 40
-
-
-def funnel(steps: Sequence[FunnelStep]) -> Markup:
-    """Bars of what is left after each step, with clips and hours."""
-    row, left, room = 26, 170, WIDTH + 160 - 170 - 210  # room for the names, for the bars; 210 for the labels
-    before = [steps[0].num_clips, *(step.num_clips for step in steps)]
-    bars = [
-        {
-            "name": step.name,
-            "y": 4 + i * row,
-            "width": max(1.0, room * step.num_clips / max(1, before[0])),
-            "label": f"{step.num_clips:,} clips, {step.hours:.2f} h"
-            + (f" (−{before[i] - step.num_clips:,})" if before[i] != step.num_clips else ""),
-        }
-        for i, step in enumerate(steps)
-    ]
-    return render("funnel.svg", width=WIDTH + 160, height=row * len(steps) + 8, left=left, bars=bars)
 
 
 def histogram(figures: FilterFigures) -> Markup:

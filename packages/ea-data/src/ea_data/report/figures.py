@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 #: Clips shown for each kind and filter.
 EXAMPLES = 8
@@ -21,6 +21,12 @@ EXAMPLES = 8
 NAMED_SOURCES = 5
 #: Stages that drop a file before it is a clip; listed like filters, before them.
 STAGES = ("source", "split")
+#: Status of a row that is at fault -> the funnel's step without those.
+FAULTS = {"error": "no error", "transient": "no passing fault"}
+#: Prefix of the funnel's steps for what a splitter leaves out.
+LOST = "lost: "
+#: Files whose lost seconds are listed on the page; files.csv has all.
+FILES_WITH_LOSSES = 40
 #: What files may be and clips are not, in words, and whether a row's file is.
 LOOKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "pixels made square": lambda row: row.get("sample_aspect", "1") != "1",
@@ -50,11 +56,23 @@ class Pick:
 
 
 @dataclass
+class Loss:
+    """Files or clips that a step costs."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.seconds += seconds
+
+
+@dataclass
 class FilterFigures:
     """One filter's verdicts.
 
     kept_values, dropped_values: the numbers it compared, of the clips that it saw. minimum, maximum: its limits.
-    num_dropped_first, seconds_dropped_first: the clips that no filter before it dropped. kept, dropped, nearest:
+    dropped_first: the clips that no filter before it dropped. kept, dropped, nearest:
     example clips; nearest are those closest to a limit, on either side.
     """
 
@@ -65,8 +83,7 @@ class FilterFigures:
     maximum: float | None = None
     num_kept: int = 0
     num_dropped: int = 0
-    num_dropped_first: int = 0
-    seconds_dropped_first: float = 0.0
+    dropped_first: Loss = field(default_factory=Loss)
     kept_values: array[float] = field(default_factory=lambda: array("f"))
     dropped_values: array[float] = field(default_factory=lambda: array("f"))
     kept: Pick = field(default_factory=Pick)
@@ -80,10 +97,11 @@ class FilterFigures:
 
 @dataclass
 class FunnelStep:
-    """The clips left after a step. hours: their total length."""
+    """What is left after a step: files, and from the step "clips" on clips. hours: their total length."""
 
     name: str
-    num_clips: int
+    unit: Literal["files", "clips"]
+    count: int
     hours: float
 
 
@@ -99,9 +117,24 @@ class ErrorGroup:
 
 @dataclass
 class Figures:
-    """Everything that the page and summary.json show."""
+    """Everything that the page and summary.json show.
+
+    num_clips, num_without: rows that are clips, and files without one. raw_seconds: of all files. clip_seconds: of all
+    clips. lost_seconds: in no clip, by reason. losses: the files that lost most; num_losses: all that lost any.
+    num_captions, num_empty: kept clips with and without words.
+    """
 
     num_rows: int
+    num_clips: int
+    num_without: int
+    raw_seconds: float
+    clip_seconds: float
+    file_faults: dict[str, Loss]
+    clip_faults: dict[str, Loss]
+    lost_seconds: dict[str, float]
+    losses: list[dict[str, Any]]
+    num_losses: int
+    num_empty: int
     by_status: dict[str, int]
     seconds_by_status: dict[str, float]
     filters: list[FilterFigures]
@@ -112,18 +145,33 @@ class Figures:
     looks: dict[str, int]
 
     def funnel(self) -> list[FunnelStep]:
-        """From all rows down to the kept ones: files without a clip, errors, then one step per filter."""
-        left, seconds = self.num_rows, sum(self.seconds_by_status.values())
-        steps = [FunnelStep("found", left, seconds / 3600)]
-        for status, name in (("error", "no error"), ("transient", "no passing fault")):
-            if self.by_status.get(status):
-                left -= self.by_status[status]
-                seconds -= self.seconds_by_status[status]
-                steps.append(FunnelStep(name, left, seconds / 3600))
+        """From all files over those that have clips, and their clips, down to the kept ones, filter by filter."""
+        steps = []
+        left, seconds = self.num_sources, self.raw_seconds
+
+        def step(name: str, unit: Literal["files", "clips"], loss: Loss) -> None:
+            nonlocal left, seconds
+            left -= loss.count
+            seconds = max(0.0, seconds - loss.seconds)
+            steps.append(FunnelStep(name, unit, left, seconds / 3600))
+
+        step("found", "files", Loss())
+        for status, name in FAULTS.items():
+            if status in self.file_faults:
+                step(name, "files", self.file_faults[status])
         for part in self.filters:
-            left -= part.num_dropped_first
-            seconds -= part.seconds_dropped_first
-            steps.append(FunnelStep(part.name, left, seconds / 3600))
+            if part.name in STAGES:
+                step(part.name, "files", part.dropped_first)
+        for reason, lost in self.lost_seconds.items():
+            step(f"{LOST}{reason}", "files", Loss(0, lost))
+        left, seconds = self.num_clips, self.clip_seconds
+        step("clips", "clips", Loss())
+        for status, name in FAULTS.items():
+            if status in self.clip_faults:
+                step(name, "clips", self.clip_faults[status])
+        for part in self.filters:
+            if part.name not in STAGES:
+                step(part.name, "clips", part.dropped_first)
         return steps
 
 
@@ -133,38 +181,73 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
     seconds_by_status: defaultdict[str, float] = defaultdict(float)
     filters: dict[str, FilterFigures] = {}
     errors: dict[tuple[str, str], ErrorGroup] = {}
+    faults: dict[bool, defaultdict[str, Loss]] = {True: defaultdict(Loss), False: defaultdict(Loss)}
     last_source: str | None = None
     versions: dict[str, set[str]] = {}
-    num_rows = num_captions = num_sources = 0
+    counts: Counter[str] = Counter()
+    file_seconds = clip_seconds = row_seconds = 0.0
+    lost: defaultdict[str, float] = defaultdict(float)
+    losses = Pick(FILES_WITH_LOSSES)
     looks: Counter[str] = Counter()
     for row in rows:
-        num_rows += 1
+        is_clip = row.get("num_frames", 1) > 0
         seconds = max(0.0, (row.get("end") or 0.0) - (row.get("start") or 0.0))
+        counts["rows"] += 1
+        counts["clips"] += is_clip
         by_status[row["status"]] += 1
         seconds_by_status[row["status"]] += seconds
-        num_sources += row["source"] != last_source  # the rows of a file are together
+        row_seconds += seconds
+        clip_seconds += seconds if is_clip else 0.0
+        if row["source"] != last_source:  # the rows of a file are together
+            counts["sources"] += 1
+            file_seconds += row.get("file_seconds", 0.0)
         last_source = row["source"]
-        if (row.get("caption") or {}).get("text"):
-            num_captions += 1
+        if row["status"] == "ok" and row.get("caption") is not None:
+            counts["captions" if row["caption"]["text"].strip() else "empty"] += 1
         looks.update(name for name, has in LOOKS.items() if has(row))
         for name, score in (row.get("scores") or {}).items():
             versions.setdefault(name, set()).add(str(score.get("version", "")))
-        if row["status"] in ("error", "transient"):
+        if row["status"] in FAULTS:
             _count_error(errors, row)
-        _judge(filters, row, seconds)
+            faults[is_clip][row["status"]].add(seconds)
+        gone = _lost(row, lost)
+        if gone:
+            counts["losses"] += 1
+            losses.offer(-gone, row)
+        _judge(filters, row, seconds - (0.0 if is_clip else gone))
     for group in errors.values():
         group.sources.sort()
     return Figures(
-        num_rows=num_rows,
+        num_rows=counts["rows"],
+        num_clips=counts["clips"],
+        num_without=counts["rows"] - counts["clips"],
+        raw_seconds=file_seconds or row_seconds,
+        clip_seconds=clip_seconds,
+        file_faults=dict(faults[False]),
+        clip_faults=dict(faults[True]),
+        lost_seconds=dict(sorted(lost.items(), key=lambda pair: (-pair[1], pair[0]))),
+        losses=losses.rows(),
+        num_losses=counts["losses"],
+        num_empty=counts["empty"],
         by_status=dict(sorted(by_status.items())),
         seconds_by_status=dict(sorted(seconds_by_status.items())),
         filters=sorted(filters.values(), key=lambda part: part.name not in STAGES),
         errors=sorted(errors.values(), key=lambda group: (-group.count, group.stage, group.reason)),
-        num_sources=num_sources,
-        num_captions=num_captions,
+        num_sources=counts["sources"],
+        num_captions=counts["captions"],
         versions={name: sorted(found) for name, found in sorted(versions.items())},
         looks={name: looks[name] for name in LOOKS if looks[name]},
     )
+
+
+def _lost(row: dict[str, Any], lost: defaultdict[str, float]) -> float:
+    """Seconds of the row's file that are in no clip; adds them by reason."""
+    gone = 0.0
+    for one in row.get("lost") or []:
+        seconds = one["end"] - one["start"]
+        lost[one["reason"]] += seconds
+        gone += seconds
+    return gone
 
 
 def _judge(filters: dict[str, FilterFigures], row: dict[str, Any], seconds: float) -> None:
@@ -187,8 +270,7 @@ def _judge(filters: dict[str, FilterFigures], row: dict[str, Any], seconds: floa
                 part.nearest.offer(min(abs(value - limit) for limit in part.limits), row)
         if may_be_first and not kept:
             may_be_first = False
-            part.num_dropped_first += 1
-            part.seconds_dropped_first += seconds
+            part.dropped_first.add(seconds)
 
 
 def _lot(clip_id: str, salt: str) -> float:

@@ -15,11 +15,16 @@ def summary(figures: Figures) -> dict[str, Any]:
     return {
         "rows": figures.num_rows,
         "sources": figures.num_sources,
+        "clips": figures.num_clips,
+        "files_without_clip": figures.num_without,
+        "raw_hours": _round(figures.raw_seconds / 3600),
+        "seconds_lost": {reason: _round(seconds) for reason, seconds in figures.lost_seconds.items()},
         "status": figures.by_status,
         "hours": {name: _round(seconds / 3600) for name, seconds in figures.seconds_by_status.items()},
         "captions": figures.num_captions,
+        "empty_captions": figures.num_empty,
         "funnel": [
-            {"step": step.name, "clips": step.num_clips, "hours": _round(step.hours)}
+            {"step": step.name, step.unit: step.count, "hours": _round(step.hours)}
             for step in figures.funnel()
         ],
         "filters": [_filter(part) for part in figures.filters],

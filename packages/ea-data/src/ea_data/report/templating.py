@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from ea_data.records.files import tell_cut, tell_loss
 from ea_runtime.files.templates import page_templates
 
 if TYPE_CHECKING:
@@ -27,4 +28,6 @@ def _environment() -> Environment:
         base64=lambda data: base64.b64encode(data).decode("ascii"),
         count="{:,}".format,
         tenth="{:.1f}".format,
+        cut=tell_cut,
+        loss=tell_loss,
     )

@@ -19,6 +19,7 @@ from ea_data.media.timeline import place_of
 from ea_data.options import installed_versions
 from ea_data.protocols import FrameRequest
 from ea_data.records.store import CONFIG, iter_rows, read_sources, write_text
+from ea_data.records.timings import read_timings
 from ea_data.report.figures import Figures, gather
 from ea_data.report.page import page
 from ea_data.report.paint import FRAMES, WIDTH, looked_at, paint
@@ -72,7 +73,8 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     name, ran = folder.resolve().name, config.read_text(encoding="utf-8")
     versions = {"python": platform.python_version(), "machine": platform.machine()}
     versions |= dict.fromkeys(_PACKAGES.split(), "not installed") | installed_versions(_PACKAGES.split())
-    text = page(name, figures, lambda row: pictures[row["clip_id"]], ran, versions, _skipped(folder))
+    painter, timings = (lambda row: pictures[row["clip_id"]]), read_timings(folder)
+    text = page(name, figures, painter, ran, versions, _skipped(folder), timings)
     write_text(target, text)
     return target
 

@@ -8,7 +8,7 @@ same run, and end in the same bytes.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,14 +17,17 @@ from typing import Any
 
 from ea_data.children.supervisor import Failure
 from ea_data.media.cut import measure, suffix_of
-from ea_data.media.source import find_files, tell_skipped
+from ea_data.media.source import SKIPPED, find_files, tell_skipped
 from ea_data.profile import Components, parse
 from ea_data.protocols import Decision
 from ea_data.records import store
+from ea_data.records.files import file_table, skipped_of
 from ea_data.records.full_disk import full_disk, says_full, told_if_full
 from ea_data.records.ledger import Ledger
 from ea_data.records.record import clip_id, decision_entry, empty_record
+from ea_data.records.timings import add_timings
 from ea_data.run.captions import CaptionEngine
+from ea_data.run.edits import edited
 from ea_data.run.engine import TaskEngine
 from ea_data.run.judge import Judge
 from ea_data.run.progress import RunProgress
@@ -89,6 +92,7 @@ class Pipeline:
         self.judge = Judge(self.parts, score_all)
         self.progress = progress or RunProgress()
         self.outcome = Outcome()
+        self.costs: defaultdict[str, float] = defaultdict(float)
 
     def run(self) -> Outcome:
         """Does the remaining work and writes the set.
@@ -186,8 +190,11 @@ class Pipeline:
         """Puts a result's entries into the ledger. False for a task that ended its process."""
         item = task.record.get("clip_id") or task.record["source"]
         if isinstance(result, TaskResult):
-            for entry in result.entries:
-                self.ledger.put(*entry)
+            for name, seconds in result.cost.items():
+                self.costs[name] += seconds
+            for about, stage, version, value in result.entries:
+                kept = {**value, **task.known} if task.stage == "caption" else value
+                self.ledger.put(about, stage, version, kept)
             if says_full(result.transient):
                 raise full_disk(self.out)
             if result.transient:
@@ -205,6 +212,10 @@ class Pipeline:
         """The ledger's entry of a stage for a file or clip."""
         return self.ledger.get(item).get((stage, getattr(self.versions, stage)))
 
+    def _caption_of(self, entries: dict[tuple[str, str], Any]) -> dict[str, Any] | None:
+        """A clip's caption among its ledger entries: one that was edited, else the captioner's."""
+        return edited(entries) or entries.get(("caption", self.versions.caption))
+
     def _with_path(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record as components see it."""
         return {**record, "path": str(self.raw / record["source"])}
@@ -218,8 +229,10 @@ class Pipeline:
     # -- files
 
     def _find(self) -> Iterator[dict[str, Any]]:
-        for found in find_files(self.raw, self.outcome.skipped, pictures=self.parts.profile.source.pictures):
-            yield {"source": found.source, "key": found.key, "size": found.size}
+        pictures = self.parts.profile.source.pictures
+        with self.scratch.spool("skipped").appender() as add:
+            for found in find_files(self.raw, self.outcome.skipped, pictures=pictures, on_skip=add):
+                yield {"source": found.source, "key": found.key, "size": found.size}
 
     def _probe_task(self, file: dict[str, Any], retry: bool) -> Task | None:
         if _is_known(self._entry(file["key"], "probe"), retry):
@@ -259,12 +272,15 @@ class Pipeline:
                 yield self._without_clip(_of_file(source, probed), split, "split")
             elif not split["clips"]:
                 reason = split["reason"] or "no scene in it is long enough for a clip"
-                yield _dropped(_of_file(source, probed), "split", reason)
+                yield _dropped({**_of_file(source, probed), **_of_split(split)}, "split", reason)
             else:
                 clips: dict[str, dict[str, Any]] = {}
                 for clip in split["clips"]:
-                    clips.setdefault(clip["clip_id"], {**_of_file(source, probed), **clip})
-                yield from clips.values()
+                    clips.setdefault(
+                        clip["clip_id"], {**_of_file(source, probed), **_of_split(split), **clip}
+                    )
+                for number, clip in enumerate(clips.values()):
+                    yield clip if number == 0 else {**clip, "cuts": [], "lost": []}
 
     def _without_clip(
         self, record: dict[str, Any], entry: dict[str, Any] | None, stage: str
@@ -321,18 +337,20 @@ class Pipeline:
     def _caption_task(self, record: dict[str, Any], retry: bool) -> Task | None:
         if record["status"] != "ok" or self.parts.caption is None:
             return None
-        if _is_known(self._entry(record["clip_id"], "caption"), retry):
-            return None
-        return Task("caption", self._with_path(record))
+        entries, record = self.ledger.get(record["clip_id"]), self._with_path(record)
+        reads = getattr(self.parts.caption.component, "reads", None)
+        words = {"read": reads(record)} if reads is not None else {}
+        known = self._caption_of(entries)
+        is_current = edited(entries) or (known is not None and known.items() >= words.items())
+        return None if is_current and _is_known(known, retry) else Task("caption", record, words)
 
     def _cut_task(self, record: dict[str, Any], retry: bool) -> Task | None:
         if record["status"] != "ok":
             return None
         entries = self.ledger.get(record["clip_id"])
-        if self.parts.caption is not None:
-            entry = entries.get(("caption", self.versions.caption))
-            if entry is None or "error" in entry:
-                return None
+        caption = self._caption_of(entries)
+        if self.parts.caption is not None and (caption is None or "error" in caption):
+            return None
         written = entries.get(("cut", self.versions.cut))
         is_done = written is not None and ("error" in written or self._is_whole(record, written))
         if is_done and _is_known(written, retry):
@@ -362,15 +380,26 @@ class Pipeline:
         """Writes records.parquet, and dataset.json and clips/ once clips have been judged."""
         self.out.mkdir(parents=True, exist_ok=True)
         remove_partials(self.out)
-        if self.command == "split":
-            store.write_records(self.out, self._finished(records, None))
-        else:
-            with store.dataset_writer(self.out) as add:
-                store.write_records(self.out, self._finished(records, add))
-            if "cut" in PASSES[self.command]:
-                self._prune()
+        with file_table(self.out, self._skipped()) as told:
+            if self.command == "split":
+                store.write_records(self.out, told(self._finished(records, None)))
+            else:
+                with store.dataset_writer(self.out) as add:
+                    store.write_records(self.out, told(self._finished(records, add)))
+        if "cut" in PASSES[self.command]:
+            self._prune()
         sources = {"found": self.outcome.found, "skipped": dict(sorted(self.outcome.skipped.items()))}
         store.write_text(self.out / store.SOURCES, json.dumps(sources, indent=1) + "\n")
+        add_timings(self.out, self.costs)
+
+    def _skipped(self) -> Iterator[tuple[str, str]]:
+        """(source, reason) of the skipped files; where RAW has moved, those that the set names."""
+        spool = self.scratch.spool("skipped")
+        if not spool.path.exists():
+            yield from skipped_of(self.out)
+            return
+        for source, why in spool:
+            yield source, SKIPPED.get(str(why), str(why))
 
     def _finished(
         self, records: Spool, add: Callable[[dict[str, Any]], None] | None
@@ -391,8 +420,10 @@ class Pipeline:
     def _finish(self, record: dict[str, Any]) -> dict[str, Any] | None:
         """Adds caption and file to a kept clip. Returns size and frames of its file, or None without one."""
         entries, entry = self.ledger.get(record["clip_id"]), None
-        for stage in ("caption", "cut") if self.parts.caption else ("cut",):
-            entry = entries.get((stage, getattr(self.versions, stage)))
+        found = {"caption": self._caption_of(entries), "cut": entries.get(("cut", self.versions.cut))}
+        if self.parts.caption is None and found["caption"] is None:
+            del found["caption"]
+        for stage, entry in found.items():
             if entry is not None and "error" in entry:
                 record.update(status="error", error=f"{stage}: {entry['error']}")
                 return None
@@ -401,7 +432,7 @@ class Pipeline:
                     self.outcome.unwritten += 1  # kept by new limits: its caption and file will follow
                 return None
             if stage == "caption":
-                record["caption"] = entry
+                record["caption"] = {name: entry[name] for name in ("text", "model", "prompt_hash")}
         assert entry is not None
         record.update(file=_file_of(record), num_written=entry["num_frames"], luma_error=entry["luma_error"])
         return {name: entry[name] for name in ("width", "height", "num_frames")}
@@ -454,6 +485,18 @@ def _of_file(source: str, probed: dict[str, Any]) -> dict[str, Any]:
         **found,
         "fps": float(Fraction(probed["fps_exact"])),
         "end": float(probed["seconds"]),
+        "file_seconds": float(probed["seconds"]),
+    }
+
+
+def _of_split(split: dict[str, Any]) -> dict[str, Any]:
+    """What a split found in a file, for its first record; an entry of an older version may lack it."""
+    cuts, lost = split.get("cuts", []), split.get("lost", [])
+    return {
+        "num_cuts": len(cuts),
+        "longest_scene": float(split.get("longest_scene", 0.0)),
+        "cuts": [dict(zip(("start", "end"), cut, strict=True)) for cut in cuts],
+        "lost": [dict(zip(("start", "end", "reason"), one, strict=True)) for one in lost],
     }
 
 

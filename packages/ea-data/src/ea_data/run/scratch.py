@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,17 @@ class Spool:
                 self.count += 1
         return self
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    @contextmanager
+    def appender(self) -> Iterator[Callable[..., None]]:
+        """Takes records one by one, each as a list of its arguments."""
+        with self.path.open("w", encoding="utf-8") as file:
+
+            def add(*values: Any) -> None:
+                file.write(json.dumps(values) + "\n")
+
+            yield add
+
+    def __iter__(self) -> Iterator[Any]:
         with self.path.open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 

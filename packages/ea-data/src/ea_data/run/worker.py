@@ -6,8 +6,10 @@ would read there. A fault of the input is an entry too (`{"error": ...}`), so it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,9 @@ _INFO = [one.name for one in fields(VideoInfo) if one.name not in ("path", "fps"
 @dataclass(frozen=True, slots=True)
 class Task:
     """stage: "probe", "split", "score", "look", "caption" or "cut". record: a clip's, for the first two a file's
-    {source, path, key, probe}. known: ledger entries of scores by name. target: the file to write. extra_seconds: on
-    top of the usual limit, for work that grows with the file.
+    {source, path, key, probe}. known: ledger entries of scores by name; of "caption", what
+    its entry also holds. target: the file to write. extra_seconds: on top of the usual limit, for work that grows with
+    the file.
     """
 
     stage: str
@@ -44,11 +47,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """entries: for the ledger. transient: why there are none, if a retry may help. frames: of "look"."""
+    """entries: for the ledger. transient: why there are none, if a retry may help. frames: of "look". cost: CPU
+    seconds of this process by stage ("decode" and each score are one)."""
 
     entries: list[Entry]
     transient: str = ""
     frames: Frames | None = None
+    cost: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +89,16 @@ class Worker:
         self.judge = Judge(self.parts, self.score_all)
 
     def __call__(self, task: Task) -> TaskResult:
+        clock = Clock()
+        self._clock = clock
         if task.stage == "look":
-            return self._look(task)
+            return clock.costed(self._look(task), "decode")
         stage = getattr(self, f"_{task.stage}")
         if task.stage == "score":
-            return attempt(lambda: stage(task))
+            return clock.costed(attempt(lambda: stage(task)))
         note(task.stage)
-        return attempt(lambda: [(*key_of(task, self.versions), guarded(lambda: stage(task)))])
+        result = attempt(lambda: [(*key_of(task, self.versions), guarded(lambda: stage(task)))])
+        return clock.costed(result, task.stage)
 
     # -- stages
 
@@ -132,9 +140,13 @@ class Worker:
             assert part.name in wanted, "scores after a known failure are never needed"
             request = part.component.needs
             if request.mode != "none" and not decoded:
-                decoded.update(self._frames(record, needs))
+                with self._clock.stage("decode"):
+                    decoded.update(self._frames(record, needs))
             note(part.name)
-            entry = guarded(lambda: score_entry(part.component(decoded.get(request, no_frames()), record)))
+            with self._clock.stage(part.name):
+                entry = guarded(
+                    lambda: score_entry(part.component(decoded.get(request, no_frames()), record))
+                )
             entries.append((record["clip_id"], f"score:{part.name}", self.versions.scores[part.name], entry))
             return entry
 
@@ -176,6 +188,28 @@ class Worker:
         if not record["is_picture"]:
             seen |= {"place": place_of(record), "look": Look.of(record)}
         return frames.read_frames(path, Path(self.root), *span, sorted(requests, key=repr), **seen)
+
+
+class Clock:
+    """CPU seconds of this process, by stage, since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.process_time()
+        self._cost: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.process_time()
+        try:
+            yield
+        finally:
+            self._cost[name] = self._cost.get(name, 0.0) + time.process_time() - began
+
+    def costed(self, result: TaskResult, rest: str = "") -> TaskResult:
+        """The result with its cost. rest: the stage that gets what no other stage has taken."""
+        if rest:
+            self._cost[rest] = time.process_time() - self._began - sum(self._cost.values())
+        return replace(result, cost=self._cost)
 
 
 def versions_of(parts: Components) -> Versions:

@@ -55,6 +55,7 @@ class EasyAnimateSet:
         self._room = options.keep_mib << 20
         self._child: Supervisor | None = None
         self._owner = 0
+        self.keeps_headers = True  # in the set's folder, for the next run
         self._is_turned: bool | None = None  # the sizes of the list, once it is known
 
     def __len__(self) -> int:
@@ -100,6 +101,11 @@ class EasyAnimateSet:
         if small:
             lines.append(
                 f"{small} of {len(self.items)} files have a side below {SMALLEST} pixels and are enlarged"
+            )
+        untyped = self._entries.typed.count(False)
+        if untyped:
+            lines.append(
+                f"{untyped} of {len(self.items)} entries have no `type`; it was read from the files' bytes"
             )
         return lines
 
@@ -175,7 +181,9 @@ class EasyAnimateSet:
             raise BadSample(entries.names[entry], self._lost[entry])
         path, says = entries.root / entries.names[entry], (entries.widths[entry], entries.heights[entry])
         window = (start, bucket.num_frames, bucket.height, bucket.width, stride, place)
-        cut = Cut(path, entries.root, *window, says, self.options.strict, self.options.background_colour)
+        kind = "video" if entries.videos[entry] else "image"
+        options = self.options
+        cut = Cut(path, entries.root, *window, says, options.strict, options.background_colour, kind)
         try:
             result = read(cut) if self.options.decode == "inline" else self._supervisor().call(cut)
         except (ValueError, OSError) as error:
@@ -256,7 +264,8 @@ class EasyAnimateSet:
             if isinstance(result, Probe):
                 remembered.put(rows.names[i], result)
             yield i, result
-        remembered.save()
+        if self.keeps_headers:
+            remembered.save()
 
     def _probe_all(self, missing: list[tuple[int, bool]]) -> Iterator[Probe | str]:
         rows = self._entries

@@ -1,7 +1,7 @@
 """Reads the list of a training set: EasyAnimate's JSON or CSV, or JSON lines, of file_path, text, type, width, height.
 
-Only the list is opened here. A row may also have `num_frames`, a video's number of frames, so that no file need be
-opened before a run.
+Only the list is opened here, and the first bytes of files without `type`. A row may also have `num_frames`, a video's
+number of frames, so that no file need be opened before a run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
+from ea_data.media.kinds import kind_at
 from ea_data.training.rows import KINDS, Rows
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import quote, quote_path
@@ -26,7 +27,10 @@ _DRIVE = re.compile(r"[A-Za-z]:/")
 
 @dataclass(slots=True)
 class Entries(Sequence[Item]):
-    """The rows of a list, by column: millions of them fit. 0: a size or number that a row lacks."""
+    """The rows of a list, by column: millions of them fit. 0: a size or number that a row lacks.
+
+    typed: False for a row without `type`, whose kind was then read from the file.
+    """
 
     root: Path
     names: list[str] = field(default_factory=list)
@@ -35,6 +39,7 @@ class Entries(Sequence[Item]):
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
     num_frames: list[int] = field(default_factory=list)
+    typed: list[bool] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,7 +58,7 @@ class Entries(Sequence[Item]):
         """Only those rows, in that order."""
         kept = Entries(self.root)
         for i in indices:
-            for name in ("names", "texts", "videos", "widths", "heights", "num_frames"):
+            for name in ("names", "texts", "videos", "widths", "heights", "num_frames", "typed"):
                 getattr(kept, name).append(getattr(self, name)[i])
         return kept
 
@@ -62,8 +67,9 @@ def read_list(path: str | os.PathLike[str], root: str | os.PathLike[str] | None 
     """The rows of a set, checked.
 
     path: a folder that holds one of NAMES, or such a file. root: the folder that `file_path`s are relative to; None:
-    the list's own. Raises UserError, one line: no list, nothing of its kind in it, no rows, a row without `file_path`
-    or `text`, a path that is a URL or leaves the root (also through a link).
+    the list's own. The kind of an entry without `type` is read from its file.
+    Raises UserError, one line: no list, nothing of its kind in it, no rows, a row without `file_path` or `text`, a
+    path that is a URL or leaves the root (also through a link).
     """
     file = _find(Path(path))
     folder = Path(root).resolve() if root is not None else file.parent.resolve()
@@ -134,11 +140,14 @@ def _add(entries: Entries, row: Any, beneath: _Beneath) -> None:
         if not isinstance(row.get(key), str):
             got = quote(row[key]) if key in row else "nothing"
             raise ValueError(f"`{key}` must be a string, got {got}")
-    kind = row.get("type") or "image"
+    kind = row.get("type")
     kind = kind.strip().lower() if isinstance(kind, str) else kind
-    if kind not in ("image", "video"):
+    if kind not in ("image", "video", "", None):
         raise ValueError(f"`type` must be 'image' or 'video', got {quote(kind)}")
     entries.names.append(_name(row["file_path"], beneath))
+    entries.typed.append(bool(kind))
+    # Differs from EasyAnimate: it takes every entry without `type` for a picture.
+    kind = kind or kind_at(beneath.root / entries.names[-1])
     entries.texts.append(row["text"])
     entries.videos.append(kind == "video")
     entries.widths.append(_number("width", row.get("width"), _MAX_PIXELS, "pixels"))

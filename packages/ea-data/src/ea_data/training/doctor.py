@@ -11,7 +11,7 @@ from typing import Any
 
 from ea_data.children.supervisor import Failure, Supervisor
 from ea_data.media.reader import probe
-from ea_data.training.dataset import SMALLEST
+from ea_data.training.dataset import SMALLEST, EasyAnimateSet
 from ea_runtime.files.safe import plain
 from ea_runtime.training.data.dataset import BadSample, Bucket, SetOptions, TrainingSet, open_set
 
@@ -81,17 +81,25 @@ def diagnose(
     workers: int = 2,
     on_file: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
-    """Opens the set as training would and looks at every sample.
+    """Opens the set as training would and looks at every sample. Nothing is written, not even training's cache.
 
     batch_size: samples per step. model: the model whose tokenizer counts the captions ("tiny" or a folder).
     with_files: decode every sample once, in children, and compare the files' contents.
     on_file: called with (files done, files in total). Raises UserError for a set or model that cannot be read.
     """
     dataset = open_set(options)
+    if isinstance(dataset, EasyAnimateSet):
+        dataset.keeps_headers = False
     buckets = dataset.buckets()
     rows = _bucket_rows(buckets, batch_size)
     items = list(dataset.items)
     findings, longest = _captions(items, model)
+    typed = getattr(dataset.items, "typed", ())
+    untyped = [item.path.name for item, is_told in zip(items, typed, strict=False) if not is_told]
+    advice = (
+        'it was read from the files, which other programs do not do; write "image" or "video" in the list'
+    )
+    findings += _finding("entries without `type`", untyped, advice)
     short = [
         dataset.item(i).path.name
         for i, bucket in enumerate(buckets)

@@ -26,11 +26,11 @@ class Rows:
     """The rows of a list in order, as JSON or CSV has them: values of any type, unless somebody checks them.
 
     Raises UserError, one line, if the file cannot be read or is not of its suffix's kind. `where`: the file and
-    place of the row that came last, for errors: "entry 0 of 'list.csv', line 2".
+    place of the row that came last, for errors: "entry 0 of 'list.csv', line 2". needed: columns of a CSV.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, needed: tuple[str, ...] = NEEDED) -> None:
+        self.file, self._needed = file, needed
         self._number, self._line = -1, 0
 
     def __iter__(self) -> Iterator[Any]:
@@ -85,12 +85,14 @@ class Rows:
                 raise ValueError(f"line {self._line}: {error}; check its quotation marks") from None
             if row is None:
                 return
+            while len(row) > len(names) and not row[-1].strip():
+                row.pop()  # a spreadsheet's empty columns
             if len(row) > len(names):
                 raise UserError(
                     f"{quote_path(self.file)}, line {self._line}: has {len(row)} columns, but the header has "
                     f"{len(names)}; put a text that contains {quote(separator)} between double quotes"
                 )
-            if row:
+            if any(cell.strip() for cell in row):
                 yield dict(zip(names, row, strict=False))
 
     def _header(self, text: str) -> tuple[list[str], str]:
@@ -98,11 +100,17 @@ class Rows:
         for separator in _SEPARATORS:
             first = csv.reader(StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
             names = [name.strip() for name in next(first, [])]
-            if set(NEEDED) <= set(names):
+            if set(self._needed) <= set(names):
+                twice = [name for name in self._needed if names.count(name) > 1]
+                if twice:
+                    raise UserError(
+                        f"{quote_path(self.file)}, line 1: has the column {twice[0]!r} twice; remove one"
+                    )
                 return names, separator
         got = next(iter(lines_of(text)), "")
+        columns = " and ".join(self._needed)
         raise UserError(
-            f"{quote_path(self.file)}, line 1: must name the columns {' and '.join(NEEDED)}, separated by commas, "
+            f"{quote_path(self.file)}, line 1: must name the columns {columns}, separated by commas, "
             f"semicolons, tabs or bars, got {quote(got)}"
         )
 
