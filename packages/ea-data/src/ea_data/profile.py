@@ -1,6 +1,6 @@
 """Profiles: the components to run and their settings, from TOML.
 
-    [source]   pictures, strict_decode, max_pixels           [clips]    crf
+    [source]   pictures, strict_decode, max_pixels           [clips]    crf, fps, size, crop_bars
     [split]    name = "scenedetect", and its options         [caption]  name = "folder", and its options
     [[score]]  name = "dis", and its options                 [[filter]] name = "motion", and its options
 
@@ -16,11 +16,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ea_data.components import make, missing
+from ea_data.media.target import Target, read_rate, read_size
 from ea_data.options import Options
 from ea_data.records.ledger import fingerprint
 from ea_runtime.errors import UserError, nearest
@@ -42,9 +43,19 @@ class SourceOptions(Options):
 
 
 class ClipOptions(Options):
-    """crf: x264's quality of the written clips, lower is better."""
+    """crf: x264's quality of the written clips, lower is better. fps: their rate, such as 24 or "30000/1001"; frames
+    are repeated or left out. size: their short side, such as 512, or width and height, such as "512x288"; scaled, then
+    cropped around the centre. Empty: as in the source. crop_bars: cut off dark bars, for scorers too.
+    """
 
     crf: int = Field(default=18, ge=0, le=51)
+    fps: Annotated[str, BeforeValidator(lambda value: value and read_rate(value))] = ""
+    size: Annotated[str, BeforeValidator(lambda value: value and read_size(value))] = ""
+    crop_bars: bool = False
+
+    @property
+    def target(self) -> Target:
+        return Target.of(self.fps, self.size)
 
 
 class ComponentTable(BaseModel):

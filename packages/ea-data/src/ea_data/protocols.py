@@ -17,7 +17,11 @@ class VideoInfo:
 
     seconds: of the picture stream. num_frames: counted, or as the container says; 0: unknown. sample_aspect: width
     over height of its pixels, as a fraction. combing: largest share of combed pixels in a key frame. transfer: "pq",
-    "hlg" (HDR) or "".
+    "hlg" (HDR) or "". bars: widths of dark bars at the left, top, right and bottom, in pixels of the upright picture;
+    is_cropped: they are cut off, and width and height are those without. has_alpha: parts are transparent (shown on
+    white). num_gaps: intervals of 1.5 usual ones or more between frames; longest_gap: in seconds. num_streams: of
+    video, without covers; stream: number in the file of the one that is read. is_animation: a picture file with
+    several pictures, of which the first is taken.
     """
 
     path: Path
@@ -34,6 +38,14 @@ class VideoInfo:
     is_interlaced: bool = False
     combing: float = 0.0
     transfer: str = ""
+    bars: tuple[int, ...] = (0, 0, 0, 0)
+    is_cropped: bool = False
+    has_alpha: bool = False
+    num_gaps: int = 0
+    longest_gap: float = 0.0
+    num_streams: int = 1
+    stream: int = 0
+    is_animation: bool = False
 
 
 @dataclass(frozen=True, slots=True)

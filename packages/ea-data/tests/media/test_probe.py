@@ -299,7 +299,7 @@ def _record(path: Path, info, start: float, end: float) -> dict:
     timeline = timeline_of(path, path.parent)
     numbers = timeline.window(start, end, float(info.fps))
     names = ("rotation", "is_picture", "codec", "is_variable_rate", "width", "height")
-    names = (*names, "sample_aspect", "is_interlaced", "transfer")
+    names = (*names, "sample_aspect", "is_interlaced", "transfer", "bars", "is_cropped")
     told = {name: getattr(info, name) for name in names}
     first, after = timeline.span(numbers, info.fps)
     return {

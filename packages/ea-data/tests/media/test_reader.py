@@ -45,9 +45,9 @@ def test_a_late_window_does_not_decode_the_beginning(long: Path, monkeypatch: py
     points, decoded = [], []
     inner = reader._decode_from
 
-    def counting(container: Any, stream: Any, point: Any) -> Any:
+    def counting(container: Any, stream: Any, point: Any, *more: Any) -> Any:
         points.append(point)
-        frames = inner(container, stream, point)
+        frames = inner(container, stream, point, *more)
         return frames and (decoded.append(1) or frame for frame in frames)
 
     monkeypatch.setattr(reader, "_decode_from", counting)

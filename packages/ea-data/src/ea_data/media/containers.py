@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ea_runtime.video.reader import CONTAINERS
+from ea_runtime.video.streams import best_video
 
 #: Windows has only O_BINARY, and needs it.
 _FLAGS = os.O_RDONLY
@@ -48,10 +49,11 @@ def open_beneath(path: Path, root: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_video(file: BinaryIO, strict: bool = False) -> Iterator[tuple[Any, Any]]:
-    """An open file as a PyAV (container, first video stream), which decodes in this thread.
+    """An open file as a PyAV (container, its video stream), which decodes in this thread.
 
-    strict: the decoder reports damage that it could conceal (FFmpeg's err_detect explode).
-    Raises ValueError if there is no video in it; decoding errors (av.FFmpegError) are OSErrors or ValueErrors.
+    strict: the decoder reports damage that it could conceal (FFmpeg's err_detect explode). Frames come from a
+    FrameDecoder. Raises ValueError if there is no video in it; decoding errors (av.FFmpegError) are OSErrors or
+    ValueErrors.
     """
     import av
 
@@ -59,9 +61,22 @@ def open_video(file: BinaryIO, strict: bool = False) -> Iterator[tuple[Any, Any]
     if strict:
         options["err_detect"] = "explode"
     with av.open(file, "r", options=options) as container:
-        if not container.streams.video:
-            raise ValueError("it holds no video")
-        stream = container.streams.video[0]
+        stream = best_video(container)
+        if stream is None:
+            has_cover = bool(container.streams.video)
+            raise ValueError("it holds a cover picture and no video" if has_cover else "it holds no video")
+        if stream.codec_context is None:
+            raise ValueError("this build of FFmpeg has no decoder for its video")
         # one thread: workers and children fill the cores, and small frames are slower with more
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+def rewind(container: Any) -> None:
+    """Goes back to the beginning of an open container, by bytes where there is no index."""
+    from av import PermissionError
+
+    try:
+        container.seek(0)
+    except PermissionError:
+        container.seek(0, unsupported_byte_offset=True)

@@ -22,9 +22,10 @@ from ea_data.media.probe import file_errors, timeline_of
 from ea_data.media.timeline import Place, frames_in_order, read_timeline
 from ea_data.protocols import FrameRequest, Frames
 from ea_runtime.video.pictures import open_picture, to_rgb
+from ea_runtime.video.streams import FrameDecoder
 
 #: Part of the version of everything computed from frames: a change here may change every score.
-VERSION = "3"
+VERSION = "4"
 
 
 class Window:
@@ -64,9 +65,9 @@ class Window:
         if self._packets is None:
             yield from frames_in_order(self._container, self._stream)
             return
-        for packet in self._packets:
-            yield from packet.decode()
-        yield from self._stream.decode(None)
+        decode = FrameDecoder(self._stream)
+        for packet in (*self._packets, None):
+            yield from decode(packet)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Frames as they are shown: upright, with square pixels, without interlacing, in BT.709."""
+"""Frames as they are shown: upright, with square pixels, without interlacing, in BT.709; without bars on request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ea_data.media.bars import NO_BARS, Bars
 from ea_data.media.containers import BadFile
+from ea_data.media.planes import luma
+from ea_data.media.target import Target
 
 #: FFmpeg's numbers of the transfers of high dynamic range.
 TRANSFERS = {16: "pq", 18: "hlg"}
@@ -27,43 +30,62 @@ _COMBED, _MORE_THAN_COLUMNS = 0.01, 4
 @dataclass(frozen=True, slots=True)
 class Look:
     """sample_aspect: width of a pixel over its height. transfer: "pq", "hlg" or "". rotation: degrees
-    counter-clockwise."""
+    counter-clockwise. crop: what is cut off, in square pixels, before the rotation."""
 
     sample_aspect: Fraction = Fraction(1)
     is_interlaced: bool = False
     transfer: str = ""
     rotation: int = 0
+    crop: Bars = NO_BARS
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Look:
         """That of a clip's record."""
         aspect = Fraction(record["sample_aspect"])
-        return cls(aspect, record["is_interlaced"], record["transfer"], record["rotation"])
+        rotation = record["rotation"]
+        crop = Bars(*record["bars"]).turned(-rotation).for_cropping() if record["is_cropped"] else NO_BARS
+        return cls(aspect, record["is_interlaced"], record["transfer"], rotation, crop)
 
     @property
     def is_plain(self) -> bool:
         """True if frames are shown as they are coded, but for a rotation."""
-        return self.sample_aspect == 1 and not self.is_interlaced and not self.transfer
+        return self.sample_aspect == 1 and not self.is_interlaced and not self.transfer and not self.crop
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """The size of a frame with square pixels, before its rotation; the height stays."""
+        """The size of a frame as it is shown, before its rotation."""
+        width, height = self._square_size(width, height)
+        return width - self.crop.left - self.crop.right, height - self.crop.top - self.crop.bottom
+
+    def _square_size(self, width: int, height: int) -> tuple[int, int]:
+        """That of a frame with square pixels; the height stays."""
         return width if self.sample_aspect == 1 else 2 * round(width * self.sample_aspect / 2), height
 
-    def show(self, frames: Iterable[Any], *, is_turned: bool = True, is_even: bool = False) -> Iterator[Any]:
+    def show(
+        self,
+        frames: Iterable[Any],
+        *,
+        is_turned: bool = True,
+        is_even: bool = False,
+        target: Target | None = None,
+    ) -> Iterator[Any]:
         """As many frames, shown. is_turned: apply the rotation. is_even: without the last column or row of an odd side,
-        which 4:2:0 cannot have. Raises BadFile if this build of FFmpeg cannot."""
+        which 4:2:0 cannot have. target: the size to scale and crop them to. Raises BadFile if this build of FFmpeg
+        cannot.
+        """
         from av import FFmpegError
 
         graph: Any = None
         for frame in frames:
             if graph is None:
-                width, height = self.size(frame.width, frame.height)
-                is_odd = is_even and bool(width % 2 or height % 2)
-                if self.is_plain and not (is_turned and self.rotation) and not is_odd:
+                fit = self._fit(frame, is_turned, target)
+                is_odd = (
+                    is_even and not fit and any(side % 2 for side in self.size(frame.width, frame.height))
+                )
+                if self.is_plain and not (is_turned and self.rotation) and not is_odd and not fit:
                     yield frame
                     continue
                 try:
-                    graph = self._graph(frame, is_turned, is_odd)
+                    graph = self._graph(frame, is_turned, is_odd, fit)
                 except (FFmpegError, ValueError) as error:
                     raise BadFile(f"its frames cannot be shown with this build of FFmpeg: {error}") from error
             graph.push(frame)
@@ -84,11 +106,26 @@ class Look:
         for frame in self.show(given(), is_turned=False):
             yield numbers.popleft(), frame
 
-    def _graph(self, frame: Any, is_turned: bool, is_odd: bool) -> Any:
+    def _fit(self, frame: Any, is_turned: bool, target: Target | None) -> list[tuple[str, str]]:
+        """The filters that bring a shown frame to the target's size: it covers it and is cropped around the centre."""
+        if target is None:
+            return []
+        width, height = self.size(frame.width, frame.height)
+        if is_turned and self.rotation % 180:
+            width, height = height, width
+        wanted = target.size(width, height)
+        if wanted == (width, height):
+            return []
+        scale = max(Fraction(wanted[0], width), Fraction(wanted[1], height))
+        scaled = max(wanted[0], round(width * scale)), max(wanted[1], round(height * scale))
+        filters = [("scale", f"{scaled[0]}:{scaled[1]}:flags=bicubic+accurate_rnd"), ("setsar", "1")]
+        return filters if scaled == wanted else [*filters, ("crop", f"{wanted[0]}:{wanted[1]}")]
+
+    def _graph(self, frame: Any, is_turned: bool, is_odd: bool, fit: list[tuple[str, str]]) -> Any:
         from av.filter import Graph
 
         graph = Graph()
-        width, height = self.size(frame.width, frame.height)
+        width, height = self._square_size(frame.width, frame.height)
         size = {"width": frame.width, "height": frame.height}
         nodes = [graph.add_buffer(**size, format=frame.format.name, time_base=frame.time_base)]
         if self.is_interlaced:
@@ -99,12 +136,16 @@ class Look:
             nodes.append(graph.add("setsar", "1"))
         if self.transfer:
             nodes.append(graph.add("format", "yuv420p"))
+        if self.crop:
+            width, height = self.size(frame.width, frame.height)
+            nodes.append(graph.add("crop", f"{width}:{height}:{self.crop.left}:{self.crop.top}"))
         if is_turned and self.rotation == 180:
             nodes += [graph.add("hflip"), graph.add("vflip")]
         elif is_turned and self.rotation:
             nodes.append(graph.add(*_TURNS[self.rotation]))
         if is_odd:
             nodes.append(graph.add("crop", "trunc(iw/2)*2:trunc(ih/2)*2:0:0"))
+        nodes += [graph.add(*one) for one in fit]
         nodes.append(graph.add("buffersink"))
         for one, other in pairwise(nodes):
             one.link_to(other)
@@ -137,11 +178,7 @@ def combing(frame: Any) -> float:
 
     0 unless it is far higher than for columns: grain and textures are alike in both directions.
     """
-    plane, bits = frame.planes[0], frame.format.components[0].bits
-    kind = np.dtype(np.uint8 if bits <= 8 else np.uint16)
-    rows = np.frombuffer(plane, kind).reshape(plane.height, plane.line_size // kind.itemsize)[
-        :, : plane.width
-    ]
+    rows, bits = luma(frame)
     across, down = (_zigzag(part, bits) for part in (rows[::4].T, rows[:, ::4]))
     return down if down >= _COMBED and down > _MORE_THAN_COLUMNS * across else 0.0
 

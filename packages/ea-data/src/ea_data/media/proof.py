@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ea_data.media.containers import BadFile, open_video
+from ea_data.media.planes import luma
 from ea_data.media.probe import file_errors
 from ea_runtime.video.pictures import open_picture, to_rgb
 
@@ -30,12 +31,10 @@ class Proof:
 
 def mark(frame: Any) -> np.ndarray:
     """The brightness of a frame of FFmpeg in each field of a grid: float32 (4, 4), 0 to 255."""
-    plane, bits = frame.planes[0], frame.format.components[0].bits
-    kind = np.dtype(np.uint8 if bits <= 8 else np.uint16)
-    rows = np.frombuffer(plane, kind).reshape(plane.height, plane.line_size // kind.itemsize)
+    rows, bits = luma(frame)
     # every fourth pixel of every fourth row is plenty for a mean
-    step = 4 if min(plane.height, plane.width) >= 16 * _GRID else 1
-    pixels = rows[::step, : plane.width : step]
+    step = 4 if min(rows.shape) >= 16 * _GRID else 1
+    pixels = rows[::step, ::step]
     height, width = (side // _GRID for side in pixels.shape)
     if not (height and width):
         return np.full((_GRID, _GRID), pixels.mean(), np.float32)

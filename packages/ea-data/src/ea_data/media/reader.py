@@ -19,6 +19,7 @@ from ea_data.media.frames import upright
 from ea_data.media.kinds import Kind, kind_of
 from ea_data.media.probe import BadFile, file_errors
 from ea_runtime.video.pictures import Colour, open_picture, picture_size, rgb_frames
+from ea_runtime.video.streams import FrameDecoder
 
 #: A window from this frame on is sought; before it, decoding from the start is as fast.
 SEEK_FROM = 24
@@ -80,7 +81,7 @@ def read(cut: Cut) -> np.ndarray:
         if kind == "image":
             frames = _picture_frames(file, wanted, cut.background)
         else:
-            frames = _video_frames(file, wanted, cut.strict)
+            frames = _video_frames(file, wanted, cut.strict, cut.background)
         for frame in frames:
             if count == 0:
                 _check_size(frame, cut.says)
@@ -145,7 +146,7 @@ def _probe_video(file: BinaryIO, with_size: bool) -> Probe:
     file.seek(0)
     with open_video(file) as (container, stream):
         # only the first frame shows its rotation
-        frame = next(container.decode(stream), None)
+        frame = next(_decoded(container, stream), None)
         if frame is None:
             raise BadFile("it holds no frames")
         is_on_its_side = round(getattr(frame, "rotation", 0) / 90) % 2 == 1
@@ -172,7 +173,7 @@ def _picture_frames(file: BinaryIO, wanted: range, background: Colour) -> Iterat
             yield np.asarray(frame)
 
 
-def _video_frames(file: BinaryIO, wanted: range, strict: bool) -> Iterator[np.ndarray]:
+def _video_frames(file: BinaryIO, wanted: range, strict: bool, background: Colour) -> Iterator[np.ndarray]:
     from av.video.reformatter import VideoReformatter
 
     # kept: a new one for each frame costs five times all the rest
@@ -180,7 +181,7 @@ def _video_frames(file: BinaryIO, wanted: range, strict: bool) -> Iterator[np.nd
     for point in (_seek_point(file, wanted.start), None):
         file.seek(0)
         with open_video(file, strict) as (container, stream):
-            found = _decode_from(container, stream, point)
+            found = _decode_from(container, stream, point, background)
             if found is None:
                 continue  # the seek failed: counted from the beginning
             skip = wanted.start if point is None else 0
@@ -204,16 +205,25 @@ def _seek_point(file: BinaryIO, start: int) -> tuple[int, int] | None:
     return shown, shown - max(time - decoded for time, decoded in times)
 
 
-def _decode_from(container: Any, stream: Any, point: tuple[int, int] | None) -> Iterator[Any] | None:
+def _decoded(container: Any, stream: Any, background: Colour = (255, 255, 255)) -> Iterator[Any]:
+    decode = FrameDecoder(stream, background)
+    for packet in container.demux(stream):
+        yield from decode(packet)
+
+
+def _decode_from(
+    container: Any, stream: Any, point: tuple[int, int] | None, background: Colour
+) -> Iterator[Any] | None:
     """Frames in order, from the point or the beginning; None if the seek misses the exact frame."""
     from av import FFmpegError
 
     if point is None:
-        return container.decode(stream)
+        return _decoded(container, stream, background)
     shown, target = point
     try:
         container.seek(target, stream=stream, backward=True)
-        frames = (f for f in container.decode(stream) if f.pts is None or f.pts >= shown)
+        decoded = _decoded(container, stream, background)
+        frames = (frame for frame in decoded if frame.pts is None or frame.pts >= shown)
         first = next(frames, None)
     except FFmpegError:
         return None

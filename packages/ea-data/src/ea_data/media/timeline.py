@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ea_data.media.containers import BadFile
+from ea_data.media.containers import BadFile, rewind
+from ea_runtime.video.streams import FrameDecoder
 
 #: Containers that store when a packet is decoded, not when its frame is shown.
 _WITHOUT_PTS = frozenset({"avi", "h264", "hevc", "mpegvideo", "m4v"})
+#: Those that have no times at all, and no index.
+_RAW = frozenset({"h264", "hevc", "mpegvideo"})
 #: Frames that are decoded to see whether their times ascend.
 _FRAMES_SEEN = 48
 #: Number of packets of a video's start among which a decodable frame must be.
@@ -108,6 +111,11 @@ class Timeline:
         usual = float(np.median(intervals)) if len(intervals) else 1.0
         return np.flatnonzero(intervals > max(least * usual, usual + 1.01)) + 1
 
+    def gap_seconds(self) -> list[float]:
+        """The length of every gap: from the frame before it to the one after it."""
+        seconds = self.seconds
+        return [float(seconds[number] - seconds[number - 1]) for number in self.gaps(_GAP)]
+
     def pauses(self) -> list[int]:
         """Numbers of the frames that come after a pause of half a second or more, where frames are even otherwise."""
         if len(self.pts) < 3 or self._is_uneven():
@@ -169,26 +177,32 @@ def read_timeline(container: Any, stream: Any) -> tuple[Timeline, Any]:
         # what would be shown before the first frame that decodes is never shown
         shown = np.array(sorted(time for time in pts if time >= frame.pts), np.int64)
         return Timeline(shown, Fraction(stream.time_base)), frame
-    rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+    stated = (stream.average_rate, stream.guessed_rate)
+    # raw streams have their rate, if any, from the codec
+    rate = Fraction(next(filter(None, stated[::-1] if container.format.name in _RAW else stated), 25))
     return Timeline(np.arange(len(packets) - _before_key(packets)), 1 / rate, True), frame
 
 
-def frames_in_order(container: Any, stream: Any) -> Iterator[Any]:
+def frames_in_order(container: Any, stream: Any, decode: FrameDecoder | None = None) -> Iterator[Any]:
     """Every frame that decodes, from the first; packets that do not decode are skipped."""
     from av import FFmpegError
 
+    decode = decode or FrameDecoder(stream)
     for packet in container.demux(stream):
         try:
-            yield from packet.decode()
+            yield from decode(packet)
         except FFmpegError:
             continue
 
 
-def key_frames(container: Any, stream: Any, seconds: float) -> Iterator[Any]:
+def key_frames(
+    container: Any, stream: Any, seconds: float, decode: FrameDecoder | None = None
+) -> Iterator[Any]:
     """Key frames at least `seconds` apart, decoded without the frames between them, from the beginning."""
     from av import FFmpegError
 
-    container.seek(0)
+    rewind(container)
+    decode = decode or FrameDecoder(stream)
     last: float | None = None
     for packet in container.demux(stream):
         time = float(packet.pts * stream.time_base) if packet.pts is not None else None
@@ -198,7 +212,7 @@ def key_frames(container: Any, stream: Any, seconds: float) -> Iterator[Any]:
             continue
         last = time
         try:
-            yield from packet.decode()
+            yield from decode(packet)
         except FFmpegError:
             continue
 
@@ -206,11 +220,12 @@ def key_frames(container: Any, stream: Any, seconds: float) -> Iterator[Any]:
 def _first(container: Any, stream: Any) -> Any:
     from av import InvalidDataError
 
-    container.seek(0)
+    rewind(container)
+    decode = FrameDecoder(stream)
     error: Exception | None = None
     for number, packet in enumerate(container.demux(stream)):
         try:
-            frames = packet.decode()
+            frames = decode(packet)
         except InvalidDataError as fault:
             error = fault
             continue
@@ -234,7 +249,7 @@ def _times_fit(container: Any, stream: Any) -> bool:
     """True if packets whose times ascend give frames whose times ascend, though the decoder may reorder them."""
     if container.format.name in _WITHOUT_PTS:
         return False
-    container.seek(0)
+    rewind(container)
     seen: list[int] = []
     for frame in frames_in_order(container, stream):
         if frame.pts is None:

@@ -51,6 +51,14 @@ def empty_record(source: str) -> dict[str, Any]:
         "is_interlaced": False,
         "combing": 0.0,
         "transfer": "",
+        "bars": [0, 0, 0, 0],
+        "is_cropped": False,
+        "has_alpha": False,
+        "num_gaps": 0,
+        "longest_gap": 0.0,
+        "num_streams": 1,
+        "stream": 0,
+        "is_animation": False,
         "is_variable_rate": False,
         "is_picture": False,
         "is_whole": False,
@@ -134,6 +142,7 @@ def schema() -> pa.Schema:
         "decisions": pa.list_(decision),
         "caption": pa.struct({"text": text, "model": text, "prompt_hash": text}),
         "file": text,
+        "bars": pa.list_(whole),
     }
     columns = empty_record("").items()
     return pa.schema([(name, special.get(name) or kinds[type(value)]) for name, value in columns])

@@ -35,7 +35,13 @@ LOOKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "HLG brought to BT.709": lambda row: row.get("transfer") == "hlg",
     "turned upright": lambda row: bool(row.get("rotation")),
     "of a variable rate, or with gaps": lambda row: bool(row.get("is_variable_rate")),
+    "with gaps in their times": lambda row: bool(row.get("num_gaps")),
     "frames counted, as they have no times": lambda row: bool(row.get("is_counted")),
+    "with bars, which are kept": lambda row: any(row.get("bars") or ()) and not row.get("is_cropped"),
+    "bars cut off": lambda row: bool(row.get("is_cropped")),
+    "transparent, laid on white": lambda row: bool(row.get("has_alpha")),
+    "one of several video streams": lambda row: row.get("num_streams", 1) > 1,
+    "animations, of which the first picture is taken": lambda row: bool(row.get("is_animation")),
 }
 
 

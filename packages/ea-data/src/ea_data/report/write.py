@@ -104,7 +104,7 @@ def _pictures(figures: Figures, root: Path) -> Iterator[tuple[str, bytes | str]]
         return
     # only what painting needs is sent: rows may be large
     places = ("start", "end", "fps", "start_pts", "end_pts", "start_frame", "num_frames", "is_counted")
-    looks = ("sample_aspect", "is_interlaced", "transfer", "rotation")
+    looks = ("sample_aspect", "is_interlaced", "transfer", "rotation", "bars", "is_cropped")
     names = ("source", *places, *looks, "scores")
     tasks = [{name: row.get(name) for name in names} for row in rows.values()]
     workers = min(4, os.cpu_count() or 1)

@@ -39,6 +39,13 @@ class RunOptions:
         bool,
         typer.Option("--pictures", help="Take pictures too, as clips of one frame; not judged by motion."),
     ] = False
+    fps: Annotated[
+        str, typer.Option(help="Rate of the written clips, such as 24; as in the source by default.")
+    ] = ""
+    size: Annotated[
+        str,
+        typer.Option(help="Size of the written clips: 512 (short side) or 512x288 (scaled, then cropped)."),
+    ] = ""
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a clip that hangs is given up.")] = (
         120.0
@@ -78,7 +85,7 @@ def _add(stage: str, help: str, options: str) -> None:
 _add(
     "run",
     "Turn a folder of raw video into a captioned training set. After a stop or a kill, the same command resumes.",
-    "raw out profile settings filters pictures workers timeout memory score_all engine retry_errors no_report",
+    "raw out profile settings filters pictures fps size workers timeout memory score_all engine retry_errors no_report",
 )
 _add(
     "split",
@@ -107,6 +114,7 @@ def _begin(stage: str, options: RunOptions) -> None:
     from ea_data.run.config_file import without_own
 
     settings = [*(options.settings or ()), *(["source.pictures=true"] if options.pictures else ())]
+    settings += [f"clips.{name}={value}" for name in ("fps", "size") if (value := getattr(options, name))]
     tables = without_own(load(options.profile))
     _go(stage, options, load(options.profile, settings, options.filters or (), tables=tables))
 

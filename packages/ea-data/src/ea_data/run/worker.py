@@ -104,8 +104,12 @@ class Worker:
 
     def _probe(self, task: Task) -> dict[str, Any]:
         """Looks at a file."""
-        source = self.parts.profile.source
-        limits = {"strict": source.strict_decode, "max_pixels": source.max_pixels}
+        source, clips = self.parts.profile.source, self.parts.profile.clips
+        limits = {
+            "strict": source.strict_decode,
+            "max_pixels": source.max_pixels,
+            "crop_bars": clips.crop_bars,
+        }
         probed = probe.probe(Path(task.record["path"]), Path(self.root), **limits)
         info = {name: getattr(probed.info, name) for name in _INFO}
         return {"content": probed.content, "fps_exact": str(probed.info.fps), **info}
@@ -174,7 +178,8 @@ class Worker:
 
     def _cut(self, task: Task) -> dict[str, Any]:
         profile = self.parts.profile
-        quality = {"crf": profile.clips.crf, "strict": profile.source.strict_decode}
+        clips = profile.clips
+        quality = {"crf": clips.crf, "strict": profile.source.strict_decode, "form": clips.target}
         return asdict(cut.write_clip(task.record, Path(self.root), Path(task.target), **quality))
 
     def _frames(self, record: dict[str, Any], requests: set[FrameRequest]) -> dict[FrameRequest, Frames]:
@@ -215,14 +220,14 @@ class Clock:
 def versions_of(parts: Components) -> Versions:
     """The settings and code versions on which each stage's results depend."""
     source, clips = parts.profile.source, parts.profile.clips
-    decode = fingerprint("decode", frames.VERSION, source.strict_decode)
+    decode = fingerprint("decode", frames.VERSION, source.strict_decode, clips.crop_bars)
     return Versions(
-        probe=fingerprint("probe", probe.VERSION, source.strict_decode, source.max_pixels),
+        probe=fingerprint("probe", probe.VERSION, source.strict_decode, source.max_pixels, clips.crop_bars),
         split=fingerprint(parts.split.version, probe.VERSION),
         decode=decode,
         scores={part.name: fingerprint(part.version, decode) for part in parts.scores},
         caption=fingerprint(parts.caption.version, decode) if parts.caption else "",
-        cut=fingerprint("cut", cut.VERSION, source.strict_decode, clips.crf),
+        cut=fingerprint("cut", cut.VERSION, source.strict_decode, clips.model_dump(mode="json")),
     )
 
 

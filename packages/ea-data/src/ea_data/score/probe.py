@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from ea_data.media.bars import Bars
 from ea_data.options import NoOptions
 from ea_data.protocols import FrameRequest, Frames, Score
 
 
 class ProbeScorer:
-    """value: the clip's seconds. detail: seconds, width, height, pixels, short_side, aspect (width / height), fps."""
+    """value: the clip's seconds. detail: seconds, width, height, pixels, short_side, aspect (width / height), fps, bars
+    (share of the picture that is dark bars, 0 to 1; 0 once they are cut off)."""
 
-    version = "1"
+    version = "2"
     needs = FrameRequest("none")
     cost = 0.0
 
@@ -30,5 +32,6 @@ class ProbeScorer:
             "short_side": min(width, height),
             "aspect": round(width / height, 6),
             "fps": round(float(record["fps"]), 6),
+            "bars": 0.0 if record["is_cropped"] else round(Bars(*record["bars"]).share(width, height), 6),
         }
         return Score(detail["seconds"], detail=detail)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ea_runtime.errors import UserError
 from ea_runtime.video.pictures import PICTURE_SUFFIXES, open_picture, rgb_frames
+from ea_runtime.video.streams import FrameDecoder, best_video
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,10 +62,12 @@ def _read_av(path: Path) -> Iterator[np.ndarray]:
         # an open file, not its name: FFmpeg takes some names for protocols, and some contents for lists of names
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
         with path.open("rb") as file, av.open(file, "r", options=options) as container:
-            if not container.streams.video:
+            stream = best_video(container)
+            if stream is None:
                 raise UserError(f"{str(path)!r} holds no video")
+            decode = FrameDecoder(stream)
             reformatter = VideoReformatter()  # kept: a new one for each frame takes five times as long
-            for frame in container.decode(container.streams.video[0]):
+            for frame in (frame for packet in container.demux(stream) for frame in decode(packet)):
                 turns = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise, as phones record it
                 pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 yield np.ascontiguousarray(np.rot90(pixels, turns)) if turns % 4 else pixels
