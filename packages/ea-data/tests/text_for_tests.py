@@ -61,10 +61,36 @@ WORDS: dict[str, tuple[str, ...]] = {
         "Πού ήσουν όλη μέρα;",
         "ΖΩΝΤΑΝΑ ΑΠΟ ΑΘΗΝΑ",
     ),
-    "arabic": ("صباح الخير جميعا", "أخبار عاجلة", "القطار يغادر عند الفجر", "اشترك الآن", "الفصل الأول", "أين كنت طوال اليوم؟"),
-    "hebrew": ("בוקר טוב לכולם", "חדשות היום", "הרכבת יוצאת עם שחר", "הירשמו עכשיו", "פרק ראשון", "איפה היית כל היום?"),
-    "armenian": ("Բարի լույս բոլորին", "ՎԵՐՋԻՆ ԼՈՒՐԵՐ", "Գնացքը մեկնում է լուսաբացին", "Բաժանորդագրվել", "Գլուխ առաջին"),
-    "georgian": ("დილა მშვიდობისა", "ბოლო ამბები", "მატარებელი გამთენიისას გადის", "გამოიწერეთ ახლავე", "თავი პირველი"),
+    "arabic": (
+        "صباح الخير جميعا",
+        "أخبار عاجلة",
+        "القطار يغادر عند الفجر",
+        "اشترك الآن",
+        "الفصل الأول",
+        "أين كنت طوال اليوم؟",
+    ),
+    "hebrew": (
+        "בוקר טוב לכולם",
+        "חדשות היום",
+        "הרכבת יוצאת עם שחר",
+        "הירשמו עכשיו",
+        "פרק ראשון",
+        "איפה היית כל היום?",
+    ),
+    "armenian": (
+        "Բարի լույս բոլորին",
+        "ՎԵՐՋԻՆ ԼՈՒՐԵՐ",
+        "Գնացքը մեկնում է լուսաբացին",
+        "Բաժանորդագրվել",
+        "Գլուխ առաջին",
+    ),
+    "georgian": (
+        "დილა მშვიდობისა",
+        "ბოლო ამბები",
+        "მატარებელი გამთენიისას გადის",
+        "გამოიწერეთ ახლავე",
+        "თავი პირველი",
+    ),
     "chinese": ("今天天气很好", "火车黎明时出发", "突发新闻", "请订阅我们的频道", "第一章 出发"),
     "japanese": ("おはようございます", "列車は夜明けに出発する", "チャンネル登録", "第一章", "最新ニュース"),
     "korean": ("좋은 아침입니다", "속보입니다", "기차는 새벽에 떠난다", "지금 구독하세요", "제일장 출발"),
@@ -145,7 +171,9 @@ class TextClip:
     def write(self, path: Path, crf: int = 23) -> Path:
         """An H.264 file."""
         with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=FPS, options={"crf": str(crf), "preset": "veryfast"})
+            stream = container.add_stream(
+                "libx264", rate=FPS, options={"crf": str(crf), "preset": "veryfast"}
+            )
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
             stream.codec_context.thread_count = 1
             for frame in self.frames():
@@ -192,7 +220,9 @@ def _line(text: str, script: str, font: str, size: int) -> np.ndarray:
 
         canvas = np.zeros((3 * size, 2 * size * (len(text) + 2), 3), np.uint8)
         face = cv2.FontFace("uni")
-        cv2.putText(canvas, text, (size, 2 * size), (255, 255, 255), face, size, 700 if font == "bold" else 400)
+        cv2.putText(
+            canvas, text, (size, 2 * size), (255, 255, 255), face, size, 700 if font == "bold" else 400
+        )
         drawn = canvas[..., 0]
     else:
         canvas = Image.new("L", (size * (len(text) + 4), 3 * size))
@@ -303,7 +333,11 @@ def grass(rng: np.random.Generator, height: int, width: int, unit: int) -> Image
 
 def grid(rng: np.random.Generator, height: int, width: int, unit: int) -> Image.Image:
     image, pen = _blank(rng, height, width)
-    step, thick, colour = unit * rng.uniform(0.02, 0.1), max(1, round(unit * rng.uniform(0.002, 0.01))), _fill(rng, _colour(rng), 0)
+    step, thick, colour = (
+        unit * rng.uniform(0.02, 0.1),
+        max(1, round(unit * rng.uniform(0.002, 0.01))),
+        _fill(rng, _colour(rng), 0),
+    )
     for number in range(int(width / step) + 1):
         pen.line([(number * step, 0), (number * step, height)], fill=colour, width=thick)
     for number in range(int(height / step) + 1):
@@ -318,7 +352,9 @@ def windows(rng: np.random.Generator, height: int, width: int, unit: int) -> Ima
     for row in range(int(height / (tall * 1.6)) + 1):
         for column in range(int(width / (wide * 1.7)) + 1):
             x, y = column * wide * 1.7 + wide * 0.3, row * tall * 1.6 + tall * 0.3
-            pen.rectangle([x, y, x + wide, y + tall], fill=_fill(rng, lit if rng.uniform() < 0.4 else dark, 20))
+            pen.rectangle(
+                [x, y, x + wide, y + tall], fill=_fill(rng, lit if rng.uniform() < 0.4 else dark, 20)
+            )
             pen.line([(x + wide / 2, y), (x + wide / 2, y + tall)], fill=(200, 200, 200))
     return image
 
@@ -342,7 +378,11 @@ def gravel(rng: np.random.Generator, height: int, width: int, unit: int) -> Imag
     for _ in range(int(min(9000, 1.5 * height * width / size**2))):
         x, y, wide, tall = rng.uniform(0, width), rng.uniform(0, height), *(size * rng.uniform(0.3, 1, 2))
         colour = _fill(rng, base, 35)
-        pen.ellipse([x - wide, y - tall, x + wide, y + tall], fill=colour, outline=_fill(rng, np.array(colour) * 0.6, 5))
+        pen.ellipse(
+            [x - wide, y - tall, x + wide, y + tall],
+            fill=colour,
+            outline=_fill(rng, np.array(colour) * 0.6, 5),
+        )
     return image
 
 
@@ -389,7 +429,11 @@ def rings(rng: np.random.Generator, height: int, width: int, unit: int) -> Image
     for row in range(int(height / size / 2.4) + 1):
         for column in range(int(width / size / 2.4) + 1):
             x, y = (column + 0.5) * size * 2.4, (row + 0.5) * size * 2.4
-            pen.ellipse([x - size, y - size, x + size, y + size], outline=_fill(rng, colour, 10), width=max(1, int(size / 4)))
+            pen.ellipse(
+                [x - size, y - size, x + size, y + size],
+                outline=_fill(rng, colour, 10),
+                width=max(1, int(size / 4)),
+            )
     return image
 
 
@@ -401,7 +445,9 @@ def bars(rng: np.random.Generator, height: int, width: int, unit: int) -> Image.
         x, y = 0.0, row * tall * 1.25
         while x < width:
             wide = tall * rng.uniform(0.08, 0.3)
-            pen.rectangle([x, y + tall * rng.uniform(0, 0.25), x + wide * 0.9, y + tall], fill=_fill(rng, base, 50))
+            pen.rectangle(
+                [x, y + tall * rng.uniform(0, 0.25), x + wide * 0.9, y + tall], fill=_fill(rng, base, 50)
+            )
             x += wide
     return image
 
@@ -426,7 +472,11 @@ def twigs(rng: np.random.Generator, height: int, width: int, unit: int) -> Image
     size, colour = unit * rng.uniform(0.015, 0.05), _fill(rng, _colour(rng), 0)
     for _ in range(int(min(5000, height * width / size**2 / 2))):
         x, y, turn = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, math.tau)
-        pen.line([(x, y), (x + size * math.cos(turn), y + size * math.sin(turn))], fill=colour, width=max(1, int(size / 6)))
+        pen.line(
+            [(x, y), (x + size * math.cos(turn), y + size * math.sin(turn))],
+            fill=colour,
+            width=max(1, int(size / 6)),
+        )
     return image
 
 
@@ -458,17 +508,34 @@ def toys(rng: np.random.Generator, height: int, width: int, unit: int) -> Image.
     image, pen = _blank(rng, height, width)
     for _ in range(int(10 * height * width / unit**2)):
         x, y, size = rng.uniform(0, width), rng.uniform(0, height), unit * rng.uniform(0.08, 0.2)
-        pen.rounded_rectangle([x - size, y - size * 0.6, x + size, y + size * 0.6], size / 4, fill=_fill(rng, _colour(rng), 0))
+        pen.rounded_rectangle(
+            [x - size, y - size * 0.6, x + size, y + size * 0.6], size / 4, fill=_fill(rng, _colour(rng), 0)
+        )
         for side in (-0.5, 0.0, 0.5):
             eye = size * rng.uniform(0.08, 0.2)
             centre = x + side * size
-            pen.ellipse([centre - eye, y - eye, centre + eye, y + eye], fill=(245, 245, 245), outline=(20, 20, 20))
+            pen.ellipse(
+                [centre - eye, y - eye, centre + eye, y + eye], fill=(245, 245, 245), outline=(20, 20, 20)
+            )
             pen.ellipse([centre - eye / 2, y - eye / 2, centre + eye / 2, y + eye / 2], fill=(20, 20, 20))
     return image
 
 
 Ground = Callable[[np.random.Generator, int, int, int], "np.ndarray | Image.Image"]
-_ALL: tuple[Ground, ...] = (clouds, bricks, foliage, grass, grid, windows, stripes, checkers, gravel, fence, mesh, shapes)
+_ALL: tuple[Ground, ...] = (
+    clouds,
+    bricks,
+    foliage,
+    grass,
+    grid,
+    windows,
+    stripes,
+    checkers,
+    gravel,
+    fence,
+    mesh,
+    shapes,
+)
 _ALL = (*_ALL, rings, bars, cracks, twigs, waves, dots, grain, toys)
 GROUNDS: dict[str, Ground] = {draw.__name__: draw for draw in _ALL}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ea_data.report.charts import funnel, histogram
 from ea_data.report.figures import Figures, FilterFigures
+from ea_data.report.paint import text_read
 from ea_data.report.templating import render
 
 #: A clip's row -> JPEG bytes of its frames with the findings drawn in, or one line that says why there are none.
@@ -32,6 +33,7 @@ def page(
         config=config,
         versions=versions | {f"score {part}": ", ".join(found) for part, found in figures.versions.items()},
         example=example,
+        text_read=text_read,
         funnel=funnel,
         histogram=histogram,
     )

@@ -99,9 +99,13 @@ class RapidOcrScorer:
         """frames.pixels: uint8 (N, H, W, 3). Raises MissingPackageError without the extra `ocr`."""
         return self._read(frames) if self.options.read else self._detect(frames)
 
+    def detect(self, frame: np.ndarray) -> np.ndarray:
+        """The boxes of one frame, uint8 (H, W, 3): corners (N, 4, 2) as x, y in pixels."""
+        return self.engine.detect(frame)[0]
+
     def _detect(self, frames: Frames) -> Score:
         height, width = frames.pixels.shape[1:3]
-        found = [self.engine.detect(frame)[0] for frame in frames.pixels]
+        found = [self.detect(frame) for frame in frames.pixels]
         values = tuple(round(union_area(boxes, height, width), 6) for boxes in found)
         looked = [
             {"second": round(float(second), 3), "boxes": _shares(boxes, height, width)}
@@ -125,7 +129,9 @@ class RapidOcrScorer:
                     "confidences": [round(reading.confidence, 3) for reading in readings],
                 }
             )
-            texts |= dict.fromkeys(look.readings[i].text if look.is_read[i] else "(not readable)" for i in kept)
+            texts |= dict.fromkeys(
+                look.readings[i].text if look.is_read[i] else "(not readable)" for i in kept
+            )
         detail = {"frames": looked, "samples": len(frames.pixels), "text": " | ".join(texts)}
         return Score(max(values), tuple(values), detail)
 
@@ -158,7 +164,9 @@ class RapidOcrScorer:
             sure = [i for i in line if readings[i].confidence >= self.options.confidence]
             if is_text("".join(readings[i].text for i in sure), self.options.min_chars):
                 is_read[sure] = True
-        could = [self._could_be_line(*one, height, width) for one in zip(boxes, scores, readings, strict=True)]
+        could = [
+            self._could_be_line(*one, height, width) for one in zip(boxes, scores, readings, strict=True)
+        ]
         return _Look(boxes, readings, is_read, np.array(could, bool) & ~is_read)
 
     def _could_be_line(
@@ -176,7 +184,10 @@ class RapidOcrScorer:
             and _TALL[0] <= share <= _TALL[1]
             and left > 0.01 * width
             and right < 0.99 * width
-            and (not is_guess or (reading.confidence >= _GUESS and is_text(reading.text, self.options.min_chars)))
+            and (
+                not is_guess
+                or (reading.confidence >= _GUESS and is_text(reading.text, self.options.min_chars))
+            )
         )
 
     def _mark_seen(self, looks: dict[int, _Look]) -> bool:

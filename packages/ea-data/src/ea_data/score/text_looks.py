@@ -9,7 +9,6 @@ Shape legend: N frames, H height, W width, R rows and C columns of cells.
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 #: Longer side, in pixels, at which strokes are measured; the side of a cell.
@@ -48,12 +47,16 @@ def next_look(strokes: np.ndarray, looked: list[int]) -> int | None:
 
 def _steps(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Differences of neighbours in a row, in levels: int16 (H, W - 1)."""
+    import cv2
+
     gray = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
     return np.diff(gray.astype(np.int16), axis=1)
 
 
 def _cells(values: np.ndarray) -> np.ndarray:
     """Means over cells: (R, C)."""
+    import cv2
+
     height, width = values.shape
     size = (max(1, round(width / CELL)), max(1, round(height / CELL)))
     return cv2.resize(values, size, interpolation=cv2.INTER_AREA)
