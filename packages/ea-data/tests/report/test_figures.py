@@ -134,8 +134,9 @@ def test_histogram_of_odd_values(values: list[float]) -> None:
 def test_page_is_one_file_and_escapes(rows: list[dict[str, Any]]) -> None:
     rows[0]["source"] = "<script>alert(1)</script>.mp4"
     rows[0]["scores"]["dis"]["value"] = 0.0
-    rows[0]["scores"]["rapidocr"] = {"value": 0.1, "values": [], "version": "2"}
-    rows[0]["scores"]["rapidocr"]["detail"] = {"frames": [], "samples": 20, "text": "SALE <b>"}
+    detail = {"frames": [], "samples": 20, "text": "SALE <b>"}
+    for one in rows[:100]:
+        one["scores"]["rapidocr"] = {"value": 0.1, "values": [], "version": "2", "detail": detail}
     text = page("a & b", gather(rows), lambda r: "no <picture>", "[run]\nraw = '<x>'", {"ea-data": "1"})
     assert "<script" not in text
     assert "src=" not in text

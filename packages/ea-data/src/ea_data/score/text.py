@@ -9,7 +9,6 @@ EasyAnimate V2. Boxes are somewhat larger than the ink.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from ea_data.options import Options, missing_packages
 from ea_data.protocols import FrameRequest, Frames, Score
 from ea_data.score.text_boxes import bounds, lines, overlap, shape_of, union_area
 from ea_data.score.text_engine import Reading, TextEngine
-from ea_data.score.text_looks import next_look, steady_strokes
+from ea_data.score.text_looks import Strokes
 from ea_runtime.errors import MissingPackageError
 
 #: Most pixels of a frame's longer side where text is read.
@@ -55,22 +54,13 @@ class RapidOcrOptions(Options):
     unread: float = Field(0.7, gt=0, le=1)
 
 
-@dataclass(slots=True)
 class _Look:
-    """The boxes of one frame, read: those whose text counts, and those that may be lines of an unknown script."""
+    """The boxes of one frame and their readings. is_read, is_seen: those that count, as text or as lines that are laid
+    over the picture; is_line: those that may be lines of an unknown script."""
 
-    boxes: np.ndarray
-    readings: list[Reading]
-    is_read: np.ndarray
-    is_line: np.ndarray
-    is_seen: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.is_seen = np.zeros(len(self.boxes), bool)
-
-    @property
-    def counts(self) -> np.ndarray:
-        return self.is_read | self.is_seen
+    def __init__(self, boxes: np.ndarray, readings: list[Reading]) -> None:
+        self.boxes, self.readings = boxes, readings
+        self.is_read, self.is_seen, self.is_line = np.zeros((3, len(boxes)), bool)
 
 
 class RapidOcrScorer:
@@ -118,7 +108,7 @@ class RapidOcrScorer:
         looks = self._looks(frames.pixels)
         values, looked, texts = [], [], dict[str, None]()
         for number, look in sorted(looks.items()):
-            kept = np.flatnonzero(look.counts)
+            kept = np.flatnonzero(look.is_read | look.is_seen)
             values.append(round(union_area(look.boxes[kept], height, width), 6))
             readings = [look.readings[i] for i in kept]
             looked.append(
@@ -140,48 +130,48 @@ class RapidOcrScorer:
         options, count = self.options, len(pixels)
         most = max(options.frames, options.most_frames)
         even = np.floor((np.arange(options.frames) + 0.5) / options.frames * count)
-        looks = {int(number): self._look(pixels[int(number)]) for number in even}
+        strokes = Strokes(pixels)
+        looks = {int(number): self._look(pixels, strokes, int(number)) for number in even}
         if count == 1:
             return looks
-        strokes = steady_strokes(pixels)
-        while len(looks) < most and (number := next_look(strokes, list(looks))) is not None:
-            looks[number] = self._look(pixels[number])
+        while len(looks) < most and (number := strokes.next_look(list(looks))) is not None:
+            looks[number] = self._look(pixels, strokes, number)
         for number in sorted(looks):
             if self._mark_seen(looks) and len(looks) < most:
-                self._look_beside(pixels, strokes, looks, number)
+                beside = self._beside(pixels, looks, number)
+                looks |= {n: self._look(pixels, strokes, n) for n in beside}
         self._mark_seen(looks)
         return looks
 
-    def _look(self, frame: np.ndarray) -> _Look:
+    def _look(self, pixels: np.ndarray, strokes: Strokes, number: int) -> _Look:
+        frame = pixels[number]
         height, width = frame.shape[:2]
         boxes, scores = self.engine.detect(frame)
         areas = [union_area(box[None], height, width) for box in boxes]
         largest = np.sort(np.argsort(-np.array(areas), kind="stable")[:_MOST_READ])
         boxes, scores = boxes[largest], scores[largest]
         readings = self.engine.read(frame, boxes)
-        is_read = np.zeros(len(boxes), bool)
+        look = _Look(boxes, readings)
         for line in lines(boxes):
             sure = [i for i in line if readings[i].confidence >= self.options.confidence]
             if is_text("".join(readings[i].text for i in sure), self.options.min_chars):
-                is_read[sure] = True
-        could = [
-            self._could_be_line(*one, height, width) for one in zip(boxes, scores, readings, strict=True)
-        ]
-        return _Look(boxes, readings, is_read, np.array(could, bool) & ~is_read)
+                look.is_read[sure] = True
+        for i in np.flatnonzero(~look.is_read):
+            if self.options.unread == 1 or not self._could_be_line(boxes[i], readings[i], height, width):
+                continue
+            place = np.array(bounds(boxes[i])) / (width, height, width, height)
+            look.is_seen[i] = strokes.is_laid_over(number, tuple(place.tolist()))
+            look.is_line[i] = scores[i] >= self.options.unread and not look.is_seen[i]
+        return look
 
-    def _could_be_line(
-        self, box: np.ndarray, score: float, reading: Reading, height: int, width: int
-    ) -> bool:
+    def _could_be_line(self, box: np.ndarray, reading: Reading, height: int, width: int) -> bool:
         """Whether a box has the shape of a line inside the frame, and its reading, if any, is no bad guess."""
         along, tall = shape_of(box)
         left, _, right, _ = bounds(box)
-        share = tall / min(height, width)
         is_guess = sum(map(str.isalnum, reading.text)) >= self.options.min_chars
         return (
-            self.options.unread < 1
-            and score >= self.options.unread
-            and along >= _LONG * tall
-            and _TALL[0] <= share <= _TALL[1]
+            along >= _LONG * tall
+            and _TALL[0] <= tall / min(height, width) <= _TALL[1]
             and left > 0.01 * width
             and right < 0.99 * width
             and (
@@ -204,10 +194,8 @@ class RapidOcrScorer:
                 alone |= not look.is_seen[i]
         return alone
 
-    def _look_beside(
-        self, pixels: np.ndarray, strokes: np.ndarray, looks: dict[int, _Look], number: int
-    ) -> None:
-        """Looks at the frame before or after one in which a line stands alone, whichever is more like it there."""
+    def _beside(self, pixels: np.ndarray, looks: dict[int, _Look], number: int) -> list[int]:
+        """The frame before or after one in which a line stands alone, whichever is more like it there."""
         look = looks[number]
         for i in np.flatnonzero(look.is_line & ~look.is_seen):
             left, top, right, bottom = (max(0, round(side)) for side in bounds(look.boxes[i]))
@@ -215,9 +203,8 @@ class RapidOcrScorer:
             near = [n for n in (number - 1, number + 1) if 0 <= n < len(pixels) and n not in looks]
             here = pixels[number][place].astype(np.int16)
             if near:
-                best = min(near, key=lambda n: float(np.abs(pixels[n][place] - here).mean()))
-                looks[best] = self._look(pixels[best])
-                return
+                return [min(near, key=lambda n: float(np.abs(pixels[n][place] - here).mean()))]
+        return []
 
     @property
     def engine(self) -> TextEngine:
