@@ -101,6 +101,8 @@ FONTS = {
     "mono": "DejaVuSansMono.ttf",
     "serif": "DejaVuSerif.ttf",
 }
+#: Scripts that the fonts of matplotlib have, and those of OpenCV from 5.0 on.
+OF_MATPLOTLIB = ("latin", "digits", "cyrillic", "greek", "arabic", "hebrew", "armenian", "georgian")
 OF_OPENCV = ("chinese", "japanese", "korean")
 HAS_SERIF_AND_MONO = ("latin", "digits", "cyrillic", "greek")
 #: size: of a letter's em over the frame's height; opacity; seconds it is shown, 0: all; share that has an outline
@@ -111,6 +113,7 @@ STYLES = {
     "watermark": {"size": (0.045, 0.075), "opacity": (0.35, 0.6), "seconds": (0.0, 0.0)},
     "banner": {"size": (0.05, 0.075), "opacity": (1.0, 1.0), "seconds": (1.0, 3.0)},
 }
+_CONTRAST = 100.0  # levels of 255
 SIZES = ((270, 480), (360, 640), (480, 854), (640, 360), (720, 1280))
 
 
@@ -158,11 +161,11 @@ class TextClip:
         down, across = (math.ceil(travel * share) + 2 for share in along)
         picture = GROUNDS[self.ground](rng, self.height + down, self.width + across, self.height)
         pixels = np.asarray(picture, np.uint8)
-        ink = None if self.overlay is None else letters(self.overlay, self.height, self.width)
+        overlay = self.overlay
+        ink = None if overlay is None else letters(overlay, pixels[: self.height, : self.width])
         for number in range(num_frames):
             y, x = (along * step * number).astype(int)
             frame = pixels[y : y + self.height, x : x + self.width].copy()
-            overlay = self.overlay
             if ink is not None and overlay is not None and overlay.start <= number / FPS < overlay.end:
                 colour, alpha = ink
                 frame = np.rint(frame + alpha * (colour - frame)).astype(np.uint8)
@@ -182,8 +185,12 @@ class TextClip:
         return path
 
 
-def letters(overlay: Overlay, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """colour (H, W, 3) and opacity (H, W, 1) of an overlay: float32, in 0..255 and 0..1."""
+def letters(overlay: Overlay, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """colour (H, W, 3) and opacity (H, W, 1) of an overlay: float32, in 0..255 and 0..1.
+
+    behind: a frame (H, W, 3). Letters without an outline that are about as bright as it turn white or black.
+    """
+    height, width = behind.shape[:2]
     fill = _line(overlay.text, overlay.script, overlay.font, overlay.size)
     edge = overlay.outline
     pad = edge + (overlay.size // 3 if overlay.style == "banner" else 1)
@@ -203,11 +210,13 @@ def letters(overlay: Overlay, height: int, width: int) -> tuple[np.ndarray, np.n
         raise ValueError(f"{overlay.text!r} at {overlay.size} pixels does not fit into {width}x{height}")
     top = round(overlay.y * (height - ink.shape[0]))
     left = round(overlay.x * (width - ink.shape[1]))
+    place = np.s_[top : top + ink.shape[0], left : left + ink.shape[1]]
     bright = np.array(overlay.colour, np.float32)
+    if not edge and overlay.style != "banner" and abs(bright.mean() - behind[place].mean()) < _CONTRAST:
+        bright[:] = 250 if behind[place].mean() < 128 else 10
     opposite = np.full(3, 0.0 if bright.mean() > 110 else 250.0, np.float32)
     colour = np.zeros((height, width, 3), np.float32)
     alpha = np.zeros((height, width, 1), np.float32)
-    place = np.s_[top : top + ink.shape[0], left : left + ink.shape[1]]
     colour[place] = opposite + ink * (bright - opposite) if edge or overlay.style == "banner" else bright
     alpha[place] = np.maximum(ink, around) * np.float32(overlay.opacity)
     return colour, alpha
