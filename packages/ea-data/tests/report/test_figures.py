@@ -191,11 +191,15 @@ def test_histogram_of_odd_values(values: list[float]) -> None:
 def test_page_is_one_file_and_escapes(rows: list[dict[str, Any]]) -> None:
     rows[0]["source"] = "<script>alert(1)</script>.mp4"
     rows[0]["scores"]["dis"]["value"] = 0.0
+    detail = {"frames": [], "samples": 20, "text": "SALE <b>"}
+    for one in rows[:100]:
+        one["scores"]["rapidocr"] = {"value": 0.1, "values": [], "version": "2", "detail": detail}
     text = page("a & b", gather(rows), lambda r: "no <picture>", "[run]\nraw = '<x>'", {"ea-data": "1"})
     assert "<script" not in text
     assert "src=" not in text
     assert "http" not in text
     assert "a &amp; b" in text
+    assert "text: SALE &lt;b&gt;" in text
 
 
 def test_paint_draws_what_the_scorers_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +209,7 @@ def test_paint_draws_what_the_scorers_found(monkeypatch: pytest.MonkeyPatch) -> 
 
     frames = np.full((4, 40, 60, 3), 128, np.uint8)
     box = np.array([[6, 4], [36, 4], [36, 20], [6, 20]])
-    reader = RapidOcrScorer(RapidOcrOptions())
+    reader = RapidOcrScorer(RapidOcrOptions(read=False))
     monkeypatch.setattr(
         reader, "detect", lambda frame: np.array([box] if frame[0, 0, 0] else np.zeros((0, 4, 2)))
     )

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ea_data.draw.raw import RawScene, render_scene, sample_video
-from ea_data.protocols import Frames
-from ea_data.score import text
-from ea_data.score.text import RapidOcrOptions, RapidOcrScorer, union_area
+from ea_data.protocols import Frames, Score
+from ea_data.score.text import RapidOcrOptions, RapidOcrScorer
+from ea_data.score.text_boxes import lines, overlap, union_area
+from ea_data.score.text_engine import Reading, TextEngine
 from ea_runtime.errors import MissingPackageError
 
 needs_ocr = pytest.mark.skipif(
@@ -60,18 +61,24 @@ def test_area_against_painting_the_boxes() -> None:
 
 
 @needs_ocr
+@pytest.mark.parametrize("reads", [False, True])
 @pytest.mark.parametrize(("kind", "low", "high"), [("text", 0.02, 0.15), ("caption", 0.001, 0.01)])
-def test_drawn_text_is_found_and_measured(kind: str, low: float, high: float) -> None:
+def test_drawn_text_is_found_and_measured(kind: str, low: float, high: float, reads: bool) -> None:
     index = {"text": 3, "caption": 4}[kind]
     scene = sample_video(0, index).scenes[0]
     frame = next(render_scene(scene, 270, 480, 24))
-    score = RapidOcrScorer(RapidOcrOptions(frames=1))(Frames(frame[None], np.zeros(1)), {})
+    options = RapidOcrOptions(frames=1, read=reads)
+    score = RapidOcrScorer(options)(Frames(frame[None], np.zeros(1)), {})
     assert low < score.value < high
     assert score.value >= 0.9 * scene.text_area  # a box holds its ink
     (frame,) = score.detail["frames"]
     boxes = frame["boxes"]
     assert np.asarray(boxes).shape[1:] == (4, 2)
     assert 0 <= np.min(boxes) <= np.max(boxes) <= 1
+    if reads:
+        assert frame["texts"] == [scene.text]
+        assert min(frame["confidences"]) >= 0.8
+        assert score.detail["text"] == scene.text
 
 
 @needs_ocr
@@ -82,14 +89,17 @@ def test_a_picture_without_text_has_none() -> None:
 
 
 def test_the_largest_frame_counts_and_huge_boxes_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = RapidOcrScorer(RapidOcrOptions(frames=2))
+    scorer = RapidOcrScorer(RapidOcrOptions(frames=2, read=False))
     answers = iter([[box(0, 0, 100, 100)], [box(0, 0, 50, 20), box(0, 0, 99, 99)]])
 
     class Engine:
         def __call__(self, image: np.ndarray, **more: object) -> object:
-            return type("Found", (), {"boxes": np.array(next(answers), float)})
+            boxes = np.array(next(answers), float)
+            return type("Found", (), {"boxes": boxes, "scores": np.ones(len(boxes))})
 
-    monkeypatch.setattr(scorer, "_engine", Engine())
+    engine = TextEngine.__new__(TextEngine)
+    engine.largest, engine._engine = 0.5, Engine()
+    monkeypatch.setattr(scorer, "_engine", engine)
     score = scorer(Frames(np.zeros((2, 100, 100, 3), np.uint8), np.arange(2.0)), {})
     assert score.values == (0.0, 0.1)
     assert score.value == 0.1
@@ -102,4 +112,97 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     assert all("pip install 'ea-data[ocr]'" in line for line in scorer.missing())
     with pytest.raises(MissingPackageError, match="rapidocr"):
         scorer.detect(np.zeros((64, 64, 3), np.uint8))
-    assert text.RapidOcrOptions().frames == 3
+
+
+class Told:
+    """An engine that finds and reads what it is told, by the brightness of a frame's first pixel."""
+
+    def __init__(self, found: dict[int, list[tuple[list[list[float]], float, str, float]]]) -> None:
+        self.found, self.looked = found, []
+
+    def detect(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.looked.append(int(frame[0, 0, 0]))
+        found = self.found.get(self.looked[-1], [])
+        boxes = np.array([one[0] for one in found], float).reshape(-1, 4, 2)
+        return boxes, np.array([one[1] for one in found])
+
+    def read(self, frame: np.ndarray, boxes: np.ndarray) -> list[Reading]:
+        found = self.found.get(int(frame[0, 0, 0]), [])
+        by_box = {str(np.array(one[0], float)): Reading(one[2], one[3]) for one in found}
+        return [by_box[str(box)] for box in boxes]
+
+
+def score_of(
+    found: dict[int, list[tuple]], num_frames: int = 6, **options: object
+) -> tuple[Score, list[int]]:
+    """The score of plain frames (100 x 200) that are as bright as their number."""
+    scorer = RapidOcrScorer(RapidOcrOptions(**{"samples": num_frames, **options}))
+    scorer._engine = engine = Told(found)
+    frames = (
+        np.zeros((num_frames, 100, 200, 3), np.uint8)
+        + np.arange(num_frames, dtype=np.uint8)[:, None, None, None]
+    )
+    return scorer(Frames(frames, np.arange(num_frames) / 2), {}), engine.looked
+
+
+A_LINE = box(20, 80, 120, 95)
+
+
+@pytest.mark.parametrize(
+    ("text", "confidence", "counts"),
+    [
+        ("SUBSCRIBE", 0.95, True),
+        ("SUBSCRIBE", 0.8, True),
+        ("SUBSCRIBE", 0.79, False),
+        ("HD", 0.99, False),
+        ("T V 2", 0.99, True),
+        ("- - - -", 0.99, False),
+        ("OOOOOOO", 0.99, False),
+        ("00:00:00", 0.99, True),
+        ("\u7b2c\u4e00\u7ae0", 0.99, True),
+    ],
+)
+def test_text_counts_when_it_is_read(text: str, confidence: float, counts: bool) -> None:
+    score, _ = score_of({1: [(A_LINE, 0.6, text, confidence)]})
+    assert score.value == pytest.approx(0.075 if counts else 0)
+    boxes = [frame["boxes"] for frame in score.detail["frames"]]
+    assert [len(one) for one in boxes] == [int(counts), 0, 0]
+    assert score.detail["text"] == (text if counts else "")
+    assert score.detail["samples"] == 6
+
+
+def test_options_say_how_many_characters_and_how_sure() -> None:
+    found = {1: [(A_LINE, 0.6, "HD", 0.6)]}
+    assert score_of(found)[0].value == 0
+    assert score_of(found, min_chars=2, confidence=0.6)[0].value > 0
+
+
+def test_words_of_one_line_are_counted_together() -> None:
+    near, far = box(20, 80, 60, 95), box(190, 80, 199, 95)
+    words = [(near, 0.6, "I", 0.9), (box(66, 80, 100, 95), 0.6, "am", 0.9), (far, 0.6, "so", 0.9)]
+    score, _ = score_of({1: words})
+    assert score.detail["frames"][0]["texts"] == ["I", "am"]
+    assert lines(np.array([one[0] for one in words], float)) == [[0, 1], [2]]
+
+
+def test_a_script_that_is_not_read_counts_when_it_stays() -> None:
+    line = (A_LINE, 0.8, "", 0.0)
+    score, looked = score_of({0: [line], 1: [line]})
+    assert score.value == pytest.approx(0.075)
+    assert score.detail["text"] == "(not readable)"
+    assert looked == [1, 3, 5, 0]  # spread evenly, then beside the line
+    assert score_of({0: [line], 1: [line]}, unread=1)[0].value == 0
+    assert score_of({1: [line]})[0].value == 0  # seen once
+    assert score_of({n: [(A_LINE, 0.6, "", 0.0)] for n in range(6)})[0].value == 0  # not sure
+    assert (
+        score_of({n: [(box(0, 80, 200, 95), 0.8, "", 0.0)] for n in range(6)})[0].value == 0
+    )  # from edge to edge
+    assert score_of({n: [(box(20, 20, 60, 60), 0.8, "", 0.0)] for n in range(6)})[0].value == 0  # no line
+    assert score_of({n: [(A_LINE, 0.8, "DONINON", 0.2)] for n in range(6)})[0].value == 0  # a bad guess
+
+
+def test_overlap_of_boxes() -> None:
+    one, half = np.array(box(0, 0, 10, 10), float), np.array(box(5, 0, 15, 10), float)
+    assert overlap(one, one) == 1
+    assert overlap(one, half) == pytest.approx(1 / 3)
+    assert overlap(one, half + 20) == 0

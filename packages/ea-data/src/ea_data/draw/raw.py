@@ -26,6 +26,7 @@ DROPPED_BY: dict[str, str] = {
     "still": "motion",
     "fast": "motion",
     "text": "text-area",
+    "caption": "text-area",
     "blur": "technical",
     "dark": "technical",
     "grain": "technical",
@@ -38,7 +39,7 @@ DARKNESS = 0.08  # factor of a dark scene's light
 GRAIN = 18.0  # standard deviation in levels of 255
 TEXT_AREAS = {"text": (0.025, 0.06), "caption": (0.003, 0.0045)}  # of the frame, box around the ink
 WORDS = ("SALE TODAY", "BREAKING NEWS", "SUBSCRIBE NOW", "EPISODE SEVEN", "MADE BY EA")
-SHORT_WORDS = ("EA 7", "LIVE", "TV 2", "NEWS", "HD")
+SHORT_WORDS = ("EA NOW", "LIVE", "TV TWO", "NEWS", "IN HD")
 HUES = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 WAYS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 

@@ -8,6 +8,7 @@ from typing import Any
 from ea_data.report.charts import histogram
 from ea_data.report.figures import Figures, FilterFigures
 from ea_data.report.funnel import funnel
+from ea_data.report.paint import text_read
 from ea_data.report.templating import render
 
 #: Cuts and losses shown of each file.
@@ -41,6 +42,7 @@ def page(
         config=config,
         versions=versions | {f"score {part}": ", ".join(found) for part, found in figures.versions.items()},
         example=example,
+        text_read=text_read,
         funnel=funnel,
         histogram=histogram,
         timings=timings or {},

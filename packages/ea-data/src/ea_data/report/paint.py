@@ -39,8 +39,23 @@ def paint(frames: np.ndarray, seconds: Sequence[float], row: dict[str, Any]) -> 
 
 def looked_at(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The frames in which a scorer looked for text, second and boxes of each; empty if none did."""
+    return _of_text(row).get("frames", [])
+
+
+def num_samples(row: dict[str, Any]) -> int:
+    """The number of frames, spread evenly, among which those of `looked_at` are."""
+    return _of_text(row).get("samples") or len(looked_at(row))
+
+
+def text_read(row: dict[str, Any]) -> str:
+    """The text that a scorer read, in one line; empty if none did."""
+    return str(_of_text(row).get("text") or "")
+
+
+def _of_text(row: dict[str, Any]) -> dict[str, Any]:
+    """The detail of the scorer that looked for text."""
     details = (score.get("detail") or {} for score in (row.get("scores") or {}).values())
-    return next((detail["frames"] for detail in details if isinstance(detail.get("frames"), list)), [])
+    return next((detail for detail in details if isinstance(detail.get("frames"), list)), {})
 
 
 def _nearest(seconds: Sequence[float], wanted: float) -> int:

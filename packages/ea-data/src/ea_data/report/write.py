@@ -22,7 +22,7 @@ from ea_data.records.store import CONFIG, iter_rows, read_sources, write_text
 from ea_data.records.timings import read_timings
 from ea_data.report.figures import Figures, gather
 from ea_data.report.page import page
-from ea_data.report.paint import FRAMES, WIDTH, looked_at, paint
+from ea_data.report.paint import FRAMES, WIDTH, looked_at, num_samples, paint
 from ea_data.report.summary import summary, to_json
 from ea_runtime.errors import UserError
 
@@ -40,7 +40,7 @@ class _Painter:
     def __call__(self, row: dict[str, Any]) -> bytes:
         shown = FrameRequest("even", FRAMES, max_side=2 * WIDTH)
         requests = [shown]
-        if num_looked := len(looked_at(row)):
+        if num_looked := num_samples(row):
             # boxes belong to the exact frame in which they were found
             requests.append(FrameRequest("even", num_looked, max_side=2 * WIDTH))
         path = self.root / row["source"]

@@ -1,0 +1,95 @@
+"""Strokes that stay where they are from one frame to the next, whatever moves behind them: letters laid over a picture.
+
+Their density tells which of a clip's frames the text detector looks at: a few spread evenly, then those that have
+clearly more steady strokes than every frame looked at so far. It also tells whether a box is laid over the picture: its
+strokes stay where those around it do not, or they come and go where those around them stay.
+
+Shape legend: N frames, H height, W width, R rows and C columns of patches.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Longer side, in pixels, at which strokes are measured; the side of a patch.
+SIDE, PATCH = 480, 12
+#: Levels of 255 by which a patch's mean must exceed that of the frames looked at; number of such patches for a
+#: look.
+LEVELS, PATCHES = 5.0, 4
+#: Fewest levels of a step that is a stroke.
+STEP = 8
+#: Shares of a box's strokes that another frame has too: at least the first if they stay, at most the second if they
+#: do not.
+STAY, GO = 0.6, 0.35
+
+
+class Strokes:
+    """The strokes of a clip's frames, uint8 (N, H, W, 3) in order of time."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        height, width = pixels.shape[1:3]
+        scale = min(1.0, SIDE / max(height, width))
+        self._size = (max(PATCH, round(width * scale)), max(PATCH, round(height * scale)))
+        self._steps = [self._steps_of(frame) for frame in pixels]  # int16 (H, W - 1) each
+        here = self._steps[:-1]
+        kept = [self._patches(_shared(one, other)) for one, other in zip(here, self._steps[1:], strict=True)]
+        none = np.zeros_like(kept[0]) if kept else np.zeros((1, 1), np.float32)
+        self._steady = np.maximum([none, *kept], [*kept, none])
+
+    def next_look(self, looked: list[int]) -> int | None:
+        """The frame with the most steady strokes that no frame looked at has; None if no frame has enough of them."""
+        more = self._steady - self._steady[looked].max(0) - LEVELS
+        is_more = more > 0
+        worth = np.where(is_more.sum((1, 2)) >= PATCHES, np.where(is_more, more, 0).sum((1, 2)), 0)
+        best = int(worth.argmax())
+        return best if worth[best] > 0 else None
+
+    def is_laid_over(self, number: int, place: tuple[float, float, float, float]) -> bool:
+        """Whether the strokes of a frame in a rectangle are laid over the picture.
+
+        place: left, top, right, bottom as shares of width and height.
+        """
+        steps = self._steps[number]
+        height, width = steps.shape
+        inside = np.zeros(steps.shape, bool)
+        columns = slice(max(0, int(place[0] * width)), int(place[2] * width) + 1)
+        inside[max(0, int(place[1] * height)) : int(place[3] * height) + 1, columns] = True
+        is_stroke = np.abs(steps) >= STEP
+        within, around = is_stroke & inside, is_stroke & ~inside
+        if not within.any() or around.sum() < within.sum() / 2:
+            return False
+        shares = [
+            (self._share(number, n, within), self._share(number, n, around)) for n in self._others(number)
+        ]
+        beside = [shares[n - (n > number)] for n in (number - 1, number + 1) if 0 <= n < len(self._steps)]
+        stays = [around for within, around in beside if within >= STAY]
+        return bool(stays) and (
+            min(stays) <= GO or any(within <= GO and around >= STAY for within, around in shares)
+        )
+
+    def _others(self, number: int) -> list[int]:
+        return [n for n in range(len(self._steps)) if n != number]
+
+    def _share(self, number: int, other: int, place: np.ndarray) -> float:
+        """The share of a frame's strokes in a place, bool (H, W - 1), that another frame has too."""
+        here = self._steps[number][place]
+        return float(_shared(here, self._steps[other][place]).sum() / np.abs(here).sum())
+
+    def _steps_of(self, frame: np.ndarray) -> np.ndarray:
+        """Differences of neighbours in a row, in levels: int16 (H, W - 1)."""
+        import cv2
+
+        small = cv2.resize(frame, self._size, interpolation=cv2.INTER_AREA)
+        return np.diff(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.int16), axis=1)
+
+    def _patches(self, values: np.ndarray) -> np.ndarray:
+        """Means over patches: float32 (R, C)."""
+        import cv2
+
+        width, height = (max(1, round(side / PATCH)) for side in self._size)
+        return cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _shared(here: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """How much of each step is in both: the smaller one less their difference, at least 0."""
+    return np.maximum(np.minimum(np.abs(here), np.abs(there)) - np.abs(here - there), 0)
