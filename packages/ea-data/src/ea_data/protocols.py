@@ -17,7 +17,7 @@ class VideoInfo:
 
     seconds: of the picture stream. num_frames: counted, or as the container says; 0: unknown. sample_aspect: width
     over height of its pixels, as a fraction. combing: largest share of combed pixels in a key frame. transfer: "pq",
-    "hlg" (HDR) or "".
+    "hlg" (HDR) or "". bits: of its frames' packets, without sound and container; of a picture, of the file.
     """
 
     path: Path
@@ -34,6 +34,7 @@ class VideoInfo:
     is_interlaced: bool = False
     combing: float = 0.0
     transfer: str = ""
+    bits: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from ea_data.media.timeline import Timeline, frames_in_order, key_frames, read_t
 from ea_data.protocols import VideoInfo
 from ea_runtime.video.pictures import PICTURE_SUFFIXES, open_picture, to_rgb
 
-VERSION = "3"
+VERSION = "4"
 #: Seconds between two key frames that are looked at.
 _LOOK_SECONDS = 1.0
 #: Most key frames that are searched for combing, and how many are too few.
@@ -94,7 +94,8 @@ def _picture_info(path: Path, file: BinaryIO, max_pixels: int) -> VideoInfo:
         _check_pixels(*picture.size, max_pixels)
         codec = (picture.format or "").lower()
         width, height = to_rgb(picture).size  # what cannot be shown is an error now
-    return VideoInfo(path, width, height, Fraction(0), 0.0, 1, codec, is_picture=True)
+        bits = 8 * file.seek(0, os.SEEK_END)
+    return VideoInfo(path, width, height, Fraction(0), 0.0, 1, codec, is_picture=True, bits=bits)
 
 
 def _video_info(path: Path, file: BinaryIO, strict: bool, max_pixels: int) -> tuple[VideoInfo, Timeline]:
@@ -135,6 +136,7 @@ def _video_info(path: Path, file: BinaryIO, strict: bool, max_pixels: int) -> tu
             is_interlaced=is_interlaced,
             combing=round(combed, 4),
             transfer=look.transfer,
+            bits=timeline.bits(range(count)),
         )
     return info, timeline
 

@@ -446,7 +446,7 @@ def _verdict_of(record: dict[str, Any]) -> str:
 def _of_file(source: str, probed: dict[str, Any]) -> dict[str, Any]:
     """A record with the findings of the probe."""
     names = ("content", "width", "height", "fps_exact", "codec", "rotation", "is_variable_rate", "is_picture")
-    names = (*names, "sample_aspect", "is_interlaced", "combing", "transfer")
+    names = (*names, "sample_aspect", "is_interlaced", "combing", "transfer", "bits")
     found = {name: probed[name] for name in names}
     return {
         **empty_record(source),
