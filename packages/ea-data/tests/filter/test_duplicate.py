@@ -237,7 +237,7 @@ def test_a_record_without_a_signature_is_an_error(wrong: Any) -> None:
 def test_a_damaged_signature_is_an_error() -> None:
     clip = record("a", pan(1))
     clip["scores"]["duplicates"]["detail"]["signature"] = "nothing"
-    with pytest.raises(UserError, match=r"clip a.*cannot be read.*ea data score"):
+    with pytest.raises(UserError, match=r"clip a.*cannot be read.*ea data run"):
         list(DuplicateFilter(DuplicateOptions()).judge([clip]))
 
 

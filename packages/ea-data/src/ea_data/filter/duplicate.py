@@ -75,21 +75,23 @@ class DuplicateFilter:
         score, detail = self._score(record)
         pixels = round(int(record["width"]) * int(record["height"]) * float(detail.get("picture", 1)))
         seconds = float(record["end"]) - float(record["start"])
-        bits = round(int(record["bits"]) / (seconds or 1))
-        codec = str(record["codec"])
+        bits = round(int(record.get("bits") or 0) / (seconds or 1))
+        codec = str(record.get("codec"))
         age = _CODECS.index(codec) if codec in _CODECS else len(_CODECS)
         return int(float(score["value"]) < GREY), -pixels, -bits, age, str(record["clip_id"])
 
     def judge(self, records: Iterable[dict[str, Any]]) -> Iterator[Decision]:
         """One decision for each record, in order. Raises UserError if a record has no signature."""
         with tempfile.TemporaryFile(dir=self._folder) as file:
-            kinds = {is_picture: _Kept(file) for is_picture in (False, True)}
+            kinds: dict[bool, _Kept] = {}
             for record in records:
-                signature = self._signature(record)
-                kept = kinds[bool(record.get("is_picture"))]
+                text = self._score(record)[1]["signature"]
+                signature = self._read(text, record)
+                is_picture = bool(record.get("is_picture"))
+                kept = kinds.get(is_picture) or kinds.setdefault(is_picture, _Kept(file))
                 found = self._first(signature, kept)
                 if found is None:
-                    kept.add(signature, record)
+                    kept.add(signature, text, record)
                     yield Decision(True, "no other clip shows the same", self.threshold)
                 else:
                     other, likeness = found
@@ -123,13 +125,13 @@ class DuplicateFilter:
             )
         return score, detail
 
-    def _signature(self, record: dict[str, Any]) -> Signature:
+    def _read(self, text: str, record: dict[str, Any]) -> Signature:
         try:
-            return Signature.unpack(self._score(record)[1]["signature"])
+            return Signature.unpack(text)
         except ValueError as error:
             raise UserError(
-                f"clip {record.get('clip_id', '?')}: its signature cannot be read: {error}; `ea data score SET "
-                "--retry-errors` makes it again"
+                f"clip {record.get('clip_id', '?')}: its signature in the score {self.options.score!r} cannot be read "
+                f"({error}); delete the set's ledger and run `ea data run` again"
             ) from error
 
 
@@ -141,9 +143,9 @@ class _Kept:
         self._file = file
         self._starts, self._lengths = array("Q"), array("L")
 
-    def add(self, signature: Signature, record: dict[str, Any]) -> None:
+    def add(self, signature: Signature, text: str, record: dict[str, Any]) -> None:
         known = {name: record.get(name) for name in ("clip_id", "source", "start", "end")}
-        data = json.dumps([signature.pack(), known]).encode()
+        data = json.dumps([text, known]).encode()
         self.index.add(signature.luma, len(self._starts))
         self._starts.append(self._file.seek(0, 2))
         self._lengths.append(len(data))

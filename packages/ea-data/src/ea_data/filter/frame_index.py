@@ -18,6 +18,7 @@ from ea_data.media.signature import GRID, RATE
 _BITS = 20  # of a key
 _WEAK = 2  # signs of a key that may be turned over: those nearest to 0
 _LEAST_SPREAD = 1.0  # levels: the standard deviation of a frame below which it says nothing
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads numbers over 64 bits
 _FAR = 18  # bits of 64 in which the frames of a candidate may differ
 
 
@@ -39,12 +40,15 @@ class FrameIndex:
         frames = _informative(luma[::RATE])
         if not len(frames):
             return
-        rows = np.concatenate([_keys(frames)[0], _hashes(frames)[:, None].view(np.int64)], 1)
-        for *keys, word in np.unique(rows, axis=0):
+        known = set()
+        for keys, word in zip(_keys(frames)[0], _hashes(frames), strict=True):
+            if (frame := (word, *keys)) in known:
+                continue
+            known.add(frame)
             self._room()
             self._before[self._count] = self._last[self._rows, keys]
             self._last[self._rows, keys] = self._count
-            self._hashes[self._count] = np.int64(word).view(np.uint64)
+            self._hashes[self._count] = word
             self._owners[self._count] = owner
             self._count += 1
 
@@ -58,12 +62,12 @@ class FrameIndex:
         weak = np.argpartition(margins, _WEAK, axis=2)[..., :_WEAK]
         chosen = (np.arange(1 << _WEAK)[:, None] >> np.arange(_WEAK)) & 1
         probes = keys[..., None] ^ ((1 << weak)[..., None, :] * chosen).sum(-1)
-        tables = np.broadcast_to(self._rows[:, None], probes.shape[1:])
-        asked = np.broadcast_to(words[:, None, None], probes.shape)
-        flat = np.stack([np.broadcast_to(tables, probes.shape).ravel(), probes.ravel()], 1)
-        _, first = np.unique(np.column_stack([flat, asked.ravel().view(np.int64)]), axis=0, return_index=True)
-        table, word = flat[first, 0], asked.ravel()[first]
-        at = self._last[table, flat[first, 1]]
+        places = (probes | (self._rows << _BITS)[:, None]).ravel()
+        asked = np.broadcast_to(words[:, None, None], probes.shape).ravel()
+        # a still clip asks the same again and again
+        _, first = np.unique(places.astype(np.uint64) * _ODD ^ asked, return_index=True)
+        table, word = places[first] >> _BITS, asked[first]
+        at = self._last[table, places[first] & ((1 << _BITS) - 1)]
         found = []
         while (held := at >= 0).any():  # one step along all chains
             at, table, word = at[held], table[held], word[held]

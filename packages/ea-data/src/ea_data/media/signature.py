@@ -44,13 +44,13 @@ class Signature:
             self.colour.view(np.uint8).reshape(len(self.colour), -1), axis=0, prepend=np.uint8(0)
         )
         head = np.array([_FORMAT, len(luma), len(colour)], np.uint8).tobytes()
-        return base64.b85encode(zlib.compress(head + luma.tobytes() + colour.tobytes(), 9)).decode()
+        return base64.b64encode(zlib.compress(head + luma.tobytes() + colour.tobytes(), 9)).decode()
 
     @classmethod
     def unpack(cls, text: str) -> Signature:
         """Raises ValueError for anything else than packed text."""
         try:
-            data = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8)
+            data = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
         except zlib.error as error:
             raise ValueError(str(error)) from error
         size, size_colour = GRID**2, 2 * COLOURS**2
