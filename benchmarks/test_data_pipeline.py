@@ -29,9 +29,10 @@ FRAMES = ((270, 480), *(((720, 1280),) if os.environ.get("EA_FULL") else ()))
 #: Synthetic clips: probes, spans and scores go into a ledger, then all clips are judged and written.
 _CHILD = """
 import json, sys, time
-from hashlib import sha256
 from collections import Counter
 from pathlib import Path
+import numpy as np
+from ea_data.media.signature import COLOURS, GRID, RATE, Signature
 from ea_data.records.ledger import Ledger
 from ea_data.profile import Components, load, parse
 from ea_data.records.record import clip_id
@@ -45,7 +46,8 @@ tables = load("offline", ["filter.motion.max=0.25"])
 parts = Components(parse(tables, "offline"))
 versions = versions_of(parts)
 probed = {"width": 1280, "height": 720, "fps_exact": "24", "seconds": 60.0, "num_frames": 1440, "codec": "h264",
-          "rotation": 0, "is_variable_rate": False, "is_picture": False}
+          "rotation": 0, "is_variable_rate": False, "is_picture": False, "sample_aspect": "1", "is_interlaced": False,
+          "combing": 0.0, "transfer": "", "bits": 0}
 
 def files():
     for number in range(-(-count // A_FILE)):
@@ -54,12 +56,18 @@ def files():
 def clip(content, number):
     start = number * 144
     return {"clip_id": clip_id(content, start), "start": start / 24, "end": start / 24 + 6, "start_pts": start,
-            "end_pts": start + 144, "time_base": "1/24", "num_frames": 144, "is_whole": False}
+            "end_pts": start + 144, "time_base": "1/24", "num_frames": 144, "bits": 24_000_000,
+            "is_whole": False}
 
 def look_of(number):
-    # one clip in twenty is a copy of the one before it, two bits off
-    text = sha256(str(number - (number % 20 == 19)).encode()).hexdigest()
-    return f"{int(text[0], 16) ^ 3:x}{text[1:]}" if number % 20 == 19 else text
+    # 6 s of one picture that becomes another; one clip in twenty is a copy of the one before it, a level off
+    is_copy = number % 20 == 19
+    rng = np.random.default_rng(number - is_copy)
+    colour = np.repeat(rng.integers(-60, 60, (1, COLOURS, COLOURS, 2)), 6, 0)
+    first, last = (np.kron(rng.integers(0, 250, (4, 4)), np.ones((GRID // 4, GRID // 4))) for _ in range(2))
+    luma = first + (last - first) * np.linspace(0, 1, 6 * RATE)[:, None, None]
+    luma += rng.integers(0, 3, luma.shape) if is_copy else 1
+    return Signature(luma.astype(np.uint8), colour.astype(np.int8)).pack()
 
 def fill(ledger):
     for number, file in enumerate(files()):
@@ -71,9 +79,10 @@ def fill(ledger):
             look = look_of(number * A_FILE + index)
             value = ((number * A_FILE + index) * 7919 % 1000) / 2000
             for part in parts.scores:
-                detail = {"short_side": 720, "width": 1280, "height": 720, "seconds": 6.0, "hash": look}
+                detail = {"short_side": 720, "width": 1280, "height": 720, "seconds": 6.0}
+                detail |= {"signature": look, "picture": 1.0} if part.name == "duplicates" else {}
                 values = [value] * (24 if part.name == "dis" else 4)
-                score = 0.5 if part.name == "technical" else value if part.name == "dis" else 0.0
+                score = {"technical": 0.5, "duplicates": 30.0, "dis": value}.get(part.name, 0.0)
                 entry = {"value": score, "values": values, "detail": detail}
                 ledger.put(one["clip_id"], f"score:{part.name}", versions.scores[part.name], entry)
 

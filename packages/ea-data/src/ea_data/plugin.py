@@ -51,7 +51,12 @@ _SCORERS = (
         "TechnicalOptions",
         "Sharpness, exposure, contrast and noise, 0 to 1",
     ),
-    ("duplicates", "duplicates:HashScorer", "HashOptions", "Perceptual hash, for the filter `duplicate`"),
+    (
+        "duplicates",
+        "duplicates:SignatureScorer",
+        "SignatureOptions",
+        "Small pictures of a clip, for `duplicate`",
+    ),
 )
 _FILTERS = (
     ("threshold", "limits:LimitFilter", "LimitOptions", "Keeps what lies within limits, of any score"),
@@ -70,7 +75,7 @@ _FILTERS = (
         "duplicate",
         "duplicate:DuplicateFilter",
         "DuplicateOptions",
-        "Keeps the largest of clips that look alike",
+        "Keeps the best of clips that show the same",
     ),
 )
 _CAPTIONERS = (

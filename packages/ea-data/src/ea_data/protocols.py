@@ -21,7 +21,8 @@ class VideoInfo:
     is_cropped: they are cut off, and width and height are those without. has_alpha: parts are transparent (shown on
     white). num_gaps: intervals of 1.5 usual ones or more between frames; longest_gap: in seconds. num_streams: of
     video, without covers; stream: number in the file of the one that is read. is_animation: a picture file with
-    several pictures, of which the first is taken.
+    several pictures, of which the first is taken. bits: of its frames' packets, without sound and
+    container; of a picture, of the file.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class VideoInfo:
     num_streams: int = 1
     stream: int = 0
     is_animation: bool = False
+    bits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,8 @@ class Filter(Protocol):
 
 class SetFilter(Protocol):
     """A verdict that needs the other clips too, such as "a duplicate". It runs after every `Filter`, over the records
-    that are still kept, sorted by `order`, so it depends on the set alone, never on which worker was faster."""
+    that are still kept, sorted by `order`, so it depends on the set alone, never on which worker was faster. One with a
+    method `work_in(folder)` is told where its temporary files go."""
 
     version: str
     scores: tuple[str, ...]

@@ -145,6 +145,26 @@ def test_a_clip_holds_exactly_its_frames(tmp_path: Path, name: str, codec: str, 
     assert max(written.luma_error for written, _ in clips) < 3
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [("a.mkv", "libx264", B_FRAMES), ("a.avi", "libx264", B_FRAMES), ("a.mpg", "mpeg2video", {"b": "4M"})],
+)
+def test_bits_are_those_of_a_clip_s_packets(tmp_path: Path, name: str, codec: str, options: dict[str, str]):
+    from ea_data.run.worker import clip_entry
+
+    path = encode(tmp_path / name, codec, options)
+    with av.open(str(path)) as container:
+        sizes = [packet.size for packet in container.demux(video=0)]
+    found = probe(path, tmp_path)
+    assert found.info.bits == 8 * sum(sizes)
+    clips = [
+        clip_entry(Span(start, start + 1), found.info, found.content, found.timeline, "test")
+        for start in range(3)
+    ]
+    assert all(clip["bits"] > 0 for clip in clips)
+    assert sum(clip["bits"] for clip in clips) == found.info.bits
+
+
 def scenes(path: Path, info: VideoInfo) -> list[tuple[float, float]]:
     spans = SceneSplitter(SceneOptions(min_seconds=0.5))(path, info)
     return [(span.start, span.end) for span in spans]

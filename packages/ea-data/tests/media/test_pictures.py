@@ -55,6 +55,7 @@ def test_every_entry_point_sees_the_same_picture(name: str, tmp_path: Path) -> N
     KINDS[name](path)
     assert [found.source for found in find_files(tmp_path, Counter())] == [name]
     info = probe(path, tmp_path).info
+    assert info.bits == 8 * path.stat().st_size
     request = FrameRequest("middle")
     scored = read_frames(path, tmp_path, 0, 0, 0, [request])[request].pixels[0]
     assert scored.shape == (info.height, info.width, 3)

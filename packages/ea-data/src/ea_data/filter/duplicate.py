@@ -1,4 +1,4 @@
-"""The filter `duplicate`: of clips that look alike, the largest stays.
+"""The filter `duplicate`: of clips that show the same film, the best stays.
 
 A filter over the whole set. It runs after all others, over the clips that are still kept, in an order that depends on
 the clips alone, so the same set gives the same answer with any number of workers.
@@ -6,162 +6,159 @@ the clips alone, so the same set gives the same answer with any number of worker
 
 from __future__ import annotations
 
-import math
+import json
+import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import combinations
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from ea_data.filter.alignment import Likeness, compare
+from ea_data.filter.frame_index import FrameIndex
+from ea_data.media.signature import GREY, Signature
 from ea_data.options import Options
 from ea_data.protocols import Decision
 from ea_runtime.errors import UserError
 
-_BITS = 64  # of a frame's hash
+#: Newer codecs first; of those that are not listed, all come last.
+_CODECS = ("av1", "hevc", "vp9", "h264", "vp8", "mpeg4", "mpeg2video", "mjpeg", "mpeg1video")
+#: Clips that are compared closely with one clip, the likeliest first.
+_MOST = 48
+#: Levels: below, nothing changes but noise; and in a still clip with less to see, there is nothing to compare.
+_STILL, _LEAST_SPREAD = 0.5, 2.0
+#: Colours agree from this cosine on, or with less than so many levels between them.
+_HUE, _TINT = 0.9, 4.0
 
 
 class DuplicateOptions(Options):
-    """distance: bits of a frame's 64, on average over the frames, in which a duplicate may differ."""
+    """likeness: correlation from which on clips are duplicates: of what changes in them; for those in which nothing
+    does, of their frames. share: of the shorter clip, that both must have in common."""
 
     score: str = "duplicates"
-    distance: float = Field(4.0, ge=0, le=11)
+    likeness: float = Field(default=0.95, ge=0.5, le=1)
+    share: float = Field(default=0.6, ge=0.2, le=1)
+    distance: Any = Field(default=None, exclude=True)
+
+    @field_validator("distance")
+    @classmethod
+    def _is_new(cls, value: Any) -> Any:
+        raise ValueError(
+            "belongs to version 1, which compared hashes; delete it (now there are `likeness` and `share`), then "
+            "`ea data score SET`"
+        )
 
 
 class DuplicateFilter:
-    """Drops a clip whose hash is near that of a clip kept before it.
+    """Drops a clip that shares a run of frames with a clip kept before it.
 
-    Clips come by falling number of pixels, then by clip_id, so the largest of its kind is kept. A duplicate of a
-    dropped clip counts only if it is near a kept clip itself.
+    Clips come with colour before grey, then by falling number of pixels (without bars), bits a second, codec, and
+    clip_id, so the best of its kind is kept. A duplicate of a dropped clip counts only if it is one of a kept clip
+    itself. Pictures are compared with pictures, and videos with videos.
     """
 
-    version = "1"
+    version = "2"
 
     def __init__(self, options: DuplicateOptions) -> None:
         self.options = options
         self.scores = (options.score,)
-        self.threshold = f"> {options.distance:g} of {_BITS} bits from every other"
+        self.threshold = f"likeness < {options.likeness:g} to every other"
+        self._folder: Path | None = None
 
-    def order(self, record: dict[str, Any]) -> tuple[int, str]:
-        """Larger frames first, then by clip_id."""
-        return -int(record["width"]) * int(record["height"]), str(record["clip_id"])
+    def work_in(self, folder: Path) -> None:
+        """Where temporary files go; by default, the system's place."""
+        self._folder = folder
+
+    def order(self, record: dict[str, Any]) -> tuple[int, int, int, int, str]:
+        """The best clip first: colour, pixels, bits a second, codec, clip_id."""
+        score, detail = self._score(record)
+        pixels = round(int(record["width"]) * int(record["height"]) * float(detail.get("picture", 1)))
+        seconds = float(record["end"]) - float(record["start"])
+        bits = round(int(record.get("bits") or 0) / (seconds or 1))
+        codec = str(record.get("codec"))
+        age = _CODECS.index(codec) if codec in _CODECS else len(_CODECS)
+        return int(float(score["value"]) < GREY), -pixels, -bits, age, str(record["clip_id"])
 
     def judge(self, records: Iterable[dict[str, Any]]) -> Iterator[Decision]:
-        """One decision for each record, in order. Raises UserError if a record has no hash."""
-        indexes: dict[int, HashIndex] = {}
-        for record in records:
-            words = self._words(record)
-            if len(words) not in indexes:
-                indexes[len(words)] = HashIndex(len(words), int(self.options.distance * len(words)))
-            index = indexes[len(words)]
-            found = index.nearest(words)
-            if found is None:
-                index.add(words, str(record["clip_id"]))
-                yield Decision(True, "no other clip looks like it", self.threshold)
-            else:
-                clip, distance = found
-                bits = distance / len(words)
-                yield Decision(False, f"looks like {clip}: {bits:.3g} of {_BITS} bits differ", self.threshold)
+        """One decision for each record, in order. Raises UserError if a record has no signature."""
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            kinds: dict[bool, _Kept] = {}
+            for record in records:
+                text = self._score(record)[1]["signature"]
+                signature = self._read(text, record)
+                is_picture = bool(record.get("is_picture"))
+                kept = kinds.get(is_picture) or kinds.setdefault(is_picture, _Kept(file))
+                found = self._first(signature, kept)
+                if found is None:
+                    kept.add(signature, text, record)
+                    yield Decision(True, "no other clip shows the same", self.threshold)
+                else:
+                    other, likeness = found
+                    yield Decision(False, _reason(other, likeness), self.threshold)
 
-    def _words(self, record: dict[str, Any]) -> np.ndarray:
-        score = (record.get("scores") or {}).get(self.options.score)
-        text = ((score or {}).get("detail") or {}).get("hash")
-        if not isinstance(text, str) or not text or len(text) % 16:
+    def _first(self, signature: Signature, kept: _Kept) -> tuple[dict[str, Any], Likeness] | None:
+        """The kept clip that shows the same, and how alike they are."""
+        for number in kept.index.find(signature.luma)[:_MOST]:
+            other, record = kept.read(number)
+            likeness = compare(other, signature, self.options.share)
+            if likeness is not None and self._is_copy(likeness):
+                return record, likeness
+        return None
+
+    def _is_copy(self, of: Likeness) -> bool:
+        if of.colour >= GREY and of.tint > _TINT and of.hue < _HUE:
+            return False
+        least = self.options.likeness
+        if of.moved[0] >= _STILL:
+            # a logo hides a part of both; what changes shows that the rest is the same
+            return min(of.change, of.scene, of.gradient) >= least
+        return of.moved[1] < 2 * _STILL and of.spread >= _LEAST_SPREAD and of.whole >= 1 - (1 - least) / 2
+
+    def _score(self, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        score = (record.get("scores") or {}).get(self.options.score) or {}
+        detail = score.get("detail") or {}
+        if not isinstance(detail.get("signature"), str):
             raise UserError(
-                f"clip {record.get('clip_id', '?')} has no hash in the score {self.options.score!r}; "
-                f"add [[score]] name = {self.options.score!r} to the profile"
+                f"clip {record.get('clip_id', '?')} has no signature in the score {self.options.score!r}; "
+                f"add [[score]] name = 'duplicates' to the profile, then `ea data score SET`"
             )
-        return np.frombuffer(bytes.fromhex(text), np.uint64)
+        return score, detail
+
+    def _read(self, text: str, record: dict[str, Any]) -> Signature:
+        try:
+            return Signature.unpack(text)
+        except ValueError as error:
+            raise UserError(
+                f"clip {record.get('clip_id', '?')}: its signature in the score {self.options.score!r} cannot be read "
+                f"({error}); delete the set's ledger and run `ea data run` again"
+            ) from error
 
 
-class HashIndex:
-    """Hashes of several 64-bit words each, found by distance without a look at all of them.
+class _Kept:
+    """The clips that are kept: their frames in an index, their signatures in a file."""
 
-    most: bits in which two near hashes may differ. Exact: the bits are dealt out to bands like cards, and of hashes
-    that differ in `most` bits some band differs in at most `most // bands` of them (pigeonhole); only clips that share
-    such a band are compared. Memory: 4 bytes for each value of each band, and about 140 bytes for a hash of four
-    words (its words, its place in the chain of each of 16 bands, its name).
-    """
+    def __init__(self, file: Any) -> None:
+        self.index = FrameIndex()
+        self._file = file
+        self._starts, self._lengths = array("Q"), array("L")
 
-    def __init__(self, num_words: int, most: int) -> None:
-        self.most = most
-        bits = 64 * num_words
-        self._num_bands = min(range(1, bits + 1), key=lambda bands: _work(bits, most, bands))
-        width = -(-bits // self._num_bands)
-        self._padding = width * self._num_bands - bits
-        self._powers = 1 << np.arange(width, dtype=np.int64)
-        self._flips = np.array(_flips(width, most // self._num_bands), np.int64)
-        self._rows = np.arange(self._num_bands)
-        #: the last hash with each value of each band, and for each hash the one before it; -1 ends the chain
-        self._last = np.full((self._num_bands, 1 << width), -1, np.int32)
-        self._before = np.zeros((1024, self._num_bands), np.int32)
-        self._hashes = np.zeros((1024, num_words), np.uint64)
-        self._names = bytearray()
-        self._ends = array("Q")
+    def add(self, signature: Signature, text: str, record: dict[str, Any]) -> None:
+        known = {name: record.get(name) for name in ("clip_id", "source", "start", "end")}
+        data = json.dumps([text, known]).encode()
+        self.index.add(signature.luma, len(self._starts))
+        self._starts.append(self._file.seek(0, 2))
+        self._lengths.append(len(data))
+        self._file.write(data)
 
-    def add(self, words: np.ndarray, name: str) -> None:
-        """words: (num_words,) uint64."""
-        number = len(self._ends)
-        if number == len(self._hashes):
-            self._hashes, self._before = _twice(self._hashes), _twice(self._before)
-        self._hashes[number] = words
-        self._names += name.encode()
-        self._ends.append(len(self._names))
-        values = self._bands(words)
-        self._before[number] = self._last[self._rows, values]
-        self._last[self._rows, values] = number
-
-    def nearest(self, words: np.ndarray) -> tuple[str, int] | None:
-        """The name and distance in bits of the nearest hash within `most` bits, the earliest of equals; or None."""
-        bands = np.repeat(self._rows, len(self._flips))
-        at = self._last[bands, (self._bands(words)[:, None] ^ self._flips).ravel()]
-        found = []
-        while (held := at >= 0).any():  # one step along all chains
-            at, bands = at[held], bands[held]
-            found.append(at)
-            at = self._before[at, bands]
-        if not found:
-            return None
-        numbers = np.concatenate(found)
-        distances = np.bitwise_count(self._hashes[numbers] ^ words).sum(1, dtype=np.int64)
-        nearest = int(distances.min())
-        if nearest > self.most:
-            return None
-        return self._name(int(numbers[distances == nearest].min())), nearest
-
-    def _name(self, number: int) -> str:
-        start = self._ends[number - 1] if number else 0
-        return self._names[start : self._ends[number]].decode()
-
-    def _bands(self, words: np.ndarray) -> np.ndarray:
-        """The number that each band's bits make. Neighbouring bits of a hash, which are often equal, go to different
-        bands, so that the bands have many values."""
-        bits = np.pad(np.unpackbits(words.view(np.uint8)), (0, self._padding))
-        return self._powers @ bits.reshape(-1, self._num_bands)
+    def read(self, number: int) -> tuple[Signature, dict[str, Any]]:
+        self._file.seek(self._starts[number])
+        packed, known = json.loads(self._file.read(self._lengths[number]))
+        return Signature.unpack(packed), known
 
 
-def _twice(rows: np.ndarray) -> np.ndarray:
-    """The rows with room for as many more, which takes no memory until it is used."""
-    grown = np.zeros((2 * len(rows), *rows.shape[1:]), rows.dtype)
-    grown[: len(rows)] = rows
-    return grown
-
-
-def _work(bits: int, most: int, bands: int) -> float:
-    """Rough cost of finding a hash among a million: chains to look into, and hashes in them. Infinite for wide bands,
-    as each of their values takes memory."""
-    width = -(-bits // bands)
-    if width > 16:
-        return math.inf
-    looked = bands * sum(math.comb(width, flipped) for flipped in range(most // bands + 1))
-    return looked * (1 + 1e6 / 2**width)
-
-
-def _flips(width: int, most: int) -> list[int]:
-    """The masks that flip up to `most` of `width` bits, in every way."""
-    return [
-        sum(1 << bit for bit in chosen)
-        for count in range(most + 1)
-        for chosen in combinations(range(width), count)
-    ]
+def _reason(other: dict[str, Any], likeness: Likeness) -> str:
+    begin = float(other["start"] or 0)
+    span = f"clip {begin:.2f} to {float(other['end'] or 0):.2f} s"
+    first, last = begin + likeness.start, min(float(other["end"] or 0), begin + likeness.end)
+    return f"shows the same as {other['source']}, {span}, from {first:.2f} to {last:.2f} s (clip {other['clip_id']})"

@@ -105,10 +105,10 @@ def _picture_info(path: Path, file: BinaryIO, max_pixels: int) -> VideoInfo:
         is_animation = bool(getattr(picture, "is_animated", False))
         image = shown(picture)  # what cannot be shown is an error now
         has_alpha = image.mode == "RGBA" and bool((np.asarray(image)[..., 3] < 255).any())
+        bits = 8 * file.seek(0, os.SEEK_END)
     rest = (Fraction(0), 0.0, 1, codec)
-    return VideoInfo(
-        path, *image.size, *rest, is_picture=True, has_alpha=has_alpha, is_animation=is_animation
-    )
+    found = {"has_alpha": has_alpha, "is_animation": is_animation, "bits": bits}
+    return VideoInfo(path, *image.size, *rest, is_picture=True, **found)
 
 
 def _video_info(
@@ -166,6 +166,7 @@ def _video_info(
             longest_gap=round(max(gaps, default=0.0), 6),
             num_streams=sum(not is_cover(one) for one in container.streams.video),
             stream=stream.index,
+            bits=timeline.bits(range(count)),
         )
     return info, timeline
 

@@ -52,18 +52,24 @@ class Place:
 class Timeline:
     """The times of a video's frames, in the order in which they are shown.
 
-    pts: int64 (N,), ascending, in units of time_base. is_counted: the decoder's frames are to be counted, as their own
-    times are missing, come twice or do not ascend.
+    pts: int64 (N,), ascending, in units of time_base. sizes: int64 (N,), bytes of each frame's packet. is_counted: the
+    decoder's frames are to be counted, as their own times are missing, come twice or do not ascend; sizes are in the
+    order of packets then.
     """
 
     pts: np.ndarray
     time_base: Fraction
+    sizes: np.ndarray
     is_counted: bool = False
 
     @property
     def seconds(self) -> np.ndarray:
         """float64 (N,), from the first frame on."""
         return (self.pts - self.pts[0]) * float(self.time_base)
+
+    def bits(self, numbers: range) -> int:
+        """Bits of the packets of the frames of these numbers."""
+        return 8 * int(self.sizes[numbers.start : numbers.stop].sum())
 
     def window(self, start: float, end: float, fps: float) -> range:
         """Numbers of the frames of a span, which starts with the frame at `start` and ends before that at `end`.
@@ -159,28 +165,33 @@ def read_timeline(container: Any, stream: Any) -> tuple[Timeline, Any]:
     Raises BadFile without a frame that can be decoded, and decoding errors.
     """
     packets = [
-        (packet.pts, packet.dts, packet.is_keyframe)
+        (packet.pts, packet.dts, packet.is_keyframe, packet.size)
         for packet in container.demux(stream)
         if packet.size and not packet.is_discard
     ]
     if not packets:
         raise BadFile("it holds no frames")
     pts = [packet[0] for packet in packets]
+    sizes = np.array([packet[3] for packet in packets], np.int64)
     is_timed = bool(stream.time_base) and None not in pts and len(set(pts)) == len(pts)
-    is_timed = is_timed and _ascend([dts for _, dts, _ in packets if dts is not None], strictly=False)
+    is_timed = is_timed and _ascend([dts for _, dts, *_ in packets if dts is not None], strictly=False)
     if is_timed and (_ascend(pts) and _reorders(stream) and not _times_fit(container, stream)):
         frame = _first(container, stream)
         skipped = _before_key(packets)
-        return Timeline(np.array(sorted(pts[skipped:]), np.int64), Fraction(stream.time_base), True), frame
+        times = np.array(pts[skipped:], np.int64)
+        return Timeline(times, Fraction(stream.time_base), sizes[skipped:], True), frame
     frame = _first(container, stream)
     if is_timed and frame.pts is not None:
         # what would be shown before the first frame that decodes is never shown
-        shown = np.array(sorted(time for time in pts if time >= frame.pts), np.int64)
-        return Timeline(shown, Fraction(stream.time_base)), frame
+        times = np.array(pts, np.int64)
+        order = np.argsort(times)
+        order = order[times[order] >= frame.pts]
+        return Timeline(times[order], Fraction(stream.time_base), sizes[order]), frame
     stated = (stream.average_rate, stream.guessed_rate)
     # raw streams have their rate, if any, from the codec
     rate = Fraction(next(filter(None, stated[::-1] if container.format.name in _RAW else stated), 25))
-    return Timeline(np.arange(len(packets) - _before_key(packets)), 1 / rate, True), frame
+    skipped = _before_key(packets)
+    return Timeline(np.arange(len(packets) - skipped), 1 / rate, sizes[skipped:], True), frame
 
 
 def frames_in_order(container: Any, stream: Any, decode: FrameDecoder | None = None) -> Iterator[Any]:
@@ -236,9 +247,9 @@ def _first(container: Any, stream: Any) -> Any:
     raise error or BadFile("it holds no frame that can be decoded")
 
 
-def _before_key(packets: list[tuple[int | None, int | None, bool]]) -> int:
+def _before_key(packets: list[tuple[int | None, int | None, bool, int]]) -> int:
     """Number of packets before the first key frame, which are never shown."""
-    return next((number for number, (_, _, is_key) in enumerate(packets) if is_key), 0)
+    return next((number for number, (_, _, is_key, _) in enumerate(packets) if is_key), 0)
 
 
 def _reorders(stream: Any) -> bool:

@@ -46,6 +46,7 @@ def empty_record(source: str) -> dict[str, Any]:
         "height": 0,
         "num_frames": 0,
         "codec": "",
+        "bits": 0,
         "rotation": 0,
         "sample_aspect": "1",
         "is_interlaced": False,

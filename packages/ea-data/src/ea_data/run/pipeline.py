@@ -487,7 +487,7 @@ def _of_file(source: str, probed: dict[str, Any]) -> dict[str, Any]:
         "is_cropped",
         "has_alpha",
     )
-    names = (*names, "num_gaps", "longest_gap", "num_streams", "stream", "is_animation")
+    names = (*names, "num_gaps", "longest_gap", "num_streams", "stream", "is_animation", "bits")
     found = {name: probed[name] for name in names}
     return {
         **empty_record(source),

@@ -48,6 +48,8 @@ def _add_decisions(record: dict[str, Any], parts: list[Part], scratch: Scratch) 
 
 def _judge_all(records: Iterable[dict[str, Any]], part: Part, scratch: Scratch) -> None:
     component, database = part.component, scratch.database
+    if hasattr(component, "work_in"):
+        component.work_in(scratch.folder)
     database.execute("DROP TABLE IF EXISTS ordered")
     columns = ""
     for record in records:

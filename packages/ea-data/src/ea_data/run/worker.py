@@ -291,13 +291,13 @@ def clip_entry(
     span: Span, info: VideoInfo, content: str, timeline: Timeline | None, contract: str
 ) -> dict[str, Any]:
     """A clip of a file: its exact place, and its number of frames."""
-    numbers, pts, base, is_counted = range(1), (0, 0), "0", False
+    numbers, pts, base, is_counted, bits = range(1), (0, 0), "0", False, info.bits
     if timeline is not None:
         numbers = timeline.window(span.start, span.end, float(info.fps))
         if not numbers:
             raise ValueError(f"there is no frame between {span.start:g} s and {span.end:g} s")
         pts, base = timeline.span(numbers, info.fps), str(timeline.time_base)
-        is_counted = timeline.is_counted
+        is_counted, bits = timeline.is_counted, timeline.bits(numbers)
     return {
         "clip_id": clip_id(content, *pts, base, contract),
         "start": float(span.start),
@@ -308,5 +308,6 @@ def clip_entry(
         "start_frame": numbers.start,
         "is_counted": is_counted,
         "num_frames": len(numbers),
+        "bits": bits,
         "is_whole": len(numbers) == info.num_frames,
     }

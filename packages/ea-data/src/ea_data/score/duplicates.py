@@ -1,49 +1,43 @@
-"""The scorer `duplicates`: a perceptual hash of a clip, by which the filter `duplicate` finds duplicates.
-
-The difference hash (dHash) of some frames: each is scaled to 9 x 8 gray pixels, and each of its 64 bits is 1 if a pixel
-is brighter than its left neighbour. It survives scaling, compression and changes of brightness.
-"""
+"""The scorer `duplicates`: the signature of a clip, by which the filter `duplicate` finds duplicates."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from ea_data.media.signature import RATE, sign
 from ea_data.options import Options
 from ea_data.protocols import FrameRequest, Frames, Score
 
 
-class HashOptions(Options):
-    """frames: how many for each clip, spread evenly; only clips with the same number can be compared."""
+class SignatureOptions(Options):
+    """None: signatures can be compared only if all are made alike."""
 
-    frames: int = Field(4, ge=1, le=16)
+    frames: Any = Field(default=None, exclude=True)
+
+    @field_validator("frames")
+    @classmethod
+    def _is_new(cls, value: Any) -> Any:
+        raise ValueError(
+            f"belongs to version 1, which hashed so many frames; delete it (now there are {RATE} a second), then "
+            "`ea data score SET`"
+        )
 
 
-def difference_hash(frame: np.ndarray) -> np.ndarray:
-    """The bits of one gray frame, uint8 (H, W): (64,) bool."""
-    import cv2
+class SignatureScorer:
+    """detail: signature: as text; picture: the share of the frame that is no bar. value: how colourful it is: the root
+    mean square of Cb and Cr, levels of 255, in the second that has most."""
 
-    small = cv2.resize(np.ascontiguousarray(frame), (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
-    return (small[:, 1:] > small[:, :-1]).ravel()  # 8 x 8
+    version = "2"
+    cost = 12.0
+    needs = FrameRequest("fps", RATE, 128, "rgb")
 
-
-class HashScorer:
-    """detail: hash: one string, 16 hexadecimal digits for each frame. value: the share of bits that are 1 (near 0 or 1
-    for a flat picture, whose hash says little)."""
-
-    version = "1"
-    cost = 2.0
-
-    def __init__(self, options: HashOptions) -> None:
+    def __init__(self, options: SignatureOptions) -> None:
         self.options = options
-        self.needs = FrameRequest("even", options.frames, 128, "gray")
 
     def __call__(self, frames: Frames, record: dict[str, Any]) -> Score:
-        """frames.pixels: uint8 (N, H, W)."""
-        pixels = frames.pixels
-        if len(pixels) < self.options.frames:  # too few frames: the last one is repeated
-            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.options.frames - len(pixels), 0)])
-        bits = np.stack([difference_hash(frame) for frame in pixels])
-        return Score(round(float(bits.mean()), 6), detail={"hash": np.packbits(bits).tobytes().hex()})
+        """frames.pixels: uint8 (N, H, W, 3)."""
+        signature, share = sign(frames.pixels, frames.seconds)
+        detail = {"signature": signature.pack(), "picture": round(share, 4)}
+        return Score(round(signature.colourfulness, 3), detail=detail)
