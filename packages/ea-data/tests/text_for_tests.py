@@ -19,6 +19,11 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ea_data.media.frames import read_frames
+from ea_data.media.probe import probe
+from ea_data.protocols import Score
+from ea_data.score.text import RapidOcrScorer
+
 FPS = 8
 WORDS: dict[str, tuple[str, ...]] = {
     "latin": (
@@ -114,7 +119,7 @@ STYLES = {
     "banner": {"size": (0.05, 0.075), "opacity": (1.0, 1.0), "seconds": (1.0, 3.0)},
 }
 _CONTRAST = 100.0  # levels of 255
-SIZES = ((270, 480), (360, 640), (480, 854), (640, 360), (720, 1280))
+SIZES = ((270, 480), (360, 640), (640, 360), (480, 854))
 
 
 @dataclass(frozen=True)
@@ -548,6 +553,9 @@ _ALL: tuple[Ground, ...] = (
 _ALL = (*_ALL, rings, bars, cracks, twigs, waves, dots, grain, toys)
 GROUNDS: dict[str, Ground] = {draw.__name__: draw for draw in _ALL}
 
+#: Moving things without a texture.
+PLAIN = ["clouds", "shapes", "grain", "toys"]
+
 
 def plain_clip(seed: int, index: int) -> TextClip:
     """Clip `index` without letters: every ground in turn, one in three stands still."""
@@ -559,7 +567,7 @@ def plain_clip(seed: int, index: int) -> TextClip:
 
 
 def text_clip(seed: int, index: int, scripts: tuple[str, ...] = tuple(WORDS)) -> TextClip:
-    """Clip `index` with an overlay: scripts in turn, styles in turn, over any ground."""
+    """Clip `index` with an overlay, scripts and styles in turn; every second one has a ground of PLAIN, the others any."""
     rng = np.random.default_rng([seed, index, 1])
     height, width = SIZES[int(rng.integers(len(SIZES)))]
     seconds = float(rng.uniform(3.5, 10))
@@ -596,6 +604,22 @@ def text_clip(seed: int, index: int, scripts: tuple[str, ...] = tuple(WORDS)) ->
         colour,
         outline,
     )
-    ground = list(GROUNDS)[int(rng.integers(len(GROUNDS)))]
+    grounds = PLAIN if index % 2 else list(GROUNDS)
+    ground = grounds[int(rng.integers(len(grounds)))]
     speed = 0.0 if index % 4 == 0 else float(rng.uniform(0.01, 0.08))
     return TextClip((seed, index, 1), height, width, seconds, ground, speed, overlay)
+
+
+def score_file(scorer: RapidOcrScorer, path: Path) -> Score:
+    """The score of the first ten seconds of a file, decoded as the pipeline does."""
+    info = probe(path, path.parent).info
+    span = (0.0, min(10.0, info.seconds), float(info.fps))
+    frames = read_frames(path, path.parent, *span, [scorer.needs])[scorer.needs]
+    return scorer(frames, {})
+
+
+def is_on(score: Score, overlay: Overlay) -> bool:
+    """Whether a box that counts is at the height of the overlay, in a frame in which it is shown."""
+    shown = [one for one in score.detail["frames"] if overlay.start <= one["second"] < overlay.end]
+    places = [sum(y for _, y in box) / 4 for one in shown for box in one["boxes"]]
+    return any(abs(place - overlay.y) < 0.12 for place in places)

@@ -24,7 +24,7 @@ from ea_runtime.errors import MissingPackageError
 #: Most pixels of a frame's longer side where text is read.
 _MAX_SIDE = 1280
 #: Most boxes of a frame that are read, the largest: a frame with more has text enough.
-_MOST_READ = 16
+_MOST_READ = 8
 #: Share of a text's letters that may be one and the same: rings are read as OOOOO.
 _SAME = 0.8
 #: A line that is seen and not read: length over height, height over the frame's shorter side, overlap of its two
@@ -61,6 +61,10 @@ class _Look:
     def __init__(self, boxes: np.ndarray, readings: list[Reading]) -> None:
         self.boxes, self.readings = boxes, readings
         self.is_read, self.is_seen, self.is_line = np.zeros((3, len(boxes)), bool)
+
+    @property
+    def counts(self) -> np.ndarray:
+        return self.is_read | self.is_seen
 
 
 class RapidOcrScorer:
@@ -108,7 +112,7 @@ class RapidOcrScorer:
         looks = self._looks(frames.pixels)
         values, looked, texts = [], [], dict[str, None]()
         for number, look in sorted(looks.items()):
-            kept = np.flatnonzero(look.is_read | look.is_seen)
+            kept = np.flatnonzero(look.counts)
             values.append(round(union_area(look.boxes[kept], height, width), 6))
             readings = [look.readings[i] for i in kept]
             looked.append(
@@ -144,7 +148,15 @@ class RapidOcrScorer:
         return looks
 
     def _look(self, pixels: np.ndarray, strokes: Strokes, number: int) -> _Look:
-        frame = pixels[number]
+        """The text of a frame; if there is none, that of the frame without what is not laid over it."""
+        look = self._look_at(pixels[number], strokes, number)
+        if look.counts.any() or len(pixels) == 1:
+            return look
+        alone = strokes.isolate(number, pixels[number])
+        other = look if alone is None else self._look_at(alone, strokes, number)
+        return other if other.counts.any() else look
+
+    def _look_at(self, frame: np.ndarray, strokes: Strokes, number: int) -> _Look:
         height, width = frame.shape[:2]
         boxes, scores = self.engine.detect(frame)
         areas = [union_area(box[None], height, width) for box in boxes]

@@ -21,6 +21,8 @@ STEP = 8
 #: Shares of a box's strokes that another frame has too: at least the first if they stay, at most the second if they
 #: do not.
 STAY, GO = 0.6, 0.35
+#: Largest share of a frame's patches that may be letters laid over it.
+_MOST = 0.3
 
 
 class Strokes:
@@ -66,6 +68,35 @@ class Strokes:
         return bool(stays) and (
             min(stays) <= GO or any(within <= GO and around >= STAY for within, around in shares)
         )
+
+    def isolate(self, number: int, frame: np.ndarray) -> np.ndarray | None:
+        """A frame, uint8 (H, W, 3), blurred except where letters may be laid over it.
+
+        None if that is nowhere, or nearly everywhere.
+
+        A detector that sees letters in a texture, or none in front of it, sees them alone.
+        """
+        import cv2
+
+        here, total = self._steps[number], self._patches(np.abs(self._steps[number]))
+        shared = {n: self._patches(_shared(here, self._steps[n])) for n in self._others(number)}
+        beside = max(
+            (n for n in (number - 1, number + 1) if n in shared), key=lambda n: float(shared[n].sum())
+        )
+        is_steady = (total >= LEVELS) & (shared[beside] >= STAY * total)
+        if shared[beside].sum() > GO * total.sum():
+            # the picture stays, or letters are most of its strokes: those that come and go
+            far = [n for n in shared if shared[n].sum() >= STAY * total.sum()]
+            gone = [shared[n] <= GO * total for n in far]
+            is_steady &= np.logical_or.reduce(gone) if gone else False
+        if not PATCHES <= is_steady.sum() <= _MOST * is_steady.size:
+            return None
+        height, width = frame.shape[:2]
+        mask = cv2.dilate(is_steady.astype(np.float32), np.ones((3, 5), np.uint8))
+        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
+        side = max(3, min(height, width) // 6)
+        blurred = cv2.blur(frame, (side, side)).astype(np.float32)
+        return np.rint(blurred + mask * (frame - blurred)).astype(np.uint8)
 
     def _others(self, number: int) -> list[int]:
         return [n for n in range(len(self._steps)) if n != number]
