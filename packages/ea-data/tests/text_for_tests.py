@@ -567,7 +567,7 @@ def plain_clip(seed: int, index: int) -> TextClip:
 
 
 def text_clip(seed: int, index: int, scripts: tuple[str, ...] = tuple(WORDS)) -> TextClip:
-    """Clip `index` with an overlay, scripts and styles in turn; every second one has a ground of PLAIN, the others any."""
+    """Clip `index` with an overlay, scripts and styles in turn; half have a ground of PLAIN, the others any."""
     rng = np.random.default_rng([seed, index, 1])
     height, width = SIZES[int(rng.integers(len(SIZES)))]
     seconds = float(rng.uniform(3.5, 10))
