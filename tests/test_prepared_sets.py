@@ -106,4 +106,3 @@ def test_a_set_of_each_profile_trains(
     rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 20
     assert not any(row["skipped"] for row in rows)
-    assert not Path("set/cache/headers.json").exists(), "the list has all sizes and numbers of frames"
