@@ -163,7 +163,7 @@ def test_what_is_refused_changes_nothing(made: Path) -> None:
     for row in rows:
         row["text"] = "new"
     wrong = {
-        r"line 3.*'0000' is no clip.*1 of 4 rows.*--skip-unknown": [
+        r"line 3.*'0000' is no clip.*1 of 4 rows are of none.*--skip-unknown": [
             rows[0],
             rows[1] | {"clip_id": "0000"},
             *rows[2:],
@@ -325,7 +325,7 @@ def test_the_commands(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         told.append(capsys.readouterr().err.strip())
     assert codes == [2, 0, 0]
     assert "import it first" in told[0]
-    assert told[1].startswith("4 captions changed; empty captions: 4 (")
+    assert told[1].startswith("captions changed: 4; empty captions: 4 (")
     assert told[2].startswith("4 imported captions forgotten; `ea data caption ")
     assert all("\n" not in line for line in told)
     for line in (
