@@ -123,7 +123,7 @@ def test_seconds_lost_inside_files(rows: list[dict[str, Any]]) -> None:
     assert "4.00-4.50 transition; 4.50-7.50 too short</td>" in text
     assert "<td>4.00-4.50</td>" in text
     assert "<td>1.00</td>" in text
-    assert "without too short" in text
+    assert ">lost: too short</div>" in text
     assert "8.0 in all" in text
     assert "has the rest" not in text
 

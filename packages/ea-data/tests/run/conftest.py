@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from ea_data.protocols import Caption, Decision, FrameRequest, Score, Span
+from ea_data.protocols import Caption, Cut, Decision, FrameRequest, Lost, Score, Span, Spans
 from ea_data.children.supervisor import TransientError
 from ea_runtime.hookspecs import hookimpl
 from ea_runtime.records import CaptionerRecord, FilterRecord, ScorerRecord, SplitterRecord
@@ -72,6 +72,14 @@ class EvenSplitter:
             os._exit(9)
         length = self.options.seconds
         return [Span(n * length, (n + 1) * length) for n in range(int(info.seconds / length))]
+
+
+class TellingSplitter(EvenSplitter):
+    """Two clips, and half a second between them that is lost."""
+
+    def __call__(self, path, info):
+        lost = [Lost(1.0, 1.5, "transition")]
+        return Spans([Span(0, 1), Span(1.5, 2)], cuts=[Cut(1.0, 1.25)], longest_scene=1.5, lost=lost)
 
 
 class Light:
@@ -155,7 +163,8 @@ class Server(Words):
 
 @hookimpl
 def ea_splitters():
-    return [SplitterRecord("even", "equal pieces", EvenSplitter, SplitOptions)]
+    telling = SplitterRecord("telling", "with losses", TellingSplitter, SplitOptions)
+    return [SplitterRecord("even", "equal pieces", EvenSplitter, SplitOptions), telling]
 
 
 @hookimpl

@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,7 +163,7 @@ def test_what_is_refused_changes_nothing(made: Path) -> None:
     for row in rows:
         row["text"] = "new"
     wrong = {
-        r"line 3.*'0000' is no clip.*1 of 4 rows.*--skip-unknown": [
+        r"line 3.*'0000' is no clip.*1 of 4 rows are of none.*--skip-unknown": [
             rows[0],
             rows[1] | {"clip_id": "0000"},
             *rows[2:],
@@ -233,6 +235,62 @@ def test_words_that_are_written_later(
     assert texts(out) == ["by hand", *["later still"] * (len(first) - 1)]
 
 
+#: An import that is killed when it renames a file for the nth time (the ledger's segment, the records, the list).
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ea_data.run.caption_list import read
+from ea_data.run.edits import import_captions
+left = int(sys.argv[3])
+def dies(inner):
+    def replace(*places, **options):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return inner(*places, **options)
+    return replace
+os.replace, os.rename = dies(os.replace), dies(os.rename)
+import_captions(Path(sys.argv[1]), read(Path(sys.argv[2])))
+"""
+
+
+def test_a_killed_import_is_completed(made: Path, tmp_path: Path, run_set: RunSet) -> None:
+    path, rows = export(made)
+    for row, text in zip(rows, TEXTS, strict=True):
+        row["text"] = text
+    write(path, rows)
+    first = texts(made)
+    shutil.copytree(made, tmp_path / "whole")
+    import_captions(tmp_path / "whole", read(path))
+    names = ("records.parquet", "dataset.json")
+    expected = [(tmp_path / "whole" / name).read_bytes() for name in names]
+    codes = []
+    for number in range(4):
+        folder = tmp_path / f"killed {number}"
+        shutil.copytree(made, folder)
+        words = [sys.executable, "-c", _KILLED, str(folder), str(path), str(number)]
+        codes.append(subprocess.run(words, check=False).returncode)
+        for name in names:  # each is one or the other, whole
+            assert (folder / name).read_bytes() in (
+                (made / name).read_bytes(),
+                (tmp_path / "whole" / name).read_bytes(),
+            )
+        found = import_captions(folder, read(path))
+        assert found.unlisted == 0
+        assert [(folder / name).read_bytes() for name in names] == expected
+        assert not list(folder.glob(".*.part"))
+    assert codes[:2] == [-9, -9]
+    assert codes[-1] == 0
+    assert texts(made) == first
+    # or by the next run, from the ledger alone
+    folder = tmp_path / "resumed"
+    shutil.copytree(made, folder)
+    subprocess.run([sys.executable, "-c", _KILLED, str(folder), str(path), "0"], check=False)
+    run_set(tmp_path / "raw", folder)
+    assert [(folder / name).read_bytes() for name in names] == expected
+
+
 def test_cells_come_back() -> None:
     for text in ("=x", "+x", "-x", "@x", "'x", "''", "'=x", "\tx", "＝x", "x'", "", "a=b", "'"):
         assert cell_text(safe_cell(text)) == text
@@ -267,7 +325,7 @@ def test_the_commands(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         told.append(capsys.readouterr().err.strip())
     assert codes == [2, 0, 0]
     assert "import it first" in told[0]
-    assert told[1].startswith("4 captions changed; empty captions: 4 (")
+    assert told[1].startswith("captions changed: 4; empty captions: 4 (")
     assert told[2].startswith("4 imported captions forgotten; `ea data caption ")
     assert all("\n" not in line for line in told)
     for line in (

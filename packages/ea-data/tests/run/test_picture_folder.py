@@ -36,7 +36,7 @@ def test_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     words = ["--pictures", "--profile", str(tmp_path / "profile.toml"), "--workers", "1"]
     assert run(["data", "run", str(raw), "-o", str(tmp_path / "set"), *words]) == 0
     *_, summary, lost, _ = capsys.readouterr().err.splitlines()
-    assert "5 files, 4 clips, 4 kept; 1 errors" in summary
+    assert "5 files, 4 clips, 4 kept; 1 error;" in summary
     assert "empty captions: 1 (" in summary
     assert "1 of 4 captions looked at: gr4ph1c;" in lost
     entries = json.loads((tmp_path / "set" / "dataset.json").read_text())

@@ -15,6 +15,7 @@ from ea_data.draw.raw import RawScene, draw_picture
 from ea_data.records.store import iter_rows
 from ea_data.records.tables import read_table
 from ea_data.records.timings import read_timings
+from ea_data.run.pipeline import _of_split
 from ea_runtime.errors import UserError
 
 
@@ -446,3 +447,35 @@ def test_what_each_stage_costs(raw: Path, tmp_path: Path, run_set: Callable[...,
     (out / "timings.json").write_text("[" * 1000)
     run_set(raw, out)
     assert read_timings(out) == {}
+
+
+def test_what_a_split_tells_is_in_the_records(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any], tables: dict[str, Any]
+) -> None:
+    """Of the file in every row, its lists in the first; an entry of an older version has none."""
+    tables["split"] = {"name": "telling"}
+    run_set(raw, tmp_path / "set", tables)
+    rows = list(iter_rows(tmp_path / "set"))
+    assert [(row["num_cuts"], row["longest_scene"], row["file_seconds"]) for row in rows] == [
+        *[(1, 1.5, 2.0)] * 2,
+        *[(1, 1.5, 2.5)] * 2,
+    ]
+    assert [row["cuts"] for row in rows] == [
+        [{"start": 1.0, "end": 1.25}],
+        [],
+        [{"start": 1.0, "end": 1.25}],
+        [],
+    ]
+    assert rows[0]["lost"] == [{"start": 1.0, "end": 1.5, "reason": "transition"}]
+    told = next(read_table(tmp_path / "set" / "files.csv"))
+    assert (told["cut_times"], told["lost"], told["seconds_lost"]) == (
+        "1.00-1.25",
+        "1.00-1.50 transition",
+        "0.500",
+    )
+    assert _of_split({"clips": [], "reason": ""}) == {
+        "num_cuts": 0,
+        "longest_scene": 0.0,
+        "cuts": [],
+        "lost": [],
+    }

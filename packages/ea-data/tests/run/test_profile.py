@@ -169,7 +169,7 @@ def test_the_command_line_from_end_to_end_without_a_network(
     words = ["--score-all", "--workers", "1"]
     assert ea(["data", "run", str(raw), "-o", str(out), *words]) == 0
     told = capsys.readouterr().err
-    assert "1 files, 1 clips" in told
+    assert "1 file, 1 clip," in told
     row = next(iter_rows(out))
     assert row["status"] in ("ok", "dropped"), row["error"]
     assert set(row["scores"]) == {"probe", "duplicates", "technical", "dis", "rapidocr"}

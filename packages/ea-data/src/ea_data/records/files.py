@@ -48,7 +48,7 @@ def file_table(
 
             yield told
             for source, reason in skipped:
-                add([source, SKIPPED, reason])
+                add([source, SKIPPED, reason, *[""] * (len(COLUMNS) - 3)])
     except OSError as error:
         raise UserError(f"{str(folder / FILES)!r} cannot be written: {error.strerror or error}") from error
 

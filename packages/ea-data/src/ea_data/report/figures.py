@@ -21,6 +21,7 @@ EXAMPLES = 8
 NAMED_SOURCES = 5
 #: Stages that drop a file before it is a clip; listed like filters, before them.
 STAGES = ("source", "split")
+_ORDER = {name: place for place, name in enumerate(STAGES)}
 #: Status of a row that is at fault -> the funnel's step without those.
 FAULTS = {"error": "no error", "transient": "no passing fault"}
 #: Prefix of the funnel's steps for what a splitter leaves out.
@@ -237,7 +238,7 @@ def gather(rows: Iterable[dict[str, Any]]) -> Figures:
         num_empty=counts["empty"],
         by_status=dict(sorted(by_status.items())),
         seconds_by_status=dict(sorted(seconds_by_status.items())),
-        filters=sorted(filters.values(), key=lambda part: part.name not in STAGES),
+        filters=sorted(filters.values(), key=lambda part: _ORDER.get(part.name, len(_ORDER))),
         errors=sorted(errors.values(), key=lambda group: (-group.count, group.stage, group.reason)),
         num_sources=counts["sources"],
         num_captions=counts["captions"],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from ea_data.report.figures import LOST, FunnelStep
+from ea_data.report.figures import FunnelStep
 from ea_data.report.templating import render
 
 #: Steps that are no filters, in words.
@@ -29,7 +29,7 @@ def funnel(steps: Sequence[FunnelStep]) -> Markup:
         share = step.hours / steps[0].hours if has_hours else step.count / most[step.unit]
         bars.append(
             {
-                "name": _NAMES.get(step.name, step.name).replace(LOST, "without "),
+                "name": _NAMES.get(step.name, step.name),
                 "share": 100 * min(1.0, share),
                 "label": f"{step.count:,} {step.unit if step.count != 1 else step.unit[:-1]}, {_time(step.hours)}",
                 "loss": _loss(before, step),

@@ -44,7 +44,8 @@ class _Painter:
             # boxes belong to the exact frame in which they were found
             requests.append(FrameRequest("even", num_looked, max_side=2 * WIDTH))
         path = self.root / row["source"]
-        span, place = (row["start"], row["end"], row["fps"] or 0.0), place_of(row)
+        span = (row["start"], row["end"], row["fps"] or 0.0)
+        place = place_of(row) if row["num_frames"] else None  # None: of a file without clip, the whole
         found = read_frames(path, self.root, *span, requests, place=place, look=Look.of(row))
         pixels, seconds = found[shown].pixels.copy(), found[shown].seconds.copy()
         if num_looked:

@@ -69,15 +69,17 @@ def reset(folder: Set) -> None:
 
 
 def _tell(found: Imported, folder: Path) -> str:
-    words = [f"{found.changed} captions changed"]
+    words = [f"captions changed: {found.changed}"]
     if found.dropped:
-        words.append(f"{found.dropped} rows are of clips that are dropped now (kept for when they are not)")
+        words.append(f"of clips that are dropped now: {found.dropped} (kept in case they are not, later)")
     if found.to_write:
-        words.append(f"{found.to_write} clips have no file yet: `ea data caption {folder}` writes them")
+        words.append(
+            f"of clips without a file yet: {found.to_write} (`ea data caption {folder}` writes them)"
+        )
     if found.unlisted:
-        words.append(f"{found.unlisted} clips are not in the list and keep theirs")
+        words.append(f"not in the list, unchanged: {found.unlisted}")
     if found.skipped:
-        words.append(f"{found.skipped} rows about no clip of the set passed over")
+        words.append(f"rows about no clip of the set, passed over: {found.skipped}")
     if found.empty:
         words.append(f"empty captions: {found.empty} (they train the empty prompt)")
     return "; ".join(words)

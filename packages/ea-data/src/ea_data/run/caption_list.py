@@ -16,7 +16,7 @@ NEEDED = ("clip_id", "text")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row of the list. source: None if the list has no such column. where: its place, for errors."""
+    """A row of the list. source: None if the list does not tell it. where: its place, for errors."""
 
     clip_id: str
     text: str
@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, Line]:
         if not clip or text is None:
             lacks = "clip_id" if not clip else "text"
             raise UserError(f"{rows.where}: `{lacks}` is missing; export the captions again to see it")
-        line = Line(clip, cell_text(text), None if source is None else cell_text(source), rows.where)
+        line = Line(clip, cell_text(text), cell_text(source) if source else None, rows.where)
         if clip in found and found[clip].text != line.text:
             raise UserError(f"{line.where}: is about the clip of {found[clip].where}; remove one of the two")
         found.setdefault(clip, line)

@@ -28,7 +28,12 @@ class RunOptions:
     folder: Annotated[Path, typer.Argument(help="Folder of a set that `ea data split` or `run` began.")] = (
         Path()
     )
-    profile: Annotated[str, typer.Option(help="offline, paper, reference-v2 or a TOML file.")] = "offline"
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="Stages and limits: offline (needs no weights), paper, reference-v2 or a TOML file."
+        ),
+    ] = "offline"
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change an option: filter.motion.min=0.01. Repeatable.")
     ] = None
@@ -54,10 +59,12 @@ class RunOptions:
     score_all: Annotated[
         bool, typer.Option("--score-all", help="Compute every score, even of dropped clips.")
     ] = False
-    engine: Annotated[str, typer.Option(help="What does the work: local or ray.")] = "local"
-    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Retry clips with a known error.")] = (
-        False
-    )
+    engine: Annotated[
+        str, typer.Option(help="Where the work is done: local, on this machine, or ray, on a cluster.")
+    ] = "local"
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Try again what ended in an error before.")
+    ] = False
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Write neither report.html nor summary.json.")
     ] = False
@@ -104,7 +111,7 @@ _add(
 )
 _add(
     "caption",
-    "Describe the kept clips and write their files.",
+    "Describe the kept clips and write their files; caption files that changed are read again.",
     "folder settings workers timeout memory engine retry_errors no_report",
 )
 
@@ -186,7 +193,8 @@ def _go(stage: str, options: RunOptions, tables: dict[str, Any]) -> None:
     finally:
         if engine is not None:
             engine.close()
-    _report(outcome, progress, out, time.monotonic() - began)
+    has_report = not options.no_report and stage != "split"
+    _report(outcome, progress, out, time.monotonic() - began, has_report)
 
 
 def _check_out(root: Path, out: Path) -> None:
@@ -198,18 +206,23 @@ def _check_out(root: Path, out: Path) -> None:
         raise UserError(f"`--output` {str(out)!r} is in the folder of raw video; put the set elsewhere")
 
 
-def _report(outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
+def _report(outcome: Outcome, progress: Any, out: Path, seconds: float, has_report: bool) -> None:
     from ea_data.media.source import tell_skipped
     from ea_runtime.text.lost_words import tell_lost_words
 
     statuses = outcome.statuses
-    words = [f"{outcome.found} files, {outcome.clips} clips, {statuses['ok']} kept"]
+    clips = f"{outcome.clips} clip{'s' * (outcome.clips != 1)}"
+    words = [f"{outcome.found} file{'s' * (outcome.found != 1)}, {clips}, {statuses['ok']} kept"]
     if outcome.dropped:
-        counts = ", ".join(f"{name} {count}" for name, count in sorted(outcome.dropped.items()))
+        names = {"source": "copies of another file", "split": "files without a scene long enough"}
+        counts = ", ".join(
+            f"{names.get(name, name)} {count}" for name, count in sorted(outcome.dropped.items())
+        )
         words.append(f"dropped: {counts}")
-    for status, what in (("error", "errors"), ("transient", "to retry")):
-        if statuses[status]:
-            words.append(f"{statuses[status]} {what}")
+    if statuses["error"]:
+        words.append(f"{statuses['error']} error{'s' * (statuses['error'] != 1)}")
+    if statuses["transient"]:
+        words.append(f"{statuses['transient']} to retry by the next run")
     if outcome.skipped:
         words.append(f"skipped: {tell_skipped(outcome.skipped)}")
     if outcome.unwritten:
@@ -222,4 +235,7 @@ def _report(outcome: Outcome, progress: Any, out: Path, seconds: float) -> None:
         typer.echo(lost, err=True)
     fresh = [phase for phase in progress.phases if phase.fresh]
     rates = ", ".join(f"{one.name} {one.fresh / one.seconds:.3g} {one.unit}/s" for one in fresh)
-    typer.echo(f"{out}: {seconds:.1f} s" + (f" ({rates})" if rates else ""), err=True)
+    shown = "files.csv tells what became of each file"
+    if has_report:
+        shown = f"look at {out / 'report.html'}; {shown}"
+    typer.echo(f"{out}: {seconds:.1f} s" + (f" ({rates})" if rates else "") + f"; {shown}", err=True)

@@ -141,8 +141,8 @@ def _check(folder: Path, lines: dict[str, Line], skip_unknown: bool, found: Impo
     unknown = [line for clip, line in lines.items() if clip not in seen]
     if unknown and not skip_unknown:
         raise UserError(
-            f"{unknown[0].where}: {unknown[0].clip_id!r} is no clip of {str(folder)!r}, as {len(unknown)} of "
-            f"{len(lines)} rows; nothing was changed: export again, or leave them out with `--skip-unknown`"
+            f"{unknown[0].where}: {unknown[0].clip_id!r} is no clip of {str(folder)!r} ({len(unknown)} of "
+            f"{len(lines)} rows are of none); nothing was changed: export again, or give `--skip-unknown`"
         )
     found.skipped = len(unknown)
     found.changed = len(edits)
