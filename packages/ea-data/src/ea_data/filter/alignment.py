@@ -25,8 +25,9 @@ _COVERED = GRID * GRID // 10
 _SPEEDS = (1.0, 25 / 24, 24 / 25)
 #: Largest shift of an edge by the fit, in fields: a crop of 5%.
 _MOST_SHIFT = 0.3
-#: Offsets with a lower mean correlation of frames are not looked at closely.
-_LEAST_COARSE = 0.6
+#: Offsets with lower correlations, of frames and of what changes in them, are not looked at closely.
+_LEAST_FRAMES, _LEAST_CHANGE = 0.6, 0.4
+_STILL = 0.5  # levels: what changes less is noise
 #: A fit from which on no better one is looked for; correlations of what changes between which another speed is tried.
 _PERFECT, _DRIFTS, _SURE = 1.99, 0.5, 0.97
 _FLAT = 1.0  # levels: the standard deviation of a frame in which there is nothing to see
@@ -118,15 +119,14 @@ class _Pair:
             start = max(0, -offset)
             count = min(len(second), len(first) - offset) - start
             frames = float(np.trace(still, -offset)) / count
-            if frames < _LEAST_COARSE:
-                continue
             powers = [
                 of[begin + count] - of[begin]
                 for of, begin in zip(power, (start + offset, start), strict=True)
             ]
-            found.append(
-                (frames + float(np.trace(moving, -offset)) / math.sqrt(powers[0] * powers[1] + 1), offset)
-            )
+            change = float(np.trace(moving, -offset)) / math.sqrt(powers[0] * powers[1] + 1)
+            is_still = min(powers) < count * first.shape[1] * _STILL**2
+            if frames >= _LEAST_FRAMES and (change >= _LEAST_CHANGE or is_still):
+                found.append((frames + change, offset))
         return [offset for _, offset in sorted(found, reverse=True)[:2]]
 
     def look(self, offset: float) -> Likeness | None:

@@ -158,7 +158,10 @@ class _Kept:
 
 
 def _reason(other: dict[str, Any], likeness: Likeness) -> str:
-    begin = float(other["start"] or 0)
-    span = f"clip {begin:.2f} to {float(other['end'] or 0):.2f} s"
-    first, last = begin + likeness.start, min(float(other["end"] or 0), begin + likeness.end)
-    return f"shows the same as {other['source']}, {span}, from {first:.2f} to {last:.2f} s (clip {other['clip_id']})"
+    """The kept clip by file and span, and the part of the file that both show."""
+    begin, end = float(other["start"] or 0), float(other["end"] or 0)
+    span = ""
+    if end > begin:
+        first, last = begin + likeness.start, min(end, begin + likeness.end)
+        span = f", clip {begin:.2f} to {end:.2f} s, from {first:.2f} to {last:.2f} s"
+    return f"shows the same as {other['source']}{span} (clip {other['clip_id']})"

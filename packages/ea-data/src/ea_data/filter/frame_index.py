@@ -19,7 +19,7 @@ _BITS = 20  # of a key
 _WEAK = 2  # signs of a key that may be turned over: those nearest to 0
 _LEAST_SPREAD = 1.0  # levels: the standard deviation of a frame below which it says nothing
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads numbers over 64 bits
-_FAR = 18  # bits of 64 in which the frames of a candidate may differ
+_FAR = 12  # bits of 64 in which the frames of a candidate may differ
 
 
 class FrameIndex:
