@@ -17,6 +17,7 @@ from ea_data.components import make
 from ea_data.draw.raw import KINDS
 from ea_data.draw.raw_write import write_raw
 from ea_data.media.frames import read_frames
+from ea_data.media.probe import timeline_of
 from ea_data.protocols import Frames, VideoInfo
 
 pytestmark = pytest.mark.slow
@@ -53,6 +54,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         assert set(true) <= set(found), truth["file_path"]
         assert all(any(0 <= frame - cut <= 2 for cut in true) for frame in found), truth["file_path"]
         spans = split(path, info)
+        timeline = timeline_of(path, root)
         assert len(spans) == sum(
             -(-(scene["end_frame"] - scene["start_frame"]) // (10 * fps))
             for scene in truth["scenes"]
@@ -68,6 +70,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
                 "fps": fps,
             }
             row |= {**size, "path": str(path), "truth": scene, "kind": truth["kind"], "scores": {}}
+            numbers = timeline.window(span.start, span.end, fps)
+            row |= {"codec": "h264", "num_frames": len(numbers), "bits": timeline.bits(numbers)}
             frames = read_frames(path, root, span.start, span.end, fps, [one.needs for _, one in scorers])
             for name, scorer in scorers:
                 given = frames.get(scorer.needs) or Frames(np.zeros(0), np.zeros(0))
