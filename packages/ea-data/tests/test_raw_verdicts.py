@@ -19,6 +19,7 @@ from ea_data.draw.raw_write import write_raw
 from ea_data.media.frames import read_frames
 from ea_data.media.probe import timeline_of
 from ea_data.protocols import Frames, VideoInfo
+from ea_data.records.record import empty_record
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("rapidocr", reason="the extra `ocr` is not installed")
@@ -64,6 +65,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             middle = (span.start + span.end) / 2 * fps
             scene = next(s for s in truth["scenes"] if s["start_frame"] <= middle < s["end_frame"])
             row = {
+                **empty_record(truth["file_path"]),
                 "clip_id": f"{truth['index']:04d}-{number}",
                 "start": span.start,
                 "end": span.end,
