@@ -17,7 +17,9 @@ from ea_data.components import make
 from ea_data.draw.raw import KINDS
 from ea_data.draw.raw_write import write_raw
 from ea_data.media.frames import read_frames
+from ea_data.media.probe import timeline_of
 from ea_data.protocols import Frames, VideoInfo
+from ea_data.records.record import empty_record
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("rapidocr", reason="the extra `ocr` is not installed")
@@ -53,6 +55,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         assert set(true) <= set(found), truth["file_path"]
         assert all(any(0 <= frame - cut <= 2 for cut in true) for frame in found), truth["file_path"]
         spans = split(path, info)
+        timeline = timeline_of(path, root)
         assert len(spans) == sum(
             -(-(scene["end_frame"] - scene["start_frame"]) // (10 * fps))
             for scene in truth["scenes"]
@@ -62,12 +65,15 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             middle = (span.start + span.end) / 2 * fps
             scene = next(s for s in truth["scenes"] if s["start_frame"] <= middle < s["end_frame"])
             row = {
+                **empty_record(truth["file_path"]),
                 "clip_id": f"{truth['index']:04d}-{number}",
                 "start": span.start,
                 "end": span.end,
                 "fps": fps,
             }
             row |= {**size, "path": str(path), "truth": scene, "kind": truth["kind"], "scores": {}}
+            numbers = timeline.window(span.start, span.end, fps)
+            row |= {"codec": "h264", "num_frames": len(numbers), "bits": timeline.bits(numbers)}
             frames = read_frames(path, root, span.start, span.end, fps, [one.needs for _, one in scorers])
             for name, scorer in scorers:
                 given = frames.get(scorer.needs) or Frames(np.zeros(0), np.zeros(0))

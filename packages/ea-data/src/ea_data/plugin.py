@@ -52,6 +52,12 @@ _SCORERS = (
         "Sharpness, exposure, contrast and noise, 0 to 1",
     ),
     (
+        "compression",
+        "compression:CompressionScorer",
+        "CompressionOptions",
+        "Blocking, mush and up-scaling, 0 to 1",
+    ),
+    (
         "duplicates",
         "duplicates:SignatureScorer",
         "SignatureOptions",
@@ -70,6 +76,12 @@ _FILTERS = (
         "limits:build_technical",
         "TechnicalLimits",
         "Drops clips that are blurred, dark, flat or noisy",
+    ),
+    (
+        "compression",
+        "limits:build_compression",
+        "CompressionLimits",
+        "Drops clips that are blocky, mushy or scaled up",
     ),
     (
         "duplicate",

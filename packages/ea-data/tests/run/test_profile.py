@@ -172,7 +172,7 @@ def test_the_command_line_from_end_to_end_without_a_network(
     assert "1 file, 1 clip," in told
     row = next(iter_rows(out))
     assert row["status"] in ("ok", "dropped"), row["error"]
-    assert set(row["scores"]) == {"probe", "duplicates", "technical", "dis", "rapidocr"}
+    assert set(row["scores"]) == {"probe", "duplicates", "technical", "compression", "dis", "rapidocr"}
     assert "data:image/jpeg;base64," in (out / "report.html").read_text()
     assert json.loads((out / "summary.json").read_text())["rows"] == 1
     config = tomllib.loads((out / "config.toml").read_text())

@@ -79,6 +79,13 @@ class TechnicalLimits(LimitOptions):
     min: float | None = 0.3
 
 
+class CompressionLimits(LimitOptions):
+    """min: lowest rating of the weakest part that is kept, 0 to 1."""
+
+    score: str = "compression"
+    min: float | None = 0.3
+
+
 class DurationLimits(LimitOptions):
     """min, max: seconds."""
 
@@ -165,3 +172,4 @@ build_motion = partial(LimitFilter, what="motion", videos_only=True)
 build_text_area = partial(LimitFilter, what="text area")
 build_aesthetic = partial(LimitFilter, what="aesthetic score")
 build_technical = partial(LimitFilter, what="technical rating")
+build_compression = partial(LimitFilter, what="compression rating")
