@@ -249,6 +249,25 @@ def test_a_lost_frame_is_repeated(tmp_path: Path):
     assert clips[0][1] == [*range(40), 39, *range(40, 72)]
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "a.ts"])
+def test_a_pause_keeps_the_rate_where_the_container_states_the_mean(tmp_path: Path, name: str):
+    codec = "libvpx" if name == "a.webm" else "libx264"
+    path = encode(tmp_path / name, codec, {"b": "2M"}, times={20: 48, 50: 12}, fps=30)
+    found, clips = cut_clips(path)
+    assert found.info.fps == 30
+    assert clips[0][1] == [*range(19), *[19] * 49, *range(20, 49), *[49] * 13, *range(50, 72)]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.m1v", "mpeg1video"), ("a.avi", "mpeg1video"), ("a.h264", "libx264")]
+)
+def test_files_whose_first_frames_are_numbered_otherwise_after_a_seek(tmp_path: Path, name: str, codec: str):
+    path = encode(tmp_path / name, codec, {"bf": "2", "g": "12", "b": "4M"})
+    found, clips = cut_clips(path, (0.0, 3.0), (1.0, 2.0))
+    assert (found.info.fps, found.info.num_frames) == (FPS, NUM_FRAMES)
+    assert [numbers for _, numbers in clips] == [list(range(72)), list(range(24, 48))]
+
+
 # -- the proof
 
 

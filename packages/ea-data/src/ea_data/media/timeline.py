@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from ea_runtime.video.streams import FrameDecoder
 _WITHOUT_PTS = frozenset({"avi", "h264", "hevc", "mpegvideo", "m4v"})
 #: Those that have no times at all, and no index.
 _RAW = frozenset({"h264", "hevc", "mpegvideo"})
-#: Frames that are decoded to see whether their times ascend.
+#: Frames that are decoded, or packets that are read again, to see whether their times are right.
 _FRAMES_SEEN = 48
 #: Number of packets of a video's start among which a decodable frame must be.
 _PACKETS_TO_FIRST_FRAME = 2000
-#: A rate is variable if more than this share of the intervals differs from the usual one ...
-_VARIABLE_SHARE = 0.02
+#: A rate is variable if more than this share of the intervals (of a short video: two, or an eighth) differs from the
+#: usual one ...
+_VARIABLE_SHARE, _FEW_INTERVALS, _FEW_SHARE = 0.02, 2, 1 / 8
 #: ... by more than this share of it (or one tick of the file's clock).
 _INTERVAL_TOLERANCE = 0.1
 #: Usual intervals from which on a single longer one is a gap.
@@ -95,13 +96,14 @@ class Timeline:
     def rate(self, stated: Fraction) -> Fraction:
         """The rate of the frames: the container's own if it agrees with the times, which need not be exact.
 
-        That of a video with gaps is the rate between them.
+        That of a video with gaps is the rate between them, though many containers state the mean.
         """
         seconds = self.seconds[-1]
         if not seconds:
             return stated
         measured = (len(self.pts) - 1) / float(seconds)
-        if not _agree(stated, measured) and not self._is_uneven():
+        has_gaps = bool(len(self.gaps(_GAP)))
+        if (has_gaps or not _agree(stated, measured)) and not self._is_uneven():
             intervals = np.diff(self.pts)
             measured = 1 / (float(intervals[~self._is_off()].mean()) * float(self.time_base))
         return stated if _agree(stated, measured) else Fraction(measured).limit_denominator(1001)
@@ -145,7 +147,9 @@ class Timeline:
         return np.abs(intervals - usual) > max(_INTERVAL_TOLERANCE * usual, 1.01)
 
     def _is_uneven(self) -> bool:
-        return len(self.pts) > 1 and bool(self._is_off().mean() > _VARIABLE_SHARE)
+        count = len(self.pts) - 1
+        few = min(_FEW_INTERVALS, _FEW_SHARE * count)
+        return count > 0 and bool(self._is_off().sum() > max(few, _VARIABLE_SHARE * count))
 
 
 def place_of(record: Mapping[str, Any]) -> Place:
@@ -164,23 +168,24 @@ def read_timeline(container: Any, stream: Any) -> tuple[Timeline, Any]:
 
     Raises BadFile without a frame that can be decoded, and decoding errors.
     """
-    packets = [
-        (packet.pts, packet.dts, packet.is_keyframe, packet.size)
-        for packet in container.demux(stream)
-        if packet.size and not packet.is_discard
-    ]
+    packets = list(_packets(container, stream))
     if not packets:
         raise BadFile("it holds no frames")
-    pts = [packet[0] for packet in packets]
+    frame = _first(container, stream)
+    # before a first seek, FFmpeg may not know yet how late the decoder is
+    rewind(container)
+    again = list(islice(_packets(container, stream), _FRAMES_SEEN))
+    if again != packets[: len(again)] and all(packet[0] is not None for packet in again):
+        rewind(container)
+        packets = list(_packets(container, stream))
+    pts: list[Any] = [packet[0] for packet in packets]
     sizes = np.array([packet[3] for packet in packets], np.int64)
     is_timed = bool(stream.time_base) and None not in pts and len(set(pts)) == len(pts)
     is_timed = is_timed and _ascend([dts for _, dts, *_ in packets if dts is not None], strictly=False)
     if is_timed and (_ascend(pts) and _reorders(stream) and not _times_fit(container, stream)):
-        frame = _first(container, stream)
         skipped = _before_key(packets)
         times = np.array(pts[skipped:], np.int64)
         return Timeline(times, Fraction(stream.time_base), sizes[skipped:], True), frame
-    frame = _first(container, stream)
     if is_timed and frame.pts is not None:
         # what would be shown before the first frame that decodes is never shown
         times = np.array(pts, np.int64)
@@ -192,6 +197,13 @@ def read_timeline(container: Any, stream: Any) -> tuple[Timeline, Any]:
     rate = Fraction(next(filter(None, stated[::-1] if container.format.name in _RAW else stated), 25))
     skipped = _before_key(packets)
     return Timeline(np.arange(len(packets) - skipped), 1 / rate, sizes[skipped:], True), frame
+
+
+def _packets(container: Any, stream: Any) -> Iterator[tuple[int | None, int | None, bool, int]]:
+    """(presentation time, decoding time, is a key frame, bytes) of each packet that follows."""
+    for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+            yield packet.pts, packet.dts, packet.is_keyframe, packet.size
 
 
 def frames_in_order(container: Any, stream: Any, decode: FrameDecoder | None = None) -> Iterator[Any]:
