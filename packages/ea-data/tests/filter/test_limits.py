@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ea_data.components import make
+from ea_data.records.record import empty_record
 from ea_runtime.errors import UserError
 
 
@@ -93,7 +94,14 @@ def test_a_part_of_a_score() -> None:
 )
 def test_sizes(settings: dict[str, Any], size: tuple[int, int], is_kept: bool) -> None:
     probe = make("scorers", "probe")
-    one = {"clip_id": "c", "start": 0.0, "end": 4.0, "width": size[0], "height": size[1], "fps": 24.0}
+    one = {
+        **empty_record("a.mp4"),
+        "start": 0.0,
+        "end": 4.0,
+        "width": size[0],
+        "height": size[1],
+        "fps": 24.0,
+    }
     score = probe(None, one)
     one["scores"] = {"probe": {"value": score.value, "detail": score.detail}}
     assert make("filters", "size", settings)(one).is_kept is is_kept
