@@ -1,6 +1,6 @@
 """Duplicates: recall and precision of the scorer `duplicates` and the filter `duplicate` on pairs of known likeness.
 
-EA_FULL=1 tries 500 pairs, otherwise 40. EA_CASES: a folder of real clips (by default ../shared/cases/data); without it
+EA_FULL=1 tries 500 pairs, otherwise 40. EA_FIRST: another number gives other pairs. EA_CASES: a folder of real clips (by default ../shared/cases/data); without it
 all pairs are drawn.
 """
 
@@ -20,6 +20,7 @@ from ea_data.media.probe import probe
 
 COUNT = 500 if os.environ.get("EA_FULL") else 40
 FULL = "_full" if os.environ.get("EA_FULL") else ""
+FIRST = int(os.environ.get("EA_FIRST", "0"))
 REAL = Path(os.environ.get("EA_CASES", Path(__file__).parents[2] / "shared/cases/data"))
 
 
@@ -42,7 +43,7 @@ def test_pairs(tmp_path: Path, report: Any) -> None:
     total: Counter[tuple[bool, str]] = Counter()
     found: Counter[tuple[bool, str]] = Counter()
     sizes = []
-    for number, pair in enumerate(duplicate_pairs.pairs(COUNT, real)):
+    for number, pair in enumerate(duplicate_pairs.pairs(COUNT, real, FIRST)):
         clips = [
             record(clip.write(tmp_path, f"{number}{letter}"), scorer)
             for letter, clip in (("a", pair.one), ("b", pair.other))
@@ -57,6 +58,6 @@ def test_pairs(tmp_path: Path, report: Any) -> None:
     kinds = {kind: f"{found[is_copy, kind]} of {count}" for (is_copy, kind), count in total.items()}
     figures = {"recall": round(recall, 4), "precision": round(precision, 4), "found": kinds}
     figures |= {"real": real is not None, "bytes": round(sum(sizes) / len(sizes)), "most_bytes": max(sizes)}
-    report(f"duplicates{FULL}", figures)
+    report(f"duplicates{FULL}{FIRST or ''}", figures)
     assert recall >= 0.95
     assert precision >= 0.99
