@@ -209,6 +209,7 @@ def test_a_set_of_one_rate_and_size(tmp_path: Path, capsys: pytest.CaptureFixtur
     entries = json.loads((out / "dataset.json").read_text())
     assert [(one["width"], one["height"]) for one in entries] == [(96, 48)] * 3
     assert sorted(one["num_frames"] for one in entries) == [1, 29, 36]
+    assert sorted(one.get("fps", 0) for one in entries) == [0, 12, 12]  # a picture has none
     for one in entries:
         frames = np.stack(list(read_all(out / one["file_path"])))
         assert frames.shape == (one["num_frames"], 48, 96, 3)
