@@ -418,7 +418,7 @@ class Pipeline:
             yield record
 
     def _finish(self, record: dict[str, Any]) -> dict[str, Any] | None:
-        """Adds caption and file to a kept clip. Returns size and frames of its file, or None without one."""
+        """Adds caption and file to a kept clip. Returns size, frames and rate of its file, or None without one."""
         entries, entry = self.ledger.get(record["clip_id"]), None
         found = {"caption": self._caption_of(entries), "cut": entries.get(("cut", self.versions.cut))}
         if self.parts.caption is None and found["caption"] is None:
@@ -435,7 +435,8 @@ class Pipeline:
                 record["caption"] = {name: entry[name] for name in ("text", "model", "prompt_hash")}
         assert entry is not None
         record.update(file=_file_of(record), num_written=entry["num_frames"], luma_error=entry["luma_error"])
-        return {name: entry[name] for name in ("width", "height", "num_frames")}
+        rate = {} if record["is_picture"] else {"fps": float(Fraction(entry["fps"]))}
+        return {name: entry[name] for name in ("width", "height", "num_frames")} | rate
 
     def _count(self, record: dict[str, Any]) -> None:
         outcome = self.outcome
