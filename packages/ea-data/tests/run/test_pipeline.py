@@ -432,6 +432,17 @@ def test_every_raw_file_has_a_row(
     assert len(fates()) == 7
 
 
+def test_the_rate_of_the_list_is_that_of_the_files(
+    raw: Path, tmp_path: Path, run_set: Callable[..., Any], tables: dict[str, Any]
+) -> None:
+    tables["clips"] = {"fps": 12.0}
+    run_set(raw, tmp_path / "set", tables)
+    for entry in json.loads((tmp_path / "set" / "dataset.json").read_text()):
+        with av.open(str(tmp_path / "set" / entry["file_path"])) as container:
+            rate = container.streams.video[0].average_rate
+            assert (entry["fps"], entry["num_frames"]) == (rate, 12) == (12.0, 12)
+
+
 def test_what_each_stage_costs(raw: Path, tmp_path: Path, run_set: Callable[..., Any]) -> None:
     """It is counted once, in a file apart from those that are the same after every run."""
     out = tmp_path / "set"

@@ -68,14 +68,12 @@ def write_records(folder: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def dataset_entry(record: dict[str, Any]) -> dict[str, Any]:
-    """A kept clip as in EasyAnimate's JSON, with its frames and rate, so that training need not look."""
-    rate = {} if record["is_picture"] else {"fps": record["fps"]}
+    """A kept clip as in EasyAnimate's JSON, with its number of frames, so that training need not look."""
     return {
         "file_path": record["file"],
         "text": (record["caption"] or {}).get("text", ""),
         "type": "image" if record["is_picture"] else "video",
         **{name: record[name] for name in ("width", "height", "num_frames")},
-        **rate,
     }
 
 

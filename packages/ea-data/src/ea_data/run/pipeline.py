@@ -436,7 +436,7 @@ class Pipeline:
         assert entry is not None
         record.update(file=_file_of(record), num_written=entry["num_frames"], luma_error=entry["luma_error"])
         rate = {} if record["is_picture"] else {"fps": float(Fraction(entry["fps"]))}
-        return {**{name: entry[name] for name in ("width", "height", "num_frames")}, **rate}
+        return {name: entry[name] for name in ("width", "height", "num_frames")} | rate
 
     def _count(self, record: dict[str, Any]) -> None:
         outcome = self.outcome
