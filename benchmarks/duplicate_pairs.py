@@ -303,7 +303,7 @@ _ENCODERS: tuple[tuple[str, dict[str, str], str], ...] = (
     ("libvpx", {"b": "200k", "deadline": "realtime", "cpu-used": "8"}, ".webm"),
     ("libvpx-vp9", {"b": "150k", "deadline": "realtime", "cpu-used": "8"}, ".webm"),
     ("mpeg4", {"qscale": "12", "flags": "+qscale", "global_quality": "1416"}, ".avi"),
-    ("mpeg2video", {"b": "500k"}, ".mkv"),
+    ("mpeg2video", {"b": "500k", "strict": "-1"}, ".mkv"),
     ("libx265", {"crf": "32", "preset": "ultrafast", "x265-params": "log-level=none:pools=1"}, ".mp4"),
     ("libsvtav1", {"crf": "45", "preset": "12", "svtav1-params": "lp=1"}, ".mp4"),
 )

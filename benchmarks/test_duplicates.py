@@ -1,7 +1,7 @@
 """Duplicates: recall and precision of the scorer `duplicates` and the filter `duplicate` on pairs of known likeness.
 
-EA_FULL=1 tries 500 pairs, otherwise 40. EA_FIRST: another number gives other pairs. EA_CASES: a folder of real clips (by default ../shared/cases/data); without it
-all pairs are drawn.
+EA_FULL=1 tries 500 pairs, otherwise 40. EA_FIRST: another number gives other pairs. EA_CASES: a folder of real clips
+(by default ../shared/cases/data); without it all pairs are drawn.
 """
 
 from __future__ import annotations
