@@ -1,9 +1,9 @@
 """Splitters compared on composed video with known transitions, and on single shots.
 
-    python benchmarks/compare_splitters.py -o FOLDER [--real FILE ...]
+    python benchmarks/compare_splitters.py -o FOLDER
 
-draws the set into FOLDER (once), runs each splitter over it, and prints the tables of docs/data.md. --real: files that
-hold one shot each, which a third of the shots is taken from.
+draws the set into FOLDER (once), runs each splitter over it, and prints the table of docs/data.md. A third of the shots
+is taken from real files that hold one shot each: those of the field cases if they are here, or --real FILE ... .
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from ea_data.components import make
 from ea_data.protocols import Cut, Spans, VideoInfo
 from ea_runtime.video.output import write_video
 
+_CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "data"
+REAL = (
+    *("one_shot/ea1.mp4", "no_letters/flower.webm", "no_letters/frog.mp4"),
+    *("mkv_b_frames/bunny.mkv", "copies/bigbuckbunny.mp4", "copies/rabbit320.mp4"),
+)
 NUM_VIDEOS, NUM_SHOTS, NUM_SINGLES = 22, 16, 60
 #: Frames that a cut may be away from a transition.
 TOLERANCE = 2
@@ -116,7 +121,7 @@ class Tally:
         self.wrong += [(name, cut.start * FPS) for cut in left]
 
     def f1(self, *kinds: str) -> str:
-        """Precision, recall and F1 of some kinds. Every false cut counts against each."""
+        """Precision, recall and F1 of some kinds of transition. Every false cut counts against each kind."""
         hits, truths = (sum(counts.get(kind, 0) for kind in kinds) for counts in (self.hits, self.truths))
         precision = hits / max(1, hits + self.false)
         recall = hits / max(1, truths)
@@ -127,7 +132,7 @@ class Tally:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", type=Path, required=True)
-    parser.add_argument("--real", type=Path, nargs="*", default=[])
+    parser.add_argument("--real", type=Path, nargs="*", default=[_CASES / name for name in REAL])
     parser.add_argument("--only", nargs="*", help="methods whose name holds one of these")
     parser.add_argument("-v", action="store_true", help="print each missed transition and false cut")
     given = parser.parse_args()
