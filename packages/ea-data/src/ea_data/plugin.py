@@ -21,6 +21,18 @@ R = TypeVar("R")
 #: (name, "module:class", class of the options, summary) of each component
 _SPLITTERS = (
     (
+        "transnetv2",
+        "transnet:TransNetSplitter",
+        "TransNetOptions",
+        "Cuts between shots, gradual ones too, by the network TransNet V2; 3 to 10 seconds",
+    ),
+    (
+        "adaptive",
+        "adaptive:AdaptiveSplitter",
+        "AdaptiveOptions",
+        "Cuts where the picture changes far more than around; 3 to 10 seconds",
+    ),
+    (
         "scenedetect",
         "scenes:SceneSplitter",
         "SceneOptions",

@@ -1,11 +1,12 @@
 """Profiles: the components to run and their settings, from TOML.
 
     [source]   pictures, strict_decode, max_pixels           [clips]    crf, fps, size, crop_bars
-    [split]    name = "scenedetect", and its options         [caption]  name = "folder", and its options
+    [split]    name = "adaptive", and its options            [caption]  name = "folder", and its options
     [[score]]  name = "dis", and its options                 [[filter]] name = "motion", and its options
 
 A profile is one of the names in `profiles/` or your own file. `--set score.dis.fps=8` changes an option of that
-component, `--set split.name=whole` replaces a component by another with its defaults.
+component, `--set split.name=whole` replaces a component by another with its defaults. The splitter `auto` becomes the
+best one that is installed when a profile is loaded: all that follows, and config.toml, names the one that runs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from ea_runtime.settings import put_setting, read_setting, read_toml, validate
 
 NAMES = ("offline", "paper", "reference-v2")
 KINDS = {"split": "splitters", "score": "scorers", "filter": "filters", "caption": "captioners"}
+#: Name of a splitter that stands for the first of AUTO_SPLITTERS whose packages are installed.
+AUTO = "auto"
+AUTO_SPLITTERS = ("transnetv2", "adaptive")
 
 
 class SourceOptions(Options):
@@ -138,18 +142,23 @@ def load(
     settings: Iterable[str] = (),
     filters: Iterable[str] = (),
     tables: Mapping[str, Any] | None = None,
+    split_before: str = "",
 ) -> dict[str, Any]:
     """The tables of a profile with `--set`s and `--filter`s applied, for `parse`.
 
-    name: "offline", "paper", "reference-v2" or a TOML file. tables: used instead of reading `name`.
-    Raises UserError for an unreadable file and for settings of unknown places.
+    name: "offline", "paper", "reference-v2" or a TOML file. tables: used instead of reading `name`. split_before: the
+    splitter of an earlier run of the set.
+    Raises UserError for an unreadable file, for settings of unknown places, and if `auto` is not what it was before.
     """
-    found = dict(tables) if tables is not None else _read(name)
+    found = dict(tables) if tables is not None else read_profile(name)
     for wanted in filters:
         _add_filter(found, wanted)
     # replacements first: settings of the new component must not reach the old one
     for setting in sorted(settings, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
         _apply(found, setting)
+    split = found.get("split")
+    if isinstance(split, dict) and split.get("name") == AUTO:
+        found["split"] = {**split, "name": _choose_splitter(split_before)}
     return found
 
 
@@ -158,7 +167,8 @@ def parse(tables: Mapping[str, Any], name: str) -> Profile:
     return validate(Profile, dict(tables), f"profile {plain(name)}")
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_profile(name: str) -> dict[str, Any]:
+    """The tables of a profile as they are written. Raises UserError for an unreadable file."""
     if name in NAMES:
         text = resources.files("ea_data").joinpath(f"profiles/{name}.toml").read_text(encoding="utf-8")
         return tomllib.loads(text)
@@ -169,6 +179,17 @@ def _read(name: str) -> dict[str, Any]:
             f"{nearest(name, NAMES)}"
         )
     return read_toml(path, "--profile")
+
+
+def _choose_splitter(before: str) -> str:
+    chosen = next(name for name in AUTO_SPLITTERS if not missing(make("splitters", name)))
+    if before in AUTO_SPLITTERS and before != chosen:
+        why = "; ".join(missing(make("splitters", before))) or f"{chosen!r} was not installed then"
+        raise UserError(
+            f"the set was split by {before!r}, but `auto` now stands for {chosen!r} ({why}), which finds other clips; "
+            f"resume with `--set split.name={before}`, or start over with `--set split.name={chosen}`"
+        )
+    return chosen
 
 
 def _part(kind: str, named: ComponentTable) -> Part:

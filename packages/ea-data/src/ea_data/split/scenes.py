@@ -7,20 +7,17 @@ paused recording leaves, ends a scene too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from ea_data.media.containers import open_video
-from ea_data.media.timeline import frames_in_order, read_timeline
 from ea_data.options import Options
-from ea_data.protocols import Cut, Lost, Span, Spans, VideoInfo
-from ea_data.split.chop import Boundary, chop, lost_between
-from ea_runtime.errors import UserError
+from ea_data.protocols import Cut, Span, VideoInfo
+from ea_data.split.chop import Boundary, check_seconds, spans_of
+from ea_data.split.footage import Footage, open_footage
 
 
 class SceneOptions(Options):
@@ -46,10 +43,7 @@ class SceneOptions(Options):
 
     @model_validator(mode="after")
     def _check_seconds(self) -> SceneOptions:
-        if self.min_seconds > self.max_seconds:
-            raise ValueError(
-                f"`min_seconds` must be at most `max_seconds`, got {self.min_seconds} and {self.max_seconds}"
-            )
+        check_seconds(self.min_seconds, self.max_seconds)
         return self
 
 
@@ -69,20 +63,9 @@ class SceneSplitter:
         if info.is_picture:
             return [Span(0.0, 0.0)]
         pieces, fps = self.pieces(path)
-        limits = (fps, self.options.min_seconds, self.options.max_seconds)
-        spans: list[Span] = []
-        lost: list[Lost] = []
-        for boundaries in pieces:
-            for scene in pairwise(boundaries):
-                found = chop(scene, *limits)
-                edges = (scene[0].seconds, scene[1].seconds, float(1 / fps))
-                lost += lost_between(found, *edges, "remainder too short" if found else "too short")
-                spans += found
+        scenes = [scene for piece in pieces for scene in pairwise(piece)]
         cuts = [Cut(cut.seconds, cut.seconds) for piece in pieces for cut in piece[1:-1]]
-        longest = max(end.seconds - start.seconds for piece in pieces for start, end in pairwise(piece))
-        least = self.options.min_seconds
-        reason = "" if spans else f"its longest scene is {longest:.2f} s long, and `min_seconds` is {least:g}"
-        return Spans(spans, cuts=cuts, longest_scene=longest, lost=lost, reason=reason)
+        return spans_of(scenes, cuts, fps, self.options.min_seconds, self.options.max_seconds)
 
     def boundaries(self, path: Path) -> tuple[list[Boundary], Fraction]:
         """The start, every cut and the end, in order, and the frame rate."""
@@ -91,21 +74,9 @@ class SceneSplitter:
 
     def pieces(self, path: Path) -> tuple[list[list[Boundary]], Fraction]:
         """The boundaries of each piece between pauses (start, cuts and end, in order), and the frame rate."""
-        try:
-            return self._pieces(path)
-        # an av error is an OSError or a ValueError
-        except (OSError, ValueError, IndexError) as error:
-            raise UserError(f"{str(path)!r} cannot be read as a video: {error}") from error
-
-    def _pieces(self, path: Path) -> tuple[list[list[Boundary]], Fraction]:
-        with path.open("rb") as file:  # an open file, not its name: FFmpeg takes some names for protocols
-            with open_video(file) as (container, stream):
-                timeline, first = read_timeline(container, stream)
-                fps = timeline.rate(Fraction(stream.average_rate or stream.guessed_rate or 25))
-            file.seek(0)  # opened again: a raw stream cannot be sought
-            with open_video(file) as (container, stream):
-                frames = timeline.timed(frames_in_order(container, stream))
-                cuts = self._cuts(frames, first.width, first.height, timeline.time_base, fps)
+        with open_footage(path) as footage:
+            timeline, fps = footage.timeline, footage.fps
+            cuts = self._cuts(footage)
         seconds, frame_seconds = timeline.seconds, float(1 / fps)
         edges = [0, *timeline.pauses(), len(seconds)]
         pieces = []
@@ -116,10 +87,8 @@ class SceneSplitter:
             pieces.append([Boundary(number, inner[number]) for number in sorted(inner)])
         return pieces, fps
 
-    def _cuts(
-        self, frames: Iterator[tuple[int, Any]], width: int, height: int, base: Fraction, fps: Fraction
-    ) -> dict[int, float]:
-        """The seconds of every pass's cuts by their frame's number. frames: (time from the first, frame)."""
+    def _cuts(self, footage: Footage) -> dict[int, float]:
+        """The seconds of every pass's cuts by their frame's number."""
         import cv2
         from av.video.reformatter import VideoReformatter
         from scenedetect import ContentDetector, FrameTimecode
@@ -133,17 +102,18 @@ class SceneSplitter:
             (skip + 1, ContentDetector(threshold, length, filter_mode=mode))
             for threshold, skip in self.options.passes
         ]
-        factor = compute_downscale_factor(max(width, height))
-        size = (max(1, round(width / factor)), max(1, round(height / factor)))
+        factor = compute_downscale_factor(max(footage.width, footage.height))
+        size = (max(1, round(footage.width / factor)), max(1, round(footage.height / factor)))
         reformatter = VideoReformatter()  # kept: a new one for each frame costs more than all the rest
+        base = footage.timeline.time_base
         cuts: dict[int, float] = {}
-        for number, (pts, frame) in enumerate(frames):
+        for number, (pts, frame) in enumerate(footage.frames):
             wanted = [detector for step, detector in detectors if number % step == 0]
             if not wanted:
                 continue
             image = reformatter.reformat(frame, format="bgr24", threads=1).to_ndarray()
             small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) if factor > 1 else image
-            time = FrameTimecode(Timecode(pts=pts, time_base=base), fps=fps)
+            time = FrameTimecode(Timecode(pts=pts, time_base=base), fps=footage.fps)
             for detector in wanted:
                 cuts |= {cut.frame_num: cut.seconds for cut in detector.process_frame(time, small)}
         return cuts
