@@ -461,7 +461,9 @@ def pairs(count: int, real: Path | None, first: int = 0) -> Iterator[Pair]:
     """`count` pairs, half of them duplicates, evenly over the kinds. first: another gives other pairs."""
     maker = Maker(real)
     for number in range(count // 2):
-        yield maker.copy(COPIES[number % len(COPIES)], first + 11 * (number // len(COPIES)) + number % len(COPIES))
+        yield maker.copy(
+            COPIES[number % len(COPIES)], first + 11 * (number // len(COPIES)) + number % len(COPIES)
+        )
     number = first + count
     for kind, share in ALIKE.items():
         for _ in range(round(share * (count - count // 2))):
