@@ -303,7 +303,7 @@ _ENCODERS: tuple[tuple[str, dict[str, str], str], ...] = (
     ("libvpx", {"b": "200k", "deadline": "realtime", "cpu-used": "8"}, ".webm"),
     ("libvpx-vp9", {"b": "150k", "deadline": "realtime", "cpu-used": "8"}, ".webm"),
     ("mpeg4", {"qscale": "12", "flags": "+qscale", "global_quality": "1416"}, ".avi"),
-    ("mpeg2video", {"b": "500k", "strict": "-1"}, ".mkv"),
+    ("mpeg2video", {"b": "500k"}, ".mkv"),
     ("libx265", {"crf": "32", "preset": "ultrafast", "x265-params": "log-level=none:pools=1"}, ".mp4"),
     ("libsvtav1", {"crf": "45", "preset": "12", "svtav1-params": "lp=1"}, ".mp4"),
 )
@@ -345,7 +345,10 @@ class Maker:
         uniform: Any = rng.uniform
         other = one
         if kind == "codec":
-            other = replace(one, encoder=_ENCODERS[seed % len(_ENCODERS)])
+            encoder = _ENCODERS[seed % len(_ENCODERS)]
+            is_usual = one.fps in (24, 25, 30, Fraction(24000, 1001), Fraction(30000, 1001))
+            # MPEG-2 knows a few rates only
+            other = replace(one, encoder=encoder, fps=one.fps if is_usual else Fraction(25))
         elif kind == "size":
             scale = uniform(0.35, 0.75)
             aspect = uniform(0.85, 1.2) if seed % 3 == 0 else 1.0
