@@ -15,7 +15,7 @@ from ea_data.draw.raw import RawScene, draw_picture
 from ea_data.records.store import iter_rows
 from ea_data.records.tables import read_table
 from ea_data.records.timings import read_timings
-from ea_data.run.pipeline import _of_split
+from ea_data.run.file_records import findings_of_split
 from ea_runtime.errors import UserError
 
 
@@ -483,7 +483,7 @@ def test_what_a_split_tells_is_in_the_records(
         "1.00-1.50 transition",
         "0.500",
     )
-    assert _of_split({"clips": [], "reason": ""}) == {
+    assert findings_of_split({"clips": [], "reason": ""}) == {
         "num_cuts": 0,
         "longest_scene": 0.0,
         "cuts": [],

@@ -19,16 +19,16 @@ from ea_data.children.supervisor import Failure
 from ea_data.media.cut import measure, suffix_of
 from ea_data.media.source import SKIPPED, find_files, tell_skipped
 from ea_data.profile import Components, parse
-from ea_data.protocols import Decision
 from ea_data.records import store
 from ea_data.records.files import file_table, skipped_of
 from ea_data.records.full_disk import full_disk, says_full, told_if_full
 from ea_data.records.ledger import Ledger
-from ea_data.records.record import clip_id, decision_entry, empty_record
+from ea_data.records.record import clip_id, empty_record
 from ea_data.records.timings import add_timings
 from ea_data.run.captions import CaptionEngine
 from ea_data.run.edits import edited
 from ea_data.run.engine import TaskEngine
+from ea_data.run.file_records import dropped_file, findings_of_split, record_of_file
 from ea_data.run.judge import Judge
 from ea_data.run.progress import RunProgress
 from ea_data.run.scratch import Scratch, Spool
@@ -266,19 +266,24 @@ class Pipeline:
                 continue
             first = self.scratch.get("content", probed["content"])
             if first != source:
-                yield _dropped(_of_file(source, probed), "source", f"it has the same contents as {first}")
+                yield dropped_file(
+                    record_of_file(source, probed), "source", f"it has the same contents as {first}"
+                )
                 continue
             split = self._entry(probed["content"], "split")
             if split is None or "error" in split:
-                yield self._without_clip(_of_file(source, probed), split, "split")
+                yield self._without_clip(record_of_file(source, probed), split, "split")
             elif not split["clips"]:
                 reason = split["reason"] or "no scene in it is long enough for a clip"
-                yield _dropped({**_of_file(source, probed), **_of_split(split)}, "split", reason)
+                yield dropped_file(
+                    {**record_of_file(source, probed), **findings_of_split(split)}, "split", reason
+                )
             else:
                 clips: dict[str, dict[str, Any]] = {}
                 for clip in split["clips"]:
                     clips.setdefault(
-                        clip["clip_id"], {**_of_file(source, probed), **_of_split(split), **clip}
+                        clip["clip_id"],
+                        {**record_of_file(source, probed), **findings_of_split(split), **clip},
                     )
                 for number, clip in enumerate(clips.values()):
                     yield clip if number == 0 else {**clip, "cuts": [], "lost": []}
@@ -474,48 +479,6 @@ def _verdict_of(record: dict[str, Any]) -> str:
     if record["status"] != "dropped":
         return "kept" if record["status"] == "ok" else "error"
     return next(one["filter"] for one in record["decisions"] if one["verdict"] == "dropped")
-
-
-def _of_file(source: str, probed: dict[str, Any]) -> dict[str, Any]:
-    """A record with the findings of the probe."""
-    names = ("content", "width", "height", "fps_exact", "codec", "rotation", "is_variable_rate", "is_picture")
-    names = (
-        *names,
-        "sample_aspect",
-        "is_interlaced",
-        "combing",
-        "transfer",
-        "bars",
-        "is_cropped",
-        "has_alpha",
-    )
-    names = (*names, "num_gaps", "longest_gap", "num_streams", "stream", "is_animation", "bits")
-    found = {name: probed[name] for name in names}
-    return {
-        **empty_record(source),
-        "clip_id": clip_id("file", source),
-        **found,
-        "fps": float(Fraction(probed["fps_exact"])),
-        "end": float(probed["seconds"]),
-        "file_seconds": float(probed["seconds"]),
-    }
-
-
-def _of_split(split: dict[str, Any]) -> dict[str, Any]:
-    """What a split found in a file, for its first record; an entry of an older version may lack it."""
-    cuts, lost = split.get("cuts", []), split.get("lost", [])
-    return {
-        "num_cuts": len(cuts),
-        "longest_scene": float(split.get("longest_scene", 0.0)),
-        "cuts": [dict(zip(("start", "end"), cut, strict=True)) for cut in cuts],
-        "lost": [dict(zip(("start", "end", "reason"), one, strict=True)) for one in lost],
-    }
-
-
-def _dropped(record: dict[str, Any], stage: str, reason: str) -> dict[str, Any]:
-    """A file without clips, for a reason that is no error."""
-    decision = decision_entry(stage, Decision(False, reason), "")
-    return {**record, "num_frames": 0, "status": "dropped", "decisions": [decision]}
 
 
 def _nothing_found(raw: Path, skipped: Counter[str]) -> str:
