@@ -53,8 +53,8 @@ class ClipOptions(Options):
     """
 
     crf: int = Field(default=18, ge=0, le=51)
-    fps: Annotated[str, BeforeValidator(lambda value: value and read_rate(value))] = ""
-    size: Annotated[str, BeforeValidator(lambda value: value and read_size(value))] = ""
+    fps: Annotated[str, BeforeValidator(lambda value: "" if value == "" else read_rate(value))] = ""
+    size: Annotated[str, BeforeValidator(lambda value: "" if value == "" else read_size(value))] = ""
     crop_bars: bool = False
 
     @property

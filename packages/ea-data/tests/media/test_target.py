@@ -225,7 +225,10 @@ def test_a_set_of_one_rate_and_size(tmp_path: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--fps", "fast"), ("--size", "511"), ("--size", "wide")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--fps", "fast"), ("--fps", "0"), ("--size", "511"), ("--size", "wide"), ("--size", "0")],
+)
 def test_nonsense_is_refused_in_a_line(tmp_path: Path, capsys: Any, option: str, value: str):
     (tmp_path / "raw").mkdir()
     assert ea(["data", "run", str(tmp_path / "raw"), "-o", str(tmp_path / "set"), option, value]) != 0
