@@ -105,7 +105,11 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, plugin_file: Path, draw_video:
     profile = tmp_path / "profile.toml"
     profile.write_text(PROFILE.format(least=0))
     words = ["--plugin", str(plugin_file), "data", "run", str(raw), "-o", str(tmp_path / "set")]
-    program = "import sys; from ea_runtime.cli.main import main; main(sys.argv[1:])"
+    # a shell's background job ignores SIGINT, and so would what is started from it
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from ea_runtime.cli.main import main; main(sys.argv[1:])"
+    )
     run = subprocess.Popen(
         [sys.executable, "-c", program, *words, "--profile", str(profile), "--timeout", "300"],
         stderr=subprocess.PIPE,
