@@ -23,6 +23,7 @@ from ea_data.media.frames import read_frames
 from ea_data.media.probe import probe
 from ea_data.protocols import Score
 from ea_data.score.text import RapidOcrScorer
+from ea_runtime.video.x264 import x264_options
 
 FPS = 8
 WORDS: dict[str, tuple[str, ...]] = {
@@ -177,11 +178,9 @@ class TextClip:
             yield frame
 
     def write(self, path: Path, crf: int = 23) -> Path:
-        """An H.264 file."""
+        """An H.264 file, of the same bytes each time."""
         with av.open(str(path), "w") as container:
-            stream = container.add_stream(
-                "libx264", rate=FPS, options={"crf": str(crf), "preset": "veryfast"}
-            )
+            stream = container.add_stream("libx264", rate=FPS, options=x264_options(crf, "veryfast"))
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
             stream.codec_context.thread_count = 1
             for frame in self.frames():

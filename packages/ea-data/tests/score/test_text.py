@@ -158,6 +158,8 @@ A_LINE = box(20, 80, 120, 95)
         ("T V 2", 0.99, True),
         ("- - - -", 0.99, False),
         ("OOOOOOO", 0.99, False),
+        ("o O O", 0.99, False),
+        ("O 0 o O", 0.99, False),
         ("00:00:00", 0.99, True),
         ("\u7b2c\u4e00\u7ae0", 0.99, True),
     ],
@@ -199,6 +201,17 @@ def test_a_script_that_is_not_read_counts_when_it_stays() -> None:
     )  # from edge to edge
     assert score_of({n: [(box(20, 20, 60, 60), 0.8, "", 0.0)] for n in range(6)})[0].value == 0  # no line
     assert score_of({n: [(A_LINE, 0.8, "DONINON", 0.2)] for n in range(6)})[0].value == 0  # a bad guess
+
+
+@pytest.mark.parametrize(("text", "counts"), [("ph nLju pnin", True), ("", False), ("o O oo", False)])
+def test_a_line_at_the_edge_that_stays_counts_if_it_looks_like_letters(text: str, counts: bool) -> None:
+    line = (box(1, 80, 120, 95), 0.8, text, 0.6)
+    assert (score_of({n: [line] for n in range(6)})[0].value > 0) is counts
+
+
+def test_two_rings_are_no_line() -> None:
+    for text in ("oo", "O o", "0o"):
+        assert score_of({n: [(A_LINE, 0.8, text, 0.8)] for n in range(6)})[0].value == 0
 
 
 def test_overlap_of_boxes() -> None:

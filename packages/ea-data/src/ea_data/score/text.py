@@ -9,6 +9,8 @@ EasyAnimate V2. Boxes are somewhat larger than the ink.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from ea_data.options import Options, missing_packages
 from ea_data.protocols import FrameRequest, Frames, Score
 from ea_data.score.text_boxes import bounds, lines, overlap, shape_of, union_area
 from ea_data.score.text_engine import Reading, TextEngine
-from ea_data.score.text_looks import Strokes
+from ea_data.score.text_looks import Place, Strokes
 from ea_runtime.errors import MissingPackageError
 
 #: Most pixels of a frame's longer side where text is read.
@@ -28,8 +30,13 @@ _MOST_READ = 8
 #: Share of a text's letters that may be one and the same: rings are read as OOOOO.
 _SAME = 0.8
 #: A line that is seen and not read: length over height, height over the frame's shorter side, overlap of its two
-#: places, lowest confidence of a reading that has letters all the same.
-_LONG, _TALL, _STEADY, _GUESS = 2.0, (0.02, 0.3), 0.5, 0.45
+#: places.
+_LONG, _TALL, _STEADY = 2.0, (0.02, 0.3), 0.5
+#: Share of the width that is the frame's edge: textures end there.
+_EDGE = 0.01
+#: Lowest confidence of its reading, if that has letters all the same: of a line that stands at one place, and of one
+#: that is laid over the picture.
+_GUESS, _GUESS_OVER = 0.45, 0.3
 
 
 class RapidOcrOptions(Options):
@@ -75,7 +82,7 @@ class RapidOcrScorer:
     `text`: what was read, once.
     """
 
-    version = "2"
+    version = "3"
 
     def __init__(self, options: RapidOcrOptions) -> None:
         self.options = options
@@ -145,18 +152,24 @@ class RapidOcrScorer:
                 beside = self._beside(pixels, looks, number)
                 looks |= {n: self._look(pixels, strokes, n) for n in beside}
         self._mark_seen(looks)
+        if not any(look.counts.any() for look in looks.values()):
+            held = strokes.held(pixels)
+            look = None if held is None else self._look_at(held, strokes.is_held)
+            if look is not None and look.counts.any():
+                looks[int(even[len(even) // 2])] = look
         return looks
 
     def _look(self, pixels: np.ndarray, strokes: Strokes, number: int) -> _Look:
         """The text of a frame; if there is none, that of the frame without what is not laid over it."""
-        look = self._look_at(pixels[number], strokes, number)
+        is_laid_over = partial(strokes.is_laid_over, number)
+        look = self._look_at(pixels[number], is_laid_over)
         if look.counts.any() or len(pixels) == 1:
             return look
         alone = strokes.isolate(number, pixels[number])
-        other = look if alone is None else self._look_at(alone, strokes, number)
+        other = look if alone is None else self._look_at(alone, is_laid_over)
         return other if other.counts.any() else look
 
-    def _look_at(self, frame: np.ndarray, strokes: Strokes, number: int) -> _Look:
+    def _look_at(self, frame: np.ndarray, is_laid_over: Callable[[Place], bool]) -> _Look:
         height, width = frame.shape[:2]
         boxes, scores = self.engine.detect(frame)
         areas = [union_area(box[None], height, width) for box in boxes]
@@ -169,28 +182,19 @@ class RapidOcrScorer:
             if is_text("".join(readings[i].text for i in sure), self.options.min_chars):
                 look.is_read[sure] = True
         for i in np.flatnonzero(~look.is_read):
-            if self.options.unread == 1 or not self._could_be_line(boxes[i], readings[i], height, width):
+            if self.options.unread == 1 or not _is_line_shaped(boxes[i], height, width):
                 continue
-            place = np.array(bounds(boxes[i])) / (width, height, width, height)
-            look.is_seen[i] = strokes.is_laid_over(number, tuple(place.tolist()))
-            look.is_line[i] = scores[i] >= self.options.unread and not look.is_seen[i]
-        return look
-
-    def _could_be_line(self, box: np.ndarray, reading: Reading, height: int, width: int) -> bool:
-        """Whether a box has the shape of a line inside the frame, and its reading, if any, is no bad guess."""
-        along, tall = shape_of(box)
-        left, _, right, _ = bounds(box)
-        is_guess = sum(map(str.isalnum, reading.text)) >= self.options.min_chars
-        return (
-            along >= _LONG * tall
-            and _TALL[0] <= tall / min(height, width) <= _TALL[1]
-            and left > 0.01 * width
-            and right < 0.99 * width
-            and (
-                not is_guess
-                or (reading.confidence >= _GUESS and is_text(reading.text, self.options.min_chars))
+            left, top, right, bottom = bounds(boxes[i])
+            place = (left / width, top / height, right / width, bottom / height)
+            could_be = partial(could_be_text, readings[i], self.options.min_chars)
+            look.is_seen[i] = could_be(_GUESS_OVER) and is_laid_over(place)
+            look.is_line[i] = (
+                scores[i] >= self.options.unread
+                and could_be(_GUESS)
+                and (_is_inside(boxes[i], width) or is_text(readings[i].text, self.options.min_chars))
+                and not look.is_seen[i]
             )
-        )
+        return look
 
     def _mark_seen(self, looks: dict[int, _Look]) -> bool:
         """Marks lines that stand at one place in two frames. Returns whether any stands alone."""
@@ -230,11 +234,40 @@ class RapidOcrScorer:
 
 def is_text(text: str, min_chars: int) -> bool:
     """Whether a reading has enough letters and digits, and is not one of them over and over."""
-    letters = [letter for letter in text if letter.isalnum()]
-    signs = [sign for sign in text if not sign.isspace()]
-    if len(letters) < min_chars:
+    signs = _signs(text)
+    if sum(map(str.isalnum, signs)) < min_chars:
         return False
     return min_chars == 1 or max(Counter(signs).values()) <= _SAME * len(signs)
+
+
+def _signs(text: str) -> list[str]:
+    """The signs of a text, without spaces, with rings of every size and name as one letter."""
+    return [sign for sign in text.casefold().replace("0", "o") if not sign.isspace()]
+
+
+def could_be_text(reading: Reading, min_chars: int, confidence: float) -> bool:
+    """Whether the reading of a script that is not known is no bad guess: too few letters, or sure enough of them. Two
+    that are the same are rings."""
+    letters = [letter for letter in _signs(reading.text) if letter.isalnum()]
+    if len(letters) < min_chars:
+        return len(letters) < 2 or len(set(letters)) > 1
+    return reading.confidence >= confidence and is_text(reading.text, min_chars)
+
+
+def _is_line_shaped(box: np.ndarray, height: int, width: int) -> bool:
+    """Whether a box has the shape of a line that does not reach from edge to edge."""
+    along, tall = shape_of(box)
+    left, _, right, _ = bounds(box)
+    return (
+        along >= _LONG * tall
+        and _TALL[0] <= tall / min(height, width) <= _TALL[1]
+        and (left > _EDGE * width or right < (1 - _EDGE) * width)
+    )
+
+
+def _is_inside(box: np.ndarray, width: int) -> bool:
+    left, _, right, _ = bounds(box)
+    return left > _EDGE * width and right < (1 - _EDGE) * width
 
 
 def _shares(boxes: np.ndarray, height: int, width: int) -> list[Any]:

@@ -21,8 +21,19 @@ STEP = 8
 #: Shares of a box's strokes that another frame has too: at least the first if they stay, at most the second if they
 #: do not.
 STAY, GO = 0.6, 0.35
+#: The first where nothing else stays, the second where all else does: a box is larger than its letters and has strokes
+#: of the picture too.
+STAY_ALONE, GO_WITH = 0.45, 0.6
+#: At most this share of all other strokes stays where nothing else does.
+_NOTHING = 0.1
 #: Largest share of a frame's patches that may be letters laid over it.
 _MOST = 0.3
+#: What is behind letters moves if at most this share of the first frame's strokes is in the last one too, or at least
+#: this share of the pixels changes by a stroke.
+_STILL, _MOVED = 0.9, 0.25
+
+#: A rectangle: left, top, right, bottom as shares of width and height.
+Place = tuple[float, float, float, float]
 
 
 class Strokes:
@@ -32,7 +43,8 @@ class Strokes:
         height, width = pixels.shape[1:3]
         scale = min(1.0, SIDE / max(height, width))
         self._size = (max(PATCH, round(width * scale)), max(PATCH, round(height * scale)))
-        self._steps = [self._steps_of(frame) for frame in pixels]  # int16 (H, W - 1) each
+        self._ends = [self._grey(pixels[n]) for n in (0, -1)]
+        self._steps = [np.diff(self._grey(frame)) for frame in pixels]  # in levels, int16 (H, W - 1) each
         here = self._steps[:-1]
         kept = [self._patches(_shared(one, other)) for one, other in zip(here, self._steps[1:], strict=True)]
         none = np.zeros_like(kept[0]) if kept else np.zeros((1, 1), np.float32)
@@ -46,16 +58,11 @@ class Strokes:
         best = int(worth.argmax())
         return best if worth[best] > 0 else None
 
-    def is_laid_over(self, number: int, place: tuple[float, float, float, float]) -> bool:
-        """Whether the strokes of a frame in a rectangle are laid over the picture.
-
-        place: left, top, right, bottom as shares of width and height.
-        """
+    def is_laid_over(self, number: int, place: Place) -> bool:
+        """Whether the strokes of a frame in a rectangle are laid over the picture."""
         steps = self._steps[number]
-        height, width = steps.shape
         inside = np.zeros(steps.shape, bool)
-        columns = slice(max(0, int(place[0] * width)), int(place[2] * width) + 1)
-        inside[max(0, int(place[1] * height)) : int(place[3] * height) + 1, columns] = True
+        inside[self._window(place)] = True
         is_stroke = np.abs(steps) >= STEP
         within, around = is_stroke & inside, is_stroke & ~inside
         if not within.any() or around.sum() < within.sum() / 2:
@@ -64,9 +71,54 @@ class Strokes:
             (self._share(number, n, within), self._share(number, n, around)) for n in self._others(number)
         ]
         beside = [shares[n - (n > number)] for n in (number - 1, number + 1) if 0 <= n < len(self._steps)]
+        if any(within >= STAY_ALONE and around <= _NOTHING for within, around in beside):
+            return True
         stays = [around for within, around in beside if within >= STAY]
         return bool(stays) and (
-            min(stays) <= GO or any(within <= GO and around >= STAY for within, around in shares)
+            min(stays) <= GO
+            or any(within <= GO_WITH * around and around >= STAY for within, around in shares)
+        )
+
+    def held(self, pixels: np.ndarray) -> np.ndarray | None:
+        """The mean of all frames, uint8 (H, W, 3): what is behind a faint watermark blurs, the watermark does not.
+
+        None if no strokes are in all frames, many are, or nothing moves.
+        """
+        if not self._moves():
+            return None
+        is_held = self._patches(self._mean()) >= LEVELS
+        if not PATCHES <= is_held.sum() <= _MOST * is_held.size:
+            return None
+        total = np.zeros(pixels.shape[1:], np.float32)
+        for frame in pixels:
+            total += frame
+        return np.rint(total / len(pixels)).astype(np.uint8)
+
+    def is_held(self, place: Place) -> bool:
+        """Whether the mean strokes in a rectangle are in each of the frames, most of them."""
+        window = self._window(place)
+        mean = np.mean([steps[window] for steps in self._steps], axis=0, dtype=np.float32)
+        each = sum(float(_shared(mean, steps[window]).sum()) for steps in self._steps) / len(self._steps)
+        return each > 0 and each >= STAY_ALONE * float(np.abs(mean).sum())
+
+    def _moves(self) -> bool:
+        """Whether the picture of the last frame is not that of the first."""
+        first, last = self._steps[0], self._steps[-1]
+        change = np.abs(self._ends[1] - self._ends[0])
+        return bool(
+            _shared(first, last).sum() <= _STILL * np.abs(first).sum() or (change >= STEP).mean() >= _MOVED
+        )
+
+    def _mean(self) -> np.ndarray:
+        """Sizes of the mean steps of all frames: float32 (H, W - 1)."""
+        return np.abs(np.mean(self._steps, axis=0, dtype=np.float32))
+
+    def _window(self, place: Place) -> tuple[slice, slice]:
+        height, width = self._steps[0].shape
+        left, top, right, bottom = place
+        return (
+            slice(max(0, int(top * height)), int(bottom * height) + 1),
+            slice(max(0, int(left * width)), int(right * width) + 1),
         )
 
     def isolate(self, number: int, frame: np.ndarray) -> np.ndarray | None:
@@ -106,12 +158,12 @@ class Strokes:
         here = self._steps[number][place]
         return float(_shared(here, self._steps[other][place]).sum() / np.abs(here).sum())
 
-    def _steps_of(self, frame: np.ndarray) -> np.ndarray:
-        """Differences of neighbours in a row, in levels: int16 (H, W - 1)."""
+    def _grey(self, frame: np.ndarray) -> np.ndarray:
+        """A frame in levels at the size at which strokes are measured: int16 (H, W)."""
         import cv2
 
         small = cv2.resize(frame, self._size, interpolation=cv2.INTER_AREA)
-        return np.diff(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.int16), axis=1)
+        return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.int16)
 
     def _patches(self, values: np.ndarray) -> np.ndarray:
         """Means over patches: float32 (R, C)."""
