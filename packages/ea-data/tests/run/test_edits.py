@@ -186,7 +186,7 @@ def test_what_is_refused_changes_nothing(made: Path) -> None:
     assert (made / "records.parquet").read_bytes() != before
 
 
-CASE = Path(__file__).resolve().parents[5] / "shared" / "cases" / "data" / "caption_later" / "a.mp4"
+CASE = (Path(__file__).parents[5] / "shared" / "cases" / "data" / "caption_later" / "a.mp4").resolve()
 
 
 @pytest.mark.parametrize("source", ["drawn", "from the field"])

@@ -18,7 +18,7 @@ pytest.importorskip("rapidocr", reason="the extra `ocr` is not installed")
 pytest.importorskip("matplotlib", reason="its fonts draw the letters")
 
 _FILE = Path(__file__).parents[1] / "text_for_tests.py"
-_CASES = Path(__file__).parents[5] / "shared" / "cases" / "data"
+_CASES = (Path(__file__).parents[5] / "shared" / "cases" / "data").resolve()
 
 
 @pytest.fixture(scope="module")

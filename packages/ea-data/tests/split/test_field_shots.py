@@ -11,7 +11,7 @@ from ea_data.media.probe import probe
 from ea_data.profile import AUTO_SPLITTERS
 from ea_data.protocols import Cut, Spans
 
-FOLDER = Path(__file__).resolve().parents[5] / "shared" / "cases" / "data"
+FOLDER = (Path(__file__).parents[5] / "shared" / "cases" / "data").resolve()
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the field cases are not here: {FOLDER}")
 SINGLE = ["one_shot/ea1.mp4", "no_letters/flower.webm", "no_letters/frog.mp4", "interlaced/interlaced.mp4"]
 

@@ -20,7 +20,7 @@ from ea_runtime.cli.main import run as ea
 from ea_runtime.training.data.dataset import BadSample, SetOptions
 from ea_runtime.video.pictures import PICTURE_FORMATS
 
-CASE = Path(__file__).resolve().parents[5] / "shared" / "cases" / "data" / "list_no_type" / "json_no_type"
+CASE = (Path(__file__).parents[5] / "shared" / "cases" / "data" / "list_no_type" / "json_no_type").resolve()
 CONTAINERS = {
     "mp4": "mpeg4",
     "mov": "mpeg4",
