@@ -62,7 +62,7 @@ def skipped_of(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 class FileFigures:
-    """What became of one file, from its records in order."""
+    """The fate of one file, from its records in order."""
 
     def __init__(self) -> None:
         self.first: Record = {}

@@ -104,7 +104,7 @@ class FilterFigures:
 
 @dataclass
 class FunnelStep:
-    """What is left after a step: files, and from the step "clips" on clips. hours: their total length."""
+    """The rest after a step: files, and from the step "clips" on clips. hours: their total length."""
 
     name: str
     unit: Literal["files", "clips"]

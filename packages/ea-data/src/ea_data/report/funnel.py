@@ -39,7 +39,7 @@ def funnel(steps: Sequence[FunnelStep]) -> Markup:
 
 
 def _loss(before: FunnelStep, step: FunnelStep) -> str:
-    """What a step costs: "−12, −0.5 h"; empty if nothing, and where files become clips."""
+    """The loss of a step: "−12, −0.5 h"; empty if nothing, and where files become clips."""
     if before.unit != step.unit:
         return ""
     words = [f"\u2212{before.count - step.count:,}"] if before.count != step.count else []

@@ -47,7 +47,7 @@ def edited(entries: dict[tuple[str, str], Any]) -> dict[str, Any] | None:
 
 
 def state_of(record: dict[str, Any]) -> str:
-    """What a record is for captions: WRITTEN, TO_WRITE, DROPPED, or "" for a file without clip."""
+    """The state of a record for captions: WRITTEN, TO_WRITE, DROPPED, or "" for a file without clip."""
     if not record["num_frames"]:
         return ""
     if record["status"] == "ok":

@@ -29,7 +29,7 @@ def record_of_file(source: str, probed: dict[str, Any]) -> dict[str, Any]:
 
 
 def findings_of_split(split: dict[str, Any]) -> dict[str, Any]:
-    """What a split found in a file, for its first record; an entry of an older version may lack it."""
+    """Findings of a split in a file, for its first record; an entry of an older version may lack it."""
     cuts, lost = split.get("cuts", []), split.get("lost", [])
     return {
         "num_cuts": len(cuts),

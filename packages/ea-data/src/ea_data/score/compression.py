@@ -105,7 +105,7 @@ def windows(pixels: np.ndarray, side: int) -> list[tuple[slice, slice]]:
 
 
 def grid_of(pixels: np.ndarray, places: Sequence[tuple[slice, slice]]) -> float:
-    """How much a grid shows, see `parts.grid`: the weaker of the two axes. pixels: uint8 (N, H, W)."""
+    """Strength of a grid, see `parts.grid`: the weaker of the two axes. pixels: uint8 (N, H, W)."""
     ratios = []
     for axis in (0, 1):
         size = pixels.shape[1 + axis] - 1

@@ -233,7 +233,7 @@ class RapidOcrScorer:
 
 
 def is_text(text: str, min_chars: int) -> bool:
-    """Whether a reading has enough letters and digits, and is not one of them over and over."""
+    """True if a reading has enough letters and digits, and is not one of them over and over."""
     signs = _signs(text)
     if sum(map(str.isalnum, signs)) < min_chars:
         return False

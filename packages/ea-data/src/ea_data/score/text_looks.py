@@ -59,7 +59,7 @@ class Strokes:
         return best if worth[best] > 0 else None
 
     def is_laid_over(self, number: int, place: Place) -> bool:
-        """Whether the strokes of a frame in a rectangle are laid over the picture."""
+        """True if the strokes of a frame in a rectangle are laid over the picture."""
         steps = self._steps[number]
         inside = np.zeros(steps.shape, bool)
         inside[self._window(place)] = True
@@ -95,14 +95,14 @@ class Strokes:
         return np.rint(total / len(pixels)).astype(np.uint8)
 
     def is_held(self, place: Place) -> bool:
-        """Whether the mean strokes in a rectangle are in each of the frames, most of them."""
+        """True if the mean strokes in a rectangle are in each of the frames, most of them."""
         window = self._window(place)
-        mean = np.mean([steps[window] for steps in self._steps], axis=0, dtype=np.float32)
+        mean = np.stack([steps[window] for steps in self._steps]).mean(0, dtype=np.float32)
         each = sum(float(_shared(mean, steps[window]).sum()) for steps in self._steps) / len(self._steps)
         return each > 0 and each >= STAY_ALONE * float(np.abs(mean).sum())
 
     def _moves(self) -> bool:
-        """Whether the picture of the last frame is not that of the first."""
+        """True if the picture of the last frame is not that of the first."""
         first, last = self._steps[0], self._steps[-1]
         change = np.abs(self._ends[1] - self._ends[0])
         return bool(
@@ -174,5 +174,5 @@ class Strokes:
 
 
 def _shared(here: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """How much of each step is in both: the smaller one less their difference, at least 0."""
+    """Shares of each step that are in both: the smaller one less their difference, at least 0."""
     return np.maximum(np.minimum(np.abs(here), np.abs(there)) - np.abs(here - there), 0)

@@ -34,7 +34,7 @@ def steps(window: np.ndarray) -> np.ndarray:
 
 
 def prominence(step: np.ndarray) -> np.ndarray:
-    """How many times each step is the usual one around it: float32 (N,); small steps count as 1."""
+    """Each step over the usual one around it: float32 (N,); small steps count as 1."""
     around = np.pad(step, _AROUND, mode="edge")
     shifts = [shift for shift in range(2 * _AROUND + 1) if shift != _AROUND]
     usual = np.median([around[shift : shift + len(step)] for shift in shifts], axis=0)
