@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 DrawFile = Callable[..., Path]
-_CLIPS = Path(__file__).parent / "clips_for_tests.py"
+_HERE = Path(__file__).parent
 
 
 def picture(number: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -80,12 +80,23 @@ def draw_video() -> DrawFile:
     return draw_file
 
 
+def _load(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    spec = spec_from_file_location(name, _HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault(name, module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="session")
 def clips() -> ModuleType:
     """The module clips_for_tests.py."""
-    spec = spec_from_file_location(_CLIPS.stem, _CLIPS)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.setdefault(_CLIPS.stem, module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
+    return _load("clips_for_tests")
+
+
+@pytest.fixture(scope="session")
+def drawn_text() -> ModuleType:
+    """The module text_for_tests.py; it needs matplotlib."""
+    return _load("text_for_tests")

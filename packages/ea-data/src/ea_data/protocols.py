@@ -182,7 +182,7 @@ class Filter(Protocol):
 class SetFilter(Protocol):
     """A verdict that needs the other clips too, such as "a duplicate". It runs after every `Filter`, over the records
     that are still kept, sorted by `order`, so it depends on the set alone, never on which worker was faster. One with a
-    method `work_in(folder)` is told where its temporary files go."""
+    method `work_in(folder)` is given the folder for its temporary files."""
 
     version: str
     scores: tuple[str, ...]

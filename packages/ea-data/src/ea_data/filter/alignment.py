@@ -58,7 +58,7 @@ class Likeness:
 
     @property
     def fit(self) -> float:
-        """How well the clips lie over each other, up to 2."""
+        """Agreement of the clips where they overlap, up to 2."""
         return self.change + self.scene
 
 

@@ -20,7 +20,7 @@ from ea_data.media.planes import luma
 _PARTS = 32
 #: Levels of 0 to 255: the brightest bar; how far its fields may be from its outermost lines; the step at its edge.
 _DARKEST, _EVEN, _STEP = 56, 6, 10
-#: Share of an edge's height that ringing beside it may have.
+#: Share of an edge's height that ringing next to it may have.
 _RINGING = 0.2
 #: Shares of the parts that have an edge, are clean in a bar, and are clean in a bar with text.
 _EDGE, _CLEAN, _CLEAN_BESIDE_TEXT = 0.5, 0.95, 0.3
@@ -146,7 +146,7 @@ def _cleanness(away: np.ndarray, size: int) -> float:
     if size < max(_FEWEST_PIXELS, _THIN * len(away)) or outer < 1 or far >= len(away):
         return 0.0
     step = away[inner] - away[outer - 1]
-    # a gradient goes on as it began
+    # a gradient continues as it began
     is_edge = (step > _STEP) & (step > 2 * np.abs(away[far] - away[inner]))
     if is_edge.mean() < _EDGE:
         return 0.0

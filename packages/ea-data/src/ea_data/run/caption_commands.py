@@ -79,7 +79,7 @@ def _tell(found: Imported, folder: Path) -> str:
     if found.unlisted:
         words.append(f"not in the list, unchanged: {found.unlisted}")
     if found.skipped:
-        words.append(f"rows about no clip of the set, passed over: {found.skipped}")
+        words.append(f"rows about no clip of the set, skipped: {found.skipped}")
     if found.empty:
         words.append(f"empty captions: {found.empty} (they train the empty prompt)")
     return "; ".join(words)

@@ -237,7 +237,7 @@ def _report(outcome: Outcome, progress: Any, out: Path, seconds: float, has_repo
         typer.echo(lost, err=True)
     fresh = [phase for phase in progress.phases if phase.fresh]
     rates = ", ".join(f"{one.name} {one.fresh / one.seconds:.3g} {one.unit}/s" for one in fresh)
-    shown = "files.csv tells what became of each file"
+    shown = "files.csv lists what became of each file"
     if has_report:
         shown = f"look at {out / 'report.html'}; {shown}"
     typer.echo(f"{out}: {seconds:.1f} s" + (f" ({rates})" if rates else "") + f"; {shown}", err=True)

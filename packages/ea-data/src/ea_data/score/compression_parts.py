@@ -1,4 +1,4 @@
-"""What compression and up-scaling leave in the pixels: a grid of steps, wide edges, lost detail.
+"""Traces of compression and up-scaling in the pixels: a grid of steps, wide edges, lost detail.
 
 All measures take luma at native size, uint8 (H, W): scaling down would destroy the grid.
 """

@@ -246,7 +246,7 @@ def _signs(text: str) -> list[str]:
 
 
 def could_be_text(reading: Reading, min_chars: int, confidence: float) -> bool:
-    """Whether the reading of a script that is not known is no bad guess: too few letters, or sure enough of them. Two
+    """True if the reading of an unknown script is not a bad guess: too few letters, or sure enough of them. Two
     that are the same are rings."""
     letters = [letter for letter in _signs(reading.text) if letter.isalnum()]
     if len(letters) < min_chars:
@@ -255,7 +255,7 @@ def could_be_text(reading: Reading, min_chars: int, confidence: float) -> bool:
 
 
 def _is_line_shaped(box: np.ndarray, height: int, width: int) -> bool:
-    """Whether a box has the shape of a line that does not reach from edge to edge."""
+    """True if a box has the shape of a line that does not reach from edge to edge."""
     along, tall = shape_of(box)
     left, _, right, _ = bounds(box)
     return (
