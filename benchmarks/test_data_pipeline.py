@@ -30,6 +30,7 @@ FRAMES = ((270, 480), *(((720, 1280),) if os.environ.get("EA_FULL") else ()))
 _CHILD = """
 import json, sys, time
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from ea_data.media.signature import COLOURS, GRID, RATE, Signature
@@ -37,7 +38,8 @@ from ea_data.records.ledger import Ledger
 from ea_data.profile import Components, load, parse
 from ea_data.records.record import clip_id
 from ea_data.run.pipeline import Pipeline
-from ea_data.run.worker import versions_of
+from ea_data.protocols import VideoInfo
+from ea_data.run.worker import entry_of_probe, versions_of
 from ea_runtime.machine.memory import peak_rss
 
 out, count = Path(sys.argv[1]), int(sys.argv[2])
@@ -45,9 +47,7 @@ A_FILE = 10
 tables = load("offline", ["filter.motion.max=0.25"])
 parts = Components(parse(tables, "offline"))
 versions = versions_of(parts)
-probed = {"width": 1280, "height": 720, "fps_exact": "24", "seconds": 60.0, "num_frames": 1440, "codec": "h264",
-          "rotation": 0, "is_variable_rate": False, "is_picture": False, "sample_aspect": "1", "is_interlaced": False,
-          "combing": 0.0, "transfer": "", "bits": 0}
+film = VideoInfo(Path("film.mp4"), 1280, 720, Fraction(24), 60.0, 1440, "h264")
 
 def files():
     for number in range(-(-count // A_FILE)):
@@ -56,23 +56,27 @@ def files():
 def clip(content, number):
     start = number * 144
     return {"clip_id": clip_id(content, start), "start": start / 24, "end": start / 24 + 6, "start_pts": start,
-            "end_pts": start + 144, "time_base": "1/24", "num_frames": 144, "bits": 24_000_000,
-            "is_whole": False}
+            "end_pts": start + 144, "time_base": "1/24", "start_frame": start, "is_counted": True,
+            "num_frames": 144, "bits": 24_000_000, "is_whole": False}
 
 def look_of(number):
     # 6 s of one picture that becomes another; one clip in twenty is a copy of the one before it, a level off
     is_copy = number % 20 == 19
     rng = np.random.default_rng(number - is_copy)
     colour = np.repeat(rng.integers(-60, 60, (1, COLOURS, COLOURS, 2)), 6, 0)
-    first, last = (np.kron(rng.integers(0, 250, (4, 4)), np.ones((GRID // 4, GRID // 4))) for _ in range(2))
+    # as pictures are: twice the detail has half the contrast
+    first, last = (
+        120 + sum(np.kron(rng.normal(0, 3 * side, (n, n)), np.ones((side, side)))
+                  for n in (2, 3, 4, 6, 12) for side in (GRID // n,))
+        for _ in range(2))
     luma = first + (last - first) * np.linspace(0, 1, 6 * RATE)[:, None, None]
     luma += rng.integers(0, 3, luma.shape) if is_copy else 1
-    return Signature(luma.astype(np.uint8), colour.astype(np.int8)).pack()
+    return Signature(luma.clip(0, 255).astype(np.uint8), colour.astype(np.int8)).pack()
 
 def fill(ledger):
     for number, file in enumerate(files()):
         content = f"{number:064x}"
-        ledger.put(file["key"], "probe", versions.probe, {**probed, "content": content})
+        ledger.put(file["key"], "probe", versions.probe, entry_of_probe(film, content))
         clips = [clip(content, index) for index in range(A_FILE)]
         ledger.put(content, "split", versions.split, {"clips": clips})
         for index, one in enumerate(clips):
@@ -82,7 +86,7 @@ def fill(ledger):
                 detail = {"short_side": 720, "width": 1280, "height": 720, "seconds": 6.0}
                 detail |= {"signature": look, "picture": 1.0} if part.name == "duplicates" else {}
                 values = [value] * (24 if part.name == "dis" else 4)
-                score = {"technical": 0.5, "duplicates": 30.0, "dis": value}.get(part.name, 0.0)
+                score = {"technical": 0.5, "compression": 1.0, "duplicates": 30.0, "dis": value}.get(part.name, 0.0)
                 entry = {"value": score, "values": values, "detail": detail}
                 ledger.put(one["clip_id"], f"score:{part.name}", versions.scores[part.name], entry)
 

@@ -110,24 +110,23 @@ class _Pair:
     def coarse(self) -> list[int]:
         """The two best offsets in whole frames; none if nothing is alike."""
         first, second = self.first, self.second
-        still = _normal(first) @ _normal(second).T
+        offsets = np.arange(self.least - len(second), len(first) - self.least + 1)
+        start = np.maximum(0, -offsets)
+        count = np.minimum(len(second), len(first) - offsets) - start
+        frames = _along_diagonals(_normal(first) @ _normal(second).T, offsets) / count
+        if not (frames >= _LEAST_FRAMES).any():
+            return []
         firsts, seconds = first - first.mean(0), second - second.mean(0)
-        moving = firsts @ seconds.T
-        power = [np.concatenate([[0], np.cumsum((of**2).sum(1))]) for of in (firsts, seconds)]
-        found = []
-        for offset in range(self.least - len(second), len(first) - self.least + 1):
-            start = max(0, -offset)
-            count = min(len(second), len(first) - offset) - start
-            frames = float(np.trace(still, -offset)) / count
-            powers = [
-                of[begin + count] - of[begin]
-                for of, begin in zip(power, (start + offset, start), strict=True)
-            ]
-            change = float(np.trace(moving, -offset)) / math.sqrt(powers[0] * powers[1] + 1)
-            is_still = min(powers) < count * first.shape[1] * _STILL**2
-            if frames >= _LEAST_FRAMES and (change >= _LEAST_CHANGE or is_still):
-                found.append((frames + change, offset))
-        return [offset for _, offset in sorted(found, reverse=True)[:2]]
+        moving = _along_diagonals(firsts @ seconds.T, offsets)
+        powers = []
+        for of, begin in ((firsts, start + offsets), (seconds, start)):
+            sums = np.concatenate([[0], np.cumsum((of**2).sum(1))])
+            powers.append(sums[begin + count] - sums[begin])
+        change = moving / np.sqrt(powers[0] * powers[1] + 1)
+        is_still = np.minimum(*powers) < count * first.shape[1] * _STILL**2
+        is_alike = (frames >= _LEAST_FRAMES) & ((change >= _LEAST_CHANGE) | is_still)
+        ranked = np.lexsort((-offsets, -(frames + change)))
+        return [int(offsets[place]) for place in ranked if is_alike[place]][:2]
 
     def look(self, offset: float) -> Likeness | None:
         """The likeness at an offset; None without a long enough run."""
@@ -174,6 +173,14 @@ class _Pair:
             tint=float(np.sqrt(((colour - colour_seen) ** 2).mean())),
             colour=min(norm, norm_seen),
         )
+
+
+def _along_diagonals(pairs: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The sum of pairs (T, T') over each diagonal t - t' = offset."""
+    rows, columns = pairs.shape
+    places = np.arange(rows)[:, None] - np.arange(columns) + columns - 1
+    sums = np.bincount(places.ravel(), pairs.ravel(), rows + columns - 1)
+    return sums[offsets + columns - 1]
 
 
 def _fitted(shown: np.ndarray, seen: np.ndarray) -> np.ndarray:

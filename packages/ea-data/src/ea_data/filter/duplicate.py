@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from ea_data.filter.alignment import Likeness, compare
 from ea_data.filter.frame_index import FrameIndex
-from ea_data.media.signature import GREY, Signature
+from ea_data.media.signature import COLOURS, GREY, GRID, Signature
 from ea_data.options import Options
 from ea_data.protocols import Decision
 from ea_runtime.errors import UserError
@@ -85,13 +86,12 @@ class DuplicateFilter:
         with tempfile.TemporaryFile(dir=self._folder) as file:
             kinds: dict[bool, _Kept] = {}
             for record in records:
-                text = self._score(record)[1]["signature"]
-                signature = self._read(text, record)
+                signature = self._read(self._score(record)[1]["signature"], record)
                 is_picture = bool(record.get("is_picture"))
                 kept = kinds.get(is_picture) or kinds.setdefault(is_picture, _Kept(file))
                 found = self._first(signature, kept)
                 if found is None:
-                    kept.add(signature, text, record)
+                    kept.add(signature, record)
                     yield Decision(True, "no other clip shows the same", self.threshold)
                 else:
                     other, likeness = found
@@ -100,10 +100,9 @@ class DuplicateFilter:
     def _first(self, signature: Signature, kept: _Kept) -> tuple[dict[str, Any], Likeness] | None:
         """The kept clip that shows the same, and how alike they are."""
         for number in kept.index.find(signature.luma)[:_MOST]:
-            other, record = kept.read(number)
-            likeness = compare(other, signature, self.options.share)
+            likeness = compare(kept.signature(number), signature, self.options.share)
             if likeness is not None and self._is_copy(likeness):
-                return record, likeness
+                return kept.record(number), likeness
         return None
 
     def _is_copy(self, of: Likeness) -> bool:
@@ -136,25 +135,34 @@ class DuplicateFilter:
 
 
 class _Kept:
-    """The clips that are kept: their frames in an index, their signatures in a file."""
+    """The clips that are kept: their frames in an index, their signatures in a file, ready to compare."""
 
     def __init__(self, file: Any) -> None:
         self.index = FrameIndex()
         self._file = file
-        self._starts, self._lengths = array("Q"), array("L")
+        #: for each clip: its place in the file, bytes of its record, frames of luma and of colour
+        self._places = array("Q")
 
-    def add(self, signature: Signature, text: str, record: dict[str, Any]) -> None:
+    def add(self, signature: Signature, record: dict[str, Any]) -> None:
         known = {name: record.get(name) for name in ("clip_id", "source", "start", "end")}
-        data = json.dumps([text, known]).encode()
-        self.index.add(signature.luma, len(self._starts))
-        self._starts.append(self._file.seek(0, 2))
-        self._lengths.append(len(data))
-        self._file.write(data)
+        data = json.dumps(known).encode()
+        self.index.add(signature.luma, len(self._places) // 4)
+        self._places.extend((self._file.seek(0, 2), len(data), len(signature.luma), len(signature.colour)))
+        self._file.write(data + signature.luma.tobytes() + signature.colour.tobytes())
 
-    def read(self, number: int) -> tuple[Signature, dict[str, Any]]:
-        self._file.seek(self._starts[number])
-        packed, known = json.loads(self._file.read(self._lengths[number]))
-        return Signature.unpack(packed), known
+    def signature(self, number: int) -> Signature:
+        start, length, frames, seconds = self._places[4 * number : 4 * number + 4]
+        size = frames * GRID**2
+        self._file.seek(start + length)
+        data = self._file.read(size + seconds * 2 * COLOURS**2)
+        luma, colour = np.frombuffer(data[:size], np.uint8), np.frombuffer(data[size:], np.int8)
+        return Signature(luma.reshape(-1, GRID, GRID), colour.reshape(-1, COLOURS, COLOURS, 2))
+
+    def record(self, number: int) -> dict[str, Any]:
+        """clip_id, source, start and end."""
+        start, length = self._places[4 * number : 4 * number + 2]
+        self._file.seek(start)
+        return json.loads(self._file.read(length))
 
 
 def _reason(other: dict[str, Any], likeness: Likeness) -> str:

@@ -20,6 +20,7 @@ _WEAK = 2  # signs of a key that may be turned over: those nearest to 0
 _LEAST_SPREAD = 1.0  # levels: the standard deviation of a frame below which it says nothing
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads numbers over 64 bits
 _FAR = 12  # bits of 64 in which the frames of a candidate may differ
+_LONGEST = 512  # frames with one key that are looked at, the last ones first: a layout that so many share says little
 
 
 class FrameIndex:
@@ -69,7 +70,9 @@ class FrameIndex:
         table, word = places[first] >> _BITS, asked[first]
         at = self._last[table, places[first] & ((1 << _BITS) - 1)]
         found = []
-        while (held := at >= 0).any():  # one step along all chains
+        for _ in range(_LONGEST):  # one step along all chains
+            if not (held := at >= 0).any():
+                break
             at, table, word = at[held], table[held], word[held]
             found.append(at[np.bitwise_count(self._hashes[at] ^ word) <= _FAR])
             at = self._before[at, table]

@@ -111,8 +111,7 @@ class Worker:
             "crop_bars": clips.crop_bars,
         }
         probed = probe.probe(Path(task.record["path"]), Path(self.root), **limits)
-        info = {name: getattr(probed.info, name) for name in _INFO}
-        return {"content": probed.content, "fps_exact": str(probed.info.fps), **info}
+        return entry_of_probe(probed.info, probed.content)
 
     def _split(self, task: Task) -> dict[str, Any]:
         """Finds the clips of a file."""
@@ -279,6 +278,15 @@ def no_frames() -> Frames:
     import numpy as np
 
     return Frames(np.zeros((0, 0, 0, 3), np.uint8), np.zeros(0))
+
+
+def entry_of_probe(info: VideoInfo, content: str) -> dict[str, Any]:
+    """The ledger entry of a probed file. content: the file's hash."""
+    return {
+        "content": content,
+        "fps_exact": str(info.fps),
+        **{name: getattr(info, name) for name in _INFO},
+    }
 
 
 def info_of(entry: dict[str, Any], path: Path) -> VideoInfo:
