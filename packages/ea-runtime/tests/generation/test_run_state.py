@@ -266,14 +266,6 @@ def test_a_state_of_another_run_is_not_resumed(tmp_path, caplog):
     assert "\n" not in str(error.value)
 
 
-def test_a_state_that_is_not_wanted_is_named(tmp_path):
-    ended_at(3, tmp_path, "x", **SMALL)
-    lines: list[str] = []
-    assert make_run(tmp_path, resume=False, note=lines.append).begin() is None
-    assert len(lines) == 1
-    assert "holds a saved run (step 3 of 6); --resume continues it, this one starts over" in lines[0]
-
-
 @pytest.mark.parametrize(
     "harm", ["tensors", "cut", "gone", "json", "no json", "changed", "other version", "huge"]
 )

@@ -73,7 +73,7 @@ class RunState:
         folder: made when something is saved, removed by `remove`. One run at a time may use it.
         key: all that determines the result's bits (`run_key`); a state with another key is not resumed. None:
             `make_video` computes it.
-        resume: False starts over, and reports a state that is there.
+        resume: False starts over, whatever is there.
         must_match: raise UserError for a state with another key, in place of a note.
         first_after, every: seconds before the first save, and between two; 0: after each step, whatever it takes.
         note: where lines for the user go; None: the logger "ea".
@@ -117,23 +117,20 @@ class RunState:
     def begin(self, frame_bytes: int = 0) -> Found | None:
         """Start the clock and return the state to resume, if there is one.
 
-        frame_bytes: what all decoded frames take. A state that is damaged, of another run, or not wanted is reported
+        frame_bytes: what all decoded frames take. A state that is damaged or of another run is reported
         in a line. Raises UserError for one of another run with `must_match`.
         """
         self._started, self._frame_bytes = time.monotonic(), frame_bytes
         self.is_open = False
         self.found = None
+        if not self.resume:
+            return None
         try:
             found = read_state(self.folder)
         except UserError as error:
             self._note(f"{error}; the run starts over")
             return None
         if found is None:
-            return None
-        if not self.resume:
-            self._note(
-                f"{self.folder} holds a saved run ({found.summary}); --resume continues it, this one starts over"
-            )
             return None
         differing = _differences(found.key, self._full_key())
         if differing:
@@ -142,6 +139,7 @@ class RunState:
                 raise UserError(f"{line}; give its settings again, or start over without --resume")
             self._note(f"{line}; this one starts over")
             return None
+        self._note(f"continues the saved run in {self.folder}: {found.summary}")
         self.found, self.is_open = found, True
         self._last = self._started
         return found
@@ -228,7 +226,7 @@ class RunState:
 
     def remove(self) -> None:
         """Remove what was saved, and the folder if it holds nothing else."""
-        self._is_off = True
+        self._is_off, self.is_open = True, False
         remove_state(self.folder)
 
     def _full_key(self) -> dict[str, Any]:
@@ -248,7 +246,7 @@ class RunState:
         return not self.every or now - self._last >= max(self.every, SHARE * self._cost)
 
     def _write(self, phase: str, done: int, total: int, capture: Callable[[], State]) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         from ea_runtime.generation.packing import pack
 
@@ -260,12 +258,9 @@ class RunState:
             frames = f", with frames up to {self._frame_bytes / 1e6:.0f} MB" if self._frame_bytes else ""
             self._note(f"from now on the run's place is saved in {self.folder}{frames}; removed at the end")
         file = self.folder / f"{phase}-{done}-{secrets.token_hex(4)}.safetensors"
+        data = save(tensors)
         with atomic_file(file, durable=True) as partial:
-            try:
-                save_file(tensors, partial)
-            except Exception as error:  # safetensors wraps a full disk in an error of its own
-                raise OSError(plain(error)) from error
-            digest = file_hash(partial)
+            partial.write_bytes(data)
         body = {
             "ea_run": VERSION,
             "key": self._full_key(),
@@ -273,7 +268,7 @@ class RunState:
             "done": done,
             "total": total,
             "file": file.name,
-            "sha256": digest,
+            "sha256": hashlib.sha256(data).hexdigest(),
             "tree": tree,
         }
         with atomic_file(self.folder / STATE, durable=True) as partial:
@@ -282,6 +277,7 @@ class RunState:
         for old in self.folder.glob("*.safetensors"):
             if old != file:
                 old.unlink(missing_ok=True)
+        remove_partials(self.folder)
 
     def _require_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
