@@ -27,7 +27,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     from rich.markup import escape
 
     from ea_runtime.cli.generate.progress import GenerationProgress
-    from ea_runtime.generation.making import device_name, hash_meanwhile, timed
+    from ea_runtime.generation.making import ModelHash, device_name, timed
     from ea_runtime.generation.spread import rank, share_out
     from ea_runtime.machine.allocator import tune_allocator
 
@@ -48,7 +48,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         )
         _same_threads(plan, pipe)
         share_out(pipe)
-        model_sha256 = hash_meanwhile(asked.model)
+        model_sha256 = ModelHash(asked.model)
     with timed("adapters", shared):
         handles, adapters = _put_on(plan.jobs[0], pipe, console)
     if not adapters:
