@@ -85,7 +85,7 @@ class Access:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = [bearer.strip()] if scheme.lower() == "bearer" else []
         given += [one for one in (_cookie(headers), query_token) if one is not None]
-        if not any([self._matches(one) for one in given]):  # a list: each is compared
+        if not any(self._matches(one) for one in given):
             raise ApiError(
                 401,
                 "this server asks for a token: open the link that it printed, or send Authorization: Bearer TOKEN",

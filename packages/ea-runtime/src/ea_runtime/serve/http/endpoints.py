@@ -62,7 +62,9 @@ def routes(endpoints: Iterable[Endpoint]) -> list[Route]:
 
 def _dispatch(path: str, methods: Mapping[str, Endpoint]) -> Handler:
     async def handle(request: Request) -> Response:
-        request.scope["ea.route"] = path  # for metrics: an address as it is written here, of which there are few
+        request.scope["ea.route"] = (
+            path  # for metrics: an address as it is written here, of which there are few
+        )
         method = "GET" if request.method == "HEAD" else request.method
         return await methods[method].handler(request)
 

@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from ea_runtime.errors import UserError
@@ -102,11 +101,6 @@ def as_api_error(error: Exception) -> ApiError:
         case _:
             _log.error("a fault of ea", exc_info=error)
             return ApiError(500, "a fault of ea; its log has the details", code="internal_error")
-
-
-async def on_error(request: Request, error: Exception) -> JSONResponse:
-    """Starlette's handler for every exception."""
-    return as_api_error(error).response()
 
 
 def _words(error: HTTPException) -> str:

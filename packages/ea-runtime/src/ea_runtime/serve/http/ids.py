@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 
 from starlette.requests import Request
 
-from ea_runtime.errors import nearest
+from ea_runtime.errors import UserError, nearest
 from ea_runtime.serve.http.errors import ApiError
 from ea_runtime.serve.http.service import Service
-from ea_runtime.serve.jobs import Job
+from ea_runtime.serve.jobs import Job, StoreError
 from ea_runtime.serve.state import JOB_ID
 
 MAX_PAGE = 100
@@ -75,9 +75,10 @@ async def page_of(request: Request, service: Service) -> Page:
         )
     after = query.get("after")
     if after is not None:
-        known = JOB_ID.fullmatch(after) and await service.call(service.store.get, after)
-        if not known:
-            raise ApiError(
-                400, f"`after` must be the id of a job, got {after[:60]!r}", code="invalid_value", param="after"
-            )
+        try:
+            await service.call(service.store.list, 1, after)
+        except StoreError:
+            raise
+        except UserError as error:  # a job that was deleted meanwhile is none
+            raise ApiError(400, str(error), code="invalid_value", param="after") from None
     return Page(int(limit), after, order)

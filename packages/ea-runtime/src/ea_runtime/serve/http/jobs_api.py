@@ -91,7 +91,9 @@ async def recipe(request: Request) -> Response:
     job = await require_job(service, request.path_params["id"])
     place = file_of(service.store, job, "sidecar")
     if job.state != "completed" or place is None:
-        raise ApiError(404, f"{job.id} is {job.state}; its recipe is there when it is completed", code="not_ready")
+        raise ApiError(
+            404, f"{job.id} is {job.state}; its recipe is there when it is completed", code="not_ready"
+        )
     try:
         record = json.loads(await service.call(place.read_text, encoding="utf-8"))
     except (OSError, ValueError):
@@ -104,7 +106,9 @@ def _without_places(value: Any) -> Any:
     """A record in which paths are cut to their names."""
     if isinstance(value, dict):
         return {
-            key: _last_part(one) if key in ("name", *_PLACES) and isinstance(one, str) else _without_places(one)
+            key: _last_part(one)
+            if key in ("name", *_PLACES) and isinstance(one, str)
+            else _without_places(one)
             for key, one in value.items()
         }
     return [_without_places(one) for one in value] if isinstance(value, list) else value
@@ -129,7 +133,9 @@ ENDPOINTS = (
         takes=shapes.JobOrder,
         errors=(400, 413, 415, 429),
     ),
-    Endpoint("GET", "/api/jobs", list_jobs, "List jobs", {200: shapes.JobList}, query=LIST_QUERY, errors=(400,)),
+    Endpoint(
+        "GET", "/api/jobs", list_jobs, "List jobs", {200: shapes.JobList}, query=LIST_QUERY, errors=(400,)
+    ),
     Endpoint("GET", "/api/jobs/{id}", retrieve, "Get a job", {200: shapes.JobView}, errors=(400, 404)),
     Endpoint(
         "DELETE", "/api/jobs/{id}", delete, "Delete a job", {200: shapes.JobDeleted}, errors=(400, 404, 413)

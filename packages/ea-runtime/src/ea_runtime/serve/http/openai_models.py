@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ea_runtime.models.layout import BUNDLED, bundled_folder
 from ea_runtime.serve.http import shapes
 from ea_runtime.serve.http.endpoints import Endpoint, answer
 from ea_runtime.serve.http.errors import ApiError
@@ -29,11 +32,25 @@ async def retrieve(request: Request) -> Response:
 
 
 async def _models(service: Service) -> list[shapes.Model]:
-    found = await service.call(service.catalogue.models)
-    return [
-        shapes.Model(id=one.name, created=one.created, owned_by="ea" if one.is_bundled else "you")
-        for one in found
-    ]
+    return await service.call(_read, service)
+
+
+def _read(service: Service) -> list[shapes.Model]:
+    found = []
+    for name, entry in service.catalogue.models().items():
+        if entry.problem is None:
+            is_bundled = name in BUNDLED
+            folder = bundled_folder(name) if is_bundled else Path(entry.folder)
+            owner = "ea" if is_bundled else "you"
+            found.append(shapes.Model(id=name, created=_changed(folder), owned_by=owner))
+    return found
+
+
+def _changed(folder: Path) -> int:
+    try:
+        return int(folder.stat().st_mtime)
+    except OSError:
+        return 0
 
 
 ENDPOINTS = (

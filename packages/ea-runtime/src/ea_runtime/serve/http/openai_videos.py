@@ -17,8 +17,9 @@ from ea_runtime.serve.http.errors import ApiError
 from ea_runtime.serve.http.ids import check_query, no_job, page_of, require_job
 from ea_runtime.serve.http.orders import place_order
 from ea_runtime.serve.http.service import service_of
-from ea_runtime.serve.http.views import file_of, order_of, video_view
+from ea_runtime.serve.http.views import file_of, video_view
 from ea_runtime.serve.jobs import Job
+from ea_runtime.serve.orders import fields_of
 
 #: milliseconds after which OpenAI's clients look again
 POLL_AFTER = 500
@@ -111,11 +112,13 @@ async def remix(request: Request) -> Response:
     check_query(request, ())
     fields = await read_fields(request, is_form_allowed=True)
     _refuse_reference(fields)
-    if "prompt" not in fields:
-        raise ApiError(400, "`prompt` is missing", code="missing_field", param="prompt")
+    if fields.get("prompt") is None:
+        raise ApiError(
+            400, "`prompt` is needed: a text that describes the video", code="missing_value", param="prompt"
+        )
     source = await require_job(service_of(request), request.path_params["id"])
     given = {name: value for name, value in fields.items() if value is not None}
-    before = order_of(source.request)
+    before = fields_of(source.request)
     if given.get("seconds") is not None:
         before.pop("num_frames")
     job = await place_order(request, {**before, **given}, remixed_from=source.id)
@@ -155,11 +158,15 @@ ENDPOINTS = (
         errors=_ERRORS,
     ),
     Endpoint(
-        "GET", "/v1/videos", list_videos, "List videos", {200: shapes.VideoList}, query=LIST_QUERY, errors=(400,)
+        "GET",
+        "/v1/videos",
+        list_videos,
+        "List videos",
+        {200: shapes.VideoList},
+        query=LIST_QUERY,
+        errors=(400,),
     ),
-    Endpoint(
-        "GET", "/v1/videos/{id}", retrieve, "Get a video", {200: shapes.Video}, errors=(400, 404)
-    ),
+    Endpoint("GET", "/v1/videos/{id}", retrieve, "Get a video", {200: shapes.Video}, errors=(400, 404)),
     Endpoint(
         "DELETE",
         "/v1/videos/{id}",

@@ -12,9 +12,7 @@ from ea_runtime.serve.jobs import Job
 from ea_runtime.serve.orders import make_order
 
 
-async def place_order(
-    request: Request, fields: Mapping[str, Any], *, remixed_from: str | None = None
-) -> Job:
+async def place_order(request: Request, fields: Mapping[str, Any], *, remixed_from: str | None = None) -> Job:
     """The job that was added for these fields. Raises Refused and QueueFull.
 
     A field that is null counts as left out: OpenAI's clients send such.

@@ -86,5 +86,7 @@ def _answer(request: Request, name: str) -> Response:
 
 PAGE_ENDPOINTS = (
     Endpoint("GET", "/", index, "The page", {200: ("text/html",)}),
-    Endpoint("GET", "/static/{name:path}", static, "A file of the page", {200: ("application/octet-stream",)}),
+    Endpoint(
+        "GET", "/static/{name:path}", static, "A file of the page", {200: ("application/octet-stream",)}
+    ),
 )

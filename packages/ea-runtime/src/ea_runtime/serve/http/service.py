@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ParamSpec, TypedDict, TypeVar
+from typing import ParamSpec, TypedDict, TypeVar
 
 from starlette.requests import Request
 
+from ea_runtime.serve.catalogue import Catalogue
 from ea_runtime.serve.http.access import Access
 from ea_runtime.serve.jobs import JobStore
+from ea_runtime.serve.orders import Limits
 from ea_runtime.serve.state import StateFolder
 
 P = ParamSpec("P")
@@ -36,14 +38,14 @@ class WorkerState(TypedDict):
 class Service:
     """One running server.
 
-    workers: called for each /healthz. catalogue: models and LoRAs by name; limits: caps of a request (see `orders`).
+    workers: called for each /healthz. limits: caps on a request.
     stopping: set when the server drains; whoever waits for something gives up then.
     """
 
     store: JobStore
     state: StateFolder
-    catalogue: Any
-    limits: Any
+    catalogue: Catalogue
+    limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
     workers: Callable[[], Sequence[WorkerState]] = tuple
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -50,7 +50,9 @@ class LoraUse(Shape):
 
 class _Settings(Shape):
     negative_prompt: Text | None = None
-    model: Name | None = Field(default=None, description="A name from /v1/models; the server's first if left out.")
+    model: Name | None = Field(
+        default=None, description="A name from /v1/models; the server's first if left out."
+    )
     size: str | None = Field(
         default=None, pattern="^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", description="WIDTHxHEIGHT in pixels."
     )

@@ -34,13 +34,6 @@ def request_view(request: dict[str, Any]) -> shapes.JobRequest:
     )
 
 
-def order_of(request: dict[str, Any]) -> dict[str, Any]:
-    """The fields with which a client would ask for the same again."""
-    fields = request_view(request).model_dump()
-    fields["size"] = f"{fields.pop('width')}x{fields.pop('height')}"
-    return {name: value for name, value in fields.items() if value is not None}
-
-
 def video_view(job: Job) -> shapes.Video:
     """A job as OpenAI's clients know it."""
     status = "failed" if job.state == "cancelled" else job.state
@@ -76,11 +69,6 @@ def file_of(store: JobStore, job: Job, name: str) -> Any:
     """The place of a product ("video", "thumbnail", "spritesheet", "sidecar") of a completed job, or None."""
     files = (job.result or {}).get("files", {})
     return store.state.result(job.id) / files[name] if files.get(name) else None
-
-
-def kind_of(job: Job) -> str:
-    """mp4 or png."""
-    return job.request["kind"]
 
 
 def _job_view(store: JobStore, job: Job, mean: float | None) -> shapes.JobView:
