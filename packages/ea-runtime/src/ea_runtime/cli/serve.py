@@ -60,7 +60,7 @@ def serve(
     from ea_runtime.serve.catalogue import Catalogue
     from ea_runtime.serve.http.access import Access, allowed_hosts, check_token_text, is_loopback
     from ea_runtime.serve.http.app import App
-    from ea_runtime.serve.http.server import open_socket, serve
+    from ea_runtime.serve.http.server import make_server, open_socket
     from ea_runtime.serve.http.service import Service
     from ea_runtime.serve.jobs import JobStore
     from ea_runtime.serve.state import StateFolder, default_state_folder
@@ -78,7 +78,8 @@ def serve(
     with folder.server_lock(), open_socket(host, port) as bound:
         store = JobStore(folder, max_queued=max_queue, max_per_client=max_per_client)
         service = Service(store, folder, catalogue, access=Access(token, hosts))
-        serve(App(service), bound, _announcement(bound.getsockname(), token, folder.root, browser))
+        announce = _announcement(bound.getsockname(), token, folder.root, browser)
+        make_server(App(service), announce).run(sockets=[bound])
 
 
 def _require_extra() -> None:

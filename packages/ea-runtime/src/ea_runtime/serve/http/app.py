@@ -12,12 +12,16 @@ from starlette.types import Receive, Scope, Send
 
 from ea_runtime.serve.http import (
     about,
+    easyanimate,
     events,
     jobs_api,
     metrics,
+    openai_images,
     openai_models,
     openai_videos,
+    openapi,
     page,
+    uploads,
 )
 from ea_runtime.serve.http.endpoints import Endpoint, routes
 from ea_runtime.serve.http.guard import Guard
@@ -27,11 +31,15 @@ from ea_runtime.serve.http.service import Service
 #: all addresses that the OpenAPI document lists
 ENDPOINTS: tuple[Endpoint, ...] = (
     *openai_videos.ENDPOINTS,
+    *openai_images.ENDPOINTS,
     *openai_models.ENDPOINTS,
     *jobs_api.ENDPOINTS,
+    *uploads.ENDPOINTS,
     *events.ENDPOINTS,
     *about.ENDPOINTS,
     *metrics.ENDPOINTS,
+    *openapi.ENDPOINTS,
+    *easyanimate.ENDPOINTS,
 )
 
 
@@ -47,6 +55,9 @@ class App:
         self.state.metrics = metrics.Metrics(service.store, service.workers)
         self.state.hub = self.hub = Hub(service, self.state.metrics.count_jobs)
         self.state.page = page.read_page()
+        self.state.uploads = uploads.UploadReader(service.state.uploads)
+        self.state.choices = easyanimate.Choices()
+        self.state.openapi = openapi.document(ENDPOINTS, has_token=service.access.token is not None)
         self._router = Router(
             routes([*ENDPOINTS, *page.PAGE_ENDPOINTS]), redirect_slashes=False, lifespan=self._lifespan
         )

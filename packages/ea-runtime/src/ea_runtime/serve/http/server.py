@@ -7,6 +7,7 @@ import errno
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -49,8 +50,8 @@ def open_socket(host: str, port: int) -> socket.socket:
     return made
 
 
-def serve(app: App, bound: socket.socket, on_ready: Callable[[], None] | None = None) -> None:
-    """Answers requests until SIGTERM or Ctrl-C; a second one ends at once.
+def make_server(app: App, on_ready: Callable[[], None] | None = None) -> uvicorn.Server:
+    """The server; `.run(sockets=[socket])` answers requests until SIGTERM or Ctrl-C, a second one ends it at once.
 
     on_ready: called when the first request can be answered.
     """
@@ -68,7 +69,7 @@ def serve(app: App, bound: socket.socket, on_ready: Callable[[], None] | None = 
         timeout_keep_alive=10,
         timeout_graceful_shutdown=_GRACE,
     )
-    _Server(config, app, on_ready).run(sockets=[bound])
+    return _Server(config, app, on_ready)
 
 
 class _Server(uvicorn.Server):
@@ -82,6 +83,9 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # uvicorn's own raises the signals again at the end, which would end the process before its workers are drained
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals go to the main thread alone
+            return
         names = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if sys.platform == "win32" else [])]
         before = {name: signal.signal(name, self.handle_exit) for name in names}
         try:

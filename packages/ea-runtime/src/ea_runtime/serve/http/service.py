@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ParamSpec, TypedDict, TypeVar
+from typing import Literal, ParamSpec, TypedDict, TypeVar
 
 from starlette.requests import Request
 
@@ -31,7 +31,7 @@ class WorkerState(TypedDict):
 
     name: str
     device: str
-    state: str
+    state: Literal["starting", "ready", "busy", "down"]
 
 
 @dataclass

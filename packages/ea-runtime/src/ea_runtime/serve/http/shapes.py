@@ -45,7 +45,7 @@ class LoraUse(Shape):
     """A LoRA by name. scale: 1 is as trained; 0 is off."""
 
     name: Name
-    scale: float = Field(default=1.0, ge=-10, le=10)
+    scale: float = Field(default=1.0, ge=-100, le=100)
 
 
 class _Settings(Shape):
@@ -64,11 +64,15 @@ class _Settings(Shape):
     step_cache: Name | None = None
 
 
+_Digits = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}(\.[0-9]{1,3})?$")]
+_Seconds = _Digits | Annotated[float, Field(gt=0, le=100_000)]
+
+
 class JobOrder(_Settings):
     """A video, or a picture with `num_frames` 1; what is left out is the model's own."""
 
     prompt: Text
-    seconds: str | float | None = Field(
+    seconds: _Seconds | None = Field(
         default=None, description="Rounded to a number of frames that the model can make."
     )
     num_frames: int | None = Field(default=None, ge=1, description="Wins over `seconds`.")
