@@ -22,7 +22,15 @@ from collections import deque
 from typing import IO
 
 from ea_runtime.errors import UserError
-from ea_runtime.serve.crew import LONG_LIFE, LONGEST_PAUSE, PAUSE, Settings, Worker, WorkerState, recover_others
+from ea_runtime.serve.crew import (
+    LONG_LIFE,
+    LONGEST_PAUSE,
+    PAUSE,
+    Settings,
+    Worker,
+    WorkerState,
+    recover_others,
+)
 from ea_runtime.serve.jobs import JobStore, StoreError
 
 __all__ = ["Settings", "Supervisor", "Worker", "WorkerState", "environment", "find_devices", "how_it_died"]

@@ -81,7 +81,9 @@ def read_files(folder: Path) -> Files:
     """Files directly in a folder, by name; none if it does not exist. Frames that were decoded are left out: large."""
     if not folder.is_dir():
         return {}
-    named = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "frames."))]
+    named = [
+        path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "frames."))
+    ]
     return {path.name: path.read_bytes() for path in named}
 
 

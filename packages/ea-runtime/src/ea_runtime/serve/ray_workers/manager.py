@@ -11,7 +11,15 @@ from typing import Any
 
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.files.safe import plain
-from ea_runtime.serve.crew import LONG_LIFE, LONGEST_PAUSE, PAUSE, Settings, Worker, WorkerState, recover_others
+from ea_runtime.serve.crew import (
+    LONG_LIFE,
+    LONGEST_PAUSE,
+    PAUSE,
+    Settings,
+    Worker,
+    WorkerState,
+    recover_others,
+)
 from ea_runtime.serve.jobs import JobStore, StoreError
 from ea_runtime.serve.ray_workers.actor import RayWorker
 from ea_runtime.serve.ray_workers.head import Head
