@@ -1,4 +1,4 @@
-"""What a server starts its workers with, and how it sees them, wherever they run."""
+"""Settings of a server's workers, and their states as it sees them, wherever they run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOOK_EVERY = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What workers are started with.
+    """Settings that workers are started with.
 
     devices: "cuda:0", "mps", "cpu"; None: all CUDA devices, else the Apple GPU, else the CPU; a cluster has its own.
     models, loras: allowed folders. plugins: local plugin files. save_first, save_every: seconds of a run before its

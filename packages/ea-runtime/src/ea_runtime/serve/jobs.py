@@ -337,7 +337,7 @@ class JobStore:
 
 
 def _after_release(row: sqlite3.Row, died: str | None) -> tuple[str, tuple[Any, ...]]:
-    """What a job becomes when its worker is gone: columns and their values."""
+    """The columns, and their values, of a job whose worker is gone."""
     now = time.time()
     if row["is_deleted"] or row["cancel_requested"]:
         return "state = 'cancelled', cancel_requested = 0, completed_at = ?", (now,)
