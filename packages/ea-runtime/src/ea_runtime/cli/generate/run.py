@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -112,6 +111,7 @@ def _unfinished(plan: Plan, console: Console) -> list[int]:
 
 def _imports(plan: Plan) -> list[Callable[[], Any]]:
     """The steps that import what the run needs, so that none is counted as loading or denoising."""
+    from ea_runtime.machine.light_imports import import_diffusers
     from ea_runtime.plugins.host import get_host
 
     host = get_host()
@@ -119,24 +119,12 @@ def _imports(plan: Plan) -> list[Callable[[], Any]]:
     records += [host.find_class(kind, name) for kind, name in plan.classes.items()]
     return [
         lambda: import_module("torch"),
-        _import_diffusers,
+        import_diffusers,
         lambda: import_module("ea_runtime.generation.pipeline"),
         lambda: import_module("ea_runtime.text.t5"),
         lambda: import_module("transformers").PreTrainedTokenizerFast,
         *(record.build for record in records if record is not None),  # loading reports one that is missing
     ]
-
-
-def _import_diffusers() -> None:
-    """diffusers without torch._dynamo, which takes as long as torch; diffusers has a fallback for its one use."""
-    blocked = "torch._dynamo" not in sys.modules
-    if blocked:
-        sys.modules["torch._dynamo"] = None  # pyright: ignore[reportArgumentType]
-    try:
-        import_module("diffusers.utils.torch_utils")
-    finally:
-        if blocked:
-            del sys.modules["torch._dynamo"]
 
 
 def _assist(pipe: VideoPipeline, job: Job) -> None:
