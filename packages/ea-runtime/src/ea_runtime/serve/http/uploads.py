@@ -105,7 +105,8 @@ def sniff(head: bytes) -> str:
 
 def _run_child(place: Path, kind: str) -> bytes:
     """What the child printed. Raises ApiError if it was stopped or died."""
-    # the child knows a name and no path, so no error of a library can show one. -P: the folder is not on the import path
+    # the child knows a name and no path, so no error of a library can show one
+    # -P: the folder that it works in is not on the import path
     command = [sys.executable, "-P", "-m", "ea_runtime.serve.http.upload_child", place.name, kind]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen(
