@@ -73,6 +73,7 @@ def ea_commands() -> list[CommandRecord]:
         ("generate", "Make a video or a picture from a prompt."),
         ("models", "List, check and convert model folders."),
         ("plugins", "List installed plugins and their parts."),
+        ("serve", "Serve a page and an API that make videos, with a queue."),
         ("train", "Train a part of a model from a config file."),
     ]
     homes = {"generate": "generate.command"}

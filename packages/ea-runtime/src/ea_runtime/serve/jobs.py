@@ -1,0 +1,407 @@
+"""The store of jobs: what clients ask for, what workers claim, report and finish. Imports no torch.
+
+    store = JobStore(StateFolder(folder))
+    job = store.add(request, "a client")
+    job = store.claim("cuda0")           # a worker's side; any number of processes may share the folder
+
+Each write is one transaction and raises `version`. Files come first, the row last: a completed job always has its
+files. A job that ends loses its saved state, a deleted one all of its files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import time
+from collections.abc import Collection
+from typing import Any, Literal
+
+from ea_runtime.errors import UserError
+from ea_runtime.serve.database import Database, StoreError
+from ea_runtime.serve.job import PHASES, STATES, Job, State, job_of, place_of, progress_of
+from ea_runtime.serve.state import StateFolder, new_job_id
+from ea_runtime.serve.turns import Waiting, in_order
+
+__all__ = ["PHASES", "STATES", "Job", "JobStore", "QueueFull", "State", "StoreError"]
+
+#: `list` is a method below
+Jobs = list[Job]
+Ids = list[str]
+#: deaths of workers with one job, wherever they happen, until it is given up
+MAX_DEATHS = 12
+#: ids of deleted jobs that `changes` still knows
+_KEPT_IDS = 10_000
+_USUAL_SECONDS = 10.0
+
+
+class QueueFull(UserError):
+    """No more jobs are taken now. retry_after: seconds, for the header of that name."""
+
+    def __init__(self, retry_after: int, message: str) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class JobStore:
+    """The jobs of a state folder. Safe for several threads and processes at once.
+
+    max_queued: jobs that may wait. max_per_client: those of one client. Raises StoreError (a UserError) wherever the
+    file cannot be read or written.
+    """
+
+    def __init__(self, state: StateFolder, *, max_queued: int = 64, max_per_client: int = 16) -> None:
+        self.state = state
+        self.max_queued = max_queued
+        self.max_per_client = max_per_client
+        self._database = Database(state)
+
+    # clients' side
+
+    def add(self, request: dict[str, Any], client: str, *, remixed_from: str | None = None) -> Job:
+        """A new job at the end of the queue; on the disk when this returns. Raises QueueFull."""
+        text = json.dumps(request, ensure_ascii=False, allow_nan=False)
+        with self._database.writing(durable=True) as db:
+            waiting = _count(db, "state = 'queued'")
+            if waiting >= self.max_queued:
+                raise QueueFull(
+                    self._retry_after(db), f"the queue is full with {waiting} jobs; try again later"
+                )
+            own = _count(db, "state = 'queued' AND client = ?", client)
+            if own >= self.max_per_client:
+                raise QueueFull(
+                    self._retry_after(db),
+                    f"{own} of your jobs wait already, the most for one; try again later",
+                )
+            cursor = db.execute(
+                "INSERT INTO jobs (id, client, request, state, created_at, remixed_from, version) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?)",
+                (new_job_id(), client, text, time.time(), remixed_from, _next_version(db, queue=True)),
+            )
+            return _jobs(db, "seq = ?", cursor.lastrowid)[0]
+
+    def get(self, id: str) -> Job | None:
+        """A job, or None for an id that is unknown or deleted."""
+        with self._database.reading() as db:
+            return _one(db, id)
+
+    def list(
+        self,
+        limit: int = 20,
+        after: str | None = None,
+        order: Literal["asc", "desc"] = "desc",
+        states: Collection[State] | None = None,
+    ) -> tuple[Jobs, bool]:
+        """Jobs by age, newest first with "desc", and whether there are more.
+
+        after: the id that the last page ended with, also of a job that is deleted by now. states: of these alone.
+        Raises UserError for an `after` that is unknown.
+        """
+        with self._database.reading() as db:
+            where, values = ["is_deleted = 0"], []
+            if after is not None:
+                where.append("seq > ?" if order == "asc" else "seq < ?")
+                values.append(_seq(db, after))
+            if states is not None:
+                where.append(f"state IN ({', '.join('?' * len(states))})")
+                values += states
+            way = "ASC" if order == "asc" else "DESC"
+            found = _jobs(db, f"{' AND '.join(where)} ORDER BY seq {way} LIMIT ?", *values, limit + 1)
+            return found[:limit], len(found) > limit
+
+    def cancel(self, id: str) -> Job | None:
+        """Ends a queued job at once and asks the worker of one at work to stop; one that has ended stays as it is."""
+        with self._database.writing(durable=True) as db:
+            self._cancel(db, id)
+            job = _one(db, id)
+        if job is not None and job.state == "cancelled":
+            self.state.remove_files(id)
+        return job
+
+    def delete(self, id: str) -> Job | None:
+        """Removes a job; returns it as it was. One at work is cancelled, its files go when its worker lets go."""
+        with self._database.writing(durable=True) as db:
+            job = _one(db, id)
+            if job is None:
+                return None
+            self._cancel(db, id)
+            version = _next_version(db, queue=True)
+            seq = _seq(db, id)
+            db.execute(
+                "INSERT OR REPLACE INTO deleted (id, seq, version) VALUES (?, ?, ?)", (id, seq, version)
+            )
+            db.execute(
+                "DELETE FROM deleted WHERE version <= "
+                "(SELECT version FROM deleted ORDER BY version DESC LIMIT 1 OFFSET ?)",
+                (_KEPT_IDS,),
+            )
+            if job.state == "in_progress":
+                db.execute("UPDATE jobs SET is_deleted = 1, version = ? WHERE id = ?", (version, id))
+            else:
+                db.execute("DELETE FROM jobs WHERE id = ?", (id,))
+        if job.state != "in_progress":
+            self.state.remove_files(id)
+        return job
+
+    def counts(self) -> dict[State, int]:
+        """Jobs in each state."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                "SELECT state, COUNT(*) FROM jobs WHERE is_deleted = 0 GROUP BY state"
+            ).fetchall()
+        found = dict(rows)
+        return {state: found.get(state, 0) for state in STATES}
+
+    def mean_seconds(self) -> float | None:
+        """Seconds from claim to end of the last 20 completed jobs, on average; None if there is none."""
+        with self._database.reading() as db:
+            return _mean_seconds(db)
+
+    def version(self) -> int:
+        """The version of the last change."""
+        with self._database.reading() as db:
+            return _version(db)
+
+    def changes(self, since: int) -> tuple[Jobs, Ids, int]:
+        """(jobs that changed after version `since`, ids of those that were deleted, the version now).
+
+        Where the order of the queue changed, all queued jobs are among them. A `since` from elsewhere counts as 0.
+        """
+        with self._database.reading() as db:
+            version, queue = db.execute("SELECT version, queue FROM counters").fetchone()
+            if version == since:
+                return [], [], version
+            since = since if since < version else 0
+            also = "OR state = 'queued'" if queue > since else ""
+            jobs = _jobs(db, f"is_deleted = 0 AND (version > ? {also}) ORDER BY version", since)
+            gone = db.execute(
+                "SELECT id FROM deleted WHERE version > ? ORDER BY version", (since,)
+            ).fetchall()
+            return jobs, [row["id"] for row in gone], version
+
+    # workers' side
+
+    def claim(self, worker: str) -> Job | None:
+        """The next job, now in progress; None if none waits.
+
+        First what was at work before, then the oldest job of the client that was served the longest time ago.
+        """
+        with self._database.reading() as db:  # a look that takes no lock: an idle worker asks often
+            if not _count(db, "state = 'queued'"):
+                return None
+        with self._database.writing() as db:
+            order = _order(db)
+            if not order:
+                return None
+            db.execute("UPDATE counters SET served = served + 1")
+            db.execute(
+                "INSERT OR REPLACE INTO clients (client, served) "
+                "SELECT client, (SELECT served FROM counters) FROM jobs WHERE seq = ?",
+                (order[0],),
+            )
+            db.execute("DELETE FROM clients WHERE served <= (SELECT served FROM counters) - 10000")
+            now = time.time()
+            db.execute(
+                "UPDATE jobs SET state = 'in_progress', phase = 'loading', done = 0, total = 0, worker = ?, "
+                "attempts = attempts + 1, is_ahead = 0, claimed_at = ?, started_at = COALESCE(started_at, ?), "
+                "version = ? WHERE seq = ?",
+                (worker, now, now, _next_version(db, queue=True), order[0]),
+            )
+            return _jobs(db, "seq = ?", order[0])[0]
+
+    def report(self, id: str, phase: str, done: int, total: int) -> bool:
+        """Notes how far a job is. False: stop, it was cancelled or deleted, or is no longer in progress."""
+        with self._database.writing() as db:
+            db.execute(
+                "UPDATE jobs SET phase = ?, done = ?, total = ?, progress = MAX(progress, ?), version = ? "
+                "WHERE id = ? AND state = 'in_progress'",
+                (phase, done, total, progress_of(phase, done, total), _next_version(db), id),
+            )
+            row = db.execute("SELECT state, cancel_requested FROM jobs WHERE id = ?", (id,)).fetchone()
+        return row is not None and row["state"] == "in_progress" and not row["cancel_requested"]
+
+    def finish(self, id: str, result: dict[str, Any]) -> None:
+        """Completes a job, whose files must be in place."""
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+        self._end(id, "state = 'completed', progress = 100, result = ?", text)
+
+    def fail(self, id: str, code: str, message: str) -> None:
+        """Ends a job that cannot be done. message: one line."""
+        line = " ".join(message.split())
+        self._end(id, "state = 'failed', error_code = ?, error_message = ?", code, line)
+
+    def end_cancelled(self, id: str) -> None:
+        """Ends a job that was asked to stop."""
+        self._end(id, "state = 'cancelled'")
+
+    def hand_back(self, id: str) -> None:
+        """Puts a job back at the head of the queue, its place saved; it counts as no attempt."""
+        self._release("id = ?", id, died=None)
+
+    def recover(self, worker: str, died: str | None = None) -> None:
+        """Puts back what a worker that is gone had in hand, at the head of the queue.
+
+        died: how the worker died by itself ("SIGKILL", "exit code 1"). A second death at the same place fails the job
+        with code "worker_died". None: it was stopped, or nobody knows; that counts nothing.
+        """
+        self._release("worker = ?", worker, died=died)
+
+    def workers(self) -> Ids:
+        """Names of the workers that have a job in hand."""
+        with self._database.reading() as db:
+            rows = db.execute("SELECT DISTINCT worker FROM jobs WHERE state = 'in_progress'").fetchall()
+        return sorted(row["worker"] for row in rows)
+
+    def sweep(self) -> None:
+        """Removes files of jobs that do not exist, which a kill in the middle of a deletion leaves."""
+        found = self.state.job_ids()
+        with self._database.reading() as db:
+            states = dict(
+                db.execute("SELECT id, CASE is_deleted WHEN 0 THEN state ELSE '' END FROM jobs").fetchall()
+            )
+            gone = db.execute(
+                "SELECT id FROM jobs WHERE is_deleted = 1 AND state != 'in_progress'"
+            ).fetchall()
+        for id in found - states.keys():
+            self.state.remove_files(id)
+        for id in [
+            id
+            for id, state in states.items()
+            if state in ("completed", "failed", "cancelled") and id in found
+        ]:
+            self._tidy(id)
+        for row in gone:
+            self._tidy(row["id"])
+
+    def close(self) -> None:
+        """Closes this thread's connection."""
+        self._database.close()
+
+    def _end(self, id: str, change: str, *values: Any) -> None:
+        with self._database.writing(durable=True) as db:
+            db.execute(
+                f"UPDATE jobs SET {change}, phase = '', done = 0, total = 0, worker = NULL, cancel_requested = 0, "
+                "completed_at = ?, version = ? WHERE id = ? AND state = 'in_progress'",
+                (*values, time.time(), _next_version(db), id),
+            )
+        self._tidy(id)
+
+    def _release(self, where: str, value: str, died: str | None) -> None:
+        """Ends the hold of a worker on its jobs."""
+        with self._database.writing(durable=True) as db:
+            rows = db.execute(
+                f"SELECT * FROM jobs WHERE state = 'in_progress' AND {where}", (value,)
+            ).fetchall()
+            if not rows:
+                return
+            version = _next_version(db, queue=True)
+            for row in rows:
+                change, values = _after_release(row, died)
+                db.execute(
+                    f"UPDATE jobs SET {change}, phase = '', done = 0, total = 0, worker = NULL, version = ? "
+                    "WHERE seq = ?",
+                    (*values, version, row["seq"]),
+                )
+        for row in rows:
+            self._tidy(row["id"])
+
+    def _tidy(self, id: str) -> None:
+        """Removes the files that a job no longer needs, and its row if it was deleted meanwhile."""
+        with self._database.reading() as db:
+            row = db.execute("SELECT * FROM jobs WHERE id = ?", (id,)).fetchone()
+        if row is None or row["state"] in ("queued", "in_progress"):
+            return
+        if row["is_deleted"] or row["state"] != "completed":
+            self.state.remove_files(id)
+        else:
+            self.state.remove_run(id)
+        if row["is_deleted"]:
+            with self._database.writing() as db:
+                db.execute("DELETE FROM jobs WHERE id = ?", (id,))
+
+    def _cancel(self, db: sqlite3.Connection, id: str) -> None:
+        version = _next_version(db, queue=True)
+        db.execute(
+            "UPDATE jobs SET state = 'cancelled', completed_at = ?, version = ? "
+            "WHERE id = ? AND state = 'queued' AND is_deleted = 0",
+            (time.time(), version, id),
+        )
+        db.execute(
+            "UPDATE jobs SET cancel_requested = 1, version = ? "
+            "WHERE id = ? AND state = 'in_progress' AND is_deleted = 0 AND cancel_requested = 0",
+            (version, id),
+        )
+
+    def _retry_after(self, db: sqlite3.Connection) -> int:
+        return min(3600, max(1, math.ceil(_mean_seconds(db) or _USUAL_SECONDS)))
+
+
+def _after_release(row: sqlite3.Row, died: str | None) -> tuple[str, tuple[Any, ...]]:
+    """What a job becomes when its worker is gone: columns and their values."""
+    now = time.time()
+    if row["is_deleted"] or row["cancel_requested"]:
+        return "state = 'cancelled', cancel_requested = 0, completed_at = ?", (now,)
+    again = "state = 'queued', is_ahead = 1"
+    if died is None:
+        return f"{again}, attempts = attempts - 1", ()
+    place = place_of(row)
+    is_same, deaths = row["last_death"] == place, row["deaths"] + 1
+    if is_same or deaths >= MAX_DEATHS:
+        how_often = f"twice at the same place ({place})" if is_same else f"{deaths} times, last at {place}"
+        message = (
+            f"its worker ended {how_often} with {died}; if the machine ran out of memory, ask for fewer frames or a "
+            "smaller size"
+        )
+        return (
+            "state = 'failed', error_code = 'worker_died', error_message = ?, completed_at = ?",
+            (message, now),
+        )
+    return f"{again}, last_death = ?, deaths = ?", (place, deaths)
+
+
+def _next_version(db: sqlite3.Connection, *, queue: bool = False) -> int:
+    """The version of this change. queue: it may change who waits where."""
+    db.execute(f"UPDATE counters SET version = version + 1{', queue = version + 1' if queue else ''}")
+    return _version(db)
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return db.execute("SELECT version FROM counters").fetchone()[0]
+
+
+def _count(db: sqlite3.Connection, where: str, *values: Any) -> int:
+    return db.execute(f"SELECT COUNT(*) FROM jobs WHERE {where}", values).fetchone()[0]
+
+
+def _mean_seconds(db: sqlite3.Connection) -> float | None:
+    return db.execute(
+        "SELECT AVG(seconds) FROM (SELECT completed_at - claimed_at AS seconds FROM jobs WHERE state = 'completed' "
+        "ORDER BY completed_at DESC LIMIT 20)"
+    ).fetchone()[0]
+
+
+def _order(db: sqlite3.Connection) -> list[int]:
+    """The seqs of queued jobs in the order of their turns."""
+    rows = db.execute("SELECT seq, client, is_ahead FROM jobs WHERE state = 'queued'").fetchall()
+    served = db.execute("SELECT client, served FROM clients").fetchall() if rows else []
+    return in_order([Waiting(row["seq"], row["client"], bool(row["is_ahead"])) for row in rows], dict(served))
+
+
+def _jobs(db: sqlite3.Connection, where: str, *values: Any) -> list[Job]:
+    rows = db.execute(f"SELECT * FROM jobs WHERE {where}", values).fetchall()
+    is_queued = any(row["state"] == "queued" for row in rows)
+    positions = {seq: place for place, seq in enumerate(_order(db), 1)} if is_queued else {}
+    return [job_of(row, positions) for row in rows]
+
+
+def _one(db: sqlite3.Connection, id: str) -> Job | None:
+    return next(iter(_jobs(db, "id = ? AND is_deleted = 0", id)), None)
+
+
+def _seq(db: sqlite3.Connection, id: str) -> int:
+    """The age of a job, also of a deleted one. Raises UserError for an unknown id."""
+    for table in ("jobs", "deleted"):
+        row = db.execute(f"SELECT seq FROM {table} WHERE id = ?", (id,)).fetchone()
+        if row is not None:
+            return row["seq"]
+    raise UserError(f"`after` must be the id of a job, got {id[:60]!r}; leave it out to start at the first")
