@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,15 @@ class CannedServer:
             self.changes.append((self.version, job["id"]))
             self.changed.notify_all()
 
+    def take(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """A job from what a client sent."""
+        width, height = map(int, fields.pop("size").split("x"))
+        fields.setdefault("seed", secrets.randbits(32))
+        job = self.add(**fields, width=width, height=height)
+        if self.is_running_jobs:
+            threading.Thread(target=self.run, args=(job,), daemon=True).start()
+        return job
+
     def run(self, job: dict[str, Any]) -> None:
         """The phases of a job, in about a second."""
         script = [("loading", 0, 0), ("text", 0, 0)]
@@ -208,10 +217,8 @@ class CannedServer:
         is_json = handler.headers.get("Content-Type", "") == "application/json"
         fields = json.loads(body) if is_json and body else None
         self.requests.append((method, handler.path, fields))
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # the browser has turned away
             self.route(handler, method, [part for part in url.path.split("/") if part], query, fields)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def route(
         self,
@@ -239,15 +246,9 @@ class CannedServer:
             case ["POST", "api", "jobs"]:
                 if self.refusal:
                     (status, error), self.refusal = self.refusal, None
-                    return self.send(handler, status, {"error": error})
-                assert fields is not None
-                width, height = map(int, fields.pop("size").split("x"))
-                seed = fields.pop("seed", None)
-                seed = secrets.randbits(32) if seed is None else seed
-                job = self.add(**fields, seed=seed, width=width, height=height)
-                if self.is_running_jobs:
-                    threading.Thread(target=self.run, args=(job,), daemon=True).start()
-                self.send(handler, 201, job)
+                    self.send(handler, status, {"error": error})
+                else:
+                    self.send(handler, 201, self.take(fields or {}))
             case ["POST", "api", "jobs", id, "cancel"]:
                 job = self.jobs[id]
                 job |= {"state": "cancelled", "error": {"code": "cancelled", "message": "cancelled"}}
@@ -331,7 +332,8 @@ class CannedServer:
         seen = self.version
         while self.is_open:
             with self.changed:
-                self.changed.wait_for(lambda: self.version > seen or not self.is_open, timeout=0.5)
+                if self.version == seen:
+                    self.changed.wait(0.5)
                 ids = dict.fromkeys(id for version, id in self.changes if version > seen)
                 seen = self.version
             for id in ids:

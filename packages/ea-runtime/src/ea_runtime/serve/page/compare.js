@@ -19,7 +19,7 @@ export function makeCompare(actions) {
 		$.compare.replaceChildren(
 			el("div.title", el("h2", t("compare")), button(t("compare.stop"), actions.close)),
 			el("div.two", ...jobs.map((job, i) => el("figure", el("div.screen", nodes[i]), el("figcaption",
-				el("b", t(i ? "compare.second" : "compare.first")), " ", el("span", { lang: "en" }, job.request.prompt))))),
+				el("b", "AB"[i]), " ", el("span", { lang: "en" }, job.request.prompt))))),
 			controls,
 			differences(...jobs.map((job) => job.request)));
 		$.compare.hidden = false;
@@ -85,9 +85,9 @@ function playInStep(videos, frame, controls) {
 
 function differences(first, second) {
 	const other = new Map(settingRows(second));
-	const rows = settingRows(first).filter(([name, text]) => (text || "") !== (other.get(name) || ""));
+	const rows = settingRows(first).filter(([name, text]) => text !== other.get(name));
 	if (!rows.length) return el("p.hint", t("compare.same"));
-	const head = ["setting", "first", "second"].map((name) => el("th", { scope: "col" }, t(`compare.${name}`)));
+	const head = [t("compare.setting"), "A", "B"].map((name) => el("th", { scope: "col" }, name));
 	return el("table", el("thead", el("tr", ...head)), el("tbody", ...rows.map(([name, text]) =>
 		el("tr", el("th", { scope: "row" }, t(name)), el("td", text || "–"), el("td", other.get(name) || "–")))));
 }

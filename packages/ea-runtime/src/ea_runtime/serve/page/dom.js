@@ -4,8 +4,8 @@
 export const $ = new Proxy({}, { get: (_, id) => document.getElementById(id) });
 
 /**
- * Element "tag.class". Plain objects among `parts` are attributes: functions are listeners, true sets a bare attribute,
- * false and null leave it out. The other parts are children; strings become text, and nothing else.
+ * Element "tag.class". Objects among `parts` are attributes; functions are listeners, false and null leave one out.
+ * The other parts are children: strings become text, and nothing else.
  */
 export function el(name, ...parts) {
 	const [tag, ...classes] = name.split(".");
@@ -19,7 +19,7 @@ export function el(name, ...parts) {
 		}
 		for (const [key, value] of Object.entries(part)) {
 			if (typeof value === "function") node[key] = value;
-			else if (value !== false && value !== null) node.setAttribute(key, value === true ? "" : value);
+			else if (value !== false && value !== null) node.setAttribute(key, value);
 		}
 	}
 	return node;
@@ -36,9 +36,9 @@ export function say(node, text) {
 export const message = (text) =>
 	el("span", { lang: "en" }, ...text.split("`").map((part, i) => (i % 2 ? el("code", part) : part)));
 
-/** Options [value, text] of a select; what is chosen stays so if it is still there. */
-export function options(select, pairs, chosen = select.value) {
-	select.replaceChildren(...pairs.map(([value, text]) => el("option", { value }, text)));
+/** Options [value, text, title] of a select; what is chosen stays so if it is still there. */
+export function options(select, rows, chosen = select.value) {
+	select.replaceChildren(...rows.map(([value, text, title = ""]) => el("option", { value, title }, text)));
 	select.value = chosen;
 	if (select.selectedIndex < 0) select.selectedIndex = 0;
 }

@@ -6,7 +6,7 @@ import { onLanguage, t } from "./words.js";
 
 /** Prompts to start from: a model of drawn shapes has no sea, and a model of real videos is dull with shapes. */
 const EXAMPLES = { tiny: "a red circle moves right" };
-const EXAMPLE = "a sailing boat crosses a calm bay at sunset, gentle waves, slow camera pan";
+const EXAMPLE = "a sailing boat crosses a calm bay at sunset, slow camera pan";
 const RATIOS = [[1, 1], [16, 9], [9, 16], [4, 3], [3, 4]];
 const NUMBERS = ["steps", "guidance", "fps", "seed"];
 
@@ -60,7 +60,7 @@ export function offer(about) {
 	const before = $.model.value;
 	server = about;
 	options($.model, server.models.map(({ name }) => [name, name]));
-	options($.sampler, server.samplers.map(({ name }) => [name, name]));
+	options($.sampler, server.samplers.map(({ name, summary }) => [name, name, summary]));
 	$.generate.disabled = $.draft.disabled = !model();
 	if (!model()) return;
 	if (isFirst) {

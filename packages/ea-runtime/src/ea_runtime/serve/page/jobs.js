@@ -14,7 +14,7 @@ export const isActive = (job) => job.state === "queued" || job.state === "in_pro
 export const find = (id) => jobs.get(id);
 export const all = () => ids.map(find);
 
-/** Draws once for a burst of events. By timer, since hidden tabs have no animation frames and their title counts on. */
+/** Draws once for a burst of events. By timer: hidden tabs have no animation frames, but a title. */
 export function changed() {
 	timer ||= setTimeout(() => {
 		timer = 0;

@@ -22,8 +22,6 @@ let announced = "";
 const actions = { select, cancel, again, remix, remove, compare, fail, close: endCompare };
 const views = { result: makeResult(actions), queue: makeQueue(actions), gallery: makeGallery(actions), compare: makeCompare(actions) };
 
-// ---- drawing
-
 /** The chosen job; else one that runs, else the newest. */
 function current() {
 	const list = jobs.all();
@@ -60,8 +58,6 @@ function reveal(section) {
 	const { top, bottom } = section.getBoundingClientRect();
 	if (top < 0 || top > innerHeight * 0.6 || bottom < 0) section.scrollIntoView({ behavior: calm() ? "auto" : "smooth" });
 }
-
-// ---- what people do
 
 function fail(error) {
 	if (!(error instanceof api.ApiError)) throw error;
@@ -159,8 +155,6 @@ function endCompare() {
 	draw();
 	$.result.focus({ preventScroll: true });
 }
-
-// ---- what the server reports
 
 async function refreshAbout() {
 	const about = await api.about();

@@ -16,12 +16,12 @@ export function statusOf({ state, phase, position, done, total }) {
 export function media({ request, result }, attributes) {
 	const node = result.kind === "png"
 		? el("img", { src: result.video, alt: request.prompt })
-		: el("video", { src: result.video, poster: result.thumbnail, playsinline: true, "aria-label": request.prompt, ...attributes });
+		: el("video", { src: result.video, poster: result.thumbnail, playsinline: "", "aria-label": request.prompt, ...attributes });
 	node.muted = true;
 	return fit(node, request);
 }
 
-/** Takes the place of a picture of this size: more than its pixels for small models, but within limits. */
+/** Takes the place of a picture of this size; small ones are shown larger, within limits. */
 function fit(node, { width, height }) {
 	node.classList.add("fit");
 	node.style.setProperty("--ratio", width / height);
@@ -64,7 +64,7 @@ export function makeResult(actions) {
 		const side = el("div.side");
 		if (isActive(job)) {
 			parts = {
-				image: fit(el("img", { alt: t("preview") }), job.request),
+				image: fit(el("img", { alt: job.request.prompt }), job.request),
 				status: el("p.status"),
 				bar: el("progress", { max: 100, "aria-label": t("progress") }),
 				left: el("p.hint"),
@@ -72,7 +72,7 @@ export function makeResult(actions) {
 			screen.append(parts.image);
 			side.append(parts.status, parts.bar, parts.left, cancelButton(job, root, actions));
 		} else if (job.state === "completed") {
-			screen.append(media(job, { controls: true, loop: true }));
+			screen.append(media(job, { controls: "", loop: "" }));
 			side.append(el("div.buttons", ...finalButton(job), ...buttons(job, t("again"), { title: t("again.title") })));
 		} else {
 			const reason = job.state === "failed" && job.error ? message(job.error.message) : "";
