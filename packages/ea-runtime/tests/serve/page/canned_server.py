@@ -182,9 +182,10 @@ class CannedServer:
 
     def take(self, fields: dict[str, Any]) -> dict[str, Any]:
         """A job from what a client sent."""
-        width, height = map(int, fields.pop("size").split("x"))
-        fields.setdefault("seed", secrets.randbits(32))
-        job = self.add(**fields, width=width, height=height)
+        width, height = map(int, fields["size"].split("x"))
+        settings = {name: value for name, value in fields.items() if name != "size"}
+        settings.setdefault("seed", secrets.randbits(32))
+        job = self.add(**settings, width=width, height=height)
         if self.is_running_jobs:
             threading.Thread(target=self.run, args=(job,), daemon=True).start()
         return job
@@ -324,12 +325,12 @@ class CannedServer:
         handler.wfile.write(content)
 
     def send_events(self, handler: BaseHTTPRequestHandler) -> None:
+        seen = self.version  # before the page may ask for what was earlier
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Connection", "close")
         handler.end_headers()
         handler.wfile.write(b": hello\n\n")
-        seen = self.version
         while self.is_open:
             with self.changed:
                 if self.version == seen:

@@ -64,13 +64,13 @@ export function offer(about) {
 	$.generate.disabled = $.draft.disabled = !model();
 	if (!model()) return;
 	if (isFirst) {
-		let typed = null;
-		try {
-			typed = JSON.parse(kept("ea.form"));
-		} catch {} // none yet, or of an older version
+		const before = kept("ea.form");
 		$.prompt.value = example();
 		fill(defaults());
-		if (modelOf(typed?.model)) fill(typed);
+		try {
+			const typed = JSON.parse(before);
+			if (modelOf(typed.model)) fill(typed);
+		} catch {} // none yet, or of another version
 	} else if ($.model.value !== before) fill(defaults());
 	else draw();
 }

@@ -68,5 +68,6 @@ function take(answer, isWanted) {
 
 /** Asks for a job that is older than what is shown. */
 export async function need(id) {
-	if (!jobs.has(id)) put(await getJob(id));
+	const job = find(id) ?? (await getJob(id));
+	if (!find(id)) put(job);
 }

@@ -88,7 +88,7 @@ async function send(fields) {
 	const focused = document.activeElement;
 	try {
 		const job = await api.addJob(fields);
-		jobs.put(job);
+		if (!jobs.find(job.id)) jobs.put(job); // an event may have been faster, and is newer
 		endPicking();
 		select(job.id);
 		if ($.form.contains(focused)) focused.focus({ preventScroll: true }); // so that typing goes on
@@ -113,8 +113,8 @@ function remix({ request }) {
 	reveal($.prompt);
 }
 
-async function cancel(job) {
-	await api.cancelJob(job.id).then(jobs.put, fail);
+function cancel(job) {
+	api.cancelJob(job.id).catch(fail); // an event reports what comes of it
 }
 
 function remove(job) {
