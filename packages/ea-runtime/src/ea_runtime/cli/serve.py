@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,14 @@ _EXTRA = {
 }
 
 
+_DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
+#: seconds in which workers save their places when the server stops
+_DRAIN = 60.0
+
+
 @app.command()
 def serve(
+    context: typer.Context,
     host: Annotated[
         str, Option(help="Address to listen on; others than this machine's own ask for a token.")
     ] = "127.0.0.1",
@@ -64,7 +71,9 @@ def serve(
     from ea_runtime.serve.http.service import Service
     from ea_runtime.serve.jobs import JobStore
     from ea_runtime.serve.state import StateFolder, default_state_folder
+    from ea_runtime.serve.supervisor import Settings, Supervisor
 
+    _check_devices(device)
     hosts = allowed_hosts(host, allowed_host or ())
     if token is not None:
         check_token_text(token)
@@ -77,9 +86,27 @@ def serve(
     _log_to_stderr(access_log)
     with folder.server_lock(), open_socket(host, port) as bound:
         store = JobStore(folder, max_queued=max_queue, max_per_client=max_per_client)
-        service = Service(store, folder, catalogue, access=Access(token, hosts))
+        plugins = [word.removeprefix("--plugin=") for word in context.obj if word.startswith("--plugin=")]
+        supervisor = Supervisor(store, Settings(device, models or (), loras or (), plugins))
+        service = Service(store, folder, catalogue, access=Access(token, hosts), workers=supervisor.workers)
         announce = _announcement(bound.getsockname(), token, folder.root, browser)
-        make_server(App(service), announce).run(sockets=[bound])
+        server = make_server(App(service), announce)
+        supervisor.start()
+        try:
+            server.run(sockets=[bound])
+        finally:
+            supervisor.drain(_DRAIN)
+
+
+def _check_devices(devices: list[str] | None) -> None:
+    """Raises UserError for a device that has no such name, or is there twice."""
+    from ea_runtime.errors import UserError
+
+    for one in devices or ():
+        if not _DEVICE.fullmatch(one):
+            raise UserError(f"`device` must be cpu, cuda, cuda:N or mps, got {one[:40]!r}")
+    if devices and len({one.replace("cuda:0", "cuda") for one in devices}) != len(devices):
+        raise UserError(f"`device` must be given once for each, got {', '.join(devices)}")
 
 
 def _require_extra() -> None:

@@ -11,21 +11,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ea_runtime.errors import NotFiniteError
 from ea_runtime.files.hashes import content_hash
 from ea_runtime.generation.recipe import marks_of
 from ea_runtime.generation.requests import ModelRequest
+from ea_runtime.generation.run_key import run_key
 from ea_runtime.generation.sidecar import versions, write_sidecar
 from ea_runtime.generation.spread import world_size
+from ea_runtime.models.hash import model_hash
 from ea_runtime.video.credentials import SigningKey, sign
 from ea_runtime.video.marks import Marks
 from ea_runtime.video.output import Output
 from ea_runtime.video.overlap import overlapped
 
 if TYPE_CHECKING:
-    from ea_runtime.generation.pipeline import OnStep, VideoPipeline
+    import numpy as np
+
+    from ea_runtime.generation.pipeline import OnPreview, OnStep, VideoOutput, VideoPipeline
+    from ea_runtime.generation.run_state import RunState
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +63,24 @@ def make_video(
     signing: SigningKey | None = None,
     timings: Mapping[str, float] | None = None,
     on_step: OnStep | None = None,
+    on_preview: OnPreview | None = None,
+    run: RunState | None = None,
 ) -> Made:
     """Make one video, its file and the sidecar, each of which appears whole or not at all.
 
     Args:
         request: one that is complete (`resolve`), with its prompt and seed.
         output: from `plan_output`. sidecar: from `plan_sidecar`.
-        model_sha256: gives the hash of the model (`hash_meanwhile`); asked for after denoising.
+        model_sha256: gives the hash of the model (`ModelHash`); asked for after denoising, or when the run's place is
+            first saved.
         adapters: what `describe_adapters` says of those that are on the pipeline.
         has_recipe: the file says how it was made. signing: the key that signs it.
         timings: seconds of what came before, for the record.
-        on_step: progress; phases "text", "denoising", "decoding". An exception raised in it stops the run.
+        on_step: progress; phases "text", "denoising", "decoding". An exception raised in it stops the run. In it
+            `run.save()` saves the place reached.
+        on_preview: is shown the clean latents that each network pass leads to.
+        run: where the run's place is saved, and what it is resumed from; removed once all files are there, and if the
+            result is not finite.
 
     Raises UserError, OutOfMemoryError and what `on_step` raises.
     """
@@ -74,28 +88,22 @@ def make_video(
     count = settings["num_frames"]
     step = on_step or (lambda phase, done, total: None)
     spent = dict(timings or {})
-    result = pipe(**settings, output="latents", on_step=step)
-    spent |= result.timings | {"decoding": 0.0, "writing": 0.0}
-    frames = pipe.iter_frames(
-        result.latents, seed=result.decode_seeds[0], smooth=settings["smooth"], num_frames=count
-    )
-    record = record_of(pipe, request, model_sha256(), adapters)
-    with (
-        timed("writing", spent),
-        output.writer(request.fps, count, marks_of(record) if has_recipe else Marks()) as write,
-        overlapped(write) as hand_in,
-    ):
-        step("decoding", 0, count)
-        done = 0
-        while True:
-            with timed("decoding", spent):
-                frame = next(frames, None)
-            if frame is None:
-                break
-            hand_in(frame)
-            done += 1
-            step("decoding", done, count)
-    spent["writing"] -= spent["decoding"]  # decoding ran inside: what is left is waiting for the writer
+    if run is not None:
+        record = record_of(pipe, request, "", adapters)
+        run.bind(
+            run_key(pipe, record, versions(), model_sha256), lambda: getattr(model_sha256, "is_ready", True)
+        )
+        run.begin(count * settings["height"] * settings["width"] * 3)
+    try:
+        result = pipe(**settings, output="latents", on_step=step, on_preview=on_preview, run=run)
+        spent |= result.timings | {"decoding": 0.0, "writing": 0.0}
+        record = record_of(pipe, request, model_sha256(), adapters)
+        marks = marks_of(record) if has_recipe else Marks()
+        _write(_frames(pipe, result, run), count, output, request.fps, marks, spent, step, run)
+    except NotFiniteError:
+        if run is not None:
+            run.remove()
+        raise
     digest = content_hash(output.path)
     written = {
         "file": output.path.name,
@@ -116,7 +124,73 @@ def make_video(
         sign(output.path, output.kind, signing)
         written |= {"sha256": content_hash(output.path), "unsigned_sha256": digest}
         write_sidecar(sidecar, record)
+    if run is not None:
+        run.remove()
     return Made(output.path, sidecar, digest, record, spent, result.notes)
+
+
+def _frames(pipe: VideoPipeline, result: VideoOutput, run: RunState | None) -> Iterator[np.ndarray]:
+    """The frames of a video, those of a resumed run read and not decoded again where they are saved."""
+    settings = result.settings
+    count, height, width = (settings[name] for name in ("num_frames", "height", "width"))
+
+    def decoded(start: int, is_tiled: bool = False) -> Iterator[np.ndarray]:
+        return pipe.iter_frames(
+            result.latents,
+            seed=result.decode_seeds[0],
+            smooth=settings["smooth"],
+            num_frames=count,
+            start=start,
+            is_tiled=is_tiled,
+        )
+
+    if run is None:
+        yield from decoded(0)
+        return
+    saved = run.saved_frames(height, width)
+    done, is_tiled = 0, False
+    if saved is not None and saved.stop:
+        if saved.first:  # decoded before the run was long enough to be saved
+            yield from islice(decoded(0), saved.first)
+        yield from saved.read()
+        done, is_tiled = saved.stop, saved.is_tiled
+    if done == count:
+        return
+    for number, frame in enumerate(decoded(done, is_tiled), done):
+        is_tiled = is_tiled or getattr(pipe.vae, "use_tiling", False)
+        run.keep_frame(number, count, frame, is_tiled)
+        yield frame
+
+
+def _write(
+    frames: Iterator[np.ndarray],
+    count: int,
+    output: Output,
+    fps: float,
+    marks: Marks,
+    spent: dict[str, float],
+    step: OnStep,
+    run: RunState | None,
+) -> None:
+    """Writes frames while the next ones are decoded, and counts the seconds of both."""
+    with (
+        timed("writing", spent),
+        output.writer(fps, count, marks) as write,
+        overlapped(write) as hand_in,
+    ):
+        step("decoding", 0, count)
+        done = 0
+        while True:
+            with timed("decoding", spent):
+                frame = next(frames, None)
+            if frame is None:
+                break
+            hand_in(frame)
+            done += 1
+            step("decoding", done, count)
+        if run is not None:
+            run.mark_writing()
+    spent["writing"] -= spent["decoding"]  # decoding ran inside: what is left is waiting for the writer
 
 
 def record_of(
@@ -157,20 +231,28 @@ def device_name(pipe: VideoPipeline) -> str:
     return pipe.engine.describe() if pipe.engine is not None else describe(pipe.device)
 
 
-def hash_meanwhile(model: str) -> Callable[[], str]:
-    """The model's hash, counted while the video is made: a published text encoder has 20 GB."""
-    from ea_runtime.models.hash import model_hash
+class ModelHash:
+    """The model's hash when it is called, counted meanwhile in a thread: a published text encoder has 20 GB."""
 
-    found: list[str] = []
-    # daemon: Ctrl-C does not wait for it
-    thread = threading.Thread(target=lambda: found.append(model_hash(model)), daemon=True)
-    thread.start()
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._found: list[str] = []
+        # daemon: Ctrl-C does not wait for it
+        self._thread = threading.Thread(target=self._count, daemon=True)
+        self._thread.start()
 
-    def wait() -> str:
-        thread.join()
-        return found[0] if found else model_hash(model)
+    @property
+    def is_ready(self) -> bool:
+        """True if a call does not wait."""
+        return not self._thread.is_alive()
 
-    return wait
+    def __call__(self) -> str:
+        """64 hex digits. Raises UserError for a model that is no longer there."""
+        self._thread.join()
+        return self._found[0] if self._found else model_hash(self._model)
+
+    def _count(self) -> None:
+        self._found.append(model_hash(self._model))
 
 
 @contextmanager

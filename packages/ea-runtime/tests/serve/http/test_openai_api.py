@@ -33,7 +33,8 @@ def test_a_video_is_asked_for_polled_and_downloaded(client: OpenAI, server: Any)
     video = client.videos.create_and_poll(prompt="a red circle", model="tiny", size="64x64", extra_body=extra)
     assert (video.status, video.progress, video.error, video.size) == ("completed", 100, None, "64x64")
     assert float(video.seconds) == pytest.approx(9 / 8, abs=1e-4)
-    assert video.completed_at and video.completed_at >= video.created_at
+    assert video.completed_at is not None
+    assert video.completed_at >= video.created_at
     request = server.store.get(video.id).request
     settings = request["settings"]
     assert (settings["seed"], settings["num_inference_steps"], settings["guidance_scale"]) == (7, 4, 3.5)

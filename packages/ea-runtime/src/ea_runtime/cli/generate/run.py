@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +27,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     from rich.markup import escape
 
     from ea_runtime.cli.generate.progress import GenerationProgress
-    from ea_runtime.generation.making import device_name, hash_meanwhile, timed
+    from ea_runtime.generation.making import ModelHash, device_name, timed
     from ea_runtime.generation.spread import rank, share_out
     from ea_runtime.machine.allocator import tune_allocator
 
@@ -49,7 +48,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         )
         _same_threads(plan, pipe)
         share_out(pipe)
-        model_sha256 = hash_meanwhile(asked.model)
+        model_sha256 = ModelHash(asked.model)
     with timed("adapters", shared):
         handles, adapters = _put_on(plan.jobs[0], pipe, console)
     if not adapters:
@@ -80,6 +79,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
 
 def _imports(plan: Plan) -> list[Callable[[], Any]]:
     """The steps that import what the run needs, so that none is counted as loading or denoising."""
+    from ea_runtime.machine.light_imports import import_diffusers
     from ea_runtime.plugins.host import get_host
 
     host = get_host()
@@ -87,24 +87,12 @@ def _imports(plan: Plan) -> list[Callable[[], Any]]:
     records += [host.find_class(kind, name) for kind, name in plan.classes.items()]
     return [
         lambda: import_module("torch"),
-        _import_diffusers,
+        import_diffusers,
         lambda: import_module("ea_runtime.generation.pipeline"),
         lambda: import_module("ea_runtime.text.t5"),
         lambda: import_module("transformers").PreTrainedTokenizerFast,
         *(record.build for record in records if record is not None),  # loading reports one that is missing
     ]
-
-
-def _import_diffusers() -> None:
-    """diffusers without torch._dynamo, which takes as long as torch; diffusers has a fallback for its one use."""
-    blocked = "torch._dynamo" not in sys.modules
-    if blocked:
-        sys.modules["torch._dynamo"] = None  # pyright: ignore[reportArgumentType]
-    try:
-        import_module("diffusers.utils.torch_utils")
-    finally:
-        if blocked:
-            del sys.modules["torch._dynamo"]
 
 
 def _assist(pipe: VideoPipeline, job: Job) -> None:

@@ -58,7 +58,8 @@ async def health(request: Request) -> Response:
     """The server answers; what its workers do."""
     service = service_of(request)
     counts = await service.call(service.store.counts)
-    workers = [shapes.Worker(**one) for one in service.workers()]
+    found = await service.call(service.workers)
+    workers = [shapes.Worker(name=one.name, device=one.device, state=one.state) for one in found]
     return answer(shapes.Health(workers=workers, queued=counts["queued"]))
 
 

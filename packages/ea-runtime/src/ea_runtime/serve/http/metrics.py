@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ea_runtime.serve.http.endpoints import Endpoint
-from ea_runtime.serve.http.service import WorkerState, service_of
+from ea_runtime.serve.http.service import service_of
 from ea_runtime.serve.jobs import Job, JobStore
+from ea_runtime.serve.supervisor import Worker
 
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 _STATES = ("starting", "ready", "busy", "down")
@@ -23,7 +24,7 @@ _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Metrics:
     """Counters of one server. Jobs that ended before it started are in its gauges, not in its seconds."""
 
-    def __init__(self, store: JobStore, workers: Callable[[], Sequence[WorkerState]]) -> None:
+    def __init__(self, store: JobStore, workers: Callable[[], Sequence[Worker]]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Now(store, workers))
         self._requests = Counter(
@@ -64,7 +65,7 @@ class Metrics:
 class _Now(Collector):
     """What is so at the moment of asking."""
 
-    def __init__(self, store: JobStore, workers: Callable[[], Sequence[WorkerState]]) -> None:
+    def __init__(self, store: JobStore, workers: Callable[[], Sequence[Worker]]) -> None:
         self._store = store
         self._workers = workers
         self._process = psutil.Process()
@@ -75,7 +76,7 @@ class _Now(Collector):
             jobs.add_metric([state], count)
         yield jobs
         workers = GaugeMetricFamily("ea_workers", "Workers, by state.", labels=["state"])
-        states = [one["state"] for one in self._workers()]
+        states = [one.state for one in self._workers()]
         for state in _STATES:
             workers.add_metric([state], states.count(state))
         yield workers

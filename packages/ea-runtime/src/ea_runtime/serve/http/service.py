@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, ParamSpec, TypedDict, TypeVar
+from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request
 
@@ -17,6 +17,7 @@ from ea_runtime.serve.http.access import Access
 from ea_runtime.serve.jobs import JobStore
 from ea_runtime.serve.orders import Limits
 from ea_runtime.serve.state import StateFolder
+from ea_runtime.serve.supervisor import Worker
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,14 +25,6 @@ T = TypeVar("T")
 _CLIENT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: threads that wait for SQLite and the disk
 _THREADS = 8
-
-
-class WorkerState(TypedDict):
-    """A worker as /healthz shows it. state: starting, ready, busy or down."""
-
-    name: str
-    device: str
-    state: Literal["starting", "ready", "busy", "down"]
 
 
 @dataclass
@@ -47,7 +40,7 @@ class Service:
     catalogue: Catalogue
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
-    workers: Callable[[], Sequence[WorkerState]] = tuple
+    workers: Callable[[], Sequence[Worker]] = tuple
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="ea-store")

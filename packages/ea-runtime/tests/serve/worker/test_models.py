@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ea_runtime.generation.requests import ModelRequest
+from ea_runtime.serve.catalogue import Catalogue
+from ea_runtime.serve.worker import models as module
+from ea_runtime.serve.worker.models import Models
+
+REQUEST = ModelRequest(num_frames=9, height=64, width=64, guidance_scale=2.0)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Catalogue:
+    """Three models, as files."""
+    pytest.importorskip("ea_vae")
+    pytest.importorskip("ea_dit")
+    from ea_runtime.models.layout import bundled_folder
+
+    for name in "abc":
+        shutil.copytree(bundled_folder("tiny"), tmp_path / name)
+    return Catalogue([tmp_path])
+
+
+def names(models: Models) -> list[str]:
+    return [Path(folder).name for folder in models.folders]
+
+
+def test_models_stay_while_they_fit_and_the_oldest_goes_first(three: Catalogue) -> None:
+    free = 1 << 40
+    models = Models("cpu", free=lambda device: free)
+    first, seconds = models.get(three.model("a"), REQUEST)
+    assert seconds > 0
+    models.get(three.model("b"), REQUEST)
+    again, seconds = models.get(three.model("a"), REQUEST)
+    assert (again is first, seconds) == (True, 0.0)
+    assert names(models) == ["b", "a"]
+    free = 0  # from now on nothing fits beside another
+    models.get(three.model("c"), REQUEST)
+    assert names(models) == ["c"]
+
+
+def test_a_loaded_model_needs_no_room_for_its_weights(three: Catalogue) -> None:
+    asked: list[bool] = []
+    models = Models("cpu")
+    real = models._needed
+
+    def needed(folder: Path, request: ModelRequest, *, with_weights: bool) -> int:
+        asked.append(with_weights)
+        assert real(folder, request, with_weights=True) - real(folder, request, with_weights=False) > 1 << 20
+        return real(folder, request, with_weights=with_weights)
+
+    models._needed = needed
+    models.get(three.model("a"), REQUEST)
+    models.get(three.model("a"), REQUEST)
+    assert asked == [True, False]
+
+
+def test_a_changed_model_is_loaded_again(three: Catalogue) -> None:
+    models = Models("cpu")
+    first, _ = models.get(three.model("a"), REQUEST)
+    config = Path(three.model("a").folder) / "vae" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    second, seconds = models.get(three.model("a"), REQUEST)
+    assert second is not first
+    assert seconds > 0
+    assert second.sha256() != first.sha256()
+
+
+def test_all_others_can_be_dropped(three: Catalogue) -> None:
+    models = Models("cpu")
+    for name in "ab":
+        models.get(three.model(name), REQUEST)
+    assert models.drop_others(three.model("a"))
+    assert names(models) == ["a"]
+    assert not models.drop_others(three.model("a"))
+    models.drop(three.model("a").folder)
+    assert names(models) == []
+
+
+def test_memory_that_is_free_is_counted() -> None:
+    import torch
+
+    assert module.free_bytes(torch.device("cpu")) > 1 << 20
