@@ -211,6 +211,9 @@ class CannedServer:
     # ---- answers
 
     def answer(self, handler: BaseHTTPRequestHandler, method: str) -> None:
+        if not self.is_open:  # a connection from before: as dead as the server
+            handler.close_connection = True
+            return
         url = urlsplit(handler.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         length = int(handler.headers.get("Content-Length") or 0)
@@ -330,7 +333,9 @@ class CannedServer:
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Connection", "close")
         handler.end_headers()
-        handler.wfile.write(b": hello\n\n")
+        first = [job for job in self.jobs.values() if job["state"] in ("queued", "in_progress")]
+        for job in first:
+            handler.wfile.write(f"event: job\ndata: {json.dumps(job)}\n\n".encode())
         while self.is_open:
             with self.changed:
                 if self.version == seen:

@@ -46,17 +46,19 @@ export async function refresh() {
 	const answer = await listJobs(Math.min(100, Math.max(24, ids.length)));
 	touched = null;
 	const fresh = all().filter((job) => seen.has(job.id));
+	const newest = (job) => (seen.has(job.id) ? find(job.id) : job); // undefined: deleted meanwhile
+	const listed = answer.jobs.map(newest).filter(Boolean);
 	jobs.clear();
 	ids = [];
-	take(answer, (job) => !seen.has(job.id));
-	for (const job of fresh) put(job);
+	take({ ...answer, jobs: listed });
+	fresh.forEach(put);
 	state.loaded = true;
 }
 
-export const older = async () => take(await listJobs(24, cursor), () => true);
+export const older = async () => take(await listJobs(24, cursor));
 
-function take(answer, isWanted) {
-	for (const job of answer.jobs.filter(isWanted)) {
+function take(answer) {
+	for (const job of answer.jobs) {
 		if (!jobs.has(job.id)) ids.push(job.id);
 		jobs.set(job.id, job);
 	}

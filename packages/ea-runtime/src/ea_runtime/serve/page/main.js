@@ -19,6 +19,7 @@ let isLost = false;
 let failure = "";
 let announced = "";
 
+const again = ({ request }, steps = request.steps) => send(fieldsOf({ ...request, steps }));
 const actions = { select, cancel, again, remix, remove, compare, fail, close: endCompare };
 const views = { result: makeResult(actions), queue: makeQueue(actions), gallery: makeGallery(actions), compare: makeCompare(actions) };
 
@@ -103,10 +104,6 @@ function submit(steps) {
 	if (fields) send(steps ? { ...fields, steps } : fields);
 }
 
-function again({ request }, steps = request.steps) {
-	send(fieldsOf({ ...request, steps }));
-}
-
 function remix({ request }) {
 	fill(request);
 	$.prompt.select();
@@ -119,18 +116,16 @@ function cancel(job) {
 
 function remove(job) {
 	$.confirm.returnValue = "no";
-	$.confirm.onclose = async () => {
-		if ($.confirm.returnValue !== "yes") return;
-		try {
-			await api.deleteJob(job.id);
-			jobs.drop(job.id);
-			select("");
-			$.result.focus({ preventScroll: true });
-		} catch (error) {
-			fail(error);
-		}
+	$.confirm.onclose = () => {
+		if ($.confirm.returnValue === "yes") api.deleteJob(job.id).then(() => leave(job.id), fail);
 	};
 	$.confirm.showModal();
+}
+
+function leave(id) {
+	jobs.drop(id);
+	select("");
+	$.result.focus({ preventScroll: true });
 }
 
 function compare(job) {
@@ -159,7 +154,8 @@ function endCompare() {
 async function refreshAbout() {
 	const about = await api.about();
 	const text = JSON.stringify(about);
-	if (text !== offered) offer(about); // only then: drawing closes a list that is open
+	if (text !== offered) offer(about); // only then: this closes a list that is open
+	jobs.changed();
 	offered = text;
 	version = about.version;
 	drawMachine();
@@ -205,10 +201,11 @@ document.addEventListener("keydown", (event) => {
 	if (first) endPicking();
 	else if (!$.compare.hidden) endCompare();
 });
+load();
 api.follow({
 	onOpen: () => {
+		if (isLost) load(); // a new stream begins with what is going on, but not with what was deleted
 		setLost(false);
-		load();
 	},
 	onLost: () => setLost(true),
 	onJob: jobs.put,

@@ -73,11 +73,11 @@ export function makeResult(actions) {
 			side.append(parts.status, parts.bar, parts.left, cancelButton(job, root, actions));
 		} else if (job.state === "completed") {
 			screen.append(media(job, { controls: "", loop: "" }));
-			side.append(el("div.buttons", ...finalButton(job), ...buttons(job, t("again"), { title: t("again.title") })));
+			side.append(el("div.buttons", ...finalButton(job), ...buttons(job)));
 		} else {
 			const reason = job.state === "failed" && job.error ? message(job.error.message) : "";
 			screen.append(el("div.say", el("p", t(`state.${job.state}`)), el("p.error", reason)));
-			side.append(el("div.buttons", ...buttons(job, t("retry"))));
+			side.append(el("div.buttons", ...buttons(job)));
 		}
 		side.append(settings(job));
 		return [el("h2", { lang: "en" }, job.request.prompt), el("div.stage", screen, side)];
@@ -89,11 +89,11 @@ export function makeResult(actions) {
 		return [button(t("final", { n }), () => actions.again(job, n), { class: "primary" })];
 	}
 
-	function buttons(job, again, attributes) {
+	function buttons(job) {
 		const { result } = job;
 		return [
 			result && el("a.button", { href: result.video, download: fileName(job, result.kind) }, t("download")),
-			button(again, () => actions.again(job), attributes ?? {}),
+			button(t("again"), () => actions.again(job), { title: t("again.title") }),
 			button(t("remix"), () => actions.remix(job), { title: t("remix.title") }),
 			result && button(t("compare"), () => actions.compare(job)),
 			button(t("delete"), () => actions.remove(job)),
