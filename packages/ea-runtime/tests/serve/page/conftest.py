@@ -31,6 +31,10 @@ def _load(name: str) -> ModuleType:
     return module
 
 
+_load("page_steps")  # the tests import it by this name
+_CANNED = _load("canned_server")
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A headless Chromium of this machine. For one file of tests: while it runs, no other event loop can."""
@@ -92,18 +96,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture
 def server(files: dict[str, bytes]) -> Iterator[Any]:
     """A CannedServer."""
-    with _load("canned_server").canned_server(files) as server:
+    with _CANNED.canned_server(files) as server:
         yield server
 
 
 @pytest.fixture
 def make_server(files: dict[str, bytes]) -> Iterator[Callable[..., Any]]:
     """Makes a CannedServer with options: for tests that end or restart it, or change the page."""
-    module = _load("canned_server")
     servers = []
 
     def make(**options: Any) -> Any:
-        servers.append(module.CannedServer(files, **options))
+        servers.append(_CANNED.CannedServer(files, **options))
         return servers[-1]
 
     yield make

@@ -12,19 +12,15 @@ export class ApiError extends Error {
 }
 
 /** Name of this browser: the server serves its clients in turn. */
-function client() {
-	let name = kept("ea.client");
-	if (!/^\w{24}$/.test(name)) {
-		// not randomUUID: only secure origins have it, and a server in a local network is none
-		name = Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) => b.toString(16).padStart(2, "0")).join("");
-		keep("ea.client", name);
-	}
-	return name;
+let client = kept("ea.client");
+if (!/^\w{24}$/.test(client)) {
+	// not randomUUID: only secure origins have it, and a server in a local network is none
+	client = Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) => b.toString(16).padStart(2, "0")).join("");
+	keep("ea.client", client);
 }
-const CLIENT = client();
 
 async function call(method, path, body) {
-	const headers = { "X-EA-Client": CLIENT };
+	const headers = { "X-EA-Client": client };
 	if (body && !(body instanceof FormData)) {
 		headers["Content-Type"] = "application/json";
 		body = JSON.stringify(body);
@@ -43,7 +39,7 @@ export const about = () => call("GET", "/api/about");
 export const health = () => call("GET", "/healthz");
 export const listJobs = (limit, after) =>
 	call("GET", `/api/jobs?order=desc&limit=${limit}${after ? `&after=${after}` : ""}`);
-export const getJob = (id) => call("GET", `/api/jobs/${encodeURIComponent(id)}`);
+export const getJob = (id) => call("GET", `/api/jobs/${id}`);
 export const addJob = (fields) => call("POST", "/api/jobs", fields);
 export const cancelJob = (id) => call("POST", `/api/jobs/${id}/cancel`);
 export const deleteJob = (id) => call("DELETE", `/api/jobs/${id}`);

@@ -48,8 +48,7 @@ function line(row) {
 		oninput: () => (row.scale = Number(weight.value)),
 	});
 	const remove = () => {
-		rows.splice(rows.indexOf(row), 1);
-		draw();
+		setLoras(rows.filter((other) => other !== row));
 		changed();
 		$.lora.focus();
 	};

@@ -10,7 +10,8 @@ import { setUpRecipe } from "./recipe.js";
 import { makeResult, statusOf } from "./result.js";
 import { language, onLanguage, setLanguage, t } from "./words.js";
 
-let selected = location.hash.slice(1); // in the address: a refresh shows it again
+const hash = () => /^#(video_\w+)$/.exec(location.hash)?.[1] ?? "";
+let selected = hash(); // in the address: a refresh shows it again
 let first = null; // job that waits for a second one to be compared with
 let workers = [];
 let version = "";
@@ -195,7 +196,7 @@ jobs.onJobs(draw);
 onLanguage(drawMachine);
 onLanguage(drawPicking);
 setLanguage(language());
-addEventListener("hashchange", () => select(location.hash.slice(1)));
+addEventListener("hashchange", () => hash() && select(hash()));
 document.addEventListener("keydown", (event) => {
 	if (event.key !== "Escape" || $.confirm.open) return;
 	if (first) endPicking();

@@ -100,7 +100,7 @@ export function makeResult(actions) {
 		];
 	}
 
-	function settings({ request, result, started_at, completed_at, ...job }) {
+	function settings({ request, result, started_at, completed_at }) {
 		const rows = settingRows(request).filter(([, text]) => text && text !== "none");
 		if (result) {
 			rows.push(["made", duration(completed_at - started_at)]);
