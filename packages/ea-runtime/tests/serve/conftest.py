@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def _catalogues_are_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., bytes]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bytes]:
     """undisturbed(loras=[path:weight], **fields): the bytes that `ea generate` makes of a request."""
     from ea_runtime.cli import main
 
@@ -113,7 +113,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
             known[key] = target.read_bytes()
         return known[key]
 
-    yield make
+    return make
 
 
 @pytest.fixture

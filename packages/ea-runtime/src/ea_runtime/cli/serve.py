@@ -87,7 +87,8 @@ def serve(
     with folder.server_lock(), open_socket(host, port) as bound:
         store = JobStore(folder, max_queued=max_queue, max_per_client=max_per_client)
         plugins = [word.removeprefix("--plugin=") for word in context.obj if word.startswith("--plugin=")]
-        supervisor = Supervisor(store, Settings(device, models or (), loras or (), plugins))
+        settings = Settings(device, models or (), loras or (), plugins)
+        supervisor = _on_cluster(store, settings, ray) if ray is not None else Supervisor(store, settings)
         service = Service(store, folder, catalogue, access=Access(token, hosts), workers=supervisor.workers)
         announce = _announcement(bound.getsockname(), token, folder.root, browser)
         server = make_server(App(service), announce)
@@ -96,6 +97,16 @@ def serve(
             server.run(sockets=[bound])
         finally:
             supervisor.drain(_DRAIN)
+
+
+def _on_cluster(store: Any, settings: Any, address: str) -> Any:
+    """The workers on a Ray cluster."""
+    from ea_runtime.errors import UserError
+    from ea_runtime.serve.ray_workers import RayWorkers
+
+    if settings.devices:
+        raise UserError("`--ray` takes the devices of the cluster; leave --device out")
+    return RayWorkers(store, settings, address=address)
 
 
 def _check_devices(devices: list[str] | None) -> None:

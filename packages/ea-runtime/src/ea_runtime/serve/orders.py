@@ -258,19 +258,21 @@ def _request(given: Mapping[str, Any], model: ModelEntry, limits: Limits) -> Mod
         model.geometry.check_budget(
             1, num_frames or usual.num_frames, height or usual.height, width or usual.width, limits.pixels
         )
-    return ModelRequest(
-        model=model.folder,
-        num_frames=num_frames,
-        width=width,
-        height=height,
-        # the model's own number may be above the cap
-        num_inference_steps=min(usual.steps, limits.steps) if values["steps"] is None else values["steps"],
-        guidance_scale=values["guidance"],
-        sampler=given.get("sampler"),
-        fps=fps,
-        seed=_seed(given),
-        step_cache=cache,
-        smooth=_smooth(given),
+    return ModelRequest.of(
+        {
+            "model": model.folder,
+            "num_frames": num_frames,
+            "width": width,
+            "height": height,
+            # the model's own number may be above the cap
+            "num_inference_steps": values["steps"] or min(usual.steps, limits.steps),
+            "guidance_scale": values["guidance"],
+            "sampler": given.get("sampler"),
+            "fps": fps,
+            "seed": _seed(given),
+            "step_cache": cache,
+            "smooth": _smooth(given),
+        }
     )
 
 

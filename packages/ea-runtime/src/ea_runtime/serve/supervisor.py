@@ -19,53 +19,30 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from ea_runtime.errors import UserError
+from ea_runtime.serve.crew import (
+    LONG_LIFE,
+    LONGEST_PAUSE,
+    PAUSE,
+    Settings,
+    Worker,
+    WorkerState,
+    recover_others,
+)
 from ea_runtime.serve.jobs import JobStore, StoreError
-from ea_runtime.serve.state import LockTaken
+
+__all__ = ["Settings", "Supervisor", "Worker", "WorkerState", "environment", "find_devices", "how_it_died"]
 
 logger = logging.getLogger("ea.serve")
 
-WorkerState = Literal["starting", "ready", "busy", "down"]
 #: as in worker/__main__.py, which the server cannot import without torch's way there being open
 _READY = "ready"
 _DEVICE_LOST = 3
-#: seconds between a death and the next start: the first time, at most; and of life after which it is the first again
-_PAUSE, _LONGEST_PAUSE, _LONG_LIFE = 0.2, 30.0, 60.0
 _KEPT_LINES = 40
 #: seconds to find out which devices there are
 _PATIENCE = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What workers are started with.
-
-    devices: "cuda:0", "mps", "cpu"; None: all CUDA devices, else the Apple GPU, else the CPU. models, loras: allowed
-    folders. plugins: local plugin files. save_first, save_every: see worker.making_job.Saving.
-    """
-
-    devices: Sequence[str] | None = None
-    models: Sequence[str | Path] = ()
-    loras: Sequence[str | Path] = ()
-    plugins: Sequence[str | Path] = ()
-    save_first: float = 30.0
-    save_every: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A worker as it is now. deaths: times that it died by itself. lines: the last that it wrote to its stderr."""
-
-    name: str
-    device: str
-    state: WorkerState
-    deaths: int = 0
-    lines: tuple[str, ...] = ()
 
 
 class Supervisor:
@@ -121,20 +98,7 @@ class Supervisor:
             return
         for keeper in self._keepers:
             self._run(keeper.keep, f"ea-{keeper.name}")
-        self._recover_others({keeper.name for keeper in self._keepers})
-
-    def _recover_others(self, own: set[str]) -> None:
-        """Jobs of workers that this server does not start are put back once those have ended."""
-        while not self._stopping.is_set():
-            others = [name for name in self.store.workers() if name not in own]
-            for name in others:
-                try:
-                    with self.store.state.worker_lock(name):
-                        self.store.recover(name)
-                except LockTaken:
-                    continue
-            if not others or self._stopping.wait(0.5):
-                return
+        recover_others(self.store, {keeper.name for keeper in self._keepers}, self._stopping)
 
     def _keeper(self, device: str) -> _Keeper:
         return _Keeper(self.store, self.settings, device, self._stopping)
@@ -166,7 +130,7 @@ class _Keeper:
 
     def keep(self) -> None:
         """Starts the worker again and again until the supervisor stops."""
-        pause = _PAUSE
+        pause = PAUSE
         while not self._stopping.is_set():
             started = time.monotonic()
             code = self._live()
@@ -177,10 +141,10 @@ class _Keeper:
                 self.deaths += 1
                 logger.error("worker %s ended with %s; it is started again", self.name, died)
             self._recover(died)
-            pause = _PAUSE if time.monotonic() - started > _LONG_LIFE else pause
+            pause = PAUSE if time.monotonic() - started > LONG_LIFE else pause
             self._state = "down"
             self._stopping.wait(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_PAUSE)
         self._state = "down"
 
     def ask_to_end(self) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +37,10 @@ def on(monkeypatch: pytest.MonkeyPatch) -> list[Handle]:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Iterator[dict[str, str]]:
+def files(tmp_path: Path) -> dict[str, str]:
     for name in ("a", "b", "c", "broken"):
         (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
-    yield {name: str(tmp_path / f"{name}.safetensors") for name in ("a", "b", "c", "broken")}
+    return {name: str(tmp_path / f"{name}.safetensors") for name in ("a", "b", "c", "broken")}
 
 
 def active(on: list[Handle]) -> list[tuple[str, float]]:

@@ -27,7 +27,7 @@ def quality(pipe: Any, matrix: np.ndarray, seed: int, prompt: str) -> tuple[floa
     made = pipe(prompt, seed=seed, num_inference_steps=8)
     latents = made.latents[0].numpy() / pipe.geometry.scale
     clip = np.moveaxis(made.frames[0].astype(np.float32) / 127.5 - 1, -1, 0)  # (3, T, H, W)
-    chunks = [pooled(clip[:, start : start + 9], 3, 8) for start in range(0, clip.shape[1], 9)]
+    chunks = [pooled(clip[:, start : start + 9], 3, 8, 4) for start in range(0, clip.shape[1], 9)]
     wanted = np.concatenate(chunks, axis=1)
     error = float(np.square(apply_map(latents, matrix) - wanted).mean())
     return 1 - error / float(wanted.var()), 10 * np.log10(4 / error)
@@ -60,6 +60,7 @@ def test_pictures_move_and_are_small() -> None:
     matrix[0, 16] = 1  # channel 0 of the latent itself is red
     latents = torch.zeros(4, 48, 8, 12)
     latents[0, :, :, 6:] = 1
+    latents[0, :, 0, 0] = torch.linspace(-1, 1, 48)  # so that no two frames are equal
     data = draw(latents, matrix, 1.0)
     with Image.open(io.BytesIO(data)) as picture:
         assert (picture.format, picture.size, picture.n_frames) == ("WEBP", (132, 88), preview.MAX_FRAMES)
@@ -74,9 +75,10 @@ def test_pictures_move_and_are_small() -> None:
 def test_each_latent_stands_for_its_frames() -> None:
     clip = np.zeros((3, 9, 16, 16), np.float32)
     clip[:, 0], clip[:, 1:5], clip[:, 5:] = 1, 2, 3
-    assert pooled(clip, 3, 8)[0, :, 0, 0].tolist() == [1, 2, 3]
-    assert pooled(clip[:, :1], 1, 8)[0, :, 0, 0].tolist() == [1]
-    assert pooled(clip[:, 1:], 2, 8)[0, :, 0, 0].tolist() == [2, 3]
+    assert pooled(clip, 3, 8, 4)[0, :, 0, 0].tolist() == [1, 2, 3]
+    assert pooled(clip[:, :1], 1, 8, 4)[0, :, 0, 0].tolist() == [1]
+    assert pooled(clip[:, 1:], 2, 8, 4)[0, :, 0, 0].tolist() == [2, 3]
+    assert pooled(clip, 3, 8, 4).shape == (3, 3, 2, 2)
 
 
 def test_drawn_clips_are_the_same_each_time() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 JobId = Annotated[str, Field(pattern="^video_[0-9a-f]{32}$")]
-Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+Seed = Annotated[int, Field(ge=-1, lt=1 << 32)] | Literal["random"]
 #: prompts: orders.py counts bytes, which are at least as many
 Text = Annotated[str, Field(max_length=32_768)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -56,12 +56,12 @@ class _Settings(Shape):
     size: str | None = Field(
         default=None, pattern="^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", description="WIDTHxHEIGHT in pixels."
     )
-    seed: Seed | None = Field(default=None, description="Drawn if left out.")
+    seed: Seed | None = Field(default=None, description="Drawn if left out, -1 or random.")
     steps: int | None = Field(default=None, ge=1, le=1000)
     guidance: float | None = Field(default=None, ge=0, le=1000)
     sampler: Name | None = None
     loras: list[LoraUse] | None = None
-    step_cache: Name | None = None
+    step_cache: str | None = Field(default=None, max_length=200, description="Such as teacache:0.1, or none.")
 
 
 _Digits = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}(\.[0-9]{1,3})?$")]

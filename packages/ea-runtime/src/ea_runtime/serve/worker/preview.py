@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -160,23 +161,24 @@ def fit_map(pipe: Any) -> np.ndarray:
         with torch.inference_mode():
             latents = pipe.vae.encode_video(video)[0].float().cpu().numpy()  # (C, t, h, w)
         inputs.append(rearrange(_neighbours(latents), "k t h w -> (t h w) k"))
-        targets.append(
-            rearrange(pooled(clip, latents.shape[1], geometry.spatial_ratio), "c t h w -> (t h w) c")
-        )
+        colours = pooled(clip, latents.shape[1], geometry.spatial_ratio, geometry.temporal_ratio)
+        targets.append(rearrange(colours, "c t h w -> (t h w) c"))
     x, y = (np.concatenate(parts).astype(np.float64) for parts in (inputs, targets))
     penalty = np.full(x.shape[1], _RIDGE * len(x))
     penalty[-1] = 0.0
     return np.linalg.solve(x.T @ x + np.diag(penalty), x.T @ y).T.astype(np.float32)
 
 
-def pooled(clip: np.ndarray, num_latents: int, ratio: int) -> np.ndarray:
-    """Mean colours (3, t, h, w) of the frames and pixels that each latent stands for. clip: (3, T, H, W)."""
-    small = reduce(clip, "c t (h a) (w b) -> c t h w", "mean", a=ratio, b=ratio)
-    frames = small.shape[1]
-    alone = 1 if frames % num_latents else 0  # frame 0 has a latent of its own
-    groups = np.array_split(np.arange(alone, frames), num_latents - alone) if num_latents > alone else []
-    means = [small[:, :1]] * alone + [small[:, group].mean(1, keepdims=True) for group in groups]
-    return np.concatenate(means, axis=1)
+def pooled(clip: np.ndarray, num_latents: int, space: int, time: int) -> np.ndarray:
+    """Mean colours (3, t, h, w) of what each latent stands for: `space` x `space` pixels, and `time` frames.
+
+    clip: (3, T, H, W). Where T is one more than a multiple of `time`, frame 0 has a latent of its own.
+    """
+    small = reduce(clip, "c t (h a) (w b) -> c t h w", "mean", a=space, b=space)
+    first = small.shape[1] - (num_latents - 1) * time  # frames of the first latent
+    edges = [0, *range(first, small.shape[1] + 1, time)]
+    means = [small[:, start:stop].mean(1) for start, stop in pairwise(edges)]
+    return np.stack(means, axis=1)
 
 
 def drawn_clip(seed: int, num_frames: int, side: int) -> np.ndarray:

@@ -1,0 +1,63 @@
+"""What a server starts its workers with, and how it sees them, wherever they run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ea_runtime.serve.jobs import JobStore
+from ea_runtime.serve.state import LockTaken
+
+WorkerState = Literal["starting", "ready", "busy", "down"]
+#: seconds between a death and the next start: the first time, at most; and of life after which it is the first again
+PAUSE, LONGEST_PAUSE, LONG_LIFE = 0.2, 30.0, 60.0
+#: seconds between two looks for jobs of workers that are no longer started
+_LOOK_EVERY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What workers are started with.
+
+    devices: "cuda:0", "mps", "cpu"; None: all CUDA devices, else the Apple GPU, else the CPU; a cluster has its own.
+    models, loras: allowed folders. plugins: local plugin files. save_first, save_every: seconds of a run before its
+    place is saved for the first time, and between two saves.
+    """
+
+    devices: Sequence[str] | None = None
+    models: Sequence[str | Path] = ()
+    loras: Sequence[str | Path] = ()
+    plugins: Sequence[str | Path] = ()
+    save_first: float = 30.0
+    save_every: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker as it is now. deaths: times that it died by itself. lines: the last that it wrote to its stderr."""
+
+    name: str
+    device: str
+    state: WorkerState
+    deaths: int = 0
+    lines: tuple[str, ...] = ()
+
+
+def recover_others(store: JobStore, own: set[str], stopping: threading.Event) -> None:
+    """Puts back the jobs of workers that this server does not start, once those have ended.
+
+    own: names of the workers that it starts. Returns when there is none left, or when `stopping` is set.
+    """
+    while not stopping.is_set():
+        others = [name for name in store.workers() if name not in own]
+        for name in others:
+            try:
+                with store.state.worker_lock(name):
+                    store.recover(name)
+            except LockTaken:
+                continue
+        if not others or stopping.wait(_LOOK_EVERY):
+            return
