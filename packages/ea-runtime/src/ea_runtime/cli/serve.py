@@ -8,10 +8,16 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
+
+if TYPE_CHECKING:
+    from ea_runtime.serve.crew import Settings
+    from ea_runtime.serve.jobs import JobStore
+    from ea_runtime.serve.ray_workers import RayWorkers
+    from ea_runtime.serve.supervisor import Supervisor
 
 app = typer.Typer(add_completion=False)
 
@@ -65,15 +71,15 @@ def serve(
     """Serve a page and an API that make videos: a queue that outlives kills, one worker per device."""
     _require_extra()
     from ea_runtime.serve.catalogue import Catalogue
+    from ea_runtime.serve.crew import Settings
     from ea_runtime.serve.http.access import Access, allowed_hosts, check_token_text, is_loopback
     from ea_runtime.serve.http.app import App
     from ea_runtime.serve.http.server import make_server, open_socket
     from ea_runtime.serve.http.service import Service
     from ea_runtime.serve.jobs import JobStore
     from ea_runtime.serve.state import StateFolder, default_state_folder
-    from ea_runtime.serve.supervisor import Settings, Supervisor
 
-    _check_devices(device)
+    _check_devices(device, ray)
     hosts = allowed_hosts(host, allowed_host or ())
     if token is not None:
         check_token_text(token)
@@ -87,30 +93,30 @@ def serve(
     with folder.server_lock(), open_socket(host, port) as bound:
         store = JobStore(folder, max_queued=max_queue, max_per_client=max_per_client)
         plugins = [word.removeprefix("--plugin=") for word in context.obj if word.startswith("--plugin=")]
-        settings = Settings(device, models or (), loras or (), plugins)
-        supervisor = _on_cluster(store, settings, ray) if ray is not None else Supervisor(store, settings)
-        service = Service(store, folder, catalogue, access=Access(token, hosts), workers=supervisor.workers)
+        crew = _make_crew(store, Settings(device, models or (), loras or (), plugins), ray)
+        service = Service(store, folder, catalogue, access=Access(token, hosts), workers=crew.workers)
         announce = _announcement(bound.getsockname(), token, folder.root, browser)
         server = make_server(App(service), announce)
-        supervisor.start()
+        crew.start()
         try:
             server.run(sockets=[bound])
         finally:
-            supervisor.drain(_DRAIN)
+            crew.drain(_DRAIN)
 
 
-def _on_cluster(store: Any, settings: Any, address: str) -> Any:
-    """The workers on a Ray cluster."""
-    from ea_runtime.errors import UserError
+def _make_crew(store: JobStore, settings: Settings, ray: str | None) -> Supervisor | RayWorkers:
+    """The workers: processes of this machine, or actors of a Ray cluster."""
+    if ray is None:
+        from ea_runtime.serve.supervisor import Supervisor
+
+        return Supervisor(store, settings)
     from ea_runtime.serve.ray_workers import RayWorkers
 
-    if settings.devices:
-        raise UserError("`--ray` takes the devices of the cluster; leave --device out")
-    return RayWorkers(store, settings, address=address)
+    return RayWorkers(store, settings, address=ray)
 
 
-def _check_devices(devices: list[str] | None) -> None:
-    """Raises UserError for a device that has no such name, or is there twice."""
+def _check_devices(devices: list[str] | None, ray: str | None) -> None:
+    """Raises UserError for a device that has no such name, or is there twice, or on a cluster."""
     from ea_runtime.errors import UserError
 
     for one in devices or ():
@@ -118,6 +124,10 @@ def _check_devices(devices: list[str] | None) -> None:
             raise UserError(f"`device` must be cpu, cuda, cuda:N or mps, got {one[:40]!r}")
     if devices and len({one.replace("cuda:0", "cuda") for one in devices}) != len(devices):
         raise UserError(f"`device` must be given once for each, got {', '.join(devices)}")
+    if devices and ray is not None:
+        raise UserError(
+            "`device` is for workers on this machine; a cluster has its own: leave out --device or --ray"
+        )
 
 
 def _require_extra() -> None:

@@ -11,10 +11,10 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ea_runtime.serve.crew import Worker
 from ea_runtime.serve.http.endpoints import Endpoint
 from ea_runtime.serve.http.service import service_of
 from ea_runtime.serve.jobs import Job, JobStore
-from ea_runtime.serve.supervisor import Worker
 
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 _STATES = ("starting", "ready", "busy", "down")

@@ -13,11 +13,11 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import Request
 
 from ea_runtime.serve.catalogue import Catalogue
+from ea_runtime.serve.crew import Worker
 from ea_runtime.serve.http.access import Access
 from ea_runtime.serve.jobs import JobStore
 from ea_runtime.serve.orders import Limits
 from ea_runtime.serve.state import StateFolder
-from ea_runtime.serve.supervisor import Worker
 
 P = ParamSpec("P")
 T = TypeVar("T")
