@@ -88,6 +88,7 @@ def test_from_a_prompt_to_a_file_by_keyboard_alone(start: Any, open_page: Any, t
     focus(page, "Download")
     with page.expect_download() as download:
         page.keyboard.press("Enter")
+    assert download.value.suggested_filename == "a-blue-square-grows.mp4"
     made = tmp_path / "made.mp4"
     download.value.save_as(made)
     with av.open(str(made)) as container:

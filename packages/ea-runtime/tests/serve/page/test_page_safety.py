@@ -1,4 +1,4 @@
-"""What must never happen: text that becomes HTML, a request to another server."""
+"""What must never happen: text that becomes HTML, a request to another server, a connection that stays lost."""
 
 from __future__ import annotations
 
@@ -80,3 +80,26 @@ def test_a_request_to_another_server_would_be_seen(
     with_image = "setUpRecipe(); new Image().src = 'http://other.invalid/x';"
     spoil_page(monkeypatch, tmp_path, "main.js", "setUpRecipe();", with_image)
     assert hosts_of_a_walk(server, open_page) == {f"127.0.0.1:{server.port}", "other.invalid"}
+
+
+def comes_back(make_server: Any, open_page: Any) -> bool:
+    """True if the page finds a server that was away for a moment."""
+    first = make_server()
+    page = open_page(first.url)
+    first.close()
+    lost = page.get_by_text("Connection lost")
+    lost.wait_for()
+    make_server(port=first.port)
+    page.wait_for_timeout(4000)  # the second try comes after 2.5 s
+    return not lost.is_visible()
+
+
+def test_the_connection_comes_back(make_server: Any, open_page: Any) -> None:
+    assert comes_back(make_server, open_page)
+
+
+def test_a_page_that_does_not_try_again_would_be_seen(
+    make_server: Any, open_page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoil_page(monkeypatch, tmp_path, "api.js", "setTimeout(open, wait);", "")
+    assert not comes_back(make_server, open_page)
