@@ -29,7 +29,7 @@ export default {
 "loras.weight": ["Weight of {name}", "{name} 的权重"],
 "loras.remove": ["Remove {name}", "移除 {name}"],
 "loras.word": ["Add “{word}” to the prompt", "把“{word}”加入提示词"],
-"loras.none": ["None for this model. ea serve --loras FOLDER offers yours.", "没有适用于此模型的 LoRA。用 ea serve --loras 文件夹 来提供。"],
+"loras.none": ["None for this model; ea serve --loras FOLDER offers yours.", "此模型没有 LoRA；可用 ea serve --loras FOLDER 提供。"],
 "more": ["More settings", "更多设置"],
 "fps": ["Frame rate", "帧率"],
 "step_cache": ["Step cache", "步骤缓存"],
