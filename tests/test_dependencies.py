@@ -22,7 +22,8 @@ NEEDED_BY_OTHERS = {
     "protobuf": "transformers reads spiece.model with it",
     "tensorrt": "imported by name, ea_runtime/export/tensorrt_api.py",
     "tensorrt-rtx": "imported by name, ea_runtime/export/tensorrt_api.py",
-    "ray": "imported by name, ea_data/run/ray_engine.py",
+    "python-multipart": "starlette reads forms with it",
+    "ray": "imported by name, ea_data/run/ray_engine.py and ea_runtime/serve/ray_workers/",
     "torchvision": "imported by name, ea_data/score/raft.py",
     "sentencepiece": "transformers reads spiece.model with it",
 }

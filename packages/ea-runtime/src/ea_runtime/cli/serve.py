@@ -96,10 +96,16 @@ def serve(
         crew = _make_crew(store, Settings(device, models or (), loras or (), plugins), ray)
         service = Service(store, folder, catalogue, access=Access(token, hosts), workers=crew.workers)
         announce = _announcement(bound.getsockname(), token, folder.root, browser)
-        server = make_server(App(service), announce)
-        crew.start()
+        if ray is not None:
+            crew.start()  # joins the cluster, which may fail
+
+        def on_ready() -> None:
+            announce()
+            if ray is None:
+                crew.start()  # after the first answer: workers that import torch take the processor
+
         try:
-            server.run(sockets=[bound])
+            make_server(App(service), on_ready).run(sockets=[bound])
         finally:
             crew.drain(_DRAIN)
 
