@@ -238,3 +238,13 @@ def test_a_dropped_file_that_is_not_ours_is_refused_in_one_line(server: Any, ope
     page.get_by_text("no recipe in this file").wait_for()
     assert page.get_by_text("Drop a file made by ea").is_hidden()
     assert page.locator("#file_error").text_content() == "no recipe in this file"
+
+
+def test_a_lora_that_comes_meanwhile_is_offered(server: Any, open_page: Any) -> None:
+    page = open_page(server.url)
+    page.fill("#prompt", "typed before")
+    server.about = json.loads(json.dumps(server.about))
+    server.about["loras"].append({"name": "fresh", "model": None, "trigger_words": [], "summary": ""})
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    page.locator("#lora option[value=fresh]").wait_for(state="attached")
+    assert page.input_value("#prompt") == "typed before"

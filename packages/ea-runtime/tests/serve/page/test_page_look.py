@@ -80,7 +80,7 @@ def states(server: Any, page: Any) -> Iterator[str]:
     page.keyboard.press("Control+Enter")
     page.locator("[aria-invalid]").wait_for()
     server.workers = [{"name": "cpu", "device": "cpu", "state": "down"}]
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.evaluate("dispatchEvent(new Event('focus'))")
     page.locator("#banner:not(:empty)").wait_for()
     yield "refused, without a worker"
     page.get_by_role("button", name="删除" if chinese else "Delete", exact=True).click()

@@ -212,7 +212,6 @@ api.follow({
 	onJob: jobs.put,
 	onDeleted: jobs.drop,
 });
-// LoRAs and models may have been put into the server's folders, and workers come and go
-const renew = () => document.hidden || isLost || Promise.all([refreshAbout(), refreshHealth()]).catch(fail);
-document.addEventListener("visibilitychange", renew);
-setInterval(renew, 10000);
+// workers come and go; LoRAs may have been put into the server's folder in another window
+setInterval(() => document.hidden || isLost || refreshHealth().catch(fail), 10000);
+addEventListener("focus", () => isLost || Promise.all([refreshAbout(), refreshHealth()]).catch(fail));
