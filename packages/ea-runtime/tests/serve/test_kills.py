@@ -179,7 +179,8 @@ def test_kills_at_random_times_lose_nothing(tmp_path: Path, undisturbed: Any) ->
         for id, kind in zip(ids, kinds, strict=True):
             assert one.made(id) == undisturbed(**{**FIELDS, **kind})
         assert not list((tmp_path / "runs").iterdir()), "nothing unfinished is left"
-        assert sum(job.attempts for job in jobs) == num_jobs + kills["worker"], "only a worker's death counts"
+        # only a worker's death counts, unless the server was killed before it noticed
+        assert num_jobs <= sum(job.attempts for job in jobs) <= num_jobs + kills["worker"]
 
 
 @pytest.mark.parametrize("is_saved", [True, False], ids=["saved", "the twin without saved state"])

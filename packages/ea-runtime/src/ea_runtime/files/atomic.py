@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
@@ -120,6 +121,15 @@ def remove_partials(folder: Path) -> None:
     """Removes what killed processes left of files in `folder`. Nobody else may be writing there meanwhile."""
     for partial in folder.glob(f".*.{'[0-9a-f]' * 8}.part"):
         partial.unlink(missing_ok=True)
+
+
+def remove_partials_of(target: Path) -> None:
+    """Removes what killed processes left next to `target` while they wrote it. Nobody else may be writing it."""
+    for partial in target.parent.glob(f"{glob.escape('.' + shortened(target.name))}.{'[0-9a-f]' * 8}.part"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def _write_manifest(folder: Path) -> None:

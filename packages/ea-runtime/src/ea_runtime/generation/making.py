@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import NotFiniteError
+from ea_runtime.files.atomic import remove_partials_of
 from ea_runtime.files.hashes import content_hash
 from ea_runtime.generation.recipe import marks_of
 from ea_runtime.generation.requests import ModelRequest
@@ -125,6 +126,9 @@ def make_video(
         written |= {"sha256": content_hash(output.path), "unsigned_sha256": digest}
         write_sidecar(sidecar, record)
     if run is not None:
+        if run.is_open:
+            for path in (output.path, sidecar):
+                remove_partials_of(path)  # of attempts that were killed
         run.remove()
     return Made(output.path, sidecar, digest, record, spent, result.notes)
 
@@ -204,14 +208,10 @@ def record_of(
 
     from ea_runtime.machine.device import dtype_name
 
-    is_path = os.sep in request.model or Path(request.model).is_dir()
     return {
         "settings": request.settings,
         "fps": request.fps,
-        "model": {
-            "name": os.path.abspath(request.model) if is_path else request.model,
-            "sha256": model_sha256,
-        },
+        "model": {"name": model_name(request), "sha256": model_sha256},
         "device": {
             "device": str(pipe.device),
             "name": device_name(pipe),
@@ -222,6 +222,12 @@ def record_of(
         **_engine_record(request),
         **({"loras": list(adapters)} if adapters else {}),
     }
+
+
+def model_name(request: ModelRequest) -> str:
+    """The model as a record has it: a folder by its whole path."""
+    is_path = os.sep in request.model or Path(request.model).is_dir()
+    return os.path.abspath(request.model) if is_path else request.model
 
 
 def device_name(pipe: VideoPipeline) -> str:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ea_runtime.errors import MissingPackageError, UserError
-from ea_runtime.generation.denoise import NoisePredictor, Text, denoise, plan_steps, size_conditions
-from ea_runtime.generation.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
+from ea_runtime.generation.denoise import plan_steps
+from ea_runtime.generation.groups import Denoising
+from ea_runtime.generation.latents import copy_generators, draw_seed, iter_frames, make_generators
 from ea_runtime.generation.out_of_memory import explained
-from ea_runtime.generation.place import Place, Watchers, capture, place_of, put_back
 from ea_runtime.generation.prompts import check_text, encode_text
 from ea_runtime.generation.requests import Request, check_sampler, check_seeds, random_seed
-from ea_runtime.generation.step_cache import StepCaching, check_step_cache, require_support
+from ea_runtime.generation.step_cache import check_step_cache, require_support
 from ea_runtime.machine.casting import cast
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
@@ -256,7 +256,7 @@ class VideoPipeline:
         request, generators = self._checked(Request.of(locals()))
         caching = check_step_cache(request.step_cache)
         settings = request.settings | ({} if caching is None else {"step_cache": caching.text})
-        scheduler = self._scheduler(request)
+        scheduler = self.new_scheduler(request)
         shape = (request.num_frames, request.height, request.width)
         step = on_step or (lambda phase, done, total: None)
         timings: dict[str, float] = {}
@@ -279,8 +279,10 @@ class VideoPipeline:
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
-                watchers = Watchers(step, on_preview, run)
-                found, passes = self._denoise(request, text, scheduler, generators, watchers, caching, saved)
+                work = Denoising(
+                    self, request, text, generators, caching, self._formats, step, on_preview, run
+                )
+                found, passes = work.run_all(scheduler, saved)
         if caching is not None:
             notes = [*notes, caching.note]
             logger.warning("%s", caching.note)
@@ -393,85 +395,10 @@ class VideoPipeline:
             width=latents.shape[4] * geometry.spatial_ratio,
         )
 
-    def _scheduler(self, request: Request) -> Any:
+    def new_scheduler(self, request: Request) -> Any:
         """A new scheduler: it keeps state while it runs. Raises UserError if it cannot do that many steps."""
         record = check_sampler(request.sampler)
         return plan_steps(record, self.scheduler_config, request.num_inference_steps)
-
-    def _denoise(
-        self,
-        request: Request,
-        text: Text,
-        scheduler: Any,
-        generators: list[torch.Generator],
-        watchers: Watchers,
-        caching: StepCaching | None,
-        saved: dict[str, Any] | None,
-    ) -> tuple[Tensor, int]:
-        """Latents (B, C, t, h, w) on the CPU, and the number of network passes. saved: a place to resume from."""
-        batch, group = len(generators), request.batch_size
-        starts = range(0, batch, group)
-        total = len(scheduler.timesteps) * len(starts)
-        finished = [] if saved is None else place_of(saved).finished
-        for start in starts[len(finished) :]:
-            scheduler = self._scheduler(request) if start else scheduler
-            rows = range(start, min(start + group, batch))
-            x = self._denoise_group(
-                request, text, scheduler, generators, rows, finished, total, watchers, caching, saved
-            )
-            finished = [*finished, x.cpu()]  # a new list: a place that is yet to be saved has the old one
-            saved = None
-        return torch.cat(finished), total
-
-    def _denoise_group(
-        self,
-        request: Request,
-        text: Text,
-        scheduler: Any,
-        generators: list[torch.Generator],
-        rows: range,
-        finished: list[Tensor],
-        total: int,
-        watchers: Watchers,
-        caching: StepCaching | None,
-        saved: dict[str, Any] | None,
-    ) -> Tensor:
-        """Latents (N, C, t, h, w) of the videos `rows`, which are denoised together."""
-        shape = self.geometry.latent_shape(len(generators), request.num_frames, request.height, request.width)
-        embeds, mask = text.rows(rows.start, rows.stop)
-        config = getattr(self.denoiser, "config", None)
-        conditions = size_conditions(config, embeds.shape[0], request.height, request.width, embeds)
-        predict = NoisePredictor(
-            self.denoiser,
-            (embeds, mask),
-            conditions,
-            request.guidance_scale,
-            shape[1],
-            [float(timestep) for timestep in scheduler.timesteps],
-            caching,
-            has_cuda_graphs=self.has_cuda_graphs,
-            formats=self._formats,
-        )
-        own = generators[rows.start : rows.stop]
-        resumed = None
-        if saved is not None:
-            put_back(saved, scheduler, generators, predict, caching)
-            resumed = place_of(saved).passes, place_of(saved).x
-            noise = resumed[1]
-        elif request.latents is None:
-            noise = draw_noise((len(rows), *shape[1:]), own)
-        else:
-            noise = request.latents[rows.start : rows.stop]
-
-        def state(passes: int, x: Tensor) -> dict[str, Any]:
-            here = Place(rows.start, passes, x, finished)
-            return capture(here, scheduler, generators, predict, caching)
-
-        before = len(finished) * len(scheduler.timesteps)
-        on_step, on_clean = watchers.of_group(before, total, state)
-        watchers.step("denoising", before + (0 if resumed is None else resumed[0]), total)
-        noise = noise.to(self.device, torch.float32)
-        return denoise(predict, scheduler, noise, own, on_step, resumed=resumed, on_clean=on_clean)
 
     def _decode(self, result: VideoOutput, step: OnStep) -> np.ndarray:
         settings = result.settings

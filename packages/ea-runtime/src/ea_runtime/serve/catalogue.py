@@ -148,7 +148,7 @@ class Catalogue:
         return found
 
     def _remembered(self, place: str, stamp: Any, read: Callable[[], Entry]) -> Entry:
-        """What a place held when its files had this stamp, or else what it holds now."""
+        """The entry read when the files of a place had this stamp, else what they hold now."""
         before, entry = self._known.get(place, (None, None))
         if entry is None or before != stamp:
             entry = read()

@@ -1,26 +1,30 @@
-"""What a server starts its workers with, and how it sees them, wherever they run."""
+"""Settings of a server's workers, and their states as it sees them, wherever they run."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ea_runtime.serve.jobs import JobStore
+from ea_runtime.serve.jobs import JobStore, StoreError
 from ea_runtime.serve.state import LockTaken
 
+logger = logging.getLogger("ea.serve")
+
 WorkerState = Literal["starting", "ready", "busy", "down"]
-#: seconds between a death and the next start: the first time, at most; and of life after which it is the first again
-PAUSE, LONGEST_PAUSE, LONG_LIFE = 0.2, 30.0, 60.0
+#: seconds between a death and the next start; while workers die before they are ready it doubles, up to the second
+PAUSE, LONGEST_PAUSE = 0.2, 30.0
 #: seconds between two looks for jobs of workers that are no longer started
 _LOOK_EVERY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What workers are started with.
+    """Settings that workers are started with.
 
     devices: "cuda:0", "mps", "cpu"; None: all CUDA devices, else the Apple GPU, else the CPU; a cluster has its own.
     models, loras: allowed folders. plugins: local plugin files. save_first, save_every: seconds of a run before its
@@ -52,12 +56,22 @@ def recover_others(store: JobStore, own: set[str], stopping: threading.Event) ->
     own: names of the workers that it starts. Returns when there is none left, or when `stopping` is set.
     """
     while not stopping.is_set():
-        others = [name for name in store.workers() if name not in own]
-        for name in others:
-            try:
-                with store.state.worker_lock(name):
+        others: list[str] = []
+        try:
+            others = [name for name in store.workers() if name not in own]
+            for name in others:
+                with suppress(LockTaken), store.state.worker_lock(name):
                     store.recover(name)
-            except LockTaken:
-                continue
+        except StoreError as error:
+            logger.error("%s", error)
+            others = ["not known"]
         if not others or stopping.wait(_LOOK_EVERY):
             return
+
+
+def sweep(store: JobStore) -> None:
+    """As `JobStore.sweep`; a store that cannot be read or written is logged, and keeps nobody from working."""
+    try:
+        store.sweep()
+    except (StoreError, OSError) as error:
+        logger.error("files of deleted jobs are not removed: %s", error)

@@ -19,17 +19,26 @@ from typing import Any, Literal
 
 from ea_runtime.errors import UserError
 from ea_runtime.serve.database import Database, StoreError
-from ea_runtime.serve.job import PHASES, STATES, Job, State, job_of, place_of, progress_of
+from ea_runtime.serve.job import PHASES, STATES, Job, State, progress_of
+from ea_runtime.serve.queries import (
+    MAX_DEATHS,
+    after_release,
+    count_of,
+    find_job,
+    find_jobs,
+    mean_seconds,
+    next_version,
+    order_of,
+    seq_of,
+    version_of,
+)
 from ea_runtime.serve.state import StateFolder, new_job_id
-from ea_runtime.serve.turns import Waiting, in_order
 
-__all__ = ["PHASES", "STATES", "Job", "JobStore", "QueueFull", "State", "StoreError"]
+__all__ = ["MAX_DEATHS", "PHASES", "STATES", "Job", "JobStore", "QueueFull", "State", "StoreError"]
 
 #: `list` is a method below
 Jobs = list[Job]
 Ids = list[str]
-#: deaths of workers with one job, wherever they happen, until it is given up
-MAX_DEATHS = 12
 #: ids of deleted jobs that `changes` still knows
 _KEPT_IDS = 10_000
 _USUAL_SECONDS = 10.0
@@ -62,12 +71,12 @@ class JobStore:
         """A new job at the end of the queue; on the disk when this returns. Raises QueueFull."""
         text = json.dumps(request, ensure_ascii=False, allow_nan=False)
         with self._database.writing(durable=True) as db:
-            waiting = _count(db, "state = 'queued'")
+            waiting = count_of(db, "state = 'queued'")
             if waiting >= self.max_queued:
                 raise QueueFull(
                     self._retry_after(db), f"the queue is full with {waiting} jobs; try again later"
                 )
-            own = _count(db, "state = 'queued' AND client = ?", client)
+            own = count_of(db, "state = 'queued' AND client = ?", client)
             if own >= self.max_per_client:
                 raise QueueFull(
                     self._retry_after(db),
@@ -76,14 +85,14 @@ class JobStore:
             cursor = db.execute(
                 "INSERT INTO jobs (id, client, request, state, created_at, remixed_from, version) "
                 "VALUES (?, ?, ?, 'queued', ?, ?, ?)",
-                (new_job_id(), client, text, time.time(), remixed_from, _next_version(db, queue=True)),
+                (new_job_id(), client, text, time.time(), remixed_from, next_version(db, queue=True)),
             )
-            return _jobs(db, "seq = ?", cursor.lastrowid)[0]
+            return find_jobs(db, "seq = ?", cursor.lastrowid)[0]
 
     def get(self, id: str) -> Job | None:
         """A job, or None for an id that is unknown or deleted."""
         with self._database.reading() as db:
-            return _one(db, id)
+            return find_job(db, id)
 
     def list(
         self,
@@ -101,19 +110,19 @@ class JobStore:
             where, values = ["is_deleted = 0"], []
             if after is not None:
                 where.append("seq > ?" if order == "asc" else "seq < ?")
-                values.append(_seq(db, after))
+                values.append(seq_of(db, after))
             if states is not None:
                 where.append(f"state IN ({', '.join('?' * len(states))})")
                 values += states
             way = "ASC" if order == "asc" else "DESC"
-            found = _jobs(db, f"{' AND '.join(where)} ORDER BY seq {way} LIMIT ?", *values, limit + 1)
+            found = find_jobs(db, f"{' AND '.join(where)} ORDER BY seq {way} LIMIT ?", *values, limit + 1)
             return found[:limit], len(found) > limit
 
     def cancel(self, id: str) -> Job | None:
         """Ends a queued job at once and asks the worker of one at work to stop; one that has ended stays as it is."""
         with self._database.writing(durable=True) as db:
             self._cancel(db, id)
-            job = _one(db, id)
+            job = find_job(db, id)
         if job is not None and job.state == "cancelled":
             self.state.remove_files(id)
         return job
@@ -121,12 +130,12 @@ class JobStore:
     def delete(self, id: str) -> Job | None:
         """Removes a job; returns it as it was. One at work is cancelled, its files go when its worker lets go."""
         with self._database.writing(durable=True) as db:
-            job = _one(db, id)
+            job = find_job(db, id)
             if job is None:
                 return None
             self._cancel(db, id)
-            version = _next_version(db, queue=True)
-            seq = _seq(db, id)
+            version = next_version(db, queue=True)
+            seq = seq_of(db, id)
             db.execute(
                 "INSERT OR REPLACE INTO deleted (id, seq, version) VALUES (?, ?, ?)", (id, seq, version)
             )
@@ -155,12 +164,12 @@ class JobStore:
     def mean_seconds(self) -> float | None:
         """Seconds from claim to end of the last 20 completed jobs, on average; None if there is none."""
         with self._database.reading() as db:
-            return _mean_seconds(db)
+            return mean_seconds(db)
 
     def version(self) -> int:
         """The version of the last change."""
         with self._database.reading() as db:
-            return _version(db)
+            return version_of(db)
 
     def changes(self, since: int) -> tuple[Jobs, Ids, int]:
         """(jobs that changed after version `since`, ids of those that were deleted, the version now).
@@ -173,7 +182,7 @@ class JobStore:
                 return [], [], version
             since = since if since < version else 0
             also = "OR state = 'queued'" if queue > since else ""
-            jobs = _jobs(db, f"is_deleted = 0 AND (version > ? {also}) ORDER BY version", since)
+            jobs = find_jobs(db, f"is_deleted = 0 AND (version > ? {also}) ORDER BY version", since)
             gone = db.execute(
                 "SELECT id FROM deleted WHERE version > ? ORDER BY version", (since,)
             ).fetchall()
@@ -187,10 +196,10 @@ class JobStore:
         First what was at work before, then the oldest job of the client that was served the longest time ago.
         """
         with self._database.reading() as db:  # a look that takes no lock: an idle worker asks often
-            if not _count(db, "state = 'queued'"):
+            if not count_of(db, "state = 'queued'"):
                 return None
         with self._database.writing() as db:
-            order = _order(db)
+            order = order_of(db)
             if not order:
                 return None
             db.execute("UPDATE counters SET served = served + 1")
@@ -205,9 +214,9 @@ class JobStore:
                 "UPDATE jobs SET state = 'in_progress', phase = 'loading', done = 0, total = 0, worker = ?, "
                 "attempts = attempts + 1, is_ahead = 0, claimed_at = ?, started_at = COALESCE(started_at, ?), "
                 "version = ? WHERE seq = ?",
-                (worker, now, now, _next_version(db, queue=True), order[0]),
+                (worker, now, now, next_version(db, queue=True), order[0]),
             )
-            return _jobs(db, "seq = ?", order[0])[0]
+            return find_jobs(db, "seq = ?", order[0])[0]
 
     def report(self, id: str, phase: str, done: int, total: int) -> bool:
         """Notes how far a job is. False: stop, it was cancelled or deleted, or is no longer in progress."""
@@ -215,7 +224,7 @@ class JobStore:
             db.execute(
                 "UPDATE jobs SET phase = ?, done = ?, total = ?, progress = MAX(progress, ?), version = ? "
                 "WHERE id = ? AND state = 'in_progress'",
-                (phase, done, total, progress_of(phase, done, total), _next_version(db), id),
+                (phase, done, total, progress_of(phase, done, total), next_version(db), id),
             )
             row = db.execute("SELECT state, cancel_requested FROM jobs WHERE id = ?", (id,)).fetchone()
         return row is not None and row["state"] == "in_progress" and not row["cancel_requested"]
@@ -282,7 +291,7 @@ class JobStore:
             db.execute(
                 f"UPDATE jobs SET {change}, phase = '', done = 0, total = 0, worker = NULL, cancel_requested = 0, "
                 "completed_at = ?, version = ? WHERE id = ? AND state = 'in_progress'",
-                (*values, time.time(), _next_version(db), id),
+                (*values, time.time(), next_version(db), id),
             )
         self._tidy(id)
 
@@ -294,9 +303,9 @@ class JobStore:
             ).fetchall()
             if not rows:
                 return
-            version = _next_version(db, queue=True)
+            version = next_version(db, queue=True)
             for row in rows:
-                change, values = _after_release(row, died)
+                change, values = after_release(row, died)
                 db.execute(
                     f"UPDATE jobs SET {change}, phase = '', done = 0, total = 0, worker = NULL, version = ? "
                     "WHERE seq = ?",
@@ -320,7 +329,7 @@ class JobStore:
                 db.execute("DELETE FROM jobs WHERE id = ?", (id,))
 
     def _cancel(self, db: sqlite3.Connection, id: str) -> None:
-        version = _next_version(db, queue=True)
+        version = next_version(db, queue=True)
         db.execute(
             "UPDATE jobs SET state = 'cancelled', completed_at = ?, version = ? "
             "WHERE id = ? AND state = 'queued' AND is_deleted = 0",
@@ -333,75 +342,4 @@ class JobStore:
         )
 
     def _retry_after(self, db: sqlite3.Connection) -> int:
-        return min(3600, max(1, math.ceil(_mean_seconds(db) or _USUAL_SECONDS)))
-
-
-def _after_release(row: sqlite3.Row, died: str | None) -> tuple[str, tuple[Any, ...]]:
-    """What a job becomes when its worker is gone: columns and their values."""
-    now = time.time()
-    if row["is_deleted"] or row["cancel_requested"]:
-        return "state = 'cancelled', cancel_requested = 0, completed_at = ?", (now,)
-    again = "state = 'queued', is_ahead = 1"
-    if died is None:
-        return f"{again}, attempts = attempts - 1", ()
-    place = place_of(row)
-    is_same, deaths = row["last_death"] == place, row["deaths"] + 1
-    if is_same or deaths >= MAX_DEATHS:
-        how_often = f"twice at the same place ({place})" if is_same else f"{deaths} times, last at {place}"
-        message = (
-            f"its worker ended {how_often} with {died}; if the machine ran out of memory, ask for fewer frames or a "
-            "smaller size"
-        )
-        return (
-            "state = 'failed', error_code = 'worker_died', error_message = ?, completed_at = ?",
-            (message, now),
-        )
-    return f"{again}, last_death = ?, deaths = ?", (place, deaths)
-
-
-def _next_version(db: sqlite3.Connection, *, queue: bool = False) -> int:
-    """The version of this change. queue: it may change who waits where."""
-    db.execute(f"UPDATE counters SET version = version + 1{', queue = version + 1' if queue else ''}")
-    return _version(db)
-
-
-def _version(db: sqlite3.Connection) -> int:
-    return db.execute("SELECT version FROM counters").fetchone()[0]
-
-
-def _count(db: sqlite3.Connection, where: str, *values: Any) -> int:
-    return db.execute(f"SELECT COUNT(*) FROM jobs WHERE {where}", values).fetchone()[0]
-
-
-def _mean_seconds(db: sqlite3.Connection) -> float | None:
-    return db.execute(
-        "SELECT AVG(seconds) FROM (SELECT completed_at - claimed_at AS seconds FROM jobs WHERE state = 'completed' "
-        "ORDER BY completed_at DESC LIMIT 20)"
-    ).fetchone()[0]
-
-
-def _order(db: sqlite3.Connection) -> list[int]:
-    """The seqs of queued jobs in the order of their turns."""
-    rows = db.execute("SELECT seq, client, is_ahead FROM jobs WHERE state = 'queued'").fetchall()
-    served = db.execute("SELECT client, served FROM clients").fetchall() if rows else []
-    return in_order([Waiting(row["seq"], row["client"], bool(row["is_ahead"])) for row in rows], dict(served))
-
-
-def _jobs(db: sqlite3.Connection, where: str, *values: Any) -> list[Job]:
-    rows = db.execute(f"SELECT * FROM jobs WHERE {where}", values).fetchall()
-    is_queued = any(row["state"] == "queued" for row in rows)
-    positions = {seq: place for place, seq in enumerate(_order(db), 1)} if is_queued else {}
-    return [job_of(row, positions) for row in rows]
-
-
-def _one(db: sqlite3.Connection, id: str) -> Job | None:
-    return next(iter(_jobs(db, "id = ? AND is_deleted = 0", id)), None)
-
-
-def _seq(db: sqlite3.Connection, id: str) -> int:
-    """The age of a job, also of a deleted one. Raises UserError for an unknown id."""
-    for table in ("jobs", "deleted"):
-        row = db.execute(f"SELECT seq FROM {table} WHERE id = ?", (id,)).fetchone()
-        if row is not None:
-            return row["seq"]
-    raise UserError(f"`after` must be the id of a job, got {id[:60]!r}; leave it out to start at the first")
+        return min(3600, max(1, math.ceil(mean_seconds(db) or _USUAL_SECONDS)))

@@ -23,13 +23,13 @@ from typing import IO
 
 from ea_runtime.errors import UserError
 from ea_runtime.serve.crew import (
-    LONG_LIFE,
     LONGEST_PAUSE,
     PAUSE,
     Settings,
     Worker,
     WorkerState,
     recover_others,
+    sweep,
 )
 from ea_runtime.serve.jobs import JobStore, StoreError
 
@@ -88,8 +88,8 @@ class Supervisor:
 
     def _manage(self) -> None:
         """Finds the devices, starts a keeper for each, and recovers jobs of workers that no longer exist."""
+        sweep(self.store)
         try:
-            self.store.sweep()
             if not self._keepers:
                 self._keepers = [self._keeper(device) for device in find_devices()]
         except (UserError, OSError, subprocess.SubprocessError) as error:
@@ -132,8 +132,8 @@ class _Keeper:
         """Starts the worker again and again until the supervisor stops."""
         pause = PAUSE
         while not self._stopping.is_set():
-            started = time.monotonic()
             code = self._live()
+            was_ready, self._state = self._state == "ready", "down"
             if self._stopping.is_set():
                 break
             died = how_it_died(code)
@@ -141,11 +141,8 @@ class _Keeper:
                 self.deaths += 1
                 logger.error("worker %s ended with %s; it is started again", self.name, died)
             self._recover(died)
-            pause = PAUSE if time.monotonic() - started > LONG_LIFE else pause
-            self._state = "down"
+            pause = PAUSE if was_ready else min(2 * pause, LONGEST_PAUSE)
             self._stopping.wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        self._state = "down"
 
     def ask_to_end(self) -> None:
         """The end of its input asks a worker to save its place and end."""

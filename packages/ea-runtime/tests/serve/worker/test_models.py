@@ -38,7 +38,7 @@ def test_models_stay_while_they_fit_and_the_oldest_goes_first(three: Catalogue) 
     again, seconds = models.get(three.model("a"), REQUEST)
     assert (again is first, seconds) == (True, 0.0)
     assert names(models) == ["b", "a"]
-    free = 0  # from now on nothing fits beside another
+    free = 0  # from now on nothing fits next to another
     models.get(three.model("c"), REQUEST)
     assert names(models) == ["c"]
 

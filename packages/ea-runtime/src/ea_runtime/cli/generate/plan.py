@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ea_runtime.cli.generate.resume import settle
 from ea_runtime.errors import UserError
 from ea_runtime.export.bundle import read_size
 from ea_runtime.files.texts import lines_of, read_text
@@ -17,7 +18,9 @@ from ea_runtime.generation.adapters import AdapterChoice, check_adapters, plan_a
 from ea_runtime.generation.prompt_tags import find_tagged, refuse_tags, split_tags
 from ea_runtime.generation.requests import ModelRequest, check_prompts, check_seeds
 from ea_runtime.generation.resolve import resolve
+from ea_runtime.generation.run_files import is_writing, state_folder
 from ea_runtime.generation.sidecar import describes, plan_sidecar, read_recorded
+from ea_runtime.generation.spread import world_size
 from ea_runtime.text.cleaning import check_prompt
 from ea_runtime.video.credentials import MEDIA_TYPES, SigningKey, read_signing_key
 from ea_runtime.video.limits import check_limits
@@ -28,12 +31,16 @@ MAX_PROMPT_FILE = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One video: the arguments of the pipeline's call, where it goes, and LoRA files to put on the model, in order."""
+    """One video: the arguments of the pipeline's call, where it goes, and LoRA files to put on the model, in order.
+
+    is_finished: it is there already, and `--resume` keeps it.
+    """
 
     settings: dict[str, Any]
     output: Output
     sidecar: Path
     adapters: list[AdapterChoice] = field(default_factory=list)
+    is_finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ class Plan:
 
     request: what all jobs share, nothing left out. recorded: the record that is repeated, if any. classes: kind of
     record -> class of the model's networks. has_recipe: outputs say how they were made. signing: the key that signs
-    them, if any.
+    them, if any. resume: ended runs are continued.
     """
 
     request: ModelRequest
@@ -51,6 +58,7 @@ class Plan:
     classes: dict[str, str] = field(default_factory=dict)
     has_recipe: bool = True
     signing: SigningKey | None = None
+    resume: bool = False
 
     @property
     def repeats_adapters(self) -> bool:
@@ -69,13 +77,18 @@ def make_plan(
     overwrite: bool = False,
     metadata: bool = True,
     sign: str | None = None,
+    resume: bool = False,
 ) -> Plan:
     """Check everything that can be checked without the weights.
 
     size: WIDTHxHEIGHT. prompts: a file of them. lora_dir: the folder of LoRAs that prompts may name. sidecar: the one
     to repeat, or an output. target: the output; None: named after the prompt. metadata: outputs say how they were
-    made. sign: file of the key that signs them. Raises UserError.
+    made. sign: file of the key that signs them. resume: continue what was ended. Raises UserError.
     """
+    if resume and world_size() > 1:
+        raise UserError(
+            f"`--resume` continues a run of one process, and {world_size()} were started; start one"
+        )
     if request.cuda_graphs and request.compile is False:
         raise UserError("`--cuda-graphs` replays compiled blocks; leave --no-compile out")
     recorded = None if sidecar is None else read_recorded(sidecar)
@@ -87,17 +100,14 @@ def make_plan(
         refuse_tags(str(asked.negative_prompt), "--negative")
     seeds = check_seeds(asked.seed, len(texts))
     kind = recorded["output"]["kind"] if recorded else "png" if asked.num_frames == 1 else "mp4"
-    outputs = _outputs(texts, target, kind, prompts is not None, overwrite)
+    outputs = _outputs(texts, target, kind, prompts is not None, overwrite, resume)
     for one in {output.kind for output in outputs}:
         check_limits(one, asked.width, asked.height, asked.fps)
     signing = None if sign is None else _signing_key(sign, outputs)
     shared = plan_adapters(request.lora, _recorded_loras(recorded, lora_dir))
     jobs = [
-        Job(
-            replace(asked, prompt=text, seed=seed).settings,
-            output,
-            plan_sidecar(output),
-            check_adapters([*shared, *own]),
+        _job(
+            replace(asked, prompt=text, seed=seed), output, check_adapters([*shared, *own]), overwrite, resume
         )
         for text, seed, output, own in zip(texts, seeds, outputs, tagged, strict=True)
     ]
@@ -112,7 +122,17 @@ def make_plan(
         classes=resolved.classes,
         has_recipe=metadata,
         signing=signing,
+        resume=resume,
     )
+
+
+def _job(
+    request: ModelRequest, output: Output, adapters: list[AdapterChoice], overwrite: bool, resume: bool
+) -> Job:
+    if not resume:
+        return Job(request.settings, output, plan_sidecar(output), adapters)
+    output, sidecar, is_finished = settle(output, overwrite, request, adapters)
+    return Job(request.settings, output, sidecar, adapters, is_finished)
 
 
 def _signing_key(path: str, outputs: Sequence[Output]) -> SigningKey:
@@ -212,12 +232,19 @@ def _is_json(line: str) -> bool:
 
 
 def _outputs(
-    prompts: Sequence[str], wish: str | None, kind: str, many: bool, overwrite: bool
+    prompts: Sequence[str], wish: str | None, kind: str, many: bool, overwrite: bool, resume: bool
 ) -> list[Output]:
-    """One output for each prompt. Raises UserError if one cannot be written."""
+    """One output for each prompt. Raises UserError if one cannot be written.
+
+    resume: those that are there are settled later.
+    """
     suffix = next((s for s, k in KINDS.items() if k == kind), "/")
     if not many:
-        return [_default_output(slug(prompts[0]), suffix) if wish is None else plan_output(wish, overwrite)]
+        return [
+            _default_output(slug(prompts[0]), suffix, resume)
+            if wish is None
+            else plan_output(wish, overwrite or resume)
+        ]
     digits = max(3, len(str(len(prompts))))
     if wish is None or wish.endswith(("/", os.sep)) or Path(wish).is_dir():
         folder = Path(wish or ".")
@@ -227,15 +254,17 @@ def _outputs(
         names = [
             str(stem.with_name(f"{stem.stem}-{i:0{digits}}{stem.suffix}")) for i in range(1, len(prompts) + 1)
         ]
-    return [plan_output(name, overwrite) for name in names]
+    return [plan_output(name, overwrite or resume) for name in names]
 
 
-def _default_output(name: str, suffix: str) -> Output:
-    """The first free name here: nothing is replaced that the user did not name."""
+def _default_output(name: str, suffix: str, resume: bool) -> Output:
+    """The first free name here: nothing is replaced that the user did not name. resume: or an ended run's."""
     for number in range(1, 10_000):
         stem = name if number == 1 else f"{name}-{number}"
         path = Path(stem if suffix == "/" else f"{stem}{suffix}")
         sidecar = Path(f"{stem}.json")
+        if resume and is_writing(state_folder(path)):
+            return plan_output(f"{path}/" if suffix == "/" else path, overwrite=True)
         if not path.exists() and (not sidecar.exists() or describes(sidecar) not in (None, path.name)):
             return plan_output(f"{path}/" if suffix == "/" else path)
     raise UserError(f"10,000 files called {name!r} are here already; give a name with -o")

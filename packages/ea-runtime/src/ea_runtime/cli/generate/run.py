@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     """Makes the plan's videos, one at a time. start: when the command began, by time.perf_counter."""
-    _announce(plan, 0, console)  # before any import that takes time
+    todo = _unfinished(plan, console)
+    if not todo:
+        return
+    _announce(plan, todo[0], console)  # before any import that takes time
     asked = plan.request
 
     from rich.markup import escape
@@ -50,20 +53,21 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         share_out(pipe)
         model_sha256 = ModelHash(asked.model)
     with timed("adapters", shared):
-        handles, adapters = _put_on(plan.jobs[0], pipe, console)
+        handles, adapters = _put_on(plan.jobs[todo[0]], pipe, console)
     if not adapters:
         del shared["adapters"]
     if asked.compile:
         pipe.compile(asked.cuda_graphs)
     console.print(f"on {device_name(pipe)}, {dtype_name(pipe.dtype)}", markup=False, soft_wrap=True)
-    for number, job in enumerate(plan.jobs):
-        if number:
+    for before, number in zip((None, *todo), todo, strict=False):
+        job = plan.jobs[number]
+        if before is not None:
             _announce(plan, number, console)
-        if job.adapters != plan.jobs[max(number - 1, 0)].adapters:
+        if before is not None and job.adapters != plan.jobs[before].adapters:
             for handle in reversed(handles):
                 handle.unload()
             handles, adapters = _put_on(job, pipe, console)
-        timings = {} if number else dict(shared)
+        timings = dict(shared) if before is None else {}
         if rank() > 0:
             _assist(pipe, job)
             continue
@@ -75,6 +79,34 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         console.print(f"{parts} · {job.sidecar}", markup=False, style="dim", soft_wrap=True)
         _compare(plan, job, made, console)
         typer.echo(job.output.path)
+
+
+def _unfinished(plan: Plan, console: Console) -> list[int]:
+    """The numbers of the jobs that are to be done. Says which are complete, and where an ended run is saved."""
+    from ea_runtime.errors import UserError
+    from ea_runtime.generation.run_files import read_state, remove_state, state_folder
+
+    for job in plan.jobs:
+        folder = state_folder(job.output.path)
+        if job.is_finished:
+            console.print(f"{job.output.path} is complete already", markup=False, soft_wrap=True)
+            remove_state(folder)
+            typer.echo(job.output.path)
+            continue
+        line = ""
+        try:
+            found = read_state(folder)
+            if found is not None and not plan.resume:
+                line = (
+                    f"{folder} holds a saved run ({found.summary}): --resume continues it, this starts over"
+                )
+            elif found is None and plan.resume and len(plan.jobs) == 1:
+                line = f"nothing is saved in {folder}: this starts at the beginning"
+        except UserError as error:
+            line = "" if plan.resume else f"{error}; this starts over"
+        if line:
+            console.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
+    return [number for number, job in enumerate(plan.jobs) if not job.is_finished]
 
 
 def _imports(plan: Plan) -> list[Callable[[], Any]]:
@@ -112,23 +144,40 @@ def _make(
     model_sha256: Callable[[], str],
     adapters: list[dict[str, Any]],
 ) -> Made:
-    """Makes one video and its sidecar, under a bar for each phase."""
+    """Makes one video and its sidecar, under a bar for each phase; an ended run's place stays saved."""
     from ea_runtime.cli.generate.progress import GenerationProgress
     from ea_runtime.generation.making import make_video
+    from ea_runtime.generation.run_files import state_folder
+    from ea_runtime.generation.run_state import RunState
+    from ea_runtime.generation.spread import world_size
 
-    with GenerationProgress(console) as progress:
-        return make_video(
-            pipe,
-            replace(plan.request, **job.settings),
-            job.output,
-            job.sidecar,
-            model_sha256=model_sha256,
-            adapters=adapters,
-            has_recipe=plan.has_recipe,
-            signing=plan.signing,
-            timings=timings,
-            on_step=progress.on_step,
-        )
+    run = None
+    if world_size() == 1:  # several would have to save and load together
+        run = RunState(state_folder(job.output.path), resume=plan.resume, must_match=True)
+    try:
+        with GenerationProgress(console) as progress:
+            return make_video(
+                pipe,
+                replace(plan.request, **job.settings),
+                job.output,
+                job.sidecar,
+                model_sha256=model_sha256,
+                adapters=adapters,
+                has_recipe=plan.has_recipe,
+                signing=plan.signing,
+                timings=timings,
+                on_step=progress.on_step,
+                run=run,
+            )
+    except BaseException:
+        if run is not None and run.is_open:
+            console.print(
+                f"saved in {run.folder}: the same command with --resume continues this run",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
+        raise
 
 
 def _put_on(job: Job, pipe: VideoPipeline, console: Console) -> tuple[list[Any], list[dict[str, Any]]]:

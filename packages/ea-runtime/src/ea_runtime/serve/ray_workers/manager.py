@@ -12,13 +12,13 @@ from typing import Any
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.files.safe import plain
 from ea_runtime.serve.crew import (
-    LONG_LIFE,
     LONGEST_PAUSE,
     PAUSE,
     Settings,
     Worker,
     WorkerState,
     recover_others,
+    sweep,
 )
 from ea_runtime.serve.jobs import JobStore, StoreError
 from ea_runtime.serve.ray_workers.actor import RayWorker
@@ -100,7 +100,7 @@ class RayWorkers:
             self._ray.shutdown()
 
     def _tidy_up(self) -> None:
-        self.store.sweep()
+        sweep(self.store)
         recover_others(self.store, {member.name for member in self._members}, self._stopping)
 
     def _run(self, work: Any, name: str) -> None:
@@ -129,7 +129,6 @@ class _Member:
         """Starts the worker again and again until the server stops."""
         stopping, pause = self.crew._stopping, PAUSE
         while not stopping.is_set():
-            started = time.monotonic()
             died = self._live()
             if stopping.is_set():
                 break
@@ -139,9 +138,8 @@ class _Member:
                 self.crew.store.recover(self.name, died)
             except StoreError as error:
                 logger.error("%s", error)
-            pause = PAUSE if time.monotonic() - started > LONG_LIFE else pause
+            pause = min(2 * pause, LONGEST_PAUSE) if self.pid is None else PAUSE
             stopping.wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
         self._state = "down"
 
     def _live(self) -> str:

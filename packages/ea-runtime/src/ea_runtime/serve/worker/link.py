@@ -1,4 +1,4 @@
-"""How a worker meets the store: through the state folder itself here, through calls on a cluster (ray_workers.py)."""
+"""A worker's way to the store: the state folder itself here, calls to the head on a cluster (ray_workers/link.py)."""
 
 from __future__ import annotations
 
