@@ -46,5 +46,5 @@ def test_killed_runs_give_the_same_file(tmp_path):
 @pytest.mark.parametrize("state", ["no-history", "no-generators"])
 def test_a_state_that_lacks_a_part_is_caught(tmp_path, state):
     """The twins."""
-    videos = killed(tmp_path, state, 3, 2)["videos"]
+    videos = killed(tmp_path, state, 6, 2)["videos"]
     assert not all(one["same"] for one in videos), videos
