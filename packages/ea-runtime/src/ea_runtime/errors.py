@@ -39,3 +39,7 @@ def writing(place: str | os.PathLike[str], hint: str) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
         raise UserError(f"{os.fspath(place)!r} cannot be written: {reason}; {hint}") from error
+
+
+class NotFiniteError(UserError):
+    """Latents or frames became NaN or infinite: the same run again would give the same."""

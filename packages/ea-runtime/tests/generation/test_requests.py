@@ -222,7 +222,12 @@ def test_the_last_seed_of_several_videos_has_32_bits():
 
 
 def test_a_request_has_the_arguments_of_a_call():
-    call = set(inspect.signature(VideoPipeline.__call__).parameters) - {"self", "on_step"}
+    call = set(inspect.signature(VideoPipeline.__call__).parameters) - {
+        "self",
+        "on_step",
+        "on_preview",
+        "run",
+    }
     assert {one.name for one in fields(Request)} == call
 
 

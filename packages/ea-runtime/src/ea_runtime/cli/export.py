@@ -60,8 +60,8 @@ def export(
     from pathlib import Path
 
     from ea_runtime.cli.generate.notes import notes_on
-    from ea_runtime.cli.generate.plan import parse_size
     from ea_runtime.errors import UserError
+    from ea_runtime.generation.resolve import parse_size
     from ea_runtime.machine.terminal import make_console
 
     targets = [name for name, wanted in (("onnx", onnx), ("trt", trt), ("trt-rtx", trt_rtx)) if wanted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
@@ -25,8 +26,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     On any error it is removed and `target` stays as it was. An existing `target` is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{_shortened(target.name)}.partial-{os.getpid()}")
-    old = target.with_name(f".{_shortened(target.name)}.old-{os.getpid()}")
+    partial = target.with_name(f".{shortened(target.name)}.partial-{os.getpid()}")
+    old = target.with_name(f".{shortened(target.name)}.old-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -122,6 +123,15 @@ def remove_partials(folder: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def remove_partials_of(target: Path) -> None:
+    """Removes what killed processes left next to `target` while they wrote it. Nobody else may be writing it."""
+    for partial in target.parent.glob(f"{glob.escape('.' + shortened(target.name))}.{'[0-9a-f]' * 8}.part"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
 def _write_manifest(folder: Path) -> None:
     files = {
         path.relative_to(folder).as_posix(): file_hash(path)
@@ -144,13 +154,13 @@ def sync_path(path: Path) -> None:
 
 def temporary_sibling(path: Path) -> Path:
     """An unused name next to `path`, so on the same file system; a long name is cut, as its own would not fit."""
-    return path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(4)}.part")
+    return path.with_name(f".{shortened(path.name)}.{secrets.token_hex(4)}.part")
 
 
 @contextmanager
 def temporary_folder(out: Path) -> Iterator[Path]:
     """An empty folder next to `out`, to rename whole files from; removed afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{_shortened(out.name)}-", dir=out.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{shortened(out.name)}-", dir=out.parent))
     folder.chmod(0o755)
     try:
         yield folder
@@ -158,6 +168,6 @@ def temporary_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
     """At most 200 bytes of a file name, whole characters."""
     return os.fsencode(name)[:200].decode(errors="ignore")

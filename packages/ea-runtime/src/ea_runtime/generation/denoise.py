@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ea_runtime.errors import UserError
+from ea_runtime.errors import NotFiniteError, UserError
+from ea_runtime.generation.preview import predicted_clean
 from ea_runtime.generation.step_cache import StepCaching
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.machine.memory import free_memory, is_out_of_memory
@@ -166,31 +167,40 @@ def denoise(
     scheduler: Any,
     noise: Tensor,
     generators: Sequence[torch.Generator],
-    on_step: Callable[[], None],
+    on_step: Callable[[int, Tensor], None],
+    *,
+    resumed: tuple[int, Tensor] | None = None,
+    on_clean: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Run the sampler.
 
     noise: (N, C, t, h, w), unit variance, float32 on the device. generators: one for each video, for samplers
-    that draw. on_step: called after each network pass.
+    that draw. on_step: called after each network pass with the number of passes done and the latents. resumed: passes
+    done and latents of a run whose scheduler, generators and predictor are as they were then. on_clean: called after
+    each pass, before on_step, with the number of passes and the clean latents (N, C, t, h, w) that it leads to.
 
-    Returns latents (N, C, t, h, w), float32. Raises UserError if they are no longer finite.
+    Returns latents (N, C, t, h, w), float32. Raises NotFiniteError.
     """
     # Latents stay in float32 whatever the network runs in. Differs from EasyAnimate, where they are rounded
     # to bfloat16 after every step.
-    x = noise * scheduler.init_noise_sigma
+    before, x = (0, noise * scheduler.init_noise_sigma) if resumed is None else resumed
     accepted = inspect.signature(scheduler.step).parameters
     drawing: dict[str, Any] = {}
     if "generator" in accepted:
         drawing["generator"] = list(generators) if len(generators) > 1 else generators[0]
     count = len(scheduler.timesteps)
-    for done, timestep in enumerate(scheduler.timesteps, 1):
-        noise_now = predict(scheduler.scale_model_input(x, timestep), timestep)
+    for done, timestep in enumerate(scheduler.timesteps[before:], before + 1):
+        seen = scheduler.scale_model_input(x, timestep)
+        noise_now = predict(seen, timestep)
+        clean = None if on_clean is None else predicted_clean(scheduler, seen, timestep, noise_now)
         x = scheduler.step(noise_now, timestep, x, return_dict=False, **drawing)[0]
         if not torch.isfinite(x).all():
             name = str(predict.dtype).removeprefix("torch.")
             hint = "a lower guidance_scale" if name == "float32" else "dtype float32"
-            raise UserError(
+            raise NotFiniteError(
                 f"the latents became NaN or infinite at pass {done} of {count} in {name}; try {hint}"
             )
-        on_step()
+        if on_clean is not None and clean is not None:
+            on_clean(done, clean)
+        on_step(done, x)
     return x

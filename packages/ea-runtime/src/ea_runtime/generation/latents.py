@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ea_runtime.errors import UserError
+from ea_runtime.errors import NotFiniteError, UserError
 from ea_runtime.machine.memory import free_memory, is_out_of_memory
 
 
@@ -50,39 +50,50 @@ def draw_seed(generator: torch.Generator) -> int:
 
 
 def iter_frames(
-    vae: Any, latents: Tensor, *, smooth: bool, seed: int, num_frames: int
+    vae: Any,
+    latents: Tensor,
+    *,
+    smooth: bool,
+    seed: int,
+    num_frames: int,
+    start: int = 0,
+    is_tiled: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Decode one video and yield its frames as they become final; memory does not grow with their number.
+    """Decode one video and yield its frames from `start` on as they become final, in constant memory.
 
-    If memory runs out, decoding restarts in tiles, once, and resumes after the frames already given.
+    If memory runs out, decoding restarts in tiles, once, and resumes after the frames already given. is_tiled: in
+    tiles at once.
 
-    latents: (1, C, t, h, w), the VAE's own scale. Yields (H, W, 3) uint8. Raises UserError for NaN in the
-    frames.
+    latents: (1, C, t, h, w), the VAE's own scale. Yields (H, W, 3) uint8. Raises NotFiniteError.
     """
-    given = 0
+    given = start
     was_tiled = getattr(vae, "use_tiling", False)
     try:
         try:
-            for frame in _decode(vae, latents, smooth, seed, num_frames):
+            if is_tiled and not was_tiled and hasattr(vae, "enable_tiling"):
+                vae.enable_tiling()
+            for frame in _decode(vae, latents, smooth, seed, num_frames, start):
                 yield frame
                 given += 1
             return
         except Exception as error:
-            if was_tiled or not hasattr(vae, "enable_tiling") or not is_out_of_memory(error):
+            if was_tiled or is_tiled or not hasattr(vae, "enable_tiling") or not is_out_of_memory(error):
                 raise
         free_memory()
         vae.enable_tiling()
-        for number, frame in enumerate(_decode(vae, latents, smooth, seed, num_frames)):
-            if number >= given:
-                yield frame
+        yield from _decode(vae, latents, smooth, seed, num_frames, given)
     finally:
         if not was_tiled and getattr(vae, "use_tiling", False) and hasattr(vae, "disable_tiling"):
             vae.disable_tiling()
 
 
-def _decode(vae: Any, latents: Tensor, smooth: bool, seed: int, num_frames: int) -> Iterator[np.ndarray]:
-    settings = {"generator": torch.Generator().manual_seed(seed), "num_frames": num_frames}
+def _decode(
+    vae: Any, latents: Tensor, smooth: bool, seed: int, num_frames: int, start: int
+) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 from `start` on; a VAE that cannot start there decodes all."""
+    settings = {"generator": torch.Generator().manual_seed(seed), "num_frames": num_frames, "start": start}
     accepted = inspect.signature(vae.iter_decode).parameters
+    unwanted = 0 if "start" in accepted else start
     chunks = vae.iter_decode(latents, smooth=smooth, **{k: v for k, v in settings.items() if k in accepted})
     while True:
         with torch.inference_mode():  # not around the yield: the mode must not leak to the caller
@@ -90,7 +101,8 @@ def _decode(vae: Any, latents: Tensor, smooth: bool, seed: int, num_frames: int)
             if chunk is None:
                 return
             frames = to_uint8(chunk)
-        yield from frames
+        yield from frames[unwanted:]
+        unwanted = max(unwanted - len(frames), 0)
 
 
 def to_uint8(frames: Tensor) -> np.ndarray:
@@ -100,6 +112,6 @@ def to_uint8(frames: Tensor) -> np.ndarray:
     """
     if not torch.isfinite(frames).all():
         name = str(frames.dtype).removeprefix("torch.")
-        raise UserError(f"the decoded frames hold NaN or infinity in {name}; try dtype float32")
+        raise NotFiniteError(f"the decoded frames hold NaN or infinity in {name}; try dtype float32")
     scaled = (frames.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return rearrange(scaled, "1 c t h w -> t h w c").contiguous().cpu().numpy()

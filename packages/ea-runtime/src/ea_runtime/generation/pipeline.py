@@ -19,6 +19,7 @@ from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.generation.denoise import NoisePredictor, Text, denoise, plan_steps, size_conditions
 from ea_runtime.generation.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
 from ea_runtime.generation.out_of_memory import explained
+from ea_runtime.generation.place import Place, Watchers, capture, place_of, put_back
 from ea_runtime.generation.prompts import check_text, encode_text
 from ea_runtime.generation.requests import Request, check_sampler, check_seeds, random_seed
 from ea_runtime.generation.step_cache import StepCaching, check_step_cache, require_support
@@ -32,11 +33,16 @@ from ea_runtime.samplers.schedule import schedule_of_model
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ea_runtime.generation.run_state import RunState
+
 logger = logging.getLogger("ea")
 
 #: called as on_step(phase, done, total): phase "text" counts texts, "denoising" network passes, "decoding"
 #: frames
 OnStep = Callable[[str, int, int], None]
+#: called as on_preview(step, latents): network passes done, and the clean latents (C, t, h, w), float32, to which the
+#: last one leads; of several videos denoised together, those of the first
+OnPreview = Callable[[int, Tensor], None]
 
 
 @dataclass
@@ -218,6 +224,8 @@ class VideoPipeline:
         smooth: bool = True,
         batch_size: int = 1,
         step_cache: str | None = None,
+        on_preview: OnPreview | None = None,
+        run: RunState | None = None,
     ) -> VideoOutput:
         """Make one video for each prompt. What is left out comes from `self.defaults` (sampler "dpm++").
 
@@ -239,6 +247,8 @@ class VideoPipeline:
                 a separate run; more is faster on a GPU and differs from it by rounding.
             step_cache: approximate: NAME:THRESHOLD such as "teacache:0.1" skips network passes that would
             change little (step_cache.py); None computes all.
+            on_preview: is shown what each network pass leads to; does not change the result.
+            run: where denoising saves its place, and what it resumes from (run_state.py); call its `begin` before.
 
         Raises UserError, before any work, for what cannot be done; MissingPackageError without a VAE;
             OutOfMemoryError; UserError if latents or frames are no longer finite.
@@ -250,6 +260,14 @@ class VideoPipeline:
         shape = (request.num_frames, request.height, request.width)
         step = on_step or (lambda phase, done, total: None)
         timings: dict[str, float] = {}
+        saved = None if run is None else run.load(self.device)
+        if saved is not None and "latents" in saved:
+            total = saved["passes"]
+            step("denoising", total, total)
+            result = VideoOutput(
+                None, saved["latents"], settings, saved["timings"], saved["notes"], saved["decode_seeds"]
+            )
+            return self._with_frames(result, output, step)
         with torch.inference_mode():
             with (
                 Timed("text", timings, self.device),
@@ -261,19 +279,32 @@ class VideoPipeline:
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
-                found = self._denoise(request, text, scheduler, generators, step, caching)
+                watchers = Watchers(step, on_preview, run)
+                found, passes = self._denoise(request, text, scheduler, generators, watchers, caching, saved)
         if caching is not None:
             notes = [*notes, caching.note]
             logger.warning("%s", caching.note)
         found = found.clone()  # made outside inference mode: an ordinary tensor
         result = VideoOutput(None, found, settings, timings, notes, [draw_seed(one) for one in generators])
+        if run is not None:
+            run.offer("denoised", passes, passes, lambda: _finished(result, passes))
+        return self._with_frames(result, output, step)
+
+    def _with_frames(self, result: VideoOutput, output: str, step: OnStep) -> VideoOutput:
         if output == "frames":
-            with Timed("decoding", timings, self.device):
+            with Timed("decoding", result.timings, self.device):
                 result.frames = self._decode(result, step)
         return result
 
     def iter_frames(
-        self, latents: Tensor, *, seed: int = 0, smooth: bool = True, num_frames: int | None = None
+        self,
+        latents: Tensor,
+        *,
+        seed: int = 0,
+        smooth: bool = True,
+        num_frames: int | None = None,
+        start: int = 0,
+        is_tiled: bool = False,
     ) -> Iterator[np.ndarray]:
         """Decode one video as a stream: (H, W, 3) uint8 frames, as soon as each is final, in constant memory.
 
@@ -281,6 +312,8 @@ class VideoPipeline:
             latents: (C, t, h, w) or (1, C, t, h, w), the denoiser's scale, as in `VideoOutput.latents`.
             seed: for the noise of smoothing, from `VideoOutput.decode_seeds`.
             num_frames: for the slice VAE, where two numbers of frames share a number of latent frames.
+            start: the first frame to yield; those before are decoded only as far as it needs them.
+            is_tiled: in tiles from the start, as where memory has run out already.
         """
         self._require_vae()
         latents = latents.unsqueeze(0) if latents.ndim == 4 else latents
@@ -294,7 +327,9 @@ class VideoPipeline:
         parameter = next(_parameters(self.vae), None)
         where = {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
         scaled = (latents.float() / self.geometry.scale).to(**where)
-        frames = iter_frames(self.vae, scaled, smooth=smooth, seed=seed, num_frames=count)
+        frames = iter_frames(
+            self.vae, scaled, smooth=smooth, seed=seed, num_frames=count, start=start, is_tiled=is_tiled
+        )
         while True:
             with (
                 explained("decoding", self.geometry, count, height, width),
@@ -369,46 +404,74 @@ class VideoPipeline:
         text: Text,
         scheduler: Any,
         generators: list[torch.Generator],
-        step: OnStep,
+        watchers: Watchers,
         caching: StepCaching | None,
-    ) -> Tensor:
-        latents, group = request.latents, request.batch_size
-        height, width = request.height, request.width
-        batch = len(generators)
-        shape = self.geometry.latent_shape(batch, request.num_frames, height, width)
-        results: list[Tensor] = []
-        done = 0
-        for start in range(0, batch, group):
-            stop = min(start + group, batch)
+        saved: dict[str, Any] | None,
+    ) -> tuple[Tensor, int]:
+        """Latents (B, C, t, h, w) on the CPU, and the number of network passes. saved: a place to resume from."""
+        batch, group = len(generators), request.batch_size
+        starts = range(0, batch, group)
+        total = len(scheduler.timesteps) * len(starts)
+        finished = [] if saved is None else place_of(saved).finished
+        for start in starts[len(finished) :]:
             scheduler = self._scheduler(request) if start else scheduler
-            total = len(scheduler.timesteps) * len(range(0, batch, group))
-            own = generators[start:stop]
-            noise = draw_noise((stop - start, *shape[1:]), own) if latents is None else latents[start:stop]
-
-            embeds, mask = text.rows(start, stop)
-            config = getattr(self.denoiser, "config", None)
-            conditions = size_conditions(config, embeds.shape[0], height, width, embeds)
-            predict = NoisePredictor(
-                self.denoiser,
-                (embeds, mask),
-                conditions,
-                request.guidance_scale,
-                shape[1],
-                [float(timestep) for timestep in scheduler.timesteps],
-                caching,
-                has_cuda_graphs=self.has_cuda_graphs,
-                formats=self._formats,
+            rows = range(start, min(start + group, batch))
+            x = self._denoise_group(
+                request, text, scheduler, generators, rows, finished, total, watchers, caching, saved
             )
+            finished = [*finished, x.cpu()]  # a new list: a place that is yet to be saved has the old one
+            saved = None
+        return torch.cat(finished), total
 
-            def count() -> None:
-                nonlocal done
-                done += 1
-                step("denoising", done, total)  # noqa: B023 - called within this turn only
+    def _denoise_group(
+        self,
+        request: Request,
+        text: Text,
+        scheduler: Any,
+        generators: list[torch.Generator],
+        rows: range,
+        finished: list[Tensor],
+        total: int,
+        watchers: Watchers,
+        caching: StepCaching | None,
+        saved: dict[str, Any] | None,
+    ) -> Tensor:
+        """Latents (N, C, t, h, w) of the videos `rows`, which are denoised together."""
+        shape = self.geometry.latent_shape(len(generators), request.num_frames, request.height, request.width)
+        embeds, mask = text.rows(rows.start, rows.stop)
+        config = getattr(self.denoiser, "config", None)
+        conditions = size_conditions(config, embeds.shape[0], request.height, request.width, embeds)
+        predict = NoisePredictor(
+            self.denoiser,
+            (embeds, mask),
+            conditions,
+            request.guidance_scale,
+            shape[1],
+            [float(timestep) for timestep in scheduler.timesteps],
+            caching,
+            has_cuda_graphs=self.has_cuda_graphs,
+            formats=self._formats,
+        )
+        own = generators[rows.start : rows.stop]
+        resumed = None
+        if saved is not None:
+            put_back(saved, scheduler, generators, predict, caching)
+            resumed = place_of(saved).passes, place_of(saved).x
+            noise = resumed[1]
+        elif request.latents is None:
+            noise = draw_noise((len(rows), *shape[1:]), own)
+        else:
+            noise = request.latents[rows.start : rows.stop]
 
-            step("denoising", done, total)
-            noise = noise.to(self.device, torch.float32)
-            results.append(denoise(predict, scheduler, noise, own, count).cpu())
-        return torch.cat(results)
+        def state(passes: int, x: Tensor) -> dict[str, Any]:
+            here = Place(rows.start, passes, x, finished)
+            return capture(here, scheduler, generators, predict, caching)
+
+        before = len(finished) * len(scheduler.timesteps)
+        on_step, on_clean = watchers.of_group(before, total, state)
+        watchers.step("denoising", before + (0 if resumed is None else resumed[0]), total)
+        noise = noise.to(self.device, torch.float32)
+        return denoise(predict, scheduler, noise, own, on_step, resumed=resumed, on_clean=on_clean)
 
     def _decode(self, result: VideoOutput, step: OnStep) -> np.ndarray:
         settings = result.settings
@@ -431,6 +494,17 @@ class VideoPipeline:
                 "decoding needs a VAE, and this pipeline has none; run `pip install ea-vae` and give `vae=`, "
                 "or ask for output='latents'"
             )
+
+
+def _finished(result: VideoOutput, passes: int) -> dict[str, Any]:
+    """What decoding needs of a run that is denoised."""
+    return {
+        "passes": passes,
+        "latents": result.latents,
+        "decode_seeds": result.decode_seeds,
+        "notes": result.notes,
+        "timings": result.timings,
+    }
 
 
 def _parameters(module: Any) -> Iterator[Tensor]:

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from ea_runtime.cli.generate.command import generate
-from ea_runtime.cli.generate.plan import make_plan, parse_size, slug
+from ea_runtime.cli.generate.plan import make_plan, slug
 from ea_runtime.cli.main import run
 from ea_runtime.errors import UserError
 from ea_runtime.files.hashes import content_hash
 from ea_runtime.generation.requests import ModelRequest
+from ea_runtime.generation.resolve import parse_size
 from ea_runtime.video.reader import read_frames
 
 

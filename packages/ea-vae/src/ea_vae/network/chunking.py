@@ -64,16 +64,43 @@ def decode_pieces(
 
 def count_latents(pieces: Sequence[Piece], config: VaeConfig) -> int:
     """Latent frames that the encoding `pieces` yield."""
-    return sum(-(-(piece.stop - piece.start) // config.temporal_ratio) for piece in pieces)
+    return sum(_latents_of(piece, config) for piece in pieces)
 
 
 def count_frames(pieces: Sequence[Piece], config: VaeConfig) -> int:
     """Frames that the decoding `pieces` yield."""
-    total = 0
-    for piece in pieces:
-        enlarged = (piece.stop - piece.start) * config.temporal_ratio
-        total += {"causal": enlarged - config.temporal_ratio + 1, "slice": enlarged, "single": 1}[piece.mode]
-    return total
+    return sum(_frames_of(piece, config) for piece in pieces)
+
+
+def find_frame(pieces: Sequence[Piece], frame: int, config: VaeConfig) -> tuple[int, int]:
+    """The decoding piece that yields `frame`, and the first frame of that piece."""
+    first = 0
+    for number, piece in enumerate(pieces):
+        after = first + _frames_of(piece, config)
+        if frame < after:
+            return number, first
+        first = after
+    raise IndexError(f"there are {first} frames, not {frame}")
+
+
+def find_latent(pieces: Sequence[Piece], latent: int, config: VaeConfig) -> tuple[int, int]:
+    """The encoding piece that yields latent frame `latent`, and the first latent frame of that piece."""
+    first = 0
+    for number, piece in enumerate(pieces):
+        after = first + _latents_of(piece, config)
+        if latent < after:
+            return number, first
+        first = after
+    raise IndexError(f"there are {first} latent frames, not {latent}")
+
+
+def _frames_of(piece: Piece, config: VaeConfig) -> int:
+    enlarged = (piece.stop - piece.start) * config.temporal_ratio
+    return {"causal": enlarged - config.temporal_ratio + 1, "slice": enlarged, "single": 1}[piece.mode]
+
+
+def _latents_of(piece: Piece, config: VaeConfig) -> int:
+    return -(-(piece.stop - piece.start) // config.temporal_ratio)
 
 
 def resolve_first_alone(num_latents: int, num_frames: int | None, config: VaeConfig) -> bool | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -51,18 +53,22 @@ class NoiseStream:
     Args:
         generator: source of the noise.
         num_whole: number of latent frames to draw at once; None draws piece by piece.
+        before: latent frames of each piece that comes before the first one sampled: their noise is drawn and dropped.
     """
 
-    def __init__(self, generator: Generators, num_whole: int | None) -> None:
+    def __init__(self, generator: Generators, num_whole: int | None, before: Sequence[int] = ()) -> None:
         self.generator = generator
         self.num_whole = num_whole
         self.whole: Tensor | None = None
-        self.num_drawn = 0
+        self.before = list(before)
+        self.num_drawn = sum(before)
 
     def sample(self, moments: Tensor) -> Tensor:
         """Latents (B, C, n, h, w) from the moments (B, 2 C, n, h, w) of the next n latent frames."""
         posterior = Posterior(moments)
         if self.num_whole is None:
+            while self.before:
+                self._draw(posterior.mean, self.before.pop(0))
             noise = self._draw(posterior.mean, moments.shape[2])
         else:
             if self.whole is None:

@@ -21,6 +21,8 @@ from .chunking import (
     count_latents,
     decode_pieces,
     encode_pieces,
+    find_frame,
+    find_latent,
     resolve_first_alone,
 )
 from .config import VaeConfig
@@ -111,24 +113,28 @@ class VideoCoder:
         smooth: bool = True,
         generator: Generators = None,
         num_frames: int | None = None,
+        start: int = 0,
     ) -> Iterator[Tensor]:
         """`decode_video`, yielding (B, 3, n, 8 h, 8 w) as soon as n more frames are final (n varies: 1 to 9).
 
         Memory does not grow with the number of frames. Arguments and errors are those of `decode_video`;
         errors come at once, not with the first frames.
+
+        Args:
+            start: the first frame to yield, for decoding that is resumed; frames from there on are bit-exact with those
+                of the whole video. Only the chunks that they depend on are computed.
         """
         config = self.settings
         check_latents(latents, config, name="latents")
         _check_generators(generator, latents.shape[0])
         first_alone = resolve_first_alone(latents.shape[2], num_frames, config)
         pieces = decode_pieces(latents.shape[2], config, first_alone=first_alone)
-        plain = (
-            frames.clamp(-1, 1)
-            for frames in self._decode_pieces(pieces, lambda start, stop: latents[:, :, start:stop])
-        )
         total = count_frames(pieces, config)
-        is_smoothed = smooth and total > config.mini_batch_encoder
-        return self._smooth(plain, total, generator) if is_smoothed else plain
+        if not 0 <= start < total:
+            raise ValueError(f"`start` must be from 0 to {total - 1} for {total} frames, got {start}")
+        if smooth and total > config.mini_batch_encoder:
+            return self._smooth(pieces, latents, generator, start)
+        return self._plain(pieces, latents, start)
 
     def num_latents_for(self, num_frames: int) -> int:
         """Latent frames that `encode_video` makes of `num_frames` frames; ValueError if they do not fit."""
@@ -152,42 +158,68 @@ class VideoCoder:
 
         yield from self.run_jobs(jobs())
 
+    def _plain(self, pieces: Sequence[Piece], latents: Tensor, start: int) -> Iterator[Tensor]:
+        """Frames from `start` on, without smoothing."""
+        first, frame = find_frame(pieces, start, self.settings)
+        unwanted = start - frame
+        for frames in self._decode_pieces(pieces[first:], lambda start, stop: latents[:, :, start:stop]):
+            yield frames.clamp(-1, 1)[:, :, unwanted:]
+            unwanted = 0
+
     @torch.no_grad()
-    def _smooth(self, plain: Iterator[Tensor], total: int, generator: Generators) -> Iterator[Tensor]:
-        """The `total` frames of `plain`, the inner ones averaged with those of a second pass.
+    def _smooth(
+        self, plain: Sequence[Piece], latents: Tensor, generator: Generators, start: int
+    ) -> Iterator[Tensor]:
+        """Frames from `start` on, the inner ones averaged with those of a second pass.
 
         The second pass encodes and decodes chunks that begin 4 frames later, so their middles are at the first pass's
         seams. The first 4 frames and the last 5 (slice mode: 4) stay as they are.
         """
         config = self.settings
+        total = count_frames(plain, config)
         offset = config.mini_batch_encoder // 2
         encoding = encode_pieces(total - config.mini_batch_encoder, config)
-        noise = _noise(generator, encoding, config)
-        frames = _Window(plain)
-
-        def encoding_jobs() -> Iterator[Job]:
-            for piece in encoding:
-                inner = frames.get(offset + piece.start, offset + piece.stop)
-                yield partial(self.encode_piece, inner, piece.mode)
-
-        latents = _Window(noise.sample(moments) for moments in self.run_jobs(encoding_jobs()))
-        yield frames.get(0, offset).clone()
-        done = offset
         # explicit: the parity of the latent frames need not be that of the frames
         first_alone = encoding[0].mode == "single"
         pieces = decode_pieces(count_latents(encoding, config), config, first_alone=first_alone)
-        for piece, again in zip(pieces, self._decode_pieces(pieces, latents.get), strict=True):
+        inner = count_frames(pieces, config)
+        if start >= offset + inner:
+            yield from self._plain(plain, latents, start)
+            return
+        # the first piece of the second pass that is wanted, and what it depends on
+        first, done = find_frame(pieces, max(start - offset, 0), config)
+        done += offset
+        oldest = pieces[first].start - pieces[first].num_before
+        first_encoded, latent = find_latent(encoding, oldest, config)
+        frame = 0 if start < offset else min(offset + encoding[first_encoded].start, done)
+        frames = _Window(self._plain(plain, latents, frame), frame)
+        noise = _noise(generator, encoding, config, first_encoded)
+
+        def encoding_jobs() -> Iterator[Job]:
+            for piece in encoding[first_encoded:]:
+                inner = frames.get(offset + piece.start, offset + piece.stop)
+                yield partial(self.encode_piece, inner, piece.mode)
+
+        again_latents = _Window((noise.sample(moments) for moments in self.run_jobs(encoding_jobs())), latent)
+        if start < offset:
+            yield frames.get(start, offset).clone()
+        for piece, again in zip(
+            pieces[first:], self._decode_pieces(pieces[first:], again_latents.get), strict=True
+        ):
             stop = done + again.shape[2]
-            yield ((frames.get(done, stop) + again) / 2).clamp(-1, 1)
+            mean = ((frames.get(done, stop) + again) / 2).clamp(-1, 1)
+            yield mean[:, :, max(start - done, 0) :]
             frames.release(stop)
             # the next slice looks back that far
-            latents.release(max(piece.stop - config.mini_batch_decoder, 0))
+            again_latents.release(max(piece.stop - config.mini_batch_decoder, latent))
             done = stop
         yield frames.get(done, total).clone()
 
 
-def _noise(generator: Generators, pieces: Sequence[Piece], config: VaeConfig) -> NoiseStream:
-    return NoiseStream(generator, count_latents(pieces, config) if config.slice_compression_vae else None)
+def _noise(generator: Generators, pieces: Sequence[Piece], config: VaeConfig, first: int = 0) -> NoiseStream:
+    """The noise of encoding `pieces`, from piece `first` on."""
+    whole = count_latents(pieces, config) if config.slice_compression_vae else None
+    return NoiseStream(generator, whole, [count_latents([piece], config) for piece in pieces[:first]])
 
 
 def _check_generators(generator: Generators, batch: int) -> None:
@@ -198,11 +230,14 @@ def _check_generators(generator: Generators, batch: int) -> None:
 
 
 class _Window:
-    """A stream of (B, C, n, H, W), read by positions on axis 2; released positions are no longer held."""
+    """A stream of (B, C, n, H, W), read by positions on axis 2; released positions are no longer held.
 
-    def __init__(self, stream: Iterator[Tensor]) -> None:
+    start: the position of the stream's first.
+    """
+
+    def __init__(self, stream: Iterator[Tensor], start: int = 0) -> None:
         self.stream = stream
-        self.start = 0
+        self.start = start
         self.parts: list[Tensor] = []
 
     def get(self, start: int, stop: int) -> Tensor:

@@ -93,6 +93,9 @@ def generate(
         str | None, Option("--from", help="An output or its .json: make that again; other options change it.")
     ] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace files of the same name.")] = False,
+    resume: Annotated[
+        bool, Option("--resume", help="Continue a run that was ended: give its command again with this.")
+    ] = False,
     metadata: Annotated[
         bool, Option("--metadata/--no-metadata", help="Write into the file how it was made (on).")
     ] = True,
@@ -114,6 +117,7 @@ def generate(
         sidecar=sidecar,
         target=target,
         overwrite=overwrite,
+        resume=resume,
         metadata=metadata,
         sign=sign,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -11,34 +10,37 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ea_runtime.cli.generate.sidecar import describes, plan_sidecar, read_recorded, request_of
+from ea_runtime.cli.generate.resume import settle
 from ea_runtime.errors import UserError
 from ea_runtime.export.bundle import read_size
-from ea_runtime.files.safe import inside, is_file, read_json
 from ea_runtime.files.texts import lines_of, read_text
 from ea_runtime.generation.adapters import AdapterChoice, check_adapters, plan_adapters
 from ea_runtime.generation.prompt_tags import find_tagged, refuse_tags, split_tags
 from ea_runtime.generation.requests import ModelRequest, check_prompts, check_seeds
-from ea_runtime.machine.device import check_dtype_name
-from ea_runtime.models.geometry import Geometry
-from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
+from ea_runtime.generation.resolve import resolve
+from ea_runtime.generation.run_state import is_writing, state_folder
+from ea_runtime.generation.sidecar import describes, plan_sidecar, read_recorded
+from ea_runtime.generation.spread import world_size
 from ea_runtime.text.cleaning import check_prompt
 from ea_runtime.video.credentials import MEDIA_TYPES, SigningKey, read_signing_key
 from ea_runtime.video.limits import check_limits
-from ea_runtime.video.output import KINDS, Output, check_fps, plan_output
+from ea_runtime.video.output import KINDS, Output, plan_output
 
 MAX_PROMPT_FILE = 16 << 20
-_SIZE = re.compile(r"\s*(-?\d{1,9})\s*[xX×*]\s*(-?\d{1,9})\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One video: the arguments of the pipeline's call, where it goes, and LoRA files to put on the model, in order."""
+    """One video: the arguments of the pipeline's call, where it goes, and LoRA files to put on the model, in order.
+
+    is_finished: it is there already, and `--resume` keeps it.
+    """
 
     settings: dict[str, Any]
     output: Output
     sidecar: Path
     adapters: list[AdapterChoice] = field(default_factory=list)
+    is_finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Plan:
 
     request: what all jobs share, nothing left out. recorded: the record that is repeated, if any. classes: kind of
     record -> class of the model's networks. has_recipe: outputs say how they were made. signing: the key that signs
-    them, if any.
+    them, if any. resume: ended runs are continued.
     """
 
     request: ModelRequest
@@ -56,6 +58,7 @@ class Plan:
     classes: dict[str, str] = field(default_factory=dict)
     has_recipe: bool = True
     signing: SigningKey | None = None
+    resume: bool = False
 
     @property
     def repeats_adapters(self) -> bool:
@@ -74,36 +77,37 @@ def make_plan(
     overwrite: bool = False,
     metadata: bool = True,
     sign: str | None = None,
+    resume: bool = False,
 ) -> Plan:
     """Check everything that can be checked without the weights.
 
     size: WIDTHxHEIGHT. prompts: a file of them. lora_dir: the folder of LoRAs that prompts may name. sidecar: the one
     to repeat, or an output. target: the output; None: named after the prompt. metadata: outputs say how they were
-    made. sign: file of the key that signs them. Raises UserError.
+    made. sign: file of the key that signs them. resume: continue what was ended. Raises UserError.
     """
+    if resume and world_size() > 1:
+        raise UserError(
+            f"`--resume` continues a run of one process, and {world_size()} were started; start one"
+        )
     if request.cuda_graphs and request.compile is False:
         raise UserError("`--cuda-graphs` replays compiled blocks; leave --no-compile out")
     recorded = None if sidecar is None else read_recorded(sidecar)
     texts = _prompts(request.prompt, prompts, recorded)
     texts, tagged = _without_tags(texts, lora_dir, given=request.prompt is not None or prompts is not None)
-    asked, geometry, configs = _resolve(request, size, recorded)
-    negative = check_prompts(asked.negative_prompt, "negative")[0]
+    resolved = resolve(request, size=size, recorded=recorded, read_bundle_size=read_size)
+    asked = resolved.request
     if request.negative_prompt is not None:
-        refuse_tags(negative, "--negative")
-    asked = replace(asked.checked(geometry), negative_prompt=negative)
+        refuse_tags(str(asked.negative_prompt), "--negative")
     seeds = check_seeds(asked.seed, len(texts))
     kind = recorded["output"]["kind"] if recorded else "png" if asked.num_frames == 1 else "mp4"
-    outputs = _outputs(texts, target, kind, prompts is not None, overwrite)
+    outputs = _outputs(texts, target, kind, prompts is not None, overwrite, resume)
     for one in {output.kind for output in outputs}:
         check_limits(one, asked.width, asked.height, asked.fps)
     signing = None if sign is None else _signing_key(sign, outputs)
     shared = plan_adapters(request.lora, _recorded_loras(recorded, lora_dir))
     jobs = [
-        Job(
-            replace(asked, prompt=text, seed=seed).settings,
-            output,
-            plan_sidecar(output),
-            check_adapters([*shared, *own]),
+        _job(
+            replace(asked, prompt=text, seed=seed), output, check_adapters([*shared, *own]), overwrite, resume
         )
         for text, seed, output, own in zip(texts, seeds, outputs, tagged, strict=True)
     ]
@@ -115,10 +119,20 @@ def make_plan(
         asked,
         jobs,
         recorded,
-        classes={PARTS[name].kind: str(c.get("_class_name")) for name, c in configs.items() if c is not None},
+        classes=resolved.classes,
         has_recipe=metadata,
         signing=signing,
+        resume=resume,
     )
+
+
+def _job(
+    request: ModelRequest, output: Output, adapters: list[AdapterChoice], overwrite: bool, resume: bool
+) -> Job:
+    if not resume:
+        return Job(request.settings, output, plan_sidecar(output), adapters)
+    output, sidecar, is_finished = settle(output, overwrite, request, adapters)
+    return Job(request.settings, output, sidecar, adapters, is_finished)
 
 
 def _signing_key(path: str, outputs: Sequence[Output]) -> SigningKey:
@@ -150,74 +164,6 @@ def _without_tags(
         )
     split = [split_tags(prompt) if given else (prompt, []) for prompt in prompts]
     return [text for text, _ in split], [find_tagged(tags, folder) for _, tags in split]
-
-
-def _resolve(
-    request: ModelRequest, size: str | None, recorded: dict[str, Any] | None
-) -> tuple[ModelRequest, Geometry, dict[str, Any]]:
-    """Each option from the first that has it: flag, sidecar, folder of the model, default. Raises UserError.
-
-    Returns also the model's geometry and the configs of its networks.
-    """
-    width, height = (None, None) if size is None else parse_size(size)
-    flags = replace(request, width=width, height=height, model=request.model or None)
-    before = ModelRequest() if recorded is None else request_of(recorded)
-    if flags.engine is not None or flags.bundle is not None:
-        before = replace(before, engine=None, bundle=None)
-    usual = ModelRequest(
-        model="tiny", engine="torch", negative_prompt="", smooth=True, compile=bool(flags.cuda_graphs)
-    )
-    asked = flags.over(before, usual)
-    folder = _model_folder(asked.model, is_recorded=flags.model is None and recorded is not None)
-    _, defaults = read_defaults(folder)
-    _check_engine(asked)
-    if asked.bundle is not None:
-        defaults = defaults.model_copy(update=read_size(asked.bundle))
-    asked = asked.over(ModelRequest.of_model(defaults, seed=defaults.seed, fps=defaults.fps))
-    if not math.isfinite(asked.fps):
-        raise UserError(
-            f"`fps` must be a finite number of frames a second, got {asked.fps}; {defaults.fps} is usual"
-        )
-    check_fps(asked.fps)
-    asked = replace(
-        asked,
-        step_cache=None if asked.step_cache == "none" else asked.step_cache,
-        dtype=None if asked.dtype in (None, "auto") else check_dtype_name(asked.dtype),
-        compile=bool(asked.compile),
-        cuda_graphs=bool(asked.cuda_graphs),
-    )
-    configs = {name: _config(folder, name) for name in ("vae", "denoiser")}
-    return asked, Geometry.from_configs(configs["vae"], configs["denoiser"]), configs
-
-
-def _model_folder(model: str, *, is_recorded: bool) -> Path:
-    """Raises UserError as `resolve_folder` does."""
-    try:
-        return resolve_folder(model)
-    except UserError as error:
-        if not is_recorded:
-            raise
-        raise UserError(f"{error}; `--from` was made with it: give its folder with --model") from error
-
-
-def _check_engine(asked: ModelRequest) -> None:
-    from ea_runtime.plugins.host import get_host
-
-    name, bundle = asked.engine, asked.bundle
-    if getattr(get_host().get("engines", name), "needs_bundle", False) and bundle is None:
-        raise UserError(
-            f"`--engine {name}` needs `--bundle FOLDER`, the folder that `ea export --{name}` wrote"
-        )
-    if bundle is not None and not Path(bundle).is_dir():
-        raise UserError(f"`bundle` must be a folder that `ea export` wrote, got {bundle!r}")
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of "672x384". Raises UserError."""
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise UserError(f"`size` must be WIDTHxHEIGHT in pixels such as 672x384, got {text[:60]!r}")
-    return int(match[1]), int(match[2])
 
 
 def slug(text: str, limit: int = 60) -> str:
@@ -286,12 +232,19 @@ def _is_json(line: str) -> bool:
 
 
 def _outputs(
-    prompts: Sequence[str], wish: str | None, kind: str, many: bool, overwrite: bool
+    prompts: Sequence[str], wish: str | None, kind: str, many: bool, overwrite: bool, resume: bool
 ) -> list[Output]:
-    """One output for each prompt. Raises UserError if one cannot be written."""
+    """One output for each prompt. Raises UserError if one cannot be written.
+
+    resume: those that are there are settled later.
+    """
     suffix = next((s for s, k in KINDS.items() if k == kind), "/")
     if not many:
-        return [_default_output(slug(prompts[0]), suffix) if wish is None else plan_output(wish, overwrite)]
+        return [
+            _default_output(slug(prompts[0]), suffix, resume)
+            if wish is None
+            else plan_output(wish, overwrite or resume)
+        ]
     digits = max(3, len(str(len(prompts))))
     if wish is None or wish.endswith(("/", os.sep)) or Path(wish).is_dir():
         folder = Path(wish or ".")
@@ -301,21 +254,17 @@ def _outputs(
         names = [
             str(stem.with_name(f"{stem.stem}-{i:0{digits}}{stem.suffix}")) for i in range(1, len(prompts) + 1)
         ]
-    return [plan_output(name, overwrite) for name in names]
+    return [plan_output(name, overwrite or resume) for name in names]
 
 
-def _default_output(name: str, suffix: str) -> Output:
-    """The first free name here: nothing is replaced that the user did not name."""
+def _default_output(name: str, suffix: str, resume: bool) -> Output:
+    """The first free name here: nothing is replaced that the user did not name. resume: or an ended run's."""
     for number in range(1, 10_000):
         stem = name if number == 1 else f"{name}-{number}"
         path = Path(stem if suffix == "/" else f"{stem}{suffix}")
         sidecar = Path(f"{stem}.json")
+        if resume and is_writing(state_folder(path)):
+            return plan_output(f"{path}/" if suffix == "/" else path, overwrite=True)
         if not path.exists() and (not sidecar.exists() or describes(sidecar) not in (None, path.name)):
             return plan_output(f"{path}/" if suffix == "/" else path)
     raise UserError(f"10,000 files called {name!r} are here already; give a name with -o")
-
-
-def _config(folder: Path, part: str) -> dict[str, Any] | None:
-    """A part's config.json, or None where it is missing: loading the model says so better."""
-    name = f"{PARTS[part].folder}/config.json"
-    return read_json(folder, name) if is_file(inside(folder, name)) else None

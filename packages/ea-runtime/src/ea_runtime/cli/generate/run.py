@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-
-from ea_runtime.generation.spread import world_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ea_runtime.cli.generate.plan import Job, Plan
+    from ea_runtime.generation.making import Made
     from ea_runtime.generation.pipeline import VideoPipeline
-    from ea_runtime.generation.requests import ModelRequest
 
 
 def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     """Makes the plan's videos, one at a time. start: when the command began, by time.perf_counter."""
-    _announce(plan, 0, console)  # before any import that takes time
+    todo = _unfinished(plan, console)
+    if not todo:
+        return
+    _announce(plan, todo[0], console)  # before any import that takes time
     asked = plan.request
 
     from rich.markup import escape
 
     from ea_runtime.cli.generate.progress import GenerationProgress
+    from ea_runtime.generation.making import ModelHash, device_name, timed
     from ea_runtime.generation.spread import rank, share_out
     from ea_runtime.machine.allocator import tune_allocator
 
     tune_allocator()
     shared: dict[str, float] = {}
-    with GenerationProgress(console) as progress, _timed("imports", shared):
+    with GenerationProgress(console) as progress, timed("imports", shared):
         imports = _imports(plan)
         for done, load in enumerate(imports):
             progress.on_step("imports", done, len(imports))
@@ -46,38 +46,68 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     from ea_runtime.generation.pipeline import VideoPipeline
     from ea_runtime.machine.device import dtype_name
 
-    with console.status(escape(f"loading {asked.model}")), _timed("loading", shared):
+    with console.status(escape(f"loading {asked.model}")), timed("loading", shared):
         pipe = VideoPipeline.from_pretrained(
             asked.model, device=device, dtype=asked.dtype, engine=asked.engine, bundle=asked.bundle
         )
         _same_threads(plan, pipe)
         share_out(pipe)
-        model_sha256 = _hashed(asked.model)
-    with _timed("adapters", shared):
-        handles, adapters = _put_on(plan.jobs[0], pipe, console)
+        model_sha256 = ModelHash(asked.model)
+    with timed("adapters", shared):
+        handles, adapters = _put_on(plan.jobs[todo[0]], pipe, console)
     if not adapters:
         del shared["adapters"]
     if asked.compile:
         pipe.compile(asked.cuda_graphs)
-    console.print(f"on {_where(pipe)}, {dtype_name(pipe.dtype)}", markup=False, soft_wrap=True)
-    for number, job in enumerate(plan.jobs):
-        if number:
+    console.print(f"on {device_name(pipe)}, {dtype_name(pipe.dtype)}", markup=False, soft_wrap=True)
+    for before, number in zip((None, *todo), todo, strict=False):
+        job = plan.jobs[number]
+        if before is not None:
             _announce(plan, number, console)
-        if job.adapters != plan.jobs[max(number - 1, 0)].adapters:
+        if before is not None and job.adapters != plan.jobs[before].adapters:
             for handle in reversed(handles):
                 handle.unload()
             handles, adapters = _put_on(job, pipe, console)
-        timings = {} if number else dict(shared)
+        timings = dict(shared) if before is None else {}
         if rank() > 0:
             _assist(pipe, job)
             continue
-        digest = _make(plan, pipe, job, console, timings, model_sha256, adapters)
+        made = _make(plan, pipe, job, console, timings, model_sha256, adapters)
+        timings = made.timings
         timings["total"] = time.perf_counter() - start
         start = time.perf_counter()
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
         console.print(f"{parts} · {job.sidecar}", markup=False, style="dim", soft_wrap=True)
-        _compare(plan, job, digest, console)
+        _compare(plan, job, made, console)
         typer.echo(job.output.path)
+
+
+def _unfinished(plan: Plan, console: Console) -> list[int]:
+    """The numbers of the jobs that are to be done. Says which are complete, and where an ended run is saved."""
+    from ea_runtime.errors import UserError
+    from ea_runtime.generation.run_state import read_state, remove_state, state_folder
+
+    for job in plan.jobs:
+        folder = state_folder(job.output.path)
+        if job.is_finished:
+            console.print(f"{job.output.path} is complete already", markup=False, soft_wrap=True)
+            remove_state(folder)
+            typer.echo(job.output.path)
+            continue
+        line = ""
+        try:
+            found = read_state(folder)
+            if found is not None and not plan.resume:
+                line = (
+                    f"{folder} holds a saved run ({found.summary}): --resume continues it, this starts over"
+                )
+            elif found is None and plan.resume and len(plan.jobs) == 1:
+                line = f"nothing is saved in {folder}: this starts at the beginning"
+        except UserError as error:
+            line = "" if plan.resume else f"{error}; this starts over"
+        if line:
+            console.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
+    return [number for number, job in enumerate(plan.jobs) if not job.is_finished]
 
 
 def _imports(plan: Plan) -> list[Callable[[], Any]]:
@@ -125,100 +155,40 @@ def _make(
     timings: dict[str, float],
     model_sha256: Callable[[], str],
     adapters: list[dict[str, Any]],
-) -> str:
-    """Makes one video and its sidecar; returns the output's sha256, of a signed one that from before."""
+) -> Made:
+    """Makes one video and its sidecar, under a bar for each phase; an ended run's place stays saved."""
     from ea_runtime.cli.generate.progress import GenerationProgress
-    from ea_runtime.cli.generate.recipe import marks_of
-    from ea_runtime.cli.generate.sidecar import versions, write_sidecar
-    from ea_runtime.files.hashes import content_hash
-    from ea_runtime.video.credentials import sign
-    from ea_runtime.video.marks import Marks
-    from ea_runtime.video.overlap import overlapped
+    from ea_runtime.generation.making import make_video
+    from ea_runtime.generation.run_state import RunState, state_folder
+    from ea_runtime.generation.spread import world_size
 
-    asked, settings = plan.request, job.settings
-    count = settings["num_frames"]
-    with GenerationProgress(console) as progress:
-        result = pipe(**settings, output="latents", on_step=progress.on_step)
-        timings |= result.timings | {"decoding": 0.0, "writing": 0.0}
-        frames = pipe.iter_frames(
-            result.latents, seed=result.decode_seeds[0], smooth=settings["smooth"], num_frames=count
-        )
-        record = _record(plan, pipe, job, model_sha256(), adapters)
-        with (
-            _timed("writing", timings),
-            job.output.writer(asked.fps, count, marks_of(record) if plan.has_recipe else Marks()) as write,
-            overlapped(write) as hand_in,
-        ):
-            progress.on_step("decoding", 0, count)
-            done = 0
-            while True:
-                with _timed("decoding", timings):
-                    frame = next(frames, None)
-                if frame is None:
-                    break
-                hand_in(frame)
-                done += 1
-                progress.on_step("decoding", done, count)
-    timings["writing"] -= timings["decoding"]  # decoding ran inside: what is left is waiting for the writer
-    digest = content_hash(job.output.path)
-    output = {
-        "file": job.output.path.name,
-        "kind": job.output.kind,
-        "sha256": digest,
-        "frames": count,
-        "width": settings["width"],
-        "height": settings["height"],
-    }
-    record |= {
-        "versions": versions(),
-        "output": output,
-        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
-        "notes": result.notes,
-    }
-    write_sidecar(job.sidecar, record)
-    if plan.signing is not None:
-        sign(job.output.path, job.output.kind, plan.signing)
-        output |= {"sha256": content_hash(job.output.path), "unsigned_sha256": digest}
-        write_sidecar(job.sidecar, record)
-    return digest
-
-
-def _record(
-    plan: Plan, pipe: VideoPipeline, job: Job, model_sha256: str, adapters: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """What makes the video again, as its sidecar and the file itself have it."""
-    import torch
-
-    from ea_runtime.machine.device import dtype_name
-
-    asked = plan.request
-    is_path = os.sep in asked.model or Path(asked.model).is_dir()
-    return {
-        "settings": job.settings,
-        "fps": asked.fps,
-        "model": {"name": os.path.abspath(asked.model) if is_path else asked.model, "sha256": model_sha256},
-        "device": {
-            "device": str(pipe.device),
-            "name": _where(pipe),
-            "dtype": dtype_name(pipe.dtype),
-            "threads": torch.get_num_threads(),
-            **_unusual(plan),
-        },
-        **_engine_record(asked),
-        **({"loras": adapters} if adapters else {}),
-    }
-
-
-def _unusual(plan: Plan) -> dict[str, Any]:
-    """Unusual settings that change the last bits, besides device and threads."""
-    rewrites = os.environ.get("EA_VAE_REWRITES") or "rule"
-    given = {
-        "processes": (world_size(), 1),
-        "compiled": (plan.request.compile, False),
-        "cuda_graphs": (plan.request.cuda_graphs, False),
-        "vae_rewrites": (rewrites, "rule"),
-    }
-    return {name: value for name, (value, usual) in given.items() if value != usual}
+    run = None
+    if world_size() == 1:  # several would have to save and load together
+        run = RunState(state_folder(job.output.path), resume=plan.resume, must_match=True)
+    try:
+        with GenerationProgress(console) as progress:
+            return make_video(
+                pipe,
+                replace(plan.request, **job.settings),
+                job.output,
+                job.sidecar,
+                model_sha256=model_sha256,
+                adapters=adapters,
+                has_recipe=plan.has_recipe,
+                signing=plan.signing,
+                timings=timings,
+                on_step=progress.on_step,
+                run=run,
+            )
+    except BaseException:
+        if run is not None and run.is_open:
+            console.print(
+                f"saved in {run.folder}: the same command with --resume continues this run",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
+        raise
 
 
 def _put_on(job: Job, pipe: VideoPipeline, console: Console) -> tuple[list[Any], list[dict[str, Any]]]:
@@ -248,21 +218,6 @@ def _announce(plan: Plan, number: int, console: Console) -> None:
     )
 
 
-def _engine_record(asked: ModelRequest) -> dict[str, Any]:
-    """The sidecar's entry for an engine other than torch."""
-    if asked.engine == "torch":
-        return {}
-    bundle = {} if asked.bundle is None else {"bundle": os.path.abspath(asked.bundle)}
-    return {"engine": {"name": asked.engine, **bundle}}
-
-
-def _where(pipe: VideoPipeline) -> str:
-    """Device, or what the sessions of an engine really run on."""
-    from ea_runtime.machine.device import describe
-
-    return pipe.engine.describe() if pipe.engine is not None else describe(pipe.device)
-
-
 def _same_threads(plan: Plan, pipe: VideoPipeline) -> None:
     """On a CPU the order of sums, and so the last bits, depend on the number of threads."""
     import torch
@@ -272,29 +227,11 @@ def _same_threads(plan: Plan, pipe: VideoPipeline) -> None:
         torch.set_num_threads(threads)
 
 
-def _hashed(model: str) -> Callable[[], str]:
-    """The model's hash, counted while the video is made: a published text encoder has 20 GB."""
-    from ea_runtime.models.hash import model_hash
-
-    found: list[str] = []
-    # daemon: Ctrl-C does not wait for it
-    thread = threading.Thread(target=lambda: found.append(model_hash(model)), daemon=True)
-    thread.start()
-
-    def wait() -> str:
-        thread.join()
-        return found[0] if found else model_hash(model)
-
-    return wait
-
-
-def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
+def _compare(plan: Plan, job: Job, made: Made, console: Console) -> None:
     """Reports if a repeated run gave the recorded file, and if not what differs."""
-    from ea_runtime.cli.generate.sidecar import read_sidecar
-
     if plan.recorded is None or plan.recorded["output"]["kind"] != job.output.kind:
         return
-    old, new = plan.recorded, read_sidecar(job.sidecar)
+    old, new = plan.recorded, made.record
     same = old["settings"] == new["settings"] and old["fps"] == new["fps"]
     loras = [[(one["sha256"], one["weight"]) for one in side.get("loras", ())] for side in (old, new)]
     if not same or (loras[0] != loras[1] and not plan.repeats_adapters):
@@ -302,7 +239,7 @@ def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
     recorded = old["output"].get("unsigned_sha256") or old["output"]["sha256"]
     if not recorded:  # an output that was signed, without its sidecar
         return
-    if recorded == digest:
+    if recorded == made.sha256:
         console.print("same content as recorded", style="green", soft_wrap=True)
         return
     changed = [
@@ -324,10 +261,3 @@ def _compare(plan: Plan, job: Job, digest: str, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-@contextmanager
-def _timed(name: str, timings: dict[str, float]) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start

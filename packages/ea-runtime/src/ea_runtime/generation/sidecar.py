@@ -19,12 +19,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ea_runtime.cli.generate.recipe import read_embedded
-from ea_runtime.cli.generate.record import VERSION, check_record
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import write_atomic
 from ea_runtime.files.hashes import content_hash
 from ea_runtime.files.texts import read_text
+from ea_runtime.generation.recipe import read_embedded
+from ea_runtime.generation.record import VERSION, check_record
 from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.video.output import KINDS, Output
 

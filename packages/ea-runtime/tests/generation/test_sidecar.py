@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from ea_runtime.cli.generate.sidecar import plan_sidecar, read_sidecar, versions, write_sidecar
 from ea_runtime.errors import UserError
 from ea_runtime.files.hashes import content_hash
+from ea_runtime.generation.sidecar import plan_sidecar, read_sidecar, versions, write_sidecar
 from ea_runtime.video.output import plan_output
 
 RECORD = {

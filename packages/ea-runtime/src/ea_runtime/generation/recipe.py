@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ea_runtime.cli.generate.record import VERSION, check_record
 from ea_runtime.errors import UserError
 from ea_runtime.files.hashes import content_hash
+from ea_runtime.generation.record import VERSION, check_record
 from ea_runtime.video.marks import CREATOR, Marks, is_signed, read_recipe
 
 #: Our samplers by the names that Automatic1111's web UI has for them.

@@ -1,0 +1,113 @@
+"""Makes videos and is killed meanwhile, over and over; run by test_kills.py as a program.
+
+    python killed_runs.py FOLDER STATE NUMBER SEED
+
+STATE: "whole", or a deliberately broken twin: "no-history" (the sampler's), "no-generators", "no-frame-check". Each
+video is made in a child that saves its place after every step and is killed at a random moment (SIGKILL) until one
+ends by itself; NUMBER is the least number of kills. Prints a JSON object: "videos" has one {"sampler", "kills",
+"resumed", "same"} for each, `resumed` what each attempt found saved, `same` True if file and frames' bytes equal an
+undisturbed run's; "left" lists what the folder holds besides videos and sidecars.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ea_runtime.files.hashes import content_hash
+from ea_runtime.generation import packing, pipeline
+from ea_runtime.generation.making import make_video
+from ea_runtime.generation.pipeline import VideoPipeline
+from ea_runtime.generation.requests import ModelRequest
+from ea_runtime.generation.resolve import resolve
+from ea_runtime.generation.run_state import RunState, read_state, state_folder
+from ea_runtime.generation.sidecar import plan_sidecar
+from ea_runtime.models.hash import model_hash
+from ea_runtime.video.output import plan_output
+
+SAMPLERS = ["unipc", "euler-a", "dpm++", "pndm", "euler", "ddim"]
+HISTORY = ("model_outputs", "last_sample", "lower_order_nums", "timestep_list", "ets", "cur_sample")
+
+
+def broken(state: str) -> None:
+    """Loses a part of what is put back."""
+    real = pipeline.put_back
+
+    def put_back(saved, scheduler, generators, predict, caching):
+        if state == "no-generators":
+            saved = {**saved, "generators": [torch.Generator().manual_seed(5).get_state()]}
+        fresh = packing.attributes(scheduler)
+        real(saved, scheduler, generators, predict, caching)
+        if state == "no-history":
+            packing.set_attributes(scheduler, {name: fresh[name] for name in HISTORY if name in fresh})
+
+    pipeline.put_back = put_back
+
+
+def make(pipe: VideoPipeline, request: ModelRequest, path: Path, sha256: str, saved: bool) -> None:
+    output = plan_output(path, overwrite=True)
+    run = RunState(state_folder(path), first_after=0, every=0, note=lambda _: None) if saved else None
+    make_video(pipe, request, output, plan_sidecar(output), model_sha256=lambda: sha256, run=run)
+
+
+def main(folder: Path, state: str, number: int, seed: int) -> None:
+    torch.set_num_threads(1)
+    rng = random.Random(seed)
+    pipe = VideoPipeline.from_pretrained("tiny", device="cpu", dtype="float32")
+    sha256 = model_hash("tiny")
+    base = ModelRequest(
+        prompt="a red circle moves right", model="tiny", dtype="float32", device="cpu", seed=5
+    )
+    videos, kills, attempt = [], 0, 0
+    while kills < number and attempt < 40:
+        sampler = SAMPLERS[attempt % len(SAMPLERS)]
+        more = {"step_cache": "teacache:0.05"} if attempt % 2 else {}
+        steps = replace(base, sampler=sampler, num_inference_steps=8, num_frames=27, **more)
+        request = resolve(steps).request
+        name = f"{attempt}-{sampler.replace('+', 'p')}.mp4"
+        start = time.perf_counter()
+        make(pipe, request, folder / "whole" / name, sha256, saved=False)
+        took = time.perf_counter() - start
+        if state != "whole":
+            broken(state)
+        found, own_kills = [], 0
+        path = folder / "killed" / name
+        for _ in range(60):
+            here = read_state(state_folder(path))
+            frames = state_folder(path) / "frames.jsonl"
+            lines = frames.read_text().count("\n") if frames.is_file() else 0
+            found.append(f"{here.summary if here else 'nothing'}, {lines} frames")
+            child = os.fork()
+            if not child:
+                try:
+                    make(pipe, request, path, sha256, saved=True)
+                    os._exit(0)
+                except BaseException as error:
+                    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+                    os._exit(1)
+            time.sleep(rng.uniform(0.15, 0.7) * took)
+            done, status = os.waitpid(child, os.WNOHANG)
+            if not done:
+                os.kill(child, signal.SIGKILL)
+                _, status = os.waitpid(child, 0)
+            if not os.WIFSIGNALED(status):
+                break
+            own_kills += 1
+        same = path.is_file() and content_hash(path) == content_hash(folder / "whole" / name)
+        videos.append({"sampler": sampler, "kills": own_kills, "resumed": found, "same": same})
+        kills += own_kills
+        attempt += 1
+    left = [one.name for one in (folder / "killed").iterdir() if one.suffix not in (".mp4", ".json")]
+    print(json.dumps({"videos": videos, "left": left}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,50 @@
+"""kill -9 of a run at random moments: the next one goes on from the saved place, and the file is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ea_vae")
+pytest.importorskip("ea_dit")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
+
+
+def killed(folder: Path, state: str, number: int, seed: int) -> dict[str, Any]:
+    program = [sys.executable, str(Path(__file__).with_name("killed_runs.py"))]
+    words = [str(folder), state, str(number), str(seed)]
+    done = subprocess.run(
+        [*program, *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_killed_runs_give_the_same_file(tmp_path):
+    result = killed(tmp_path, "whole", 20, 1)
+    videos = result["videos"]
+    assert sum(one["kills"] for one in videos) >= 20
+    assert all(one["same"] for one in videos), videos
+    assert result["left"] == []
+    found = [place for one in videos for place in one["resumed"]]
+    assert any(place.startswith("step ") for place in found)
+    assert any(place.startswith("denoised") and "0 frames" not in place for place in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["no-history", "no-generators"])
+def test_a_state_that_lacks_a_part_is_caught(tmp_path, state):
+    """The twins."""
+    videos = killed(tmp_path, state, 8, 2)["videos"]
+    assert not all(one["same"] for one in videos), videos
