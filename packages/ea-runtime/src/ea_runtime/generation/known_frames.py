@@ -22,7 +22,9 @@ from ea_runtime.models.geometry import Geometry, takes_known_frames
 
 #: V3 shows its denoiser the picture's tokens in that last share of the steps
 CLIP_APPLY_RATIO = 0.5
-POSTERIORS = ("sample", "mode")
+POSTERIORS = ("mode", "sample")
+#: of a video that is changed as a whole
+USUAL_STRENGTH = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,10 @@ def check_strength(strength: Any) -> float:
     return number
 
 
-def first_step(count: int, strength: float) -> int:
-    """The step, 0..count - 1, at which a run of `count` steps starts if only `strength` of the noise is put in."""
-    return count - max(1, min(count, int(count * strength)))
+def start_late(scheduler: Any, strength: float) -> None:
+    """Leaves out the first steps of a scheduler, so that only `strength` of the noise is put in."""
+    count = len(scheduler.timesteps)
+    first = count - max(1, min(count, int(count * strength)))
+    scheduler.timesteps = scheduler.timesteps[first:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)

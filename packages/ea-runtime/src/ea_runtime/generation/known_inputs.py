@@ -65,7 +65,8 @@ def read_known_frames(request: Request, batch: int) -> KnownVideo:
     if request.video is None and request.mask is None:
         video, mask = _between(request, reader, count)
     else:
-        video = reader.video("video" if request.video is not None else "image", request.video or request.image, count)
+        name = "image" if request.video is None else "video"
+        video = reader.video(name, getattr(request, name), count)
         mask = torch.ones(1, 1, count, height, width)
         if request.mask is not None:
             mask = reader.mask(request.mask, count)
@@ -96,7 +97,9 @@ def _between(request: Request, reader: _Reader, count: int) -> tuple[Tensor, Ten
 
 def _rows(name: str, value: Tensor, batch: int) -> Tensor:
     if value.shape[0] not in (1, batch):
-        raise UserError(f"`{name}` must be of 1 video or of {batch}, one for each prompt, got {value.shape[0]}")
+        raise UserError(
+            f"`{name}` must be of 1 video or of {batch}, one for each prompt, got {value.shape[0]}"
+        )
     return value.expand(batch, -1, -1, -1, -1)
 
 
@@ -155,7 +158,9 @@ class _Reader:
 
     def _check_tensor(self, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
         if value.ndim != len(shape) + 1 or tuple(value.shape[1:]) != shape:
-            raise UserError(f"`{name}` must have shape (batch, {', '.join(map(str, shape))}), got {tuple(value.shape)}")
+            raise UserError(
+                f"`{name}` must have shape (batch, {', '.join(map(str, shape))}), got {tuple(value.shape)}"
+            )
 
 
 def _picture(name: str, value: Any) -> Image.Image:
@@ -180,7 +185,9 @@ def _picture(name: str, value: Any) -> Image.Image:
                     "read; make it smaller"
                 )
             if getattr(picture, "n_frames", 1) > 1:
-                raise UserError(f"`{name}` {shown} has several pictures; give one of them, or the file as `video`")
+                raise UserError(
+                    f"`{name}` {shown} has several pictures; give one of them, or the file as `video`"
+                )
             return to_rgb(picture)
     except UserError:
         raise

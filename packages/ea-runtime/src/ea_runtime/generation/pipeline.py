@@ -17,6 +17,21 @@ from torch import Tensor
 
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.generation.denoise import NoisePredictor, Text, denoise, plan_steps, size_conditions
+from ea_runtime.generation.known_frames import (
+    CLIP_APPLY_RATIO,
+    USUAL_STRENGTH,
+    KnownFrames,
+    check_strength,
+    encode_known_frames,
+    noised,
+    start_late,
+)
+from ea_runtime.generation.known_inputs import (
+    check_known_frames,
+    has_known_frames,
+    nothing_known,
+    read_known_frames,
+)
 from ea_runtime.generation.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
 from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.place import Place, Watchers, capture, place_of, put_back
@@ -26,7 +41,7 @@ from ea_runtime.generation.step_cache import StepCaching, check_step_cache, requ
 from ea_runtime.machine.casting import cast
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
-from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int
+from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int, takes_known_frames
 from ea_runtime.models.layout import GenerationDefaults
 from ea_runtime.samplers.schedule import schedule_of_model
 
@@ -226,6 +241,15 @@ class VideoPipeline:
         step_cache: str | None = None,
         on_preview: OnPreview | None = None,
         run: RunState | None = None,
+        image: Any = None,
+        image_end: Any = None,
+        video: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
+        fit: str | None = None,
+        posterior: str | None = None,
+        clip_image_embeds: Tensor | None = None,
+        clip_apply_ratio: float | None = None,
     ) -> VideoOutput:
         """Make one video for each prompt. What is left out comes from `self.defaults` (sampler "dpm++").
 
@@ -249,6 +273,17 @@ class VideoPipeline:
             change little (step_cache.py); None computes all.
             on_preview: is shown what each network pass leads to; does not change the result.
             run: where denoising saves its place, and what it resumes from (run_state.py); call its `begin` before.
+            image, image_end: the first and the last frame: a file, a PIL picture, an array (H, W, 3) of uint8, or a
+                tensor (3, H, W) or (B, 3, H, W) in 0..1.
+            video: to start from or to keep in part: a file, an array (T, H, W, 3), a list of pictures, or a tensor
+                (1 or B, 3, T, H, W) in 0..1. mask: the part of it that is made, white: a picture, a video, or a tensor
+                (1 or B, 1, T, H, W), above half of its largest value.
+            strength: above 0 to 1: the share of the steps, and so of the noise, that `video` or `image` goes through; 1,
+                with a video but no mask 0.6.
+            fit: "crop" (default), "pad" or "stretch" to the size.
+            posterior: "mode" (default) or "sample": how the VAE's encoder is read.
+            clip_image_embeds: (1 or B, 768), CLIP's embedding of the picture, for V3; it counts in the last
+                clip_apply_ratio (0.5) of the steps.
 
         Raises UserError, before any work, for what cannot be done; MissingPackageError without a VAE;
             OutOfMemoryError; UserError if latents or frames are no longer finite.
@@ -280,7 +315,10 @@ class VideoPipeline:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
                 watchers = Watchers(step, on_preview, run)
-                found, passes = self._denoise(request, text, scheduler, generators, watchers, caching, saved)
+                known = self._known(request, len(generators), notes)
+                found, passes = self._denoise(
+                    request, text, scheduler, generators, watchers, caching, saved, known
+                )
         if caching is not None:
             notes = [*notes, caching.note]
             logger.warning("%s", caching.note)
@@ -352,6 +390,7 @@ class VideoPipeline:
         own = Request.of_model(self.defaults, negative_prompt="")
         request = request.over(self._of_latents(request), own)
         batch = check_text(request, self.text)
+        check_known_frames(request)
         request = request.checked(self.geometry, batch, self.max_pixels)
         size = (request.num_frames, request.height, request.width)
         if self.engine is not None:
@@ -396,7 +435,10 @@ class VideoPipeline:
     def _scheduler(self, request: Request) -> Any:
         """A new scheduler: it keeps state while it runs. Raises UserError if it cannot do that many steps."""
         record = check_sampler(request.sampler)
-        return plan_steps(record, self.scheduler_config, request.num_inference_steps)
+        scheduler = plan_steps(record, self.scheduler_config, request.num_inference_steps)
+        if self._strength(request) < 1:
+            start_late(scheduler, self._strength(request))
+        return scheduler
 
     def _denoise(
         self,
@@ -407,6 +449,7 @@ class VideoPipeline:
         watchers: Watchers,
         caching: StepCaching | None,
         saved: dict[str, Any] | None,
+        known: KnownFrames | None,
     ) -> tuple[Tensor, int]:
         """Latents (B, C, t, h, w) on the CPU, and the number of network passes. saved: a place to resume from."""
         batch, group = len(generators), request.batch_size
@@ -417,7 +460,7 @@ class VideoPipeline:
             scheduler = self._scheduler(request) if start else scheduler
             rows = range(start, min(start + group, batch))
             x = self._denoise_group(
-                request, text, scheduler, generators, rows, finished, total, watchers, caching, saved
+                request, text, scheduler, generators, rows, finished, total, watchers, caching, saved, known
             )
             finished = [*finished, x.cpu()]  # a new list: a place that is yet to be saved has the old one
             saved = None
@@ -435,6 +478,7 @@ class VideoPipeline:
         watchers: Watchers,
         caching: StepCaching | None,
         saved: dict[str, Any] | None,
+        known: KnownFrames | None,
     ) -> Tensor:
         """Latents (N, C, t, h, w) of the videos `rows`, which are denoised together."""
         shape = self.geometry.latent_shape(len(generators), request.num_frames, request.height, request.width)
@@ -451,17 +495,17 @@ class VideoPipeline:
             caching,
             has_cuda_graphs=self.has_cuda_graphs,
             formats=self._formats,
+            known=None if known is None else known.rows(rows.start, rows.stop).to(self.device),
         )
         own = generators[rows.start : rows.stop]
         resumed = None
-        if saved is not None:
-            put_back(saved, scheduler, generators, predict, caching)
-            resumed = place_of(saved).passes, place_of(saved).x
-            noise = resumed[1]
-        elif request.latents is None:
+        if request.latents is None:
             noise = draw_noise((len(rows), *shape[1:]), own)
         else:
             noise = request.latents[rows.start : rows.stop]
+        if saved is not None:
+            put_back(saved, scheduler, generators, predict, caching)
+            resumed = place_of(saved).passes, place_of(saved).x
 
         def state(passes: int, x: Tensor) -> dict[str, Any]:
             here = Place(rows.start, passes, x, finished)
@@ -471,7 +515,45 @@ class VideoPipeline:
         on_step, on_clean = watchers.of_group(before, total, state)
         watchers.step("denoising", before + (0 if resumed is None else resumed[0]), total)
         noise = noise.to(self.device, torch.float32)
-        return denoise(predict, scheduler, noise, own, on_step, resumed=resumed, on_clean=on_clean)
+        late = None
+        if predict.known is not None and self._strength(request) < 1:
+            late = noised(scheduler, predict.known.latents, noise, 0)
+        return denoise(
+            predict, scheduler, noise, own, on_step, resumed=resumed, on_clean=on_clean, start=late
+        )
+
+    def _known(self, request: Request, batch: int, notes: list[str]) -> KnownFrames | None:
+        """What the request knows of the frames, encoded; None if nothing, and the denoiser does not ask."""
+        config = getattr(self.denoiser, "config", None)
+        if not has_known_frames(request) and not takes_known_frames(config):
+            return None
+        if has_known_frames(request):
+            found = read_known_frames(request, batch)
+        else:
+            found = nothing_known(batch, request.num_frames, request.height, request.width)
+        for note in found.notes:
+            logger.warning("%s", note)
+        notes += found.notes
+        clip = request.clip_image_embeds
+        with self._formats.watch(self.vae):
+            return encode_known_frames(
+                self.vae,
+                self.geometry,
+                config,
+                found.video,
+                found.mask,
+                posterior=request.posterior or "mode",
+                generators=[torch.Generator().manual_seed(i) for i in range(batch)],
+                clip=None if clip is None else clip.expand(batch, -1),
+                clip_apply_ratio=(
+                    CLIP_APPLY_RATIO if request.clip_apply_ratio is None else request.clip_apply_ratio
+                ),
+            )
+
+    def _strength(self, request: Request) -> float:
+        if request.strength is not None:
+            return check_strength(request.strength)
+        return USUAL_STRENGTH if request.video is not None and request.mask is None else 1.0
 
     def _decode(self, result: VideoOutput, step: OnStep) -> np.ndarray:
         settings = result.settings
