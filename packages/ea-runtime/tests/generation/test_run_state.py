@@ -220,19 +220,40 @@ def test_the_place_is_saved_as_often_as_it_is_cheap(tmp_path, monkeypatch):
     now, saves = [0.0], []
     monkeypatch.setattr("ea_runtime.generation.run_state.time.monotonic", lambda: now[0])
 
-    def state() -> dict:
+    run = RunState(tmp_path, KEY)
+    write = run._write
+
+    def slow(*offered) -> None:
         saves.append(now[0])
         now[0] += 0.5  # a save takes half a second
-        return {"x": torch.zeros(1)}
+        write(*offered)
 
-    run = RunState(tmp_path, KEY)
+    monkeypatch.setattr(run, "_write", slow)
     run.begin()
     for step in range(60):
         now[0] += 4
-        run.offer("denoising", step, 60, state)
+        run.offer("denoising", step, 60, lambda: {"x": torch.zeros(1)})
     assert saves[0] == 32
     assert all(b - a >= 50 for a, b in itertools.pairwise(saves))
     assert 4 <= len(saves) <= 5
+
+
+def test_a_large_state_waits_for_a_long_run(tmp_path, monkeypatch):
+    """A step cache of a large model: its first save, too, takes under 1% of the run so far."""
+    now, saves = [0.0], []
+    monkeypatch.setattr("ea_runtime.generation.run_state.time.monotonic", lambda: now[0])
+    state = {
+        "x": torch.zeros(1 << 20),
+        "caches": [[0, 2, {"_residual": torch.zeros(1 << 20)}]],
+    }  # 8.4 MB: 0.84 s
+    run = RunState(tmp_path, KEY)
+    monkeypatch.setattr(run, "save", lambda: saves.append(now[0]))
+    monkeypatch.setattr("ea_runtime.generation.run_state.RATE", 10e6)
+    run.begin()
+    for step in range(60):
+        now[0] += 4
+        run.offer("denoising", step, 60, lambda: state)
+    assert saves[0] == 84
 
 
 def test_saving_when_asked(tmp_path):

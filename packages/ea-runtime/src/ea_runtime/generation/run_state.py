@@ -44,6 +44,8 @@ FIRST_AFTER = 30.0
 #: seconds between two saves, or SHARE times what a save takes, if that is longer: saving stays under 1% of a run
 EVERY = 30.0
 SHARE = 100
+#: bytes a second that saving is taken to write until it has been measured: packed, hashed and synced
+RATE = 100e6
 
 Key = Mapping[str, Any]
 State = dict[str, Any]
@@ -163,8 +165,13 @@ class RunState:
     def offer(self, phase: str, done: int, total: int, capture: Callable[[], State]) -> None:
         """Save what `capture` gives if it is time to. It stays on offer to `save` until the next one."""
         self._offered, self._is_saved = (phase, done, total, capture), False
-        if self._is_due() and self._is_key_ready():
-            self.save()
+        if not self._is_due() or not self._is_key_ready():
+            return
+        if not self._cost and self.every:
+            self._cost = _num_bytes(capture()) / RATE
+            if time.monotonic() - self._started < SHARE * self._cost:
+                return  # a step cache of a large model: too much for a run that may end soon
+        self.save()
 
     def save(self) -> None:
         """Save the place now, unless it is already. For `on_step`: between steps everything is consistent."""
@@ -242,7 +249,7 @@ class RunState:
         if self._is_off:
             return False
         if not self.is_open:
-            return now - self._started >= self.first_after
+            return now - self._started >= max(self.first_after, SHARE * self._cost)
         return not self.every or now - self._last >= max(self.every, SHARE * self._cost)
 
     def _write(self, phase: str, done: int, total: int, capture: Callable[[], State]) -> None:
@@ -345,6 +352,13 @@ def remove_state(folder: Path, keep_folder: bool = False) -> None:
 
 def _check_sum(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _num_bytes(value: Any) -> int:
+    """Bytes of all tensors in a state."""
+    if isinstance(value, dict | list | tuple):
+        return sum(_num_bytes(one) for one in (value.values() if isinstance(value, dict) else value))
+    return int(getattr(value, "nbytes", 0))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 4) -> str:
