@@ -17,14 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ea_runtime.errors import UserError
+from ea_runtime.generation.inputs import CLIP_APPLY_RATIO
 from ea_runtime.models.geometry import Geometry, takes_known_frames
-
-#: V3 shows its denoiser the picture's tokens in that last share of the steps
-CLIP_APPLY_RATIO = 0.5
-POSTERIORS = ("mode", "sample")
-#: of a video that is changed as a whole
-USUAL_STRENGTH = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,41 +116,23 @@ def encode_known_frames(
 def latent_mask(to_make: Tensor, geometry: Geometry) -> Tensor:
     """Mask (B, 1, T, H, W) of frames -> (B, 1, t, h, w) of latents, between 0 (known) and 1 (to be made).
 
-    A latent frame follows the last of its frames, which it is nearest to; in space the mean over a latent's pixels
+    The first latent frame follows frame 0, another the last of its frames; in space the mean over a latent's pixels
     blends what is known with what is made.
     """
-    last = to_make[:, :, last_frames(to_make.shape[2], geometry)]
+    last = to_make[:, :, deciding_frames(to_make.shape[2], geometry)]
     ratio = geometry.spatial_ratio
     return F.avg_pool3d(last, (1, ratio, ratio))
 
 
-def last_frames(num_frames: int, geometry: Geometry) -> list[int]:
-    """For each latent frame of a video of `num_frames` frames, the last frame that it stands for."""
+def deciding_frames(num_frames: int, geometry: Geometry) -> list[int]:
+    """For each latent frame of a video of `num_frames` frames, the frame by which it is known or not."""
     ratio = geometry.temporal_ratio
     if geometry.is_slice:
-        first = num_frames % ratio  # 1 if frame 0 is encoded alone
-        return ([0] if first else []) + list(range(first + ratio - 1, num_frames, ratio))
+        alone = num_frames % ratio  # 1 if frame 0 is encoded alone
+        return [0, *range(alone + 2 * ratio - 1 - alone * ratio, num_frames, ratio)]
     chunk = [0, *range(ratio, geometry.chunk_frames, ratio)]
-    return [
-        start + frame
-        for start in range(0, num_frames, geometry.chunk_frames)
-        for frame in chunk
-        if start + frame < num_frames
-    ]
-
-
-def check_strength(strength: Any) -> float:
-    """`strength` as a float above 0 and up to 1. Raises UserError."""
-    try:
-        number = float(strength)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not 0 < number <= 1:
-        raise UserError(
-            f"`strength` must be above 0 and at most 1, got {strength!r}; 1 makes everything new, 0.6 keeps the motion "
-            "and the layout of the video"
-        )
-    return number
+    starts = range(0, num_frames, geometry.chunk_frames)
+    return [start + frame for start in starts for frame in chunk if start + frame < num_frames]
 
 
 def start_late(scheduler: Any, strength: float) -> None:

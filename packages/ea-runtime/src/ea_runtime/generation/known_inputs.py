@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from ea_runtime.errors import UserError
+from ea_runtime.generation.inputs import opened
 from ea_runtime.video.fitting import Fit, check_fit, fitted, lost_share
-from ea_runtime.video.pictures import open_picture, to_rgb
+from ea_runtime.video.pictures import to_rgb
 from ea_runtime.video.reader import read_frames
 
 if TYPE_CHECKING:
     from ea_runtime.generation.requests import Request
 
-#: larger pictures are refused before they are decoded
-MAX_PICTURE_PIXELS = 1 << 27
 #: a crop that loses a larger share of a picture is mentioned
 _LOST = 0.02
 
@@ -37,24 +35,6 @@ class KnownVideo:
     video: Tensor
     mask: Tensor
     notes: tuple[str, ...] = ()
-
-
-def has_known_frames(request: Request) -> bool:
-    """True if a request starts from pictures or a video."""
-    return any(one is not None for one in (request.image, request.image_end, request.video, request.mask))
-
-
-def check_known_frames(request: Request) -> None:
-    """Raises UserError for inputs that do not go together; nothing is read."""
-    if request.video is not None and (request.image is not None or request.image_end is not None):
-        raise UserError("give either `video`, or `image` and `image_end`, not both")
-    if request.mask is not None and request.video is None and request.image is None:
-        raise UserError("`mask` says which part of `video` (or of `image`) is made; give that too")
-    if request.mask is not None and request.image_end is not None:
-        raise UserError("`mask` is for one `video` or `image`; leave `image_end` out")
-    if request.strength is not None and not has_known_frames(request):
-        raise UserError("`strength` is for a generation from `video` or `image`; give one, or leave it out")
-    check_fit(request.fit or "crop")
 
 
 def read_known_frames(request: Request, batch: int) -> KnownVideo:
@@ -142,7 +122,7 @@ class _Reader:
         frames = [self._fitted("mask", frame.convert("L")) for frame in _frames("mask", value, count)]
         if len(frames) not in (1, count):
             raise UserError(
-                f"`mask` must be a picture or a video of {count} frames, got {len(frames)} frames; cut it to that length"
+                f"`mask` must be a picture or a video of {count} frames, got {len(frames)}; cut it to that length"
             )
         frames = frames * (count // len(frames))
         return (_to_tensor(frames) > 0.5).float()
@@ -173,27 +153,8 @@ def _picture(name: str, value: Any) -> Image.Image:
             f"`{name}` must be a picture: a file, a PIL picture, an array (H, W, 3) or a tensor, got "
             f"{type(value).__name__}"
         )
-    path = Path(value)
-    shown = repr(str(path))
-    if not path.is_file():
-        raise UserError(f"`{name}` must be a picture file, got {shown}, which does not exist or is no file")
-    try:
-        with open_picture(path) as picture:
-            if picture.width * picture.height > MAX_PICTURE_PIXELS:
-                raise UserError(
-                    f"`{name}` {shown} has {picture.width}x{picture.height} pixels, at most {MAX_PICTURE_PIXELS:,} are "
-                    "read; make it smaller"
-                )
-            if getattr(picture, "n_frames", 1) > 1:
-                raise UserError(
-                    f"`{name}` {shown} has several pictures; give one of them, or the file as `video`"
-                )
-            return to_rgb(picture)
-    except UserError:
-        raise
-    # Pillow's decoders raise what they like on damaged files
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise UserError(f"`{name}` {shown} cannot be read as a picture: {error}") from error
+    with opened(name, value) as picture:
+        return to_rgb(picture)
 
 
 def _frames(name: str, value: Any, count: int) -> Iterator[Image.Image]:

@@ -17,21 +17,19 @@ from torch import Tensor
 
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.generation.denoise import NoisePredictor, Text, denoise, plan_steps, size_conditions
-from ea_runtime.generation.known_frames import (
+from ea_runtime.generation.inputs import (
     CLIP_APPLY_RATIO,
-    USUAL_STRENGTH,
+    check_known_frames,
+    has_known_frames,
+    strength_of,
+)
+from ea_runtime.generation.known_frames import (
     KnownFrames,
-    check_strength,
     encode_known_frames,
     noised,
     start_late,
 )
-from ea_runtime.generation.known_inputs import (
-    check_known_frames,
-    has_known_frames,
-    nothing_known,
-    read_known_frames,
-)
+from ea_runtime.generation.known_inputs import nothing_known, read_known_frames
 from ea_runtime.generation.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
 from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.place import Place, Watchers, capture, place_of, put_back
@@ -276,10 +274,10 @@ class VideoPipeline:
             image, image_end: the first and the last frame: a file, a PIL picture, an array (H, W, 3) of uint8, or a
                 tensor (3, H, W) or (B, 3, H, W) in 0..1.
             video: to start from or to keep in part: a file, an array (T, H, W, 3), a list of pictures, or a tensor
-                (1 or B, 3, T, H, W) in 0..1. mask: the part of it that is made, white: a picture, a video, or a tensor
-                (1 or B, 1, T, H, W), above half of its largest value.
-            strength: above 0 to 1: the share of the steps, and so of the noise, that `video` or `image` goes through; 1,
-                with a video but no mask 0.6.
+                (1 or B, 3, T, H, W) in 0..1. mask: the part of it that is made, white: a picture, a video, or a
+                tensor (1 or B, 1, T, H, W), above half of its largest value.
+            strength: above 0 to 1: the share of the steps, and so of the noise, that `video` or `image` goes
+                through. Default 1, with a video but no mask 0.6.
             fit: "crop" (default), "pad" or "stretch" to the size.
             posterior: "mode" (default) or "sample": how the VAE's encoder is read.
             clip_image_embeds: (1 or B, 768), CLIP's embedding of the picture, for V3; it counts in the last
@@ -436,8 +434,8 @@ class VideoPipeline:
         """A new scheduler: it keeps state while it runs. Raises UserError if it cannot do that many steps."""
         record = check_sampler(request.sampler)
         scheduler = plan_steps(record, self.scheduler_config, request.num_inference_steps)
-        if self._strength(request) < 1:
-            start_late(scheduler, self._strength(request))
+        if strength_of(request) < 1:
+            start_late(scheduler, strength_of(request))
         return scheduler
 
     def _denoise(
@@ -516,7 +514,7 @@ class VideoPipeline:
         watchers.step("denoising", before + (0 if resumed is None else resumed[0]), total)
         noise = noise.to(self.device, torch.float32)
         late = None
-        if predict.known is not None and self._strength(request) < 1:
+        if predict.known is not None and strength_of(request) < 1:
             late = noised(scheduler, predict.known.latents, noise, 0)
         return denoise(
             predict, scheduler, noise, own, on_step, resumed=resumed, on_clean=on_clean, start=late
@@ -549,11 +547,6 @@ class VideoPipeline:
                     CLIP_APPLY_RATIO if request.clip_apply_ratio is None else request.clip_apply_ratio
                 ),
             )
-
-    def _strength(self, request: Request) -> float:
-        if request.strength is not None:
-            return check_strength(request.strength)
-        return USUAL_STRENGTH if request.video is not None and request.mask is None else 1.0
 
     def _decode(self, result: VideoOutput, step: OnStep) -> np.ndarray:
         settings = result.settings
