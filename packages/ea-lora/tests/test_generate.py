@@ -206,3 +206,34 @@ def test_without_the_package_it_says_which(ea: Any, style: Path) -> None:
     code, said = ea("--no-plugins", *PROMPT, "--lora", style)
     assert code == 2
     assert "pip install ea-lora" in said
+
+
+def test_a_run_with_a_lora_is_resumed_to_the_same_file(
+    ea: Any, style: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from functools import partial
+
+    from ea_runtime.cli.generate import progress
+    from ea_runtime.files.hashes import content_hash
+    from ea_runtime.generation import run_state
+
+    monkeypatch.setattr(run_state, "RunState", partial(run_state.RunState, first_after=0, every=0))
+    words = (*PROMPT, "--dtype", "float32", "--lora")
+    assert ea(*words, f"{style}:0.8", "-o", "whole.mp4")[0] == 0
+    shown = progress.GenerationProgress.on_step
+
+    def on_step(self: Any, phase: str, done: int, total: int) -> None:
+        shown(self, phase, done, total)
+        if (phase, done) == ("denoising", 1):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.GenerationProgress, "on_step", on_step)
+        assert ea(*words, f"{style}:0.8", "-o", "out.mp4")[0] == 130
+    code, said = ea(*words, f"{style}:0.7", "-o", "out.mp4", "--resume")
+    assert code == 2
+    assert "is another one: loras" in said
+    code, said = ea(*words, f"{style}:0.8", "-o", "out.mp4", "--resume")
+    assert code == 0, said
+    assert "step 1 of 2" in said
+    assert content_hash(tmp_path / "out.mp4") == content_hash(tmp_path / "whole.mp4")

@@ -23,12 +23,13 @@ from pathlib import Path
 import torch
 
 from ea_runtime.files.hashes import content_hash
-from ea_runtime.generation import packing, pipeline
+from ea_runtime.generation import groups, packing
 from ea_runtime.generation.making import make_video
 from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.generation.resolve import resolve
-from ea_runtime.generation.run_state import RunState, read_state, state_folder
+from ea_runtime.generation.run_files import read_state, state_folder
+from ea_runtime.generation.run_state import RunState
 from ea_runtime.generation.sidecar import plan_sidecar
 from ea_runtime.models.hash import model_hash
 from ea_runtime.video.output import plan_output
@@ -39,7 +40,7 @@ HISTORY = ("model_outputs", "last_sample", "lower_order_nums", "timestep_list", 
 
 def broken(state: str) -> None:
     """Loses a part of what is put back."""
-    real = pipeline.put_back
+    real = groups.put_back
 
     def put_back(saved, scheduler, generators, predict, caching):
         if state == "no-generators":
@@ -49,7 +50,7 @@ def broken(state: str) -> None:
         if state == "no-history":
             packing.set_attributes(scheduler, {name: fresh[name] for name in HISTORY if name in fresh})
 
-    pipeline.put_back = put_back
+    groups.put_back = put_back
 
 
 def make(pipe: VideoPipeline, request: ModelRequest, path: Path, sha256: str, saved: bool) -> None:

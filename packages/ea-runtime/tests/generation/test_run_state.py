@@ -14,7 +14,8 @@ import torch
 from ea_runtime.errors import UserError
 from ea_runtime.generation import packing, place
 from ea_runtime.generation.pipeline import VideoOutput, VideoPipeline
-from ea_runtime.generation.run_state import RunState, read_state
+from ea_runtime.generation.run_files import read_state
+from ea_runtime.generation.run_state import RunState
 from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
 
 SMALL = {"num_frames": 9, "height": 32, "width": 48, "num_inference_steps": 6, "seed": 3}
@@ -199,7 +200,7 @@ def test_a_lost_part_of_the_state_is_caught(tmp_path, monkeypatch, sampler, lost
         real(state, scheduler, generators, predict, caching)
         packing.set_attributes(scheduler, fresh)
 
-    monkeypatch.setattr("ea_runtime.generation.pipeline.put_back", forgetful)
+    monkeypatch.setattr("ea_runtime.generation.groups.put_back", forgetful)
     try:
         result = resumed(tmp_path, "x", **settings)[0]
     except (TypeError, AttributeError, IndexError, ValueError):

@@ -16,7 +16,8 @@ from ea_runtime.files.hashes import content_hash
 from ea_runtime.generation.making import make_video
 from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.generation.requests import ModelRequest
-from ea_runtime.generation.run_state import RunState, is_writing, read_state
+from ea_runtime.generation.run_files import is_writing, read_state
+from ea_runtime.generation.run_state import RunState
 from ea_runtime.generation.saved_frames import INDEX, RAW, SavedFrames
 from ea_runtime.generation.sidecar import plan_sidecar, read_sidecar
 from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae

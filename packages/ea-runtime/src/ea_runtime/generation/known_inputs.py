@@ -16,13 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from ea_runtime.errors import UserError
-from ea_runtime.generation.inputs import opened
+from ea_runtime.generation.inputs import CLIP_APPLY_RATIO, has_known_frames, opened
+from ea_runtime.generation.known_frames import KnownFrames, encode_known_frames
+from ea_runtime.models.geometry import takes_known_frames
 from ea_runtime.video.fitting import Fit, check_fit, fitted, lost_share
 from ea_runtime.video.pictures import to_rgb
 from ea_runtime.video.reader import read_frames
 
 if TYPE_CHECKING:
     from ea_runtime.generation.requests import Request
+    from ea_runtime.models.geometry import Geometry
 
 #: a crop that loses a larger share of a picture is mentioned
 _LOST = 0.02
@@ -35,6 +38,37 @@ class KnownVideo:
     video: Tensor
     mask: Tensor
     notes: tuple[str, ...] = ()
+
+
+def encode_inputs(
+    request: Request, vae: Any, geometry: Geometry, config: Any, batch: int
+) -> tuple[KnownFrames | None, tuple[str, ...]]:
+    """What a checked request of `batch` videos knows of their frames, encoded, and notes for the user.
+
+    config: the denoiser's. None if nothing is known and the denoiser does not ask for it.
+    """
+    is_known = has_known_frames(request)
+    if not is_known and not takes_known_frames(config):
+        return None, ()
+    if vae is None:
+        raise UserError(
+            "a generation from pictures or a video needs a VAE, and this pipeline has none; give `vae=`"
+        )
+    size = (request.num_frames, request.height, request.width)
+    found = read_known_frames(request, batch) if is_known else nothing_known(batch, *size)
+    clip, ratio = request.clip_image_embeds, request.clip_apply_ratio
+    known = encode_known_frames(
+        vae,
+        geometry,
+        config,
+        found.video,
+        found.mask,
+        posterior=request.posterior or "mode",
+        generators=[torch.Generator().manual_seed(number) for number in range(batch)],
+        clip=None if clip is None else clip.expand(batch, -1),
+        clip_apply_ratio=CLIP_APPLY_RATIO if ratio is None else ratio,
+    )
+    return known, found.notes
 
 
 def read_known_frames(request: Request, batch: int) -> KnownVideo:

@@ -16,30 +16,20 @@ import torch
 from torch import Tensor
 
 from ea_runtime.errors import MissingPackageError, UserError
-from ea_runtime.generation.denoise import NoisePredictor, Text, denoise, plan_steps, size_conditions
-from ea_runtime.generation.inputs import (
-    CLIP_APPLY_RATIO,
-    check_known_frames,
-    has_known_frames,
-    strength_of,
-)
-from ea_runtime.generation.known_frames import (
-    KnownFrames,
-    encode_known_frames,
-    noised,
-    start_late,
-)
-from ea_runtime.generation.known_inputs import nothing_known, read_known_frames
-from ea_runtime.generation.latents import copy_generators, draw_noise, draw_seed, iter_frames, make_generators
+from ea_runtime.generation.denoise import plan_steps
+from ea_runtime.generation.groups import Denoising
+from ea_runtime.generation.inputs import check_known_frames, strength_of
+from ea_runtime.generation.known_frames import start_late
+from ea_runtime.generation.known_inputs import encode_inputs
+from ea_runtime.generation.latents import copy_generators, draw_seed, iter_frames, make_generators
 from ea_runtime.generation.out_of_memory import explained
-from ea_runtime.generation.place import Place, Watchers, capture, place_of, put_back
 from ea_runtime.generation.prompts import check_text, encode_text
 from ea_runtime.generation.requests import Request, check_sampler, check_seeds, random_seed
-from ea_runtime.generation.step_cache import StepCaching, check_step_cache, require_support
+from ea_runtime.generation.step_cache import check_step_cache, require_support
 from ea_runtime.machine.casting import cast
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
-from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int, takes_known_frames
+from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int
 from ea_runtime.models.layout import GenerationDefaults
 from ea_runtime.samplers.schedule import schedule_of_model
 
@@ -289,7 +279,7 @@ class VideoPipeline:
         request, generators = self._checked(Request.of(locals()))
         caching = check_step_cache(request.step_cache)
         settings = request.settings | ({} if caching is None else {"step_cache": caching.text})
-        scheduler = self._scheduler(request)
+        scheduler = self.new_scheduler(request)
         shape = (request.num_frames, request.height, request.width)
         step = on_step or (lambda phase, done, total: None)
         timings: dict[str, float] = {}
@@ -308,15 +298,19 @@ class VideoPipeline:
                 self._formats.watch(getattr(self.text, "model", self.text)),
             ):
                 text, notes = encode_text(request, self.text, step, self.device, self.dtype)
-            notes = [*request.notes(self.defaults), *notes]
+            config = getattr(self.denoiser, "config", None)
+            with Timed("encoding", timings, self.device), self._formats.watch(self.vae):
+                known, of_inputs = encode_inputs(request, self.vae, self.geometry, config, len(generators))
+            if known is None:
+                del timings["encoding"]
+            notes = [*request.notes(self.defaults), *of_inputs, *notes]
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
-                watchers = Watchers(step, on_preview, run)
-                known = self._known(request, len(generators), notes)
-                found, passes = self._denoise(
-                    request, text, scheduler, generators, watchers, caching, saved, known
+                work = Denoising(
+                    self, request, text, generators, caching, self._formats, step, on_preview, run, known
                 )
+                found, passes = work.run_all(scheduler, saved)
         if caching is not None:
             notes = [*notes, caching.note]
             logger.warning("%s", caching.note)
@@ -430,123 +424,13 @@ class VideoPipeline:
             width=latents.shape[4] * geometry.spatial_ratio,
         )
 
-    def _scheduler(self, request: Request) -> Any:
+    def new_scheduler(self, request: Request) -> Any:
         """A new scheduler: it keeps state while it runs. Raises UserError if it cannot do that many steps."""
         record = check_sampler(request.sampler)
         scheduler = plan_steps(record, self.scheduler_config, request.num_inference_steps)
         if strength_of(request) < 1:
             start_late(scheduler, strength_of(request))
         return scheduler
-
-    def _denoise(
-        self,
-        request: Request,
-        text: Text,
-        scheduler: Any,
-        generators: list[torch.Generator],
-        watchers: Watchers,
-        caching: StepCaching | None,
-        saved: dict[str, Any] | None,
-        known: KnownFrames | None,
-    ) -> tuple[Tensor, int]:
-        """Latents (B, C, t, h, w) on the CPU, and the number of network passes. saved: a place to resume from."""
-        batch, group = len(generators), request.batch_size
-        starts = range(0, batch, group)
-        total = len(scheduler.timesteps) * len(starts)
-        finished = [] if saved is None else place_of(saved).finished
-        for start in starts[len(finished) :]:
-            scheduler = self._scheduler(request) if start else scheduler
-            rows = range(start, min(start + group, batch))
-            x = self._denoise_group(
-                request, text, scheduler, generators, rows, finished, total, watchers, caching, saved, known
-            )
-            finished = [*finished, x.cpu()]  # a new list: a place that is yet to be saved has the old one
-            saved = None
-        return torch.cat(finished), total
-
-    def _denoise_group(
-        self,
-        request: Request,
-        text: Text,
-        scheduler: Any,
-        generators: list[torch.Generator],
-        rows: range,
-        finished: list[Tensor],
-        total: int,
-        watchers: Watchers,
-        caching: StepCaching | None,
-        saved: dict[str, Any] | None,
-        known: KnownFrames | None,
-    ) -> Tensor:
-        """Latents (N, C, t, h, w) of the videos `rows`, which are denoised together."""
-        shape = self.geometry.latent_shape(len(generators), request.num_frames, request.height, request.width)
-        embeds, mask = text.rows(rows.start, rows.stop)
-        config = getattr(self.denoiser, "config", None)
-        conditions = size_conditions(config, embeds.shape[0], request.height, request.width, embeds)
-        predict = NoisePredictor(
-            self.denoiser,
-            (embeds, mask),
-            conditions,
-            request.guidance_scale,
-            shape[1],
-            [float(timestep) for timestep in scheduler.timesteps],
-            caching,
-            has_cuda_graphs=self.has_cuda_graphs,
-            formats=self._formats,
-            known=None if known is None else known.rows(rows.start, rows.stop).to(self.device),
-        )
-        own = generators[rows.start : rows.stop]
-        resumed = None
-        if request.latents is None:
-            noise = draw_noise((len(rows), *shape[1:]), own)
-        else:
-            noise = request.latents[rows.start : rows.stop]
-        if saved is not None:
-            put_back(saved, scheduler, generators, predict, caching)
-            resumed = place_of(saved).passes, place_of(saved).x
-
-        def state(passes: int, x: Tensor) -> dict[str, Any]:
-            here = Place(rows.start, passes, x, finished)
-            return capture(here, scheduler, generators, predict, caching)
-
-        before = len(finished) * len(scheduler.timesteps)
-        on_step, on_clean = watchers.of_group(before, total, state)
-        watchers.step("denoising", before + (0 if resumed is None else resumed[0]), total)
-        noise = noise.to(self.device, torch.float32)
-        late = None
-        if predict.known is not None and strength_of(request) < 1:
-            late = noised(scheduler, predict.known.latents, noise, 0)
-        return denoise(
-            predict, scheduler, noise, own, on_step, resumed=resumed, on_clean=on_clean, start=late
-        )
-
-    def _known(self, request: Request, batch: int, notes: list[str]) -> KnownFrames | None:
-        """What the request knows of the frames, encoded; None if nothing, and the denoiser does not ask."""
-        config = getattr(self.denoiser, "config", None)
-        if not has_known_frames(request) and not takes_known_frames(config):
-            return None
-        if has_known_frames(request):
-            found = read_known_frames(request, batch)
-        else:
-            found = nothing_known(batch, request.num_frames, request.height, request.width)
-        for note in found.notes:
-            logger.warning("%s", note)
-        notes += found.notes
-        clip = request.clip_image_embeds
-        with self._formats.watch(self.vae):
-            return encode_known_frames(
-                self.vae,
-                self.geometry,
-                config,
-                found.video,
-                found.mask,
-                posterior=request.posterior or "mode",
-                generators=[torch.Generator().manual_seed(i) for i in range(batch)],
-                clip=None if clip is None else clip.expand(batch, -1),
-                clip_apply_ratio=(
-                    CLIP_APPLY_RATIO if request.clip_apply_ratio is None else request.clip_apply_ratio
-                ),
-            )
 
     def _decode(self, result: VideoOutput, step: OnStep) -> np.ndarray:
         settings = result.settings

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from torch import Tensor
 from ea_runtime.generation.denoise import NoisePredictor
 from ea_runtime.generation.packing import attributes, set_attributes
 from ea_runtime.generation.step_cache import StepCaching
-
-if TYPE_CHECKING:
-    from ea_runtime.generation.run_state import RunState
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +77,3 @@ def put_back(
 def place_of(state: dict[str, Any]) -> Place:
     """The place of a state."""
     return Place(state["start"], state["passes"], state["x"], state["finished"])
-
-
-@dataclass(frozen=True, slots=True)
-class Watchers:
-    """What watches a run: progress, previews, the saved place."""
-
-    step: Callable[[str, int, int], None]
-    preview: Callable[[int, Tensor], None] | None
-    run: RunState | None
-
-    def of_group(
-        self, before: int, total: int, state: Callable[[int, Tensor], dict[str, Any]]
-    ) -> tuple[Callable[[int, Tensor], None], Callable[[int, Tensor], None] | None]:
-        """`on_step` and `on_clean` for `denoise`, of videos with `before` of `total` network passes before them."""
-
-        def on_step(passes: int, x: Tensor) -> None:
-            done = before + passes
-            # the last place of all is that of the finished latents
-            if self.run is not None and done < total:
-                self.run.offer("denoising", done, total, lambda: state(passes, x))
-            self.step("denoising", done, total)
-
-        def on_clean(passes: int, clean: Tensor) -> None:
-            if self.preview is not None:
-                self.preview(before + passes, clean[0])
-
-        return on_step, None if self.preview is None else on_clean

@@ -1,30 +1,28 @@
 """The place of an unfinished run, saved from time to time, so that it can be resumed after a kill with the same result.
 
-    FOLDER/state.json             which run it is, how far it is, the hash of the file below; what is in that file
-    FOLDER/NAME.safetensors       latents, the sampler's history, generators, the step cache; after denoising: latents
-    FOLDER/frames.raw, .jsonl     decoded frames (saved_frames.py)
-
-Files appear whole or not at all, state.json last. No pickle is read or written.
+When it is saved, what is said about it, and what is resumed; the files themselves are run_files.py's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError
-from ea_runtime.files.atomic import atomic_file, remove_partials, shortened, write_atomic
-from ea_runtime.files.hashes import file_hash
-from ea_runtime.files.safe import plain
+from ea_runtime.generation.run_files import (
+    Found,
+    differences,
+    load_state,
+    mark_writing,
+    read_state,
+    remove_state,
+    write_state,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,11 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ea")
 
-VERSION = 1
-STATE = "state.json"
-_WRITING = "writing"
-_OTHERS = (_WRITING, "frames.raw", "frames.jsonl")
-MAX_STATE_BYTES = 16 << 20
 #: seconds of a run before its place is saved for the first time: a shorter run is as soon repeated
 FIRST_AFTER = 30.0
 #: seconds between two saves, or SHARE times what a save takes, if that is longer: saving stays under 1% of a run
@@ -49,23 +42,6 @@ RATE = 100e6
 
 Key = Mapping[str, Any]
 State = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A state that a folder holds. phase: "denoising" or "denoised". done, total: network passes. key: of its run."""
-
-    phase: str
-    done: int
-    total: int
-    key: dict[str, Any]
-    tree: Any
-    tensors: Path
-
-    @property
-    def summary(self) -> str:
-        """How far the run is: "step 12 of 30" or "denoised"."""
-        return f"step {self.done} of {self.total}" if self.phase == "denoising" else "denoised"
 
 
 class RunState:
@@ -134,7 +110,7 @@ class RunState:
             return None
         if found is None:
             return None
-        differing = _differences(found.key, self._full_key())
+        differing = differences(found.key, self._full_key())
         if differing:
             line = f"the saved run in {self.folder} is another one: {differing}"
             if self.must_match:
@@ -151,14 +127,10 @@ class RunState:
         found, self._is_saved = self.found, False
         if found is None:
             return None
-        from safetensors.torch import load_file
-
-        from ea_runtime.generation.packing import unpack
-
         try:
-            return unpack(found.tree, load_file(found.tensors), device)
-        except Exception as error:  # safetensors has errors of its own
-            self._note(f"the saved run in {self.folder} cannot be read ({plain(error)}); the run starts over")
+            return load_state(found, device)
+        except UserError as error:
+            self._note(f"{error}; the run starts over")
             self.found, self.is_open = None, False
             return None
 
@@ -228,8 +200,7 @@ class RunState:
     def mark_writing(self) -> None:
         """From here on a file in the output's place may be this run's own, whole."""
         if self.is_open and not self._is_off:
-            with suppress(OSError):
-                write_atomic(self.folder / _WRITING, "")
+            mark_writing(self.folder)
 
     def remove(self) -> None:
         """Remove what was saved, and the folder if it holds nothing else."""
@@ -253,38 +224,13 @@ class RunState:
         return not self.every or now - self._last >= max(self.every, SHARE * self._cost)
 
     def _write(self, phase: str, done: int, total: int, capture: Callable[[], State]) -> None:
-        from safetensors.torch import save
-
-        from ea_runtime.generation.packing import pack
-
-        tensors: dict[str, torch.Tensor] = {}
-        tree = pack(capture(), tensors)
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not self.is_open:
             remove_state(self.folder, keep_folder=True)
+        write_state(self.folder, self._full_key(), phase, done, total, capture())
+        if not self.is_open:
             frames = f", with frames up to {self._frame_bytes / 1e6:.0f} MB" if self._frame_bytes else ""
             self._note(f"from now on the run's place is saved in {self.folder}{frames}; removed at the end")
-        file = self.folder / f"{phase}-{done}-{secrets.token_hex(4)}.safetensors"
-        data = save(tensors)
-        with atomic_file(file, durable=True) as partial:
-            partial.write_bytes(data)
-        body = {
-            "ea_run": VERSION,
-            "key": self._full_key(),
-            "phase": phase,
-            "done": done,
-            "total": total,
-            "file": file.name,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "tree": tree,
-        }
-        with atomic_file(self.folder / STATE, durable=True) as partial:
-            partial.write_text(json.dumps({**body, "check": _check_sum(body)}), encoding="utf-8")
         self.is_open = True
-        for old in self.folder.glob("*.safetensors"):
-            if old != file:
-                old.unlink(missing_ok=True)
-        remove_partials(self.folder)
 
     def _require_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
@@ -300,83 +246,8 @@ class RunState:
         self._is_off = True
 
 
-def state_folder(output: Path) -> Path:
-    """The place for the state of the run that makes `output`: `.out.mp4.ea-run` next to out.mp4."""
-    return output.with_name(f".{shortened(output.name)}.ea-run")
-
-
-def is_writing(folder: Path) -> bool:
-    """True if the run of this state had all its frames: a whole file in the output's place may then be its own."""
-    return (folder / _WRITING).is_file() and (folder / STATE).is_file()
-
-
-def read_state(folder: Path) -> Found | None:
-    """The state in `folder`, its hashes checked; None without one. Raises UserError for one that is damaged."""
-    path = folder / STATE
-    where = f"the saved run in {folder}"
-    try:
-        if not path.is_file():
-            return None
-        if path.stat().st_size > MAX_STATE_BYTES:
-            raise UserError(f"{where} is damaged: {STATE} has more than {MAX_STATE_BYTES:,} bytes")
-        body = json.loads(path.read_text(encoding="utf-8"))
-        check = body.pop("check")
-        if body["ea_run"] != VERSION:
-            raise UserError(f"{where} is of another version of this program")
-        if check != _check_sum(body):
-            raise UserError(f"{where} is damaged: {STATE} is not what was written")
-        tensors = folder / Path(body["file"]).name
-        if not tensors.is_file() or file_hash(tensors) != body["sha256"]:
-            raise UserError(f"{where} is damaged: {tensors.name} is not what was written")
-        return Found(body["phase"], body["done"], body["total"], body["key"], body["tree"], tensors)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{where} is damaged: {STATE} is none ({plain(error)})") from error
-
-
-def remove_state(folder: Path, keep_folder: bool = False) -> None:
-    """Remove a saved run, and its folder if nothing else is in it."""
-    if not folder.is_dir():
-        return
-    with suppress(OSError):
-        # state.json first: without it the others are nothing
-        for path in (folder / STATE, *folder.glob("*.safetensors"), *map(folder.joinpath, _OTHERS)):
-            path.unlink(missing_ok=True)
-        remove_partials(folder)
-        if not keep_folder:
-            folder.rmdir()
-
-
-def _check_sum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
 def _num_bytes(value: Any) -> int:
     """Bytes of all tensors in a state."""
     if isinstance(value, dict | list | tuple):
         return sum(_num_bytes(one) for one in (value.values() if isinstance(value, dict) else value))
     return int(getattr(value, "nbytes", 0))
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 4) -> str:
-    """The values that differ, as "settings.seed 1 -> 2"; empty if none does."""
-    before, after = _flat(old), _flat(new)
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    told = [f"{name} {_short(before.get(name))} -> {_short(after.get(name))}" for name in names[:limit]]
-    return "; ".join(told + [f"{len(names) - limit} more"] * (len(names) > limit))
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    found: dict[str, Any] = {}
-    for key, one in value.items():
-        found |= _flat(one, f"{name}.{key}" if name else str(key))
-    return found
-
-
-def _short(value: Any) -> str:
-    return "nothing" if value is None else plain(json.dumps(value, ensure_ascii=False), 40)

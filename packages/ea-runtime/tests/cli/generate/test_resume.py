@@ -17,7 +17,8 @@ from ea_runtime.errors import UserError
 from ea_runtime.files.hashes import content_hash
 from ea_runtime.generation import run_state
 from ea_runtime.generation.out_of_memory import OutOfMemoryError
-from ea_runtime.generation.run_state import RunState, state_folder
+from ea_runtime.generation.run_files import state_folder
+from ea_runtime.generation.run_state import RunState
 
 pytest.importorskip("ea_vae")
 pytest.importorskip("ea_dit")

@@ -18,7 +18,7 @@ from ea_runtime.generation.adapters import AdapterChoice, check_adapters, plan_a
 from ea_runtime.generation.prompt_tags import find_tagged, refuse_tags, split_tags
 from ea_runtime.generation.requests import ModelRequest, check_prompts, check_seeds
 from ea_runtime.generation.resolve import resolve
-from ea_runtime.generation.run_state import is_writing, state_folder
+from ea_runtime.generation.run_files import is_writing, state_folder
 from ea_runtime.generation.sidecar import describes, plan_sidecar, read_recorded
 from ea_runtime.generation.spread import world_size
 from ea_runtime.text.cleaning import check_prompt

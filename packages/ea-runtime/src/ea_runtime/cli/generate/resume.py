@@ -13,7 +13,7 @@ from ea_runtime.generation.adapters import AdapterChoice
 from ea_runtime.generation.making import model_name
 from ea_runtime.generation.recipe import read_embedded
 from ea_runtime.generation.requests import ModelRequest
-from ea_runtime.generation.run_state import is_writing, state_folder
+from ea_runtime.generation.run_files import is_writing, state_folder
 from ea_runtime.generation.sidecar import describes, plan_sidecar, read_sidecar, sidecars_of
 from ea_runtime.video.output import Output, plan_output
 

@@ -85,7 +85,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
 def _unfinished(plan: Plan, console: Console) -> list[int]:
     """The numbers of the jobs that are to be done. Says which are complete, and where an ended run is saved."""
     from ea_runtime.errors import UserError
-    from ea_runtime.generation.run_state import read_state, remove_state, state_folder
+    from ea_runtime.generation.run_files import read_state, remove_state, state_folder
 
     for job in plan.jobs:
         folder = state_folder(job.output.path)
@@ -159,7 +159,8 @@ def _make(
     """Makes one video and its sidecar, under a bar for each phase; an ended run's place stays saved."""
     from ea_runtime.cli.generate.progress import GenerationProgress
     from ea_runtime.generation.making import make_video
-    from ea_runtime.generation.run_state import RunState, state_folder
+    from ea_runtime.generation.run_files import state_folder
+    from ea_runtime.generation.run_state import RunState
     from ea_runtime.generation.spread import world_size
 
     run = None
