@@ -202,6 +202,7 @@ def denoise(
     resumed: tuple[int, Tensor] | None = None,
     on_clean: Callable[[int, Tensor], None] | None = None,
     start: Tensor | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Run the sampler.
 
@@ -209,7 +210,8 @@ def denoise(
     that draw. on_step: called after each network pass with the number of passes done and the latents. resumed: passes
     done and latents of a run whose scheduler, generators and predictor are as they were then. on_clean: called after
     each pass, before on_step, with the number of passes and the clean latents (N, C, t, h, w) that it leads to. start:
-    noised latents to start from in place of the noise alone; the predictor's known frames are put back after each pass.
+    noised latents to start from in place of the noise alone, at step `first`; the predictor's known frames are put back
+    after each pass.
 
     Returns latents (N, C, t, h, w), float32. Raises NotFiniteError.
     """
@@ -223,14 +225,14 @@ def denoise(
     drawing: dict[str, Any] = {}
     if "generator" in accepted:
         drawing["generator"] = list(generators) if len(generators) > 1 else generators[0]
-    count = len(scheduler.timesteps)
-    for done, timestep in enumerate(scheduler.timesteps[before:], before + 1):
+    count = len(scheduler.timesteps) - first
+    for done, timestep in enumerate(scheduler.timesteps[first + before :], before + 1):
         seen = scheduler.scale_model_input(x, timestep)
-        noise_now = predict(seen, timestep, done - 1)
+        noise_now = predict(seen, timestep, first + done - 1)
         clean = None if on_clean is None else predicted_clean(scheduler, seen, timestep, noise_now)
         x = scheduler.step(noise_now, timestep, x, return_dict=False, **drawing)[0]
         if known is not None:
-            x = known.put_back(x, noise, scheduler, done - 1)
+            x = known.put_back(x, noise, scheduler, first + done - 1)
         if not torch.isfinite(x).all():
             name = str(predict.dtype).removeprefix("torch.")
             hint = "a lower guidance_scale" if name == "float32" else "dtype float32"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ea_runtime.generation.denoise import NoisePredictor, Text, denoise, size_conditions
 from ea_runtime.generation.inputs import strength_of
-from ea_runtime.generation.known_frames import KnownFrames, noised
+from ea_runtime.generation.known_frames import KnownFrames, first_step, noised
 from ea_runtime.generation.latents import draw_noise
 from ea_runtime.generation.place import Place, capture, place_of, put_back
 from ea_runtime.generation.requests import Request
@@ -62,7 +62,8 @@ class Denoising:
         """
         batch, group = len(self.generators), self.request.batch_size
         starts = range(0, batch, group)
-        total = len(scheduler.timesteps) * len(starts)
+        count = len(scheduler.timesteps) - first_step(scheduler, strength_of(self.request))
+        total = count * len(starts)
         finished = [] if saved is None else place_of(saved).finished
         for start in starts[len(finished) :]:
             scheduler = self.pipe.new_scheduler(self.request) if start else scheduler
@@ -81,6 +82,7 @@ class Denoising:
     ) -> Tensor:
         """Latents (N, C, t, h, w) of the videos `rows`, which are denoised together."""
         predict = self._predictor(rows, scheduler)
+        first = first_step(scheduler, strength_of(self.request))
         resumed = None
         noise = self._noise(rows).to(
             self.pipe.device, torch.float32
@@ -89,9 +91,9 @@ class Denoising:
             put_back(saved, scheduler, self.generators, predict, self.caching)
             resumed = place_of(saved).passes, place_of(saved).x
         start = None
-        if predict.known is not None and strength_of(self.request) < 1:
-            start = noised(scheduler, predict.known.latents, noise, 0)
-        before = len(finished) * len(scheduler.timesteps)
+        if predict.known is not None and first:
+            start = noised(scheduler, predict.known.latents, noise, first)
+        before = len(finished) * (len(scheduler.timesteps) - first)
 
         def state(passes: int, x: Tensor) -> dict[str, Any]:
             here = Place(rows.start, passes, x, finished)
@@ -108,7 +110,15 @@ class Denoising:
         own = self.generators[rows.start : rows.stop]
         on_clean = self._on_clean(before)
         return denoise(
-            predict, scheduler, noise, own, on_step, resumed=resumed, on_clean=on_clean, start=start
+            predict,
+            scheduler,
+            noise,
+            own,
+            on_step,
+            resumed=resumed,
+            on_clean=on_clean,
+            start=start,
+            first=first,
         )
 
     def _predictor(self, rows: range, scheduler: Any) -> NoisePredictor:

@@ -135,10 +135,10 @@ def deciding_frames(num_frames: int, geometry: Geometry) -> list[int]:
     return [start + frame for start in starts for frame in chunk if start + frame < num_frames]
 
 
-def start_late(scheduler: Any, strength: float) -> None:
-    """Leaves out the first steps of a scheduler, so that only `strength` of the noise is put in."""
+def first_step(scheduler: Any, strength: float) -> int:
+    """The step at which a run starts if only `strength` of the noise is put in; the scheduler is told."""
     count = len(scheduler.timesteps)
     first = count - max(1, min(count, int(count * strength)))
-    scheduler.timesteps = scheduler.timesteps[first:]
-    if hasattr(scheduler, "set_begin_index"):
+    if first and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
+    return first

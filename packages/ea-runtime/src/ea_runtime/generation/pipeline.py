@@ -18,8 +18,7 @@ from torch import Tensor
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.generation.denoise import plan_steps
 from ea_runtime.generation.groups import Denoising
-from ea_runtime.generation.inputs import check_known_frames, strength_of
-from ea_runtime.generation.known_frames import start_late
+from ea_runtime.generation.inputs import check_known_frames
 from ea_runtime.generation.known_inputs import encode_inputs
 from ea_runtime.generation.latents import copy_generators, draw_seed, iter_frames, make_generators
 from ea_runtime.generation.out_of_memory import explained
@@ -427,10 +426,7 @@ class VideoPipeline:
     def new_scheduler(self, request: Request) -> Any:
         """A new scheduler: it keeps state while it runs. Raises UserError if it cannot do that many steps."""
         record = check_sampler(request.sampler)
-        scheduler = plan_steps(record, self.scheduler_config, request.num_inference_steps)
-        if strength_of(request) < 1:
-            start_late(scheduler, strength_of(request))
-        return scheduler
+        return plan_steps(record, self.scheduler_config, request.num_inference_steps)
 
     def _decode(self, result: VideoOutput, step: OnStep) -> np.ndarray:
         settings = result.settings
