@@ -16,7 +16,9 @@ from ea_runtime.generation import packing, place
 from ea_runtime.generation.pipeline import VideoOutput, VideoPipeline
 from ea_runtime.generation.run_files import read_state
 from ea_runtime.generation.run_state import RunState
-from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
+from ea_runtime.hookspecs import hookimpl
+from ea_runtime.records import SamplerRecord, StepCacheRecord
+from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae, host_with
 
 SMALL = {"num_frames": 9, "height": 32, "width": 48, "num_inference_steps": 6, "seed": 3}
 SAMPLERS = ["euler", "euler-a", "dpm++", "pndm", "ddim", "unipc"]
@@ -113,6 +115,46 @@ def test_several_videos(tmp_path, sampler, more):
         folder = tmp_path / str(step)
         ended_at(step, folder, prompts, **settings)
         assert same(resumed(folder, prompts, **settings)[0], whole)
+
+
+class Plugin:
+    """A sampler and a step cache as plugins bring them (docs/hooks.md)."""
+
+    class EveryOther:
+        def __init__(self, num_passes):
+            self.computed = self.skipped = 0
+
+        def __call__(self, signal, x, blocks):
+            if self.computed > self.skipped:
+                self.skipped += 1
+                return x.repeat(self.change.shape[0] // x.shape[0], 1, 1) + self.change
+            self.computed += 1
+            out = blocks(x)
+            self.change = out - x.repeat(out.shape[0] // x.shape[0], 1, 1)
+            return out
+
+    @hookimpl
+    def ea_step_caches(self):
+        return [StepCacheRecord("every-other", "for tests", lambda threshold: self.EveryOther)]
+
+    @hookimpl
+    def ea_samplers(self):
+        def build(**schedule):
+            from diffusers import HeunDiscreteScheduler
+
+            known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+            return HeunDiscreteScheduler(**{key: schedule[key] for key in known if key in schedule})
+
+        return [SamplerRecord("heun", "for tests", build)]
+
+
+def test_parts_of_plugins(tmp_path):
+    settings = {**SMALL, "sampler": "heun", "step_cache": "every-other", "guidance_scale": 4.0}
+    with host_with(Plugin()):
+        whole = make_pipe()("x", **settings)
+        for step in range(1, 11):
+            ended_at(step, tmp_path / str(step), "x", **settings)
+            assert same(resumed(tmp_path / str(step), "x", **settings)[0], whole)
 
 
 def test_a_run_that_is_ended_again_and_again(tmp_path):
@@ -347,6 +389,11 @@ def test_a_place_that_cannot_be_written_does_not_end_the_run(tmp_path):
     assert same(make_pipe()("x", run=run, **SMALL), make_pipe()("x", **SMALL))
     assert len(lines) == 1
     assert "the run's place cannot be saved in" in lines[0]
+
+
+def test_a_run_needs_a_key_at_its_beginning(tmp_path):
+    with pytest.raises(ValueError, match="`key` of a RunState is needed"):
+        RunState(tmp_path).begin()
 
 
 def test_no_pickle_is_read(tmp_path):
