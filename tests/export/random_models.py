@@ -31,6 +31,15 @@ SMALL_DIT: dict[str, Any] = {
     "caption_channels": 48,
     "sample_size": 16,
 }
+_MOTION_V3: dict[str, Any] = {"num_attention_heads": 16}
+#: what V3's inpainting transformer has next to V2's
+V3: dict[str, Any] = {
+    "in_channels": 12,
+    "basic_block_type": "global_motionmodule",
+    "motion_module_kwargs": None,
+    "motion_module_kwargs_even": _MOTION_V3,
+    "motion_module_kwargs_odd": _MOTION_V3 | {"attention_block_types": ["Temporal_Self", "Global_Self"]},
+}
 
 
 def write_model(

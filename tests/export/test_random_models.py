@@ -47,6 +47,21 @@ def test_a_v2_shaped_model(random_models: ModuleType, tmp_path: Path) -> None:
     assert norms == {"GroupNorm(32)": count}
 
 
+def test_a_v3_shaped_model(random_models: ModuleType, tmp_path: Path) -> None:
+    """Attention over all tokens, known frames and CLIP's picture as inputs; the frames of a slice VAE."""
+    vae = random_models.SMALL_VAE | {
+        "slice_compression_vae": True,
+        "mini_batch_encoder": 8,
+        "mini_batch_decoder": 2,
+    }
+    dit = random_models.SMALL_DIT | random_models.V3 | {"num_layers": 4}
+    model = random_models.write_model(tmp_path / "model", vae, dit, torch.float32)
+    report = export(tmp_path, model, ("dit",), 64, num_frames=16)
+    check(report, {"dit"})
+    (one,) = report["parity"]
+    assert len(one["blocks"]) == 4
+
+
 @full
 def test_opset_20_too(random_models: ModuleType, tmp_path: Path) -> None:
     model = random_models.write_model(

@@ -56,11 +56,11 @@ def test_all_parts_of_tiny(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         VideoPipeline.from_pretrained("tiny", engine="trt-rtx", bundle=bundle.folder)
 
 
-def build(random_models: ModuleType, folder: Path, part: str, dtype: str, num_layers: int = 1) -> Any:
+def build(random_models: ModuleType, folder: Path, part: str, dtype: str, **dit: Any) -> Any:
     vae = random_models.FULL_VAE if part.startswith("vae") else None
-    dit = None if vae else {"num_layers": num_layers}
-    model = random_models.write_model(folder / "model", vae, dit)
-    size = {"num_frames": 144, "height": 768, "width": 768}
+    model = random_models.write_model(folder / "model", vae, None if vae else dit)
+    side = 512 if "in_channels" in dit else 768
+    size = {"num_frames": 144, "height": side, "width": side}
     out = str(folder / "bundle")
     request = ExportRequest(
         str(model), out, target="trt-rtx", parts=(part,), dtype=dtype, parity="off", **size
@@ -70,10 +70,15 @@ def build(random_models: ModuleType, folder: Path, part: str, dtype: str, num_la
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("part", ["vae-decoder", "vae-encoder", "dit", "dit-2"])
+@pytest.mark.parametrize("part", ["vae-decoder", "vae-encoder", "dit", "dit-2", "dit-v3"])
 def test_every_part_in_16_bits(random_models: ModuleType, tmp_path: Path, part: str, dtype: str) -> None:
-    name, _, layers = part.partition("dit-")
-    check(build(random_models, tmp_path, name or "dit", dtype, int(layers or 1)))
+    networks = {
+        "dit": {"num_layers": 1},
+        "dit-2": {"num_layers": 2},
+        "dit-v3": {"num_layers": 2, **random_models.V3},
+    }
+    name = "dit" if part in networks else part
+    check(build(random_models, tmp_path, name, dtype, **networks.get(part, {})))
 
 
 def test_what_cannot_be_built_here_says_what_can(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

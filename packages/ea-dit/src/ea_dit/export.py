@@ -14,33 +14,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ea_dit.network.config import CLIP_CHANNELS, CLIP_TOKENS
 from ea_dit.network.inputs import batch_timestep, check_latents, check_text, size_conditions
+from ea_dit.network.known_frames import check_clip, with_known_frames
 from ea_runtime.errors import UserError
 from ea_runtime.export.parts import Graph, Input, Run, Size
 
 parts = ("dit",)
 TEXT_TOKENS = 120  # of V2's prompts
+#: further inputs of a step, by their names in `Transformer3DModel.forward`
+SIZES = ("resolution", "aspect_ratio")
+KNOWN = ("inpaint_latents", "clip_encoder_hidden_states", "clip_attention_mask")
 
 
 class DenoisingStep(nn.Module):
-    """Latents (R, C, t, h, w), timestep (R,), text (R, S, D), mask (R, S) [, sizes] -> noise (R, C, t, h, w)."""
+    """Latents (R, C, t, h, w), timestep (R,), text (R, S, D), mask (R, S) [, further] -> noise (R, C, t, h, w).
+
+    further: size conditions; or of V3 the known frames (R, 2C, t, h, w), CLIP's embedding (R, 768) and its mask (R, 8).
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor, *sizes: Tensor
+        self, latents: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor, *further: Tensor
     ) -> Tensor:
-        conditions = {"resolution": sizes[0], "aspect_ratio": sizes[1]} if sizes else None
-        out = self.model(latents, timestep, text, text_mask, conditions, return_dict=False)[0]
+        arguments: dict[str, Any] = {}
+        if self.model.cfg.has_known_frames:
+            arguments = dict(zip(KNOWN, further, strict=True))
+        elif further:
+            arguments = {"added_cond_kwargs": dict(zip(SIZES, further, strict=True))}
+        out = self.model(latents, timestep, text, text_mask, return_dict=False, **arguments)[0]
         return out[:, : latents.shape[1]]
 
 
 def graphs(part: str, network: Any, size: Size) -> list[Graph]:
     """The one graph of a step at this size."""
     cfg, rows = network.cfg, size.rows
-    shape = (rows, cfg.in_channels, size.latent_frames, size.latent_height, size.latent_width)
+    shape = (rows, cfg.latent_channels, size.latent_frames, size.latent_height, size.latent_width)
     check_latents(cfg, torch.empty(shape, device="meta"))
     inputs = {
         "latents": Input(shape),
@@ -53,6 +65,13 @@ def graphs(part: str, network: Any, size: Size) -> list[Graph]:
             "resolution": Input((rows, 2), torch.float32),
             "aspect_ratio": Input((rows, 1), torch.float32),
         }
+    if cfg.has_known_frames:
+        known = (
+            Input((rows, 2 * shape[1], *shape[2:])),
+            Input((rows, CLIP_CHANNELS)),
+            Input((rows, CLIP_TOKENS)),
+        )
+        inputs |= dict(zip(KNOWN, known, strict=True))
     blocks = tuple(f"model.transformer_blocks.{i}" for i in range(cfg.num_layers))
 
     def draw(generator: torch.Generator) -> dict[str, Tensor]:
@@ -68,6 +87,13 @@ def graphs(part: str, network: Any, size: Size) -> list[Graph]:
             "resolution": sides,
             "aspect_ratio": sides[:, :1] / sides[:, 1:],
         }
+        if cfg.has_known_frames:
+            for name in KNOWN[:2]:
+                drawn[name] = torch.randn(inputs[name].shape, generator=generator)
+            # as with guidance: the first rows go without the picture
+            drawn[KNOWN[2]] = (
+                (torch.arange(rows) >= rows // 2).float()[:, None].expand(rows, CLIP_TOKENS).clone()
+            )
         return {name: drawn[name] for name in inputs}
 
     return [Graph("dit", part, DenoisingStep(network), inputs, ("noise",), blocks, draw)]
@@ -97,6 +123,9 @@ class ExportedTransformer:
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor | None] | None = None,
+        inpaint_latents: Tensor | None = None,
+        clip_encoder_hidden_states: Tensor | None = None,
+        clip_attention_mask: Tensor | None = None,
     ) -> SimpleNamespace:
         """See `Transformer3DModel.forward`. Rows beyond the graph's go through it in turn."""
         check_latents(self.cfg, hidden_states)
@@ -119,6 +148,13 @@ class ExportedTransformer:
                 "resolution": resolution.reshape(rows, 2),
                 "aspect_ratio": aspect_ratio.reshape(rows, 1),
             }
+        with_known_frames(self.cfg, hidden_states, inpaint_latents)  # checks them
+        clip = check_clip(self.cfg, clip_encoder_hidden_states, clip_attention_mask, rows)
+        if inpaint_latents is not None:
+            embedding, mask = clip or (hidden_states.new_zeros(rows, CLIP_CHANNELS), None)
+            if mask is None:
+                mask = embedding.new_full((rows, CLIP_TOKENS), float(clip is not None))
+            inputs |= dict(zip(KNOWN, (inpaint_latents, embedding, mask.to(embedding)), strict=True))
         group = shapes["latents"][0]
         noise = []
         for start in range(0, rows, group):

@@ -32,7 +32,11 @@ def test_skips_follow_from_depth(depth: int, count: int, first: int) -> None:
         ("activation_fn", "relu", "`activation_fn` must be one of"),
         ("dropout", 1.0, "`dropout` must be in"),
         ("norm_type", "layer_norm", "`norm_type` must be 'ada_norm_single'"),
-        ("basic_block_type", "kvcompression_motionmodule", "`basic_block_type` must be 'motionmodule'"),
+        (
+            "basic_block_type",
+            "kvcompression_motionmodule",
+            "must be one of motionmodule, global_motionmodule",
+        ),
         ("patch_3d", True, "`patch_3d` must be False"),
         ("casual_3d", True, "`casual_3d` must be False"),
         ("motion_module_type", "Global", "`motion_module_type` must be one of"),

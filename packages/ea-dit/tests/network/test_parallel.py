@@ -20,11 +20,13 @@ rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", store=dist.FileStore(folder + "/store", size), rank=rank, world_size=size)
 motion = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16}
 grid = {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {**motion, "block_size": 2}}
+V3 = {"basic_block_type": "global_motionmodule", "motion_module_kwargs": None, "motion_module_kwargs_even": motion,
+      "motion_module_kwargs_odd": {**motion, "attention_block_types": ["Temporal_Self", "Global_Self"]}}
 small = dict(num_attention_heads=4, attention_head_dim=8, num_layers=4, cross_attention_dim=32, caption_channels=24,
              sample_size=8, motion_module_kwargs=motion)
 found = {}
 with torch.no_grad():
-    for name, options in (("tracks", {}), ("grid", grid)):
+    for name, options in (("tracks", {}), ("grid", grid), ("global", V3)):
         torch.manual_seed(0)
         model = Transformer3DModel(**{**small, **options}).double().eval()
         for parameter in model.parameters():
@@ -62,7 +64,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert child.returncode == 0, said
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}.pt")
-        assert len(found) == 6
+        assert len(found) == 9
         assert max(found.values()) < 1e-12, found
 
 

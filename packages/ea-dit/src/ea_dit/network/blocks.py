@@ -25,13 +25,14 @@ def modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Te
 class TransformerBlock(nn.Module):
     """(B, T * L, D) -> (B, T * L, D). Parameter names are the published ones."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, index: int = 0) -> None:
+        """index: place of the block in the network."""
         super().__init__()
         width, heads, dropout = config.width, config.num_attention_heads, config.dropout
         affine, eps = config.norm_elementwise_affine, config.norm_eps
         self.norm1 = nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
         self.attn1 = Attention(width, heads, bias=config.attention_bias, dropout=dropout)
-        self.attn_temporal = MotionModule(config)
+        self.attn_temporal = MotionModule(config, config.motion_of(index))
         context = config.cross_attention_dim
         self.attn2 = Attention(
             width, heads, context_width=context, bias=config.attention_bias, dropout=dropout

@@ -26,10 +26,9 @@ def initialize_weights(model: Transformer3DModel) -> None:
             assert module.bias is not None, name
             nn.init.zeros_(module.bias)
 
-    small: list[nn.Module] = [model.adaln_single]
-    if model.caption_projection is not None:
-        small.append(model.caption_projection)
-    for part in small:
+    for part in (model.adaln_single, model.caption_projection, model.clip_projection):
+        if part is None:
+            continue
         for module in part.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)

@@ -18,9 +18,9 @@ def check_latents(config: TransformerConfig, latents: Tensor) -> None:
             f" got shape {tuple(latents.shape)}; a picture is one frame: add an axis with unsqueeze(2)"
         )
     _, channels, num_frames, height, width = latents.shape
-    if channels != config.in_channels:
+    if channels != config.latent_channels:
         raise ValueError(
-            f"`hidden_states` must have {config.in_channels} channels, got {channels}; check the VAE"
+            f"`hidden_states` must have {config.latent_channels} channels, got {channels}; check the VAE"
         )
     # A grid motion module also needs whole blocks of patches.
     multiple = config.patch_size * config.motion_block_size

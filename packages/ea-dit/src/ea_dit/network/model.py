@@ -1,4 +1,4 @@
-"""The denoiser of EasyAnimate V2: a PixArt-style diffusion transformer with motion modules and U-ViT skips.
+"""The denoiser of EasyAnimate V2 and V3: a PixArt-style diffusion transformer with motion modules and U-ViT skips.
 
 Shapes, one letter each:
     B batch   C latent channels (4)   T latent frames   H W latent height and width
@@ -15,6 +15,10 @@ The whole network, top to bottom (`forward` reads the same way):
               x += cross-attention(x, text)
               x += gate * MLP(modulated norm(x))
     x -- modulated norm, linear, unpatch --> (B, 2C, T, H, W): noise, then variance (see loss.py)
+
+V3 differs in three places. Every second block's motion module attends over all tokens of the video. The first layer
+takes 3C channels: the latents, then the known frames as (mask, masked video), both encoded by the VAE. CLIP's embedding
+of the first picture becomes 8 more text tokens.
 
 The layers are next to this file: embeddings.py, attention.py, motion.py, blocks.py; config.py has their sizes.
 """
@@ -39,6 +43,7 @@ from .blocks import TransformerBlock, modulated
 from .config import TransformerConfig
 from .embeddings import AdaLayerNormSingle, PatchEmbed, TextProjection
 from .inputs import batch_timestep, check_latents, check_rows, check_text, size_conditions
+from .known_frames import PictureProjection, check_clip, with_known_frames, with_picture
 from .meta import unless_meta
 from .parallel import FrameSplit, VideoSplit, shares
 from .prepared import Prepared, prepare
@@ -55,7 +60,7 @@ class Transformer3DModelOutput(BaseOutput):
 
 
 class Transformer3DModel(ModelMixin, ConfigMixin):
-    """EasyAnimate V2's transformer; loads published configs and weights as they are.
+    """EasyAnimate V2's and V3's transformer; loads published configs and weights as they are.
 
     The arguments are the keys of a published config.json, the defaults its values; `TransformerConfig`
     documents and checks them.
@@ -103,6 +108,10 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         motion_module_type: str = "Vanilla",
         motion_module_kwargs: dict[str, Any] | None = None,
         time_position_encoding_before_transformer: bool = False,
+        motion_module_kwargs_even: dict[str, Any] | None = None,
+        motion_module_kwargs_odd: dict[str, Any] | None = None,
+        qk_norm: bool = False,
+        after_norm: bool = False,
     ) -> None:
         super().__init__()
         self.cfg = cfg = TransformerConfig.from_mapping(self.config)
@@ -111,7 +120,10 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         self.caption_projection = (
             TextProjection(cfg.caption_channels, cfg.width) if cfg.caption_channels else None
         )
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(cfg) for _ in range(cfg.num_layers)])
+        self.clip_projection = PictureProjection(cfg.text_inner_width) if cfg.has_known_frames else None
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(cfg, index) for index in range(cfg.num_layers)]
+        )
         if cfg.enable_uvit:
             self.long_connect_fc = nn.ModuleList(
                 [nn.Linear(cfg.width, cfg.width) for _ in range(cfg.num_skips)]
@@ -170,6 +182,8 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         encoder_attention_mask: Tensor | None,
         timesteps: Iterable[float],
         added_cond_kwargs: Mapping[str, Tensor | None] | None = None,
+        clip_encoder_hidden_states: Tensor | None = None,
+        clip_attention_mask: Tensor | None = None,
     ) -> Prepared:
         """Compute once all that the steps of sampling share: text without its padding, the timesteps' modulation.
 
@@ -179,6 +193,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             encoder_attention_mask: (R, S), 1 = text, 0 = padding; or a ready bias (R, 1, S); None: all count.
             timesteps: all timesteps of the passes.
             added_cond_kwargs: as in `forward`, equal in all rows.
+            clip_encoder_hidden_states, clip_attention_mask: as in `forward`, of R rows.
 
         Returns:
             The argument `prepared` of `forward`, valid until the weights change.
@@ -186,7 +201,12 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: for shapes that do not fit, in one line.
         """
-        return prepare(self, encoder_hidden_states, encoder_attention_mask, timesteps, added_cond_kwargs)
+        clip = check_clip(
+            self.cfg, clip_encoder_hidden_states, clip_attention_mask, len(encoder_hidden_states)
+        )
+        return prepare(
+            self, encoder_hidden_states, encoder_attention_mask, timesteps, added_cond_kwargs, clip
+        )
 
     def forward(
         self,
@@ -198,6 +218,9 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         prepared: Prepared | None = None,
         step_cache: StepCache | None = None,
+        inpaint_latents: Tensor | None = None,
+        clip_encoder_hidden_states: Tensor | None = None,
+        clip_attention_mask: Tensor | None = None,
     ) -> Transformer3DModelOutput | tuple[Tensor]:
         """Predict the noise (and its variance) in `hidden_states`.
 
@@ -213,6 +236,9 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
                 guidance branches of the same latents (row r * B + b has latents b), it yields R samples.
             step_cache: called as step_cache(signal, x, blocks) in place of blocks(x), and may give an
                 approximation of it without calling it; signal (B, T * L, D) is the first block's modulated input.
+            inpaint_latents: (B, 2C, T, H, W), V3's known frames: the coded mask, then the coded masked video.
+            clip_encoder_hidden_states: (B, 768), V3: CLIP's embedding of the first picture; None: without.
+            clip_attention_mask: (B, 8), 1 where the tokens that are made of it count; None: all ones.
 
         Returns:
             `.sample` (B, out_channels, T, H, W), with `prepared` (R, ...).
@@ -221,6 +247,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             ValueError: for shapes that do not fit the config, in one line.
         """
         check_latents(self.cfg, hidden_states)
+        hidden_states = with_known_frames(self.cfg, hidden_states, inpaint_latents)
         batch, _, num_frames, latent_height, latent_width = hidden_states.shape
         height, width = latent_height // self.cfg.patch_size, latent_width // self.cfg.patch_size
         texts: Sequence[Any]  # for each block's cross-attention
@@ -233,10 +260,14 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         else:
             resolution, aspect_ratio = size_conditions(self.cfg, added_cond_kwargs, batch)
             text = check_text(self.cfg, encoder_hidden_states, encoder_attention_mask, batch)
+            clip = check_clip(self.cfg, clip_encoder_hidden_states, clip_attention_mask, batch)
             if self.caption_projection is not None:
                 text = self.caption_projection(text)  # (B, S, D)
-            texts, mask = [text] * self.cfg.num_layers, encoder_attention_mask
-            bias = None if mask is None else mask_bias(mask, text.dtype)
+            bias = None if encoder_attention_mask is None else mask_bias(encoder_attention_mask, text.dtype)
+            if clip is not None:
+                assert self.clip_projection is not None  # checked by check_clip()
+                text, bias = with_picture(text, bias, self.clip_projection(clip[0]), clip[1])
+            texts = [text] * self.cfg.num_layers
             timestep = batch_timestep(timestep, batch, hidden_states.device)  # (B,)
             # (B, 6, D) and (B, D)
             modulation, embedded = self.adaln_single(timestep, resolution, aspect_ratio, hidden_states.dtype)
@@ -300,7 +331,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         tracks = num_tokens // self.cfg.motion_block_size**2
         if self.frame_split is None or not self.frame_split.fits(num_frames, tracks):
             return None
-        return self.frame_split.of(num_frames)
+        return self.frame_split.of(num_frames, tracks)
 
     @contextmanager
     def _over(self, split: VideoSplit | None) -> Iterator[None]:

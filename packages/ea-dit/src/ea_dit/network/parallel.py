@@ -2,7 +2,8 @@
 
 Attention within a frame, cross-attention and MLP need whole frames and nothing else; attention through time needs whole
 tracks, a position (of a grid motion module: a block of positions) in all frames. So a motion module changes the split
-from frames to tracks by one all-to-all, and back by another. Every process gets the whole prediction, draws the same
+from frames to tracks by one all-to-all, and back by another. A global attention (V3) also gathers all tokens, for its
+keys and values. Every process gets the whole prediction, draws the same
 noise and takes the same steps.
 
 Shapes: B videos, T latent frames of which t are here, P tracks of which p are here, K numbers in a track's frame.
@@ -42,16 +43,17 @@ class FrameSplit:
         """True if each process gets a frame and a track; otherwise each computes everything."""
         return self.size > 1 and min(num_frames, num_tracks) >= self.size
 
-    def of(self, num_frames: int) -> VideoSplit:
-        """The split of a video of `num_frames` latent frames."""
-        return VideoSplit(self.group, num_frames)
+    def of(self, num_frames: int, num_tracks: int) -> VideoSplit:
+        """The split of a video of `num_frames` latent frames and `num_tracks` tracks."""
+        return VideoSplit(self.group, num_frames, num_tracks)
 
 
 @dataclass(frozen=True)
 class VideoSplit(FrameSplit):
-    """A video of `num_frames` latent frames over the processes."""
+    """A video of `num_frames` latent frames and `num_tracks` tracks over the processes."""
 
     num_frames: int = 1
+    num_tracks: int = 1
 
     def own(self, tokens: Tensor) -> Tensor:
         """(B, T * L, D) -> this process's frames (B, t * L, D)."""
@@ -60,13 +62,11 @@ class VideoSplit(FrameSplit):
 
     def whole(self, tokens: Tensor) -> Tensor:
         """Every process's (B, t * L, D), put together: (B, T * L, D)."""
-        counts = shares(self.num_frames, self.size)
-        own = tokens.unflatten(1, (counts[self.rank], -1))
-        padded = own.new_zeros(own.shape[0], max(counts), *own.shape[2:])
-        padded[:, : own.shape[1]] = own
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded, group=self.group)
-        return torch.cat([part[:, :n] for part, n in zip(parts, counts, strict=True)], 1).flatten(1, 2)
+        return self._gathered(tokens, self.num_frames)
+
+    def all_tracks(self, tokens: Tensor) -> Tensor:
+        """Every process's tracks (B, p * n, D) of n tokens, put together: (B, P * n, D)."""
+        return self._gathered(tokens, self.num_tracks)
 
     def to_tracks(self, x: Tensor) -> Tensor:
         """(B, P, t, K) -> (B, p, T, K)."""
@@ -83,6 +83,16 @@ class VideoSplit(FrameSplit):
         parts = x.split(frames, dim=2)
         sizes = [(batch, n, frames[self.rank], depth) for n in places]
         return torch.cat(self._exchange(parts, sizes), dim=1)
+
+    def _gathered(self, tokens: Tensor, count: int) -> Tensor:
+        """The processes' shares of `count` frames or tracks, each (B, share * n, D), in order."""
+        counts = shares(count, self.size)
+        own = tokens.unflatten(1, (counts[self.rank], -1))
+        padded = own.new_zeros(own.shape[0], max(counts), *own.shape[2:])
+        padded[:, : own.shape[1]] = own
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat([part[:, :n] for part, n in zip(parts, counts, strict=True)], 1).flatten(1, 2)
 
     def _exchange(self, parts: Sequence[Tensor], sizes: list[tuple[int, ...]]) -> list[Tensor]:
         """One all-to-all: parts[i] goes to process i, which sends what has sizes[i]."""

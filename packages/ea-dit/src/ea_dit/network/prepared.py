@@ -21,6 +21,7 @@ from .blocks import TransformerBlock
 from .config import TransformerConfig
 from .embeddings import AdaLayerNormSingle, TextProjection
 from .inputs import check_text, size_conditions
+from .known_frames import PictureProjection, with_picture
 from .text_groups import TextGroups, group_text
 
 BlockText = TextGroups | tuple[Tensor, Tensor]
@@ -31,6 +32,7 @@ class Preparable(Protocol):
 
     cfg: TransformerConfig
     caption_projection: TextProjection | None
+    clip_projection: PictureProjection | None
     adaln_single: AdaLayerNormSingle
 
     @property
@@ -64,14 +66,24 @@ class Prepared:
 
 
 def prepare(
-    model: Preparable, text: Tensor, mask: Tensor | None, timesteps: Iterable[float], conditions: Any
+    model: Preparable,
+    text: Tensor,
+    mask: Tensor | None,
+    timesteps: Iterable[float],
+    conditions: Any,
+    clip: tuple[Tensor, Tensor | None] | None = None,
 ) -> Prepared:
-    """See `Transformer3DModel.prepare`."""
+    """See `Transformer3DModel.prepare`. clip: embeddings (R, 768) and the mask (R, 8) of their tokens."""
     rows = text.shape[0]
     check_text(model.cfg, text, mask, rows)
-    groups, bias = _without_padding(text, mask)
-    if model.caption_projection is not None:
-        groups = [model.caption_projection(group) for group in groups]
+    if clip is None:
+        groups, bias = _without_padding(text, mask)
+        if model.caption_projection is not None:
+            groups = [model.caption_projection(group) for group in groups]
+    else:
+        assert model.clip_projection is not None  # checked by check_clip()
+        projected = text if model.caption_projection is None else model.caption_projection(text)
+        groups, bias = _with_picture(projected, mask, model.clip_projection(clip[0]), clip[1])
     texts: list[BlockText] = []
     for block in model.blocks:
         texts.append(group_text(block.attn2, groups) if bias is None else block.attn2.keys_values(groups[0]))
@@ -89,6 +101,20 @@ def _without_padding(text: Tensor, mask: Tensor | None) -> tuple[list[Tensor], T
     kept = kept | ~kept.any(dim=1, keepdim=True)
     rows = [row[keep] for row, keep in zip(text, kept, strict=True)]
     return [torch.stack(list(group)) for _, group in groupby(rows, key=lambda row: row.shape[0])], None
+
+
+def _with_picture(
+    text: Tensor, mask: Tensor | None, picture: Tensor, picture_mask: Tensor | None
+) -> tuple[list[Tensor], Tensor | None]:
+    """`_without_padding` of text (R, S, D) and the tokens of CLIP's picture (R, 8, D) after it."""
+    if mask is not None and mask.ndim != 2:
+        joined, bias = with_picture(text, mask_bias(mask, text.dtype), picture, picture_mask)
+        return [joined], bias
+    masks = [
+        one.new_ones(one.shape[:2]) if own is None else own.to(one)
+        for one, own in ((text, mask), (picture, picture_mask))
+    ]
+    return _without_padding(torch.cat([text, picture], dim=1), torch.cat(masks, dim=1))
 
 
 def _conditioning(

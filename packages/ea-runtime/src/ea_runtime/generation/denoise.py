@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ea_runtime.errors import NotFiniteError, UserError
+from ea_runtime.generation.known_frames import KnownFrames
 from ea_runtime.generation.preview import predicted_clean
 from ea_runtime.generation.step_cache import StepCaching
 from ea_runtime.machine.formats import PartFormats
@@ -23,6 +24,9 @@ from ea_runtime.machine.memory import free_memory, is_out_of_memory
 from ea_runtime.records import Record
 
 logger = logging.getLogger("ea")
+
+#: text tokens that V3 makes of CLIP's embedding of a picture
+CLIP_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class NoisePredictor:
         step_cache: StepCaching | None = None,
         has_cuda_graphs: bool = False,
         formats: PartFormats | None = None,
+        known: KnownFrames | None = None,
     ) -> None:
         self.formats = formats or PartFormats(logger.warning)
         self.denoiser = denoiser
@@ -94,13 +99,17 @@ class NoisePredictor:
         self.step_cache = step_cache
         self.has_cuda_graphs = has_cuda_graphs
         self.dtype = self.embeds.dtype
+        self.has_picture = False
+        self.known = known
         self.is_split = False
-        self.prepared: dict[tuple[int, int], Any] = {}
+        #: rows, and if CLIP's picture counts -> what `prepare` gave
+        self.prepared: dict[tuple[int, int, bool], Any] = {}
         self.caches: dict[tuple[int, int], Any] = {}
 
-    def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """Noisy latents (N, C, t, h, w) and one timestep -> noise (N, C, t, h, w), float32."""
+    def __call__(self, x: Tensor, timestep: Tensor, step: int = 0) -> Tensor:
+        """Noisy latents (N, C, t, h, w) and the timestep of a step -> noise (N, C, t, h, w), float32."""
         rows = self.embeds.shape[0]
+        self.has_picture = self.known is not None and self.known.is_clip_on(step, len(self.timesteps))
         noise = self._run(x, timestep, rows)
         if rows == x.shape[0]:
             return noise
@@ -123,24 +132,34 @@ class NoisePredictor:
         return torch.cat([self._forward(x[i % count][None], timestep, i, i + 1) for i in range(rows)])
 
     def _forward(self, x: Tensor, timestep: Tensor, start: int, stop: int) -> Tensor:
+        """Noise of rows start..stop, for which x has one video or all."""
         conditions = {name: None if v is None else v[start:stop] for name, v in self.conditions.items()}
         rows = (start, stop)
         arguments: dict[str, Any] = {}
+        copies = (stop - start) // x.shape[0]
+        picture = self._picture(start, stop)
         if hasattr(self.denoiser, "prepare"):
-            if rows not in self.prepared:
-                with self.formats.watch(self.denoiser, "prepare", tuple(self.embeds.shape), rows):
-                    self.prepared[rows] = self.denoiser.prepare(
-                        self.embeds[start:stop], self.mask[start:stop], self.timesteps, conditions
+            key = (*rows, self.has_picture)
+            if key not in self.prepared:
+                with self.formats.watch(self.denoiser, "prepare", tuple(self.embeds.shape), key):
+                    self.prepared[key] = self.denoiser.prepare(
+                        self.embeds[start:stop], self.mask[start:stop], self.timesteps, conditions, **picture
                     )
-            arguments = {"prepared": self.prepared[rows], "timestep": float(timestep)}
+            arguments = {"prepared": self.prepared[key], "timestep": float(timestep)}
+            copies = 1
         else:
-            x = torch.cat([x] * ((stop - start) // x.shape[0]))  # (stop - start, C, t, h, w)
             arguments = {
                 "encoder_hidden_states": self.embeds[start:stop],
                 "encoder_attention_mask": self.mask[start:stop],
                 "added_cond_kwargs": conditions,
-                "timestep": timestep.to(x.device).reshape(1).expand(x.shape[0]),
+                "timestep": timestep.to(x.device).reshape(1).expand(stop - start),
+                **picture,
             }
+        if self.known is not None and self.known.inputs is not None:
+            own = self.known.inputs
+            own = own if len(own) == len(x) else own[start % len(own)][None]
+            arguments["inpaint_latents"] = torch.cat([own] * copies).to(self.dtype)
+        x = torch.cat([x] * copies) if copies > 1 else x
         if self.step_cache is not None:
             if rows not in self.caches:
                 self.caches[rows] = self.step_cache.new(len(self.timesteps))
@@ -151,6 +170,17 @@ class NoisePredictor:
             out = self.denoiser(x.to(self.dtype), **arguments).sample
         # a learned variance, the second half of the channels, is for training; the samplers have their own
         return out[:, : self.channels].float()
+
+    def _picture(self, start: int, stop: int) -> dict[str, Tensor]:
+        """CLIP's picture for rows start..stop where it counts now: never for those without the prompt."""
+        if not self.has_picture or self.known is None or self.known.clip is None:
+            return {}
+        clip = self.known.clip.to(self.embeds)
+        rows, count = self.embeds.shape[0], len(clip)
+        has_text = torch.arange(start, stop, device=clip.device) >= rows - count
+        mask = has_text[:, None].expand(-1, CLIP_TOKENS).to(clip)
+        every = torch.cat([clip] * (rows // count))[start:stop]
+        return {"clip_encoder_hidden_states": every, "clip_attention_mask": mask}
 
 
 def size_conditions(denoiser_config: Any, rows: int, height: int, width: int, like: Tensor) -> dict[str, Any]:
@@ -171,29 +201,38 @@ def denoise(
     *,
     resumed: tuple[int, Tensor] | None = None,
     on_clean: Callable[[int, Tensor], None] | None = None,
+    start: Tensor | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Run the sampler.
 
     noise: (N, C, t, h, w), unit variance, float32 on the device. generators: one for each video, for samplers
     that draw. on_step: called after each network pass with the number of passes done and the latents. resumed: passes
     done and latents of a run whose scheduler, generators and predictor are as they were then. on_clean: called after
-    each pass, before on_step, with the number of passes and the clean latents (N, C, t, h, w) that it leads to.
+    each pass, before on_step, with the number of passes and the clean latents (N, C, t, h, w) that it leads to. start:
+    noised latents to start from in place of the noise alone, at step `first`; the predictor's known frames are put back
+    after each pass.
 
     Returns latents (N, C, t, h, w), float32. Raises NotFiniteError.
     """
     # Latents stay in float32 whatever the network runs in. Differs from EasyAnimate, where they are rounded
     # to bfloat16 after every step.
-    before, x = (0, noise * scheduler.init_noise_sigma) if resumed is None else resumed
+    before, x = (
+        (0, noise * scheduler.init_noise_sigma if start is None else start) if resumed is None else resumed
+    )
+    known = getattr(predict, "known", None)
     accepted = inspect.signature(scheduler.step).parameters
     drawing: dict[str, Any] = {}
     if "generator" in accepted:
         drawing["generator"] = list(generators) if len(generators) > 1 else generators[0]
-    count = len(scheduler.timesteps)
-    for done, timestep in enumerate(scheduler.timesteps[before:], before + 1):
+    count = len(scheduler.timesteps) - first
+    for done, timestep in enumerate(scheduler.timesteps[first + before :], before + 1):
         seen = scheduler.scale_model_input(x, timestep)
-        noise_now = predict(seen, timestep)
+        noise_now = predict(seen, timestep, first + done - 1)
         clean = None if on_clean is None else predicted_clean(scheduler, seen, timestep, noise_now)
         x = scheduler.step(noise_now, timestep, x, return_dict=False, **drawing)[0]
+        if known is not None:
+            x = known.put_back(x, noise, scheduler, first + done - 1)
         if not torch.isfinite(x).all():
             name = str(predict.dtype).removeprefix("torch.")
             hint = "a lower guidance_scale" if name == "float32" else "dtype float32"

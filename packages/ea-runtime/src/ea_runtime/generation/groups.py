@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ea_runtime.generation.denoise import NoisePredictor, Text, denoise, size_conditions
+from ea_runtime.generation.inputs import strength_of
+from ea_runtime.generation.known_frames import KnownFrames, first_step, noised
 from ea_runtime.generation.latents import draw_noise
 from ea_runtime.generation.place import Place, capture, place_of, put_back
 from ea_runtime.generation.requests import Request
@@ -40,7 +42,7 @@ class Parts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Denoising:
-    """One request on a pipeline, with its texts, a generator for each video, and what watches it."""
+    """One request on a pipeline, with its texts, a generator for each video, what watches it, and known frames."""
 
     pipe: Parts
     request: Request
@@ -51,6 +53,7 @@ class Denoising:
     step: Callable[[str, int, int], None]
     preview: Callable[[int, Tensor], None] | None
     run: RunState | None
+    known: KnownFrames | None = None
 
     def run_all(self, scheduler: Any, saved: dict[str, Any] | None) -> tuple[Tensor, int]:
         """Latents (B, C, t, h, w) on the CPU, and the number of network passes.
@@ -59,7 +62,8 @@ class Denoising:
         """
         batch, group = len(self.generators), self.request.batch_size
         starts = range(0, batch, group)
-        total = len(scheduler.timesteps) * len(starts)
+        count = len(scheduler.timesteps) - first_step(scheduler, strength_of(self.request))
+        total = count * len(starts)
         finished = [] if saved is None else place_of(saved).finished
         for start in starts[len(finished) :]:
             scheduler = self.pipe.new_scheduler(self.request) if start else scheduler
@@ -78,14 +82,18 @@ class Denoising:
     ) -> Tensor:
         """Latents (N, C, t, h, w) of the videos `rows`, which are denoised together."""
         predict = self._predictor(rows, scheduler)
+        first = first_step(scheduler, strength_of(self.request))
         resumed = None
-        if saved is None:
-            noise = self._noise(rows)
-        else:
+        noise = self._noise(rows).to(
+            self.pipe.device, torch.float32
+        )  # with known frames also for what is put back
+        if saved is not None:
             put_back(saved, scheduler, self.generators, predict, self.caching)
             resumed = place_of(saved).passes, place_of(saved).x
-            noise = resumed[1]
-        before = len(finished) * len(scheduler.timesteps)
+        start = None
+        if predict.known is not None and first:
+            start = noised(scheduler, predict.known.latents, noise, first)
+        before = len(finished) * (len(scheduler.timesteps) - first)
 
         def state(passes: int, x: Tensor) -> dict[str, Any]:
             here = Place(rows.start, passes, x, finished)
@@ -100,9 +108,18 @@ class Denoising:
 
         self.step("denoising", before + (0 if resumed is None else resumed[0]), total)
         own = self.generators[rows.start : rows.stop]
-        noise = noise.to(self.pipe.device, torch.float32)
         on_clean = self._on_clean(before)
-        return denoise(predict, scheduler, noise, own, on_step, resumed=resumed, on_clean=on_clean)
+        return denoise(
+            predict,
+            scheduler,
+            noise,
+            own,
+            on_step,
+            resumed=resumed,
+            on_clean=on_clean,
+            start=start,
+            first=first,
+        )
 
     def _predictor(self, rows: range, scheduler: Any) -> NoisePredictor:
         denoiser, request = self.pipe.denoiser, self.request
@@ -118,6 +135,7 @@ class Denoising:
             self.caching,
             has_cuda_graphs=self.pipe.has_cuda_graphs,
             formats=self.formats,
+            known=None if self.known is None else self.known.rows(rows.start, rows.stop).to(self.pipe.device),
         )
 
     def _noise(self, rows: range) -> Tensor:

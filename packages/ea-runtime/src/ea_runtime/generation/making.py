@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ea_runtime.errors import NotFiniteError
 from ea_runtime.files.atomic import remove_partials_of
 from ea_runtime.files.hashes import content_hash
+from ea_runtime.generation.inputs import input_hashes
 from ea_runtime.generation.recipe import marks_of
 from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.generation.run_key import run_key
@@ -220,6 +221,7 @@ def record_of(
             **_unusual(request),
         },
         **_engine_record(request),
+        **({"inputs": hashes} if (hashes := input_hashes(request.settings)) else {}),
         **({"loras": list(adapters)} if adapters else {}),
     }
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.generation.denoise import plan_steps
 from ea_runtime.generation.groups import Denoising
+from ea_runtime.generation.inputs import check_known_frames
+from ea_runtime.generation.known_inputs import encode_inputs
 from ea_runtime.generation.latents import copy_generators, draw_seed, iter_frames, make_generators
 from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.prompts import check_text, encode_text
@@ -226,6 +228,15 @@ class VideoPipeline:
         step_cache: str | None = None,
         on_preview: OnPreview | None = None,
         run: RunState | None = None,
+        image: Any = None,
+        image_end: Any = None,
+        video: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
+        fit: str | None = None,
+        posterior: str | None = None,
+        clip_image_embeds: Tensor | None = None,
+        clip_apply_ratio: float | None = None,
     ) -> VideoOutput:
         """Make one video for each prompt. What is left out comes from `self.defaults` (sampler "dpm++").
 
@@ -249,6 +260,17 @@ class VideoPipeline:
             change little (step_cache.py); None computes all.
             on_preview: is shown what each network pass leads to; does not change the result.
             run: where denoising saves its place, and what it resumes from (run_state.py); call its `begin` before.
+            image, image_end: the first and the last frame: a file, a PIL picture, an array (H, W, 3) of uint8, or a
+                tensor (3, H, W) or (B, 3, H, W) in 0..1.
+            video: to start from or to keep in part: a file, an array (T, H, W, 3), a list of pictures, or a tensor
+                (1 or B, 3, T, H, W) in 0..1. mask: the part of it that is made, white: a picture, a video, or a
+                tensor (1 or B, 1, T, H, W), above half of its largest value.
+            strength: above 0 to 1: the share of the steps, and so of the noise, that `video` or `image` goes
+                through. Default 1, with a video but no mask 0.6.
+            fit: "crop" (default), "pad" or "stretch" to the size.
+            posterior: "mode" (default) or "sample": how the VAE's encoder is read.
+            clip_image_embeds: (1 or B, 768), CLIP's embedding of the picture, for V3; it counts in the last
+                clip_apply_ratio (0.5) of the steps.
 
         Raises UserError, before any work, for what cannot be done; MissingPackageError without a VAE;
             OutOfMemoryError; UserError if latents or frames are no longer finite.
@@ -275,12 +297,17 @@ class VideoPipeline:
                 self._formats.watch(getattr(self.text, "model", self.text)),
             ):
                 text, notes = encode_text(request, self.text, step, self.device, self.dtype)
-            notes = [*request.notes(self.defaults), *notes]
+            config = getattr(self.denoiser, "config", None)
+            with Timed("encoding", timings, self.device), self._formats.watch(self.vae):
+                known, of_inputs = encode_inputs(request, self.vae, self.geometry, config, len(generators))
+            if known is None:
+                del timings["encoding"]
+            notes = [*request.notes(self.defaults), *of_inputs, *notes]
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
                 work = Denoising(
-                    self, request, text, generators, caching, self._formats, step, on_preview, run
+                    self, request, text, generators, caching, self._formats, step, on_preview, run, known
                 )
                 found, passes = work.run_all(scheduler, saved)
         if caching is not None:
@@ -354,6 +381,7 @@ class VideoPipeline:
         own = Request.of_model(self.defaults, negative_prompt="")
         request = request.over(self._of_latents(request), own)
         batch = check_text(request, self.text)
+        check_known_frames(request)
         request = request.checked(self.geometry, batch, self.max_pixels)
         size = (request.num_frames, request.height, request.width)
         if self.engine is not None:

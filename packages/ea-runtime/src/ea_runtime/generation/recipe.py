@@ -16,6 +16,7 @@ from typing import Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.hashes import content_hash
+from ea_runtime.generation.inputs import INPUTS
 from ea_runtime.generation.record import VERSION, check_record
 from ea_runtime.video.marks import CREATOR, Marks, is_signed, read_recipe
 
@@ -35,7 +36,10 @@ def marks_of(record: Mapping[str, Any]) -> Marks:
     settings, device = record["settings"], record["device"]
     recipe: dict[str, Any] = {
         "ea_recipe": VERSION,
-        "settings": settings,
+        "settings": {
+            **settings,
+            **{name: Path(settings[name]).name for name in INPUTS if settings.get(name)},
+        },
         "fps": record["fps"],
         "model": {**record["model"], "name": Path(record["model"]["name"]).name},
         "device": {name: device[name] for name in ("device", "dtype")},
@@ -46,6 +50,8 @@ def marks_of(record: Mapping[str, Any]) -> Marks:
     ]
     if loras:
         recipe["loras"] = loras
+    if "inputs" in record:
+        recipe["inputs"] = record["inputs"]
     if "engine" in record:
         recipe["engine"] = {"name": record["engine"]["name"]}
     prompt = " ".join(settings["prompt"].split())

@@ -31,6 +31,15 @@ class _Settings(_Model):
     seed: int
     smooth: bool
     step_cache: str = ""  # there if one was used
+    # there if the video starts from pictures or a video: names of files, and what was asked for
+    image: str = ""
+    image_end: str = ""
+    video: str = ""
+    mask: str = ""
+    strength: float = 1.0
+    fit: str = "crop"
+    posterior: str = "mode"
+    clip_apply_ratio: float = 0.5
 
 
 class _Named(_Model):
@@ -72,6 +81,7 @@ class _Sidecar(_Model):
     versions: dict[str, Any]
     output: _File
     loras: list[_Lora] = []
+    inputs: dict[str, str] = {}  # hashes of the files among the settings
     engine: _Engine | None = None
 
 

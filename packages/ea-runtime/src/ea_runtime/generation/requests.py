@@ -52,6 +52,15 @@ class Request:
     prompt_attention_mask: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
     negative_prompt_attention_mask: Tensor | None = None
+    image: Any = None
+    image_end: Any = None
+    video: Any = None
+    mask: Any = None
+    strength: float | None = None
+    fit: str | None = None
+    posterior: str | None = None
+    clip_image_embeds: Tensor | None = None
+    clip_apply_ratio: float | None = None
     output: Literal["frames", "latents"] = _LEFT_OUT
     batch_size: int = _LEFT_OUT
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import inside, is_file, read_json
+from ea_runtime.generation.inputs import check_known_frames, settle_inputs, size_of_inputs, without_others
 from ea_runtime.generation.requests import ModelRequest, check_prompts
 from ea_runtime.generation.sidecar import request_of
 from ea_runtime.machine.device import check_dtype_name
@@ -21,6 +22,8 @@ from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
 from ea_runtime.video.output import check_fps
 
+#: the size that follows a picture or video
+AUTO = "auto"
 _SIZE = re.compile(r"\s*(-?\d{1,9})\s*[xX×*]\s*(-?\d{1,9})\s*")
 
 #: size of a bundle's graphs: folder -> num_frames, height, width
@@ -49,14 +52,15 @@ def resolve(
 ) -> Resolved:
     """Each setting from the first that has it: request, record, folder of the model, default; then all are checked.
 
-    size: WIDTHxHEIGHT, in place of the request's. recorded: a sidecar's record. read_bundle_size: for a request with
-    a bundle, whose size is then the default. The prompt and the seed stay as they are. Raises UserError.
+    size: WIDTHxHEIGHT in place of the request's, or auto for that of its picture or video. recorded: a sidecar's
+    record. read_bundle_size: for a request with a bundle, whose size is then the default. The prompt and the seed stay
+    as they are. Raises UserError.
     """
     flags = replace(request, model=request.model or None)
-    if size is not None:
+    if size is not None and size != AUTO:
         width, height = parse_size(size)
         flags = replace(flags, width=width, height=height)
-    before = ModelRequest() if recorded is None else request_of(recorded)
+    before = ModelRequest() if recorded is None else without_others(request_of(recorded), flags)
     if flags.engine is not None or flags.bundle is not None:
         before = replace(before, engine=None, bundle=None)
     usual = ModelRequest(
@@ -85,6 +89,11 @@ def resolve(
     )
     configs = {name: _config(folder, name) for name in ("vae", "denoiser")}
     geometry = Geometry.from_configs(configs["vae"], configs["denoiser"])
+    check_known_frames(asked)
+    asked = settle_inputs(asked, recorded, flags)
+    if size == AUTO:
+        width, height = size_of_inputs(asked, geometry, defaults.width * defaults.height)
+        asked = replace(asked, width=width, height=height)
     negative = check_prompts(asked.negative_prompt, "negative")[0]
     return Resolved(
         replace(asked.checked(geometry), negative_prompt=negative),

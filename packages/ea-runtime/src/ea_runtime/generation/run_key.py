@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ea_runtime.files.hashes import file_hash
+from ea_runtime.generation.inputs import INPUTS
 
 if TYPE_CHECKING:
     from ea_runtime.generation.pipeline import VideoPipeline
@@ -36,7 +37,8 @@ def run_key(
         del device["threads"]
     loras: Sequence[Mapping[str, Any]] = record.get("loras", ())
     known = {
-        "settings": record["settings"],
+        "settings": {name: value for name, value in record["settings"].items() if name not in INPUTS},
+        "inputs": record.get("inputs", {}),
         "device": device,
         "loras": [[one["sha256"], one["weight"]] for one in loras],
         "engine": record.get("engine", {}).get("name", "torch"),

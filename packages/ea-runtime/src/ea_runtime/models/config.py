@@ -95,11 +95,12 @@ def _check_number(key: str, value: int, label: str, num_tensors: int | None) -> 
 
 def _check_depth(config: dict[str, Any], label: str, num_tensors: int | None) -> None:
     """Bounds blocks within blocks, whose numbers multiply, by the number of tensors."""
-    motion = config.get("motion_module_kwargs")
-    motion = motion if isinstance(motion, dict) else {}
     lists = ("block_out_channels", "ch_mult", "down_block_types", "up_block_types")
     blocks = max(_size(config.get(key)) for key in lists) * _positive(config.get("layers_per_block"))
-    inner = _positive(motion.get("num_transformer_block")) * _size(motion.get("attention_block_types"))
+    inner = max(
+        _positive(motion.get("num_transformer_block")) * _size(motion.get("attention_block_types"))
+        for motion in _motions(config)
+    )
     layers = _positive(config.get("num_layers")) * inner
     if num_tensors is not None and max(blocks, layers) > num_tensors:
         raise UserError(
@@ -112,8 +113,7 @@ def _check_depth(config: dict[str, Any], label: str, num_tensors: int | None) ->
 def _check_tables(config: dict[str, Any], label: str) -> None:
     """Bounds the position tables, which are computed when a network is built."""
     width = math.prod(_positive(config.get(key)) for key in ("num_attention_heads", "attention_head_dim"))
-    motion = config.get("motion_module_kwargs")
-    max_len = _positive(motion.get("temporal_position_encoding_max_len")) if isinstance(motion, dict) else 1
+    max_len = max(_positive(motion.get("temporal_position_encoding_max_len")) for motion in _motions(config))
     side = _positive(config.get("sample_size")) // _positive(config.get("patch_size"))
     size = width * max(max_len, side * side)
     if size > _MAX_TABLE:
@@ -122,6 +122,12 @@ def _check_tables(config: dict[str, Any], label: str) -> None:
             f"{_MAX_TABLE:,} can "
             "be built; the file is damaged or hostile"
         )
+
+
+def _motions(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of motion modules, in use or not; at least one, if only an empty one."""
+    found = [config.get(f"motion_module_kwargs{kind}") for kind in ("", "_even", "_odd")]
+    return [one for one in found if isinstance(one, dict)] or [{}]
 
 
 def _size(value: Any) -> int:

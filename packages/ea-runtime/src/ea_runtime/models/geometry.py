@@ -53,22 +53,22 @@ class Geometry:
         else:
             halvings = sum("Spatial" in name for name in list(blocks)[:-1])
         ratio = 2**halvings
-        motion = _get(denoiser, "motion_module_kwargs") or {}
+        motions = motion_settings(denoiser)
         is_grid = _get(denoiser, "motion_module_type") == "VanillaGrid"
-        grid = int(_get(motion, "block_size") or 1) if is_grid else 1
-        has_positions = bool(motion) and _get(motion, "temporal_position_encoding") is not False
+        grid = int(_get(motions[0], "block_size") or 1) if is_grid and motions else 1
+        positions = [
+            int(_get(motion, "temporal_position_encoding_max_len") or MAX_POSITIONS)
+            for motion in motions
+            if _get(motion, "temporal_position_encoding") is not False
+        ]
         return cls(
-            latent_channels=int(_get(denoiser, "in_channels") or _get(vae, "latent_channels") or 4),
+            latent_channels=latent_channels(denoiser) or int(_get(vae, "latent_channels") or 4),
             spatial_ratio=ratio,
             size_multiple=ratio * int(_get(denoiser, "patch_size") or 2) * grid,
             chunk_frames=int(_get(vae, "mini_batch_encoder") or 9),
             chunk_latents=int(_get(vae, "mini_batch_decoder") or 3),
             is_slice=bool(_get(vae, "slice_compression_vae")),
-            max_latent_frames=(
-                int(_get(motion, "temporal_position_encoding_max_len") or MAX_POSITIONS)
-                if has_positions
-                else None
-            ),
+            max_latent_frames=min(positions, default=None),
             scale=latent_scale(vae),
         )
 
@@ -188,6 +188,28 @@ def latent_scale(vae_config: Any) -> float:
     """
     scale = _get(vae_config, "scaling_factor")
     return V2_SCALE if scale in (None, _REFERENCE_CLASS_DEFAULT) else float(scale)
+
+
+def motion_settings(denoiser: Any) -> list[Any]:
+    """The settings of a denoiser's motion modules: one for all blocks (V2), or of even and of odd ones (V3)."""
+    keys = ["motion_module_kwargs"]
+    if _get(denoiser, "basic_block_type") == "global_motionmodule":
+        keys = ["motion_module_kwargs_even", "motion_module_kwargs_odd"]
+    return [found for found in (_get(denoiser, key) for key in keys) if found]
+
+
+def takes_known_frames(denoiser: Any) -> bool:
+    """True for a denoiser that takes known frames as channels next to the latents, as V3's inpainting models do."""
+    into, out = _get(denoiser, "in_channels"), _get(denoiser, "out_channels")
+    return bool(into and out) and 2 * int(into) == 3 * int(out)
+
+
+def latent_channels(denoiser: Any) -> int | None:
+    """C, the channels of the latents that a denoiser takes; None if its config does not say."""
+    into = _get(denoiser, "in_channels")
+    if not into:
+        return None
+    return int(into) // 3 if takes_known_frames(denoiser) else int(into)
 
 
 def check_int(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 
@@ -84,6 +84,14 @@ class FakeVae(nn.Module):
         self.gain = nn.Parameter(torch.tensor(0.2))
         self.use_tiling = False
         self.num_chunks = 0
+
+    def encode_video(self, frames: Tensor, generator: object = None) -> Tensor:
+        """Frames (B, 3, T, H, W) in -1..1 -> latents (B, 4, t, h, w) that decode to about these."""
+        chunk, count = self.config.mini_batch_encoder, self.config.mini_batch_decoder
+        times = 1 if frames.shape[2] == 1 else chunk // count
+        means = reduce(frames, "b c (t n) (h p) (w q) -> b c t h w", "mean", n=times, p=8, q=8)
+        latents = torch.atanh(means.clamp(-0.99, 0.99)) / self.gain
+        return torch.cat([latents, latents.mean(1, keepdim=True)], dim=1)
 
     def iter_decode(
         self, latents: Tensor, smooth: bool = True, generator: torch.Generator | None = None

@@ -463,8 +463,18 @@ def test_each_option_is_a_field_of_the_request_or_an_argument_of_the_plan():
     options = set(inspect.signature(generate).parameters)
     request = {one.name for one in fields(ModelRequest)}
     assert options - request == set(inspect.signature(make_plan).parameters) - {"request"}
-    tensors = {name for name in request if name.endswith(("embeds", "mask"))}
-    assert request - options - tensors == {"height", "width", "latents", "generator", "output", "batch_size"}
+    tensors = {name for name in request if name.endswith(("embeds", "attention_mask"))}
+    of_the_call = {
+        "height",
+        "width",
+        "latents",
+        "generator",
+        "output",
+        "batch_size",
+        "posterior",
+        "clip_apply_ratio",
+    }
+    assert request - options - tensors == of_the_call
 
 
 def test_a_plan_takes_the_models_own_settings(model, here):

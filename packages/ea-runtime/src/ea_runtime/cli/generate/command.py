@@ -31,7 +31,25 @@ def generate(
     prompt: Annotated[str | None, Argument(help="Prompt.", show_default=False)] = None,
     model: Annotated[str | None, Option(help="tiny (bundled) or a model folder. Default: tiny.")] = None,
     num_frames: Annotated[int | None, Option(help=f"Frames; 1 is a picture. {_OWN}")] = None,
-    size: Annotated[str | None, Option(help=f"WIDTHxHEIGHT in pixels. {_OWN}")] = None,
+    size: Annotated[
+        str | None, Option(help=f"WIDTHxHEIGHT in pixels, or auto: like --image or --video. {_OWN}")
+    ] = None,
+    image: Annotated[str | None, Option(help="Picture that the video starts with.")] = None,
+    image_end: Annotated[str | None, Option(help="Picture that the video ends with.")] = None,
+    video: Annotated[
+        str | None,
+        Option(help="Video (or picture) to change, as far as --strength says, or where --mask is white."),
+    ] = None,
+    mask: Annotated[
+        str | None, Option(help="Picture or video: white where --video is made anew, black where it is kept.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        Option(help="How much is made anew, above 0 to 1. Default: 0.6 for --video alone, else 1."),
+    ] = None,
+    fit: Annotated[
+        str | None, Option(help="How pictures get the size: crop, pad or stretch. Default: crop.")
+    ] = None,
     num_inference_steps: Annotated[
         int | None, Option("--steps", help=f"Steps of the sampler. {_OWN}")
     ] = None,

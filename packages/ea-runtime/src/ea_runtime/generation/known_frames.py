@@ -1,0 +1,144 @@
+"""Frames that are known before denoising: a first or last picture, a video to start from, a region to keep.
+
+Two ways, by the model. V2's denoiser takes latents alone: after each step what is known is put back, noised to that
+step's level. V3's takes the known frames as further channels at every step (the encoded mask, then the encoded masked
+video), and CLIP's embedding of the picture as text tokens.
+
+Shapes: B videos, frames (B, 3, T, H, W) in 0..1, mask (B, 1, T, H, W), latents (B, C, t, h, w) in the denoiser's scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ea_runtime.generation.inputs import CLIP_APPLY_RATIO
+from ea_runtime.models.geometry import Geometry, takes_known_frames
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFrames:
+    """The known frames of B videos, encoded.
+
+    latents: (B, C, t, h, w) of the video. to_make: (B, 1, t, h, w), 1 where latents are made, 0 where they are known.
+    inputs: (B, 2C, t, h, w), further channels for the denoiser, or None for a model that has none: then latents are
+    put back. clip: (B, 768), CLIP's embedding of the picture, or None; it counts from step 1 - clip_apply_ratio on.
+    """
+
+    latents: Tensor
+    to_make: Tensor
+    inputs: Tensor | None = None
+    clip: Tensor | None = None
+    clip_apply_ratio: float = CLIP_APPLY_RATIO
+
+    def rows(self, start: int, stop: int) -> KnownFrames:
+        """Videos start..stop."""
+        part = slice(start, stop)
+        return replace(
+            self,
+            latents=self.latents[part],
+            to_make=self.to_make[part],
+            inputs=None if self.inputs is None else self.inputs[part],
+            clip=None if self.clip is None else self.clip[part],
+        )
+
+    def to(self, device: torch.device) -> KnownFrames:
+        """The same on a device."""
+        moved = {name: getattr(self, name) for name in ("latents", "to_make", "inputs", "clip")}
+        return replace(self, **{name: None if v is None else v.to(device) for name, v in moved.items()})
+
+    def is_clip_on(self, step: int, count: int) -> bool:
+        """True if CLIP's tokens count at step 0..count - 1."""
+        return self.clip is not None and step / count >= 1 - self.clip_apply_ratio
+
+    def put_back(self, x: Tensor, noise: Tensor, scheduler: Any, step: int) -> Tensor:
+        """x (B, C, t, h, w) after a step, with the known latents in place, at the noise of the next step.
+
+        noise: the unit noise that the run started from. step: 0..count - 1, the one that gave x.
+        """
+        if self.inputs is not None or bool((self.to_make == 1).all()):
+            return x
+        known = self.latents
+        if step + 1 < len(scheduler.timesteps):
+            known = noised(scheduler, known, noise, step + 1)
+        return torch.lerp(known, x, self.to_make)
+
+
+def noised(scheduler: Any, latents: Tensor, noise: Tensor, step: int) -> Tensor:
+    """Latents with the noise that `scheduler` expects before a step."""
+    return scheduler.add_noise(latents, noise, scheduler.timesteps[step : step + 1].to(latents.device))
+
+
+def encode_known_frames(
+    vae: Any,
+    geometry: Geometry,
+    denoiser_config: Any,
+    video: Tensor,
+    mask: Tensor,
+    *,
+    posterior: str = "sample",
+    generators: Sequence[torch.Generator] | None = None,
+    clip: Tensor | None = None,
+    clip_apply_ratio: float = CLIP_APPLY_RATIO,
+) -> KnownFrames:
+    """Encode what is known of a video.
+
+    Args:
+        vae: encodes (`encode_video`). denoiser_config: says which of the two ways its model takes.
+        video: (B, 3, T, H, W) in 0..1. mask: (B, 1, T, H, W), above half: to be made.
+        posterior: "sample" draws the latents of the video from the VAE's posterior, "mode" takes its mean.
+        generators: for that draw, one for each video.
+        clip: (B, 768), for models that take it.
+    """
+    to_make = (mask > mask.new_tensor(0.5)).to(video)
+    draw = list(generators) if posterior == "sample" and generators is not None else None
+
+    def encode(frames: Tensor, generator: list[torch.Generator] | None) -> Tensor:
+        parameter = next(vae.parameters())
+        frames = frames.to(parameter.device, parameter.dtype)
+        return vae.encode_video(frames, generator).float() * geometry.scale
+
+    with torch.no_grad():
+        latents = encode(video * 2 - 1, draw)
+        if not takes_known_frames(denoiser_config):
+            return KnownFrames(latents, latent_mask(to_make, geometry).to(latents))
+        shown = torch.where(to_make.bool(), -1.0, video * 2 - 1)
+        # what the denoiser sees is not drawn: the same picture is the same input
+        inputs = torch.cat([encode(to_make.expand_as(video), None), encode(shown, None)], dim=1)
+    return KnownFrames(latents, latents.new_ones(1), inputs, clip, clip_apply_ratio)
+
+
+def latent_mask(to_make: Tensor, geometry: Geometry) -> Tensor:
+    """Mask (B, 1, T, H, W) of frames -> (B, 1, t, h, w) of latents, between 0 (known) and 1 (to be made).
+
+    The first latent frame follows frame 0, another the last of its frames; in space the mean over a latent's pixels
+    blends what is known with what is made.
+    """
+    last = to_make[:, :, deciding_frames(to_make.shape[2], geometry)]
+    ratio = geometry.spatial_ratio
+    return F.avg_pool3d(last, (1, ratio, ratio))
+
+
+def deciding_frames(num_frames: int, geometry: Geometry) -> list[int]:
+    """For each latent frame of a video of `num_frames` frames, the frame by which it is known or not."""
+    ratio = geometry.temporal_ratio
+    if geometry.is_slice:
+        alone = num_frames % ratio  # 1 if frame 0 is encoded alone
+        return [0, *range(alone + 2 * ratio - 1 - alone * ratio, num_frames, ratio)]
+    chunk = [0, *range(ratio, geometry.chunk_frames, ratio)]
+    starts = range(0, num_frames, geometry.chunk_frames)
+    return [start + frame for start in starts for frame in chunk if start + frame < num_frames]
+
+
+def first_step(scheduler: Any, strength: float) -> int:
+    """The step at which a run starts if only `strength` of the noise is put in; the scheduler is told."""
+    count = len(scheduler.timesteps)
+    first = count - max(1, min(count, int(count * strength)))
+    if first and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return first
