@@ -218,6 +218,7 @@ def test_a_file_fills_the_form(server: Any, open_page: Any) -> None:
     page = open_page(server.url)
     page.set_input_files("#file", {"name": "red.mp4", "mimeType": "video/mp4", "buffer": b"x"})
     page.get_by_text("Settings taken from red.mp4. Not on this server: lost.").wait_for()
+    assert page.locator("#lora_list li").count() == 1
     page.keyboard.press("Control+Enter")
     until(lambda: bool(orders(server)))
     wanted = {key: value for key, value in recipe.items() if key not in ("width", "height", "unknown")}
@@ -248,3 +249,15 @@ def test_a_lora_that_comes_meanwhile_is_offered(server: Any, open_page: Any) -> 
     page.evaluate("dispatchEvent(new Event('focus'))")
     page.locator("#lora option[value=fresh]").wait_for(state="attached")
     assert page.input_value("#prompt") == "typed before"
+
+
+def test_what_a_file_has_and_this_server_has_not_is_reported(server: Any, open_page: Any) -> None:
+    recipe = {"prompt": "a", "model": "gone", "sampler": "mine", "num_frames": 20, "unknown": ["gone"]}
+    server.recipe = (200, recipe)
+    page = open_page(server.url)
+    page.set_input_files("#file", {"name": "red.mp4", "mimeType": "video/mp4", "buffer": b"x"})
+    page.get_by_text("Not on this server: gone, mine.").wait_for()
+    assert page.input_value("#sampler") == "dpm++"
+    page.keyboard.press("Control+Enter")
+    until(lambda: bool(orders(server)))
+    assert orders(server)[0]["num_frames"] == 20  # for the server to refuse, not for the page to change

@@ -16,9 +16,11 @@ _SMALL = """limit => [...document.querySelectorAll("button, a, input, select, te
     .map(one => [one, (one.closest(".check") ?? one).getBoundingClientRect()])
     .filter(([one, box]) => box.width < limit || box.height < limit)
     .map(([one]) => one.outerHTML.slice(0, 80))"""
-#: parts that stick out to the right of the window
+#: parts that stick out to the right of the window, and buttons that are too narrow for their text
 _OVER = """() => [...document.body.querySelectorAll("*")]
-    .filter(one => one.checkVisibility() && one.getBoundingClientRect().right > innerWidth + 0.5)
+    .filter(one => one.checkVisibility())
+    .filter(one => one.getBoundingClientRect().right > innerWidth + 0.5
+        || one.matches("button, .button") && one.scrollWidth > one.clientWidth)
     .map(one => one.outerHTML.slice(0, 80))"""
 
 
@@ -110,10 +112,11 @@ def test_the_checks_find_what_is_wrong(server: Any, open_page: Any) -> None:
         document.querySelector("label[for=guidance]").style.color = "#ccc";
         document.querySelector("#draft").style.cssText = "min-height: 0; height: 12px; padding: 0";
         document.querySelector("#prompt").style.width = "500px";
+        document.querySelector("#generate").style.cssText = "flex: none; width: 30px; padding: 0";
     }""")
     assert [one.split(":")[0] for one in violations(page)] == ["color-contrast", "label-title-only", "label"]
     assert ["draft" in one for one in too_small(page)] == [True]
-    assert ["prompt" in one for one in overflowing(page)] == [True]
+    assert ['id="prompt"' in one or 'id="generate"' in one for one in overflowing(page)] == [True, True]
 
 
 def focused(page: Any) -> str:

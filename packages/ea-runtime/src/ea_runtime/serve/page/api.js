@@ -50,7 +50,7 @@ export function readRecipe(file) {
 	return call("POST", "/api/recipe", form);
 }
 
-/** Follows the server's events as long as the page lives. After every `onOpen` the gap before it must be asked for. */
+/** Follows the server's events as long as the page lives. */
 export function follow({ onOpen, onLost, onJob, onDeleted }) {
 	let wait = 1000;
 	const open = () => {

@@ -27,7 +27,7 @@ export function el(name, ...parts) {
 
 export const button = (text, onclick, ...parts) => el("button", { type: "button", onclick }, text, ...parts);
 
-/** Sets a text only if it changed: screen readers and selections stay undisturbed. */
+/** Sets a text only if it changed, so that screen readers stay undisturbed. */
 export function say(node, text) {
 	if (node.textContent !== text) node.textContent = text;
 }

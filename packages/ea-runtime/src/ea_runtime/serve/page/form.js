@@ -4,7 +4,7 @@ import { loraRows, offerLoras, setLoras, setUpLoras } from "./loras.js";
 import { draftSteps, framesText } from "./settings.js";
 import { onLanguage, t } from "./words.js";
 
-/** Prompts to start from: a model of drawn shapes has no sea, and a model of real videos is dull with shapes. */
+/** Prompts to start from: a model of drawn shapes knows no sea. */
 const EXAMPLES = { tiny: "a red circle moves right" };
 const EXAMPLE = "a sailing boat crosses a calm bay at sunset, slow camera pan";
 const RATIOS = [[1, 1], [16, 9], [9, 16], [4, 3], [3, 4]];
@@ -21,7 +21,7 @@ const fields = () => document.querySelectorAll("[data-param]");
 export function setUpForm(submit, lastSeed) {
 	for (const field of fields()) {
 		const { param } = field.dataset;
-		if (!field.querySelector(`legend, label:not(.pair label)`)) field.prepend(el("label", { for: param, "data-t": param }));
+		if (!field.querySelector("legend, label:not(.pair label)")) field.prepend(el("label", { for: param, "data-t": param }));
 		field.append(el("p.error", { id: `${param}_error` }));
 		for (const input of field.querySelectorAll("input, textarea, select"))
 			input.setAttribute("aria-describedby", `${param}_error`);
@@ -64,11 +64,11 @@ export function offer(about) {
 	$.generate.disabled = $.draft.disabled = !model();
 	if (!model()) return;
 	if (isFirst) {
-		const before = kept("ea.form");
+		const last = kept("ea.form");
 		$.prompt.value = example();
 		fill(defaults());
 		try {
-			const typed = JSON.parse(before);
+			const typed = JSON.parse(last);
 			if (modelOf(typed.model)) fill(typed);
 		} catch {} // none yet, or of another version
 	} else if ($.model.value !== before) fill(defaults());
@@ -97,7 +97,9 @@ function draw() {
 	$.width.step = $.width.min = $.height.step = $.height.min = model().size_multiple;
 	$.steps.max = model().max_steps;
 	const fps = Number($.fps.value) || model().defaults.fps;
-	options($.num_frames, model().frames.map((n) => [n, framesText(n, fps)]));
+	const { frames, defaults } = model();
+	const n = Number($.num_frames.value);
+	options($.num_frames, frames.map((n) => [n, framesText(n, fps)]), frames.includes(n) ? n : defaults.num_frames);
 	const cache = $.step_cache.value;
 	const caches = new Set(["none", ...server.step_caches.map((one) => one.name ?? one), cache || "none"]);
 	options($.step_cache, [...caches].map((name) => [name, name]));
@@ -105,13 +107,14 @@ function draw() {
 	$.draft.textContent = t("draft", { n: draftSteps(model()) });
 }
 
-/** Fills the form from a request; what is missing stays. Returns names of LoRAs that are not here. */
+/** Fills the form from a request; what is missing stays. Returns names that are not here. */
 export function fill(request) {
 	if (modelOf(request.model)) $.model.value = request.model;
 	for (const id of ["prompt", "negative_prompt", "width", "height", ...NUMBERS])
 		if (id in request) $[id].value = request[id] ?? "";
-	if (request.sampler) $.sampler.value = request.sampler;
-	if ($.sampler.selectedIndex < 0) $.sampler.value = model().defaults.sampler;
+	$.sampler.value = request.sampler ?? $.sampler.value;
+	const unknown = $.sampler.selectedIndex < 0 ? [request.sampler] : [];
+	if (unknown.length) $.sampler.value = model().defaults.sampler;
 	if ("step_cache" in request) {
 		const cache = request.step_cache || "none"; // a file may have a threshold of its own: teacache:0.15
 		options($.step_cache, [[cache, cache]]);
@@ -122,12 +125,14 @@ export function fill(request) {
 		if ($.size.selectedIndex < 0) $.size.value = "custom";
 		$.custom.hidden = $.size.value !== "custom";
 	}
-	if (model().frames.includes(request.num_frames)) $.num_frames.value = request.num_frames;
+	const n = request.num_frames;
+	if (n && !model().frames.includes(n)) $.num_frames.append(el("option", { value: n }, `${n}`)); // the server refuses it
+	if (n) $.num_frames.value = n;
 	if ("seed" in request) $.keep.checked = request.seed !== null;
 	if ("smooth" in request) $.smooth.checked = request.smooth !== false;
 	if ("more" in request) $.more.open = request.more;
 	clearErrors();
-	const unknown = request.loras ? setLoras(request.loras.map((row) => ({ ...row }))) : [];
+	if (request.loras) unknown.push(...setLoras(request.loras.map((row) => ({ ...row }))));
 	save();
 	return unknown;
 }

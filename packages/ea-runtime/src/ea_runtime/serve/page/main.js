@@ -212,6 +212,6 @@ api.follow({
 	onJob: jobs.put,
 	onDeleted: jobs.drop,
 });
-// workers come and go; LoRAs may have been put into the server's folder in another window
+// workers come and go, and files may have been put into the server's folders
 setInterval(() => document.hidden || isLost || refreshHealth().catch(fail), 10000);
 addEventListener("focus", () => isLost || Promise.all([refreshAbout(), refreshHealth()]).catch(fail));
