@@ -143,6 +143,15 @@ def test_the_hosts_wheel_holds_the_bundled_model(wheels: dict[str, Path]) -> Non
     assert files <= set(zipfile.ZipFile(wheels["ea-runtime"]).namelist())
 
 
+def test_the_hosts_wheel_holds_the_page_of_ea_serve(wheels: dict[str, Path]) -> None:
+    source = ROOT / "packages" / "ea-runtime" / "src"
+    files = {
+        path.relative_to(source).as_posix() for path in (source / "ea_runtime" / "serve" / "page").iterdir()
+    }
+    assert "ea_runtime/serve/page/index.html" in files
+    assert files <= set(zipfile.ZipFile(wheels["ea-runtime"]).namelist())
+
+
 def test_the_host_alone(wheels: dict[str, Path], tmp_path: Path) -> None:
     environment = Environment(tmp_path / "env", [wheels["ea-runtime"]])
     done = environment.run("-c", IMPORT_ALL, "ea_runtime")

@@ -24,6 +24,7 @@ app = typer.Typer(add_completion=False)
 #: modules of the extra `serve`, and the packages that bring them
 _EXTRA = {
     "filelock": "filelock",
+    "h11": "h11",
     "prometheus_client": "prometheus-client",
     "python_multipart": "python-multipart",
     "starlette": "starlette",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -187,14 +188,14 @@ def test_headers_of_every_answer(server: Any) -> None:
 
 
 def test_errors_have_one_shape(server: Any) -> None:
-    json = {"Content-Type": "application/json"}
+    kind = {"Content-Type": "application/json"}
     with server.client() as client:
         for answer, status, code in (
             (client.get("/nope"), 404, "not_found"),
             (client.put("/v1/videos"), 405, "method_not_allowed"),
             (client.post("/v1/videos", content=b"x", headers={"Content-Type": "text/plain"}), 415, None),
-            (client.post("/v1/videos", content=b"x" * (300 << 10), headers=json), 413, "too_large"),
-            (client.post("/v1/videos", content=b"{", headers=json), 400, "invalid_json"),
+            (client.post("/v1/videos", content=b"x" * (300 << 10), headers=kind), 413, "too_large"),
+            (client.post("/v1/videos", content=b"{", headers=kind), 400, "invalid_json"),
             (client.get("/v1/videos", params={"limit": 0}), 400, "invalid_value"),
             (client.get("/v1/videos", params={"limt": 1}), 400, "unknown_parameter"),
             (client.get("/v1/videos?limit=1&limit=2"), 400, "invalid_value"),
@@ -206,6 +207,12 @@ def test_errors_have_one_shape(server: Any) -> None:
             assert set(error) == {"message", "type", "param", "code"}
             assert error["code"] == (code or "unsupported_media_type")
             assert "\n" not in error["message"]
+
+
+def test_what_is_no_http_gets_the_same_shape(server: Any) -> None:
+    head, _, body = server.raw(b"no http\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "bad_request"
 
 
 def test_a_fault_shows_nothing_of_the_inside(

@@ -24,6 +24,8 @@ MAX_DEPTH = 16
 MAX_FIELDS = 64
 #: an output of ea, to read from it how it was made
 MAX_UPLOAD = 64 << 20
+#: bytes of an upload that are kept in memory before it goes to the disk
+_IN_MEMORY = 64 << 10
 #: seconds in which a body must have arrived
 PATIENCE = 60.0
 
@@ -80,6 +82,7 @@ async def read_form(request: Request, limit: int) -> AsyncGenerator[list[tuple[s
     parser = MultiPartParser(
         request.headers, _chunks(request, limit), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_JSON
     )
+    parser.spool_max_size = _IN_MEMORY
     try:
         form = await parser.parse()
     except MultiPartException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -92,7 +93,7 @@ async def content(request: Request) -> Response:
         place,
         _TYPES[place.suffix],
         tag=f"{job.result['sha256'][:32]}-{variant}",
-        name=f"{job.id}{'' if variant == 'video' else '-' + variant}{place.suffix}",
+        name=_saved_as(job, variant, place.suffix),
     )
 
 
@@ -123,6 +124,13 @@ async def remix(request: Request) -> Response:
         before.pop("num_frames")
     job = await place_order(request, {**before, **given}, remixed_from=source.id)
     return _answer(job)
+
+
+def _saved_as(job: Job, variant: str, suffix: str) -> str:
+    """Name under which browsers save a product: the words of its prompt, as `ea generate` names its outputs."""
+    words = re.findall(r"[a-z0-9]+", job.request["settings"]["prompt"][:1000].lower())
+    stem = "-".join(words)[:60].strip("-") or job.id
+    return f"{stem}{'' if variant == 'video' else '-' + variant}{suffix}"
 
 
 def _answer(job: Job) -> Response:

@@ -11,6 +11,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ea_runtime.serve.http.errors import ApiError
+
 #: seconds: for a request to begin and its headers to arrive; without a byte of an answer being accepted
 HEADER_SECONDS, WRITE_SECONDS = 10.0, 60.0
 #: bytes that are read and dropped after an answer that came before the whole body
@@ -51,6 +53,18 @@ class Protocol(H11Protocol):
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()
         super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP, in the shape of all errors, and closes the connection."""
+        error = ApiError(400, "this is no HTTP/1.1 request that can be read", code="bad_request").response()
+        headers = [*error.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(error.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     @property
     def _is_answered(self) -> bool:

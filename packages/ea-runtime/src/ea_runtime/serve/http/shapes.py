@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 JobId = Annotated[str, Field(pattern="^video_[0-9a-f]{32}$")]
 Seed = Annotated[int, Field(ge=-1, lt=1 << 32)] | Literal["random"]
 #: prompts: orders.py counts bytes, which are at least as many
-Text = Annotated[str, Field(max_length=32_768)]
+Text = Annotated[str, Field(max_length=16_384)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Progress = Annotated[int, Field(ge=0, le=100)]
 

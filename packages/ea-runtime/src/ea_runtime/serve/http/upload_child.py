@@ -3,7 +3,7 @@
 It runs separately, so that a malicious file meets limits on memory, time and files, and a parent that accepts only a
 short JSON object.
 
-    python -P -m ea_runtime.serve.http.upload_child FILE KIND
+    python -P -m ea_runtime.serve.http.upload_child FILE KIND      in the file's folder
 
 Prints {"record": {...}} or {"error": "..."}. KIND: a value of ea_runtime.video.output.KINDS, or json for a sidecar.
 """
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     try:
         found = {"record": read_sidecar(place) if kind == "json" else read_embedded(place, kind)}
     except UserError as error:
-        found = {"error": str(error).replace(repr(str(place)), "the file")}
+        found = {"error": str(error).replace(repr(place.name), "the file").replace(place.name, "the file")}
     except Exception as error:  # a library's: whatever the file made it do
         found = {"error": f"the file cannot be read: {type(error).__name__}"}
     sys.stdout.write(json.dumps(found))

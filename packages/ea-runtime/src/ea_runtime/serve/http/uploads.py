@@ -105,11 +105,13 @@ def sniff(head: bytes) -> str:
 
 def _run_child(place: Path, kind: str) -> bytes:
     """What the child printed. Raises ApiError if it was stopped or died."""
-    # -P: the working folder is not on the import path
-    command = [sys.executable, "-P", "-m", "ea_runtime.serve.http.upload_child", str(place), kind]
+    # the child knows a name and no path, so no error of a library can show one
+    # -P: the folder that it works in is not on the import path
+    command = [sys.executable, "-P", "-m", "ea_runtime.serve.http.upload_child", place.name, kind]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen(
         command,
+        cwd=place.parent,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
