@@ -105,6 +105,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bytes
             kind = "png" if settings["num_frames"] == 1 else "mp4"
             target = folder / f"{len(known)}.{kind}"
             words = ["generate", settings.pop("prompt"), "--device", "cpu", "--dtype", "float32"]
+            if not settings.pop("smooth", True):
+                words.append("--no-smooth")
             for name, value in settings.items():
                 words += [f"--{name.replace('_', '-')}", str(value)]
             for lora in loras:

@@ -76,6 +76,8 @@ def resolve(
     check_fps(asked.fps)
     asked = replace(
         asked,
+        # 8 and 8.0 are one request, so they must be written alike
+        fps=int(asked.fps) if float(asked.fps).is_integer() else asked.fps,
         step_cache=None if asked.step_cache == "none" else asked.step_cache,
         dtype=None if asked.dtype in (None, "auto") else check_dtype_name(asked.dtype),
         compile=bool(asked.compile),

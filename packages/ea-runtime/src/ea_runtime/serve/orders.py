@@ -225,8 +225,6 @@ def _request(given: Mapping[str, Any], model: ModelEntry, limits: Limits) -> Mod
     fps = model.defaults.fps if values["fps"] is None else values["fps"]
     with _refusing("fps"):
         check_fps(fps)
-    if isinstance(fps, float) and fps.is_integer():
-        fps = int(fps)
     num_frames = values["num_frames"]
     if num_frames is None and values["seconds"] is not None:
         num_frames = _frames_of(values["seconds"], fps, model.geometry)

@@ -44,8 +44,11 @@ def pipe_of(rig: Any) -> Any:
 
 def test_a_job_makes_what_the_command_makes(rig: Any, undisturbed: Any) -> None:
     video, picture = rig.add(), rig.add(num_frames=1, seed=5)
-    assert rig.work() == 2
+    other: dict[str, Any] = {"fps": 8, "guidance": 3, "sampler": "euler-a", "size": "128x64", "smooth": False}
+    unlike = rig.add(**other, negative_prompt="grey")
+    assert rig.work() == 3
     assert rig.made(video) == undisturbed()
+    assert rig.made(unlike) == undisturbed(**other, negative="grey")
     assert rig.made(picture) == undisturbed(num_frames=1, seed=5)
     assert rig.made(video) != undisturbed(seed=4), "the twin: another seed"
 
