@@ -2,21 +2,24 @@
 
     python killed_runs.py FOLDER STATE NUMBER SEED
 
-STATE: "whole", or a deliberately broken twin: "no-history" (the sampler's), "no-generators", "no-frame-check". Each
-video is made in a child that saves its place after every step and is killed at a random moment (SIGKILL) until one
-ends by itself; NUMBER is the least number of kills. Prints a JSON object: "videos" has one {"sampler", "kills",
+STATE: "whole", or a deliberately broken twin: "no-history" (the sampler's), "no-generators". Each
+video is made in a child that saves its place after every step and is killed (SIGKILL), in turn after a random step of
+denoising, after a random frame and at a random moment, until one ends by itself; the twins are killed in denoising
+only. NUMBER is the least number of kills. Prints a JSON object: "videos" has one {"sampler", "kills",
 "resumed", "same"} for each, `resumed` what each attempt found saved, `same` True if file and frames' bytes equal an
 undisturbed run's; "left" lists what the folder holds besides videos and sidecars.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,10 +56,50 @@ def broken(state: str) -> None:
     groups.put_back = put_back
 
 
-def make(pipe: VideoPipeline, request: ModelRequest, path: Path, sha256: str, saved: bool) -> None:
+def make(
+    pipe: VideoPipeline,
+    request: ModelRequest,
+    path: Path,
+    sha256: str,
+    run: RunState | None = None,
+    kill_after: tuple[str, int] | None = None,
+) -> None:
+    def on_step(phase: str, done: int, total: int) -> None:
+        if (phase, done) == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     output = plan_output(path, overwrite=True)
-    run = RunState(state_folder(path), first_after=0, every=0, note=lambda _: None) if saved else None
-    make_video(pipe, request, output, plan_sidecar(output), model_sha256=lambda: sha256, run=run)
+    sidecar = plan_sidecar(output)
+    make_video(pipe, request, output, sidecar, model_sha256=lambda: sha256, on_step=on_step, run=run)
+
+
+def saved(path: Path) -> str:
+    """What the killed runs of an output left."""
+    folder = state_folder(path)
+    found, frames = read_state(folder), folder / "frames.jsonl"
+    count = frames.read_text().count("\n") if frames.is_file() else 0
+    return f"{found.summary if found else 'nothing'}, {count} frames"
+
+
+def killed_once(
+    make_it: Callable[[tuple[str, int] | None], None], way: str, took: float, rng: random.Random
+) -> bool:
+    """Makes a video in a child; True if it was killed. took: seconds that a whole video takes."""
+    after = {"step": ("denoising", rng.randrange(1, 8)), "frame": ("decoding", rng.randrange(1, 27))}.get(way)
+    child = os.fork()
+    if not child:
+        try:
+            make_it(after)
+            os._exit(0)
+        except BaseException as error:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            os._exit(1)
+    if way == "moment":
+        time.sleep(rng.uniform(0.1, 0.9) * took)
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+        os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def main(folder: Path, state: str, number: int, seed: int) -> None:
@@ -75,31 +118,24 @@ def main(folder: Path, state: str, number: int, seed: int) -> None:
         request = resolve(steps).request
         name = f"{attempt}-{sampler.replace('+', 'p')}.mp4"
         start = time.perf_counter()
-        make(pipe, request, folder / "whole" / name, sha256, saved=False)
+        make(pipe, request, folder / "whole" / name, sha256)
         took = time.perf_counter() - start
         if state != "whole":
             broken(state)
-        found, own_kills = [], 0
         path = folder / "killed" / name
-        for _ in range(60):
-            here = read_state(state_folder(path))
-            frames = state_folder(path) / "frames.jsonl"
-            lines = frames.read_text().count("\n") if frames.is_file() else 0
-            found.append(f"{here.summary if here else 'nothing'}, {lines} frames")
-            child = os.fork()
-            if not child:
-                try:
-                    make(pipe, request, path, sha256, saved=True)
-                    os._exit(0)
-                except BaseException as error:
-                    sys.stderr.write(f"{type(error).__name__}: {error}\n")
-                    os._exit(1)
-            time.sleep(rng.uniform(0.15, 0.7) * took)
-            done, status = os.waitpid(child, os.WNOHANG)
-            if not done:
-                os.kill(child, signal.SIGKILL)
-                _, status = os.waitpid(child, 0)
-            if not os.WIFSIGNALED(status):
+
+        def make_it(
+            after: tuple[str, int] | None, request: ModelRequest = request, path: Path = path
+        ) -> None:
+            run = RunState(state_folder(path), first_after=0, every=0, note=lambda _: None)
+            make(pipe, request, path, sha256, run, after)
+
+        found: list[str] = []
+        own_kills = 0
+        for way in itertools.cycle(["step", "frame", "moment"] if state == "whole" else ["step"]):
+            found.append(saved(path))
+            # after a while no more: a run that is killed at the same place for ever does not end
+            if not killed_once(make_it, way if len(found) < 8 else "none", took, rng):
                 break
             own_kills += 1
         same = path.is_file() and content_hash(path) == content_hash(folder / "whole" / name)

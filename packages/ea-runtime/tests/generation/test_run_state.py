@@ -391,6 +391,11 @@ def test_a_place_that_cannot_be_written_does_not_end_the_run(tmp_path):
     assert "the run's place cannot be saved in" in lines[0]
 
 
+def test_a_run_needs_a_key_at_its_beginning(tmp_path):
+    with pytest.raises(ValueError, match="`key` of a RunState is needed"):
+        RunState(tmp_path).begin()
+
+
 def test_no_pickle_is_read(tmp_path):
     ended_at(3, tmp_path, "x", **SMALL)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}

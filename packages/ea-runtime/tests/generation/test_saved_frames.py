@@ -243,7 +243,7 @@ def test_too_little_disk_is_said_before_and_frames_are_not_saved(tmp_path, monke
         make(tmp_path, "out.mp4", run, None, 15)
     told = [line for line in lines if "decoded frames cannot be saved" in line]
     assert len(told) == 1
-    assert "they take up to 0 MB, and the disk has 0 MB left" in told[0]
+    assert "they take up to 1 MB, and the disk has 0 MB left" in told[0]
     assert not (tmp_path / "run" / RAW).exists()
     assert read_state(tmp_path / "run").phase == "denoised"
     assert make(tmp_path, "out.mp4", saving(tmp_path / "run")).sha256 == whole.sha256

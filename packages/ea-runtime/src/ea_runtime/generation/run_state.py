@@ -96,8 +96,10 @@ class RunState:
         """Start the clock and return the state to resume, if there is one.
 
         frame_bytes: what all decoded frames take. A state that is damaged or of another run is reported
-        in a line. Raises UserError for one of another run with `must_match`.
+        in a line. Raises UserError for one of another run with `must_match`, ValueError without a key.
         """
+        if self._key is None:
+            raise ValueError("`key` of a RunState is needed where make_video does not compute it")
         self._started, self._frame_bytes = time.monotonic(), frame_bytes
         self.is_open = False
         self.found = None
@@ -208,10 +210,9 @@ class RunState:
         remove_state(self.folder)
 
     def _full_key(self) -> dict[str, Any]:
-        if self._key is None:
-            raise ValueError("`key` of a RunState is needed where make_video does not compute it")
         known = self._known_key
         if known is None:
+            assert self._key is not None, "begin comes first"
             known = self._known_key = json.loads(json.dumps(self._key()))  # as it reads back
         return known
 
@@ -228,7 +229,7 @@ class RunState:
             remove_state(self.folder, keep_folder=True)
         write_state(self.folder, self._full_key(), phase, done, total, capture())
         if not self.is_open:
-            frames = f", with frames up to {self._frame_bytes / 1e6:.0f} MB" if self._frame_bytes else ""
+            frames = f", with frames up to {_megabytes(self._frame_bytes)}" if self._frame_bytes else ""
             self._note(f"from now on the run's place is saved in {self.folder}{frames}; removed at the end")
         self.is_open = True
 
@@ -236,7 +237,7 @@ class RunState:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(
-                f"they take up to {needed / 1e6:.0f} MB, and the disk has {free / 1e6:.0f} MB left; "
+                f"they take up to {_megabytes(needed)}, and the disk has {free / 1e6:.0f} MB left; "
                 "if the run is ended now, it resumes before decoding"
             )
 
@@ -244,6 +245,10 @@ class RunState:
         if not self._is_off:
             self._note(line)
         self._is_off = True
+
+
+def _megabytes(count: int) -> str:
+    return f"{-(-count // 10**6)} MB"
 
 
 def _num_bytes(value: Any) -> int:

@@ -19,6 +19,7 @@ from ea_runtime.serve.orders import Refused
 
 _log = logging.getLogger("ea.serve")
 
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 #: seconds that a client should wait after a fault that may pass
 _SOON = 1
 _CODES = {
@@ -96,7 +97,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, str(error), code="invalid_value")
         case HTTPException():
             return ApiError(error.status_code, _words(error), headers=error.headers)
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        case OSError() if error.errno in _FULL:
             return ApiError(507, "the server's disk is full; free some space there", code="disk_full")
         case _:
             _log.error("a fault of ea", exc_info=error)
