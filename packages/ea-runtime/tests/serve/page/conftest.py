@@ -31,8 +31,13 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-_load("page_steps")  # the tests import it by this name
 _CANNED = _load("canned_server")
+
+
+@pytest.fixture(scope="session")
+def steps() -> ModuleType:
+    """The module page_steps.py."""
+    return _load("page_steps")
 
 
 @pytest.fixture(scope="module")

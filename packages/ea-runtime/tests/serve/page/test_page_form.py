@@ -7,22 +7,21 @@ import re
 from typing import Any
 
 import pytest
-from page_steps import orders, until
 
 
-def test_one_press_makes_the_example(server: Any, open_page: Any) -> None:
+def test_one_press_makes_the_example(steps: Any, server: Any, open_page: Any) -> None:
     page = open_page(server.url)
     assert page.input_value("#prompt") == "a red circle moves right"
     page.get_by_role("button", name="Generate").click()
     page.locator("#result video").wait_for()
-    (order,) = orders(server)
+    (order,) = steps.orders(server)
     assert order["prompt"] == "a red circle moves right"
     assert (order["size"], order["num_frames"], order["steps"], order["guidance"]) == ("64x64", 18, 20, 2)
     assert (order["sampler"], order["model"], order["loras"]) == ("dpm++", "tiny", [])
     assert "seed" not in order  # drawn by the server
     video = page.locator("#result video")
     assert video.evaluate("v => [v.loop, v.muted, v.controls, v.playsInline]") == [True, True, True, True]
-    until(lambda: video.evaluate("v => !v.paused && v.currentTime > 0"))
+    steps.until(lambda: video.evaluate("v => !v.paused && v.currentTime > 0"))
 
 
 def test_a_client_name_goes_with_every_order(server: Any, open_page: Any) -> None:
@@ -54,32 +53,32 @@ def test_only_what_the_model_allows_is_offered(server: Any, open_page: Any) -> N
     assert page.locator("#num_frames option").last.text_content() == "144 · 12 s"
 
 
-def test_an_own_size_is_sent(server: Any, open_page: Any) -> None:
+def test_an_own_size_is_sent(steps: Any, server: Any, open_page: Any) -> None:
     page = open_page(server.url)
     page.select_option("#size", "custom")
     page.fill("#width", "128")
     page.keyboard.press("Control+Enter")
-    until(lambda: bool(orders(server)))
-    assert orders(server)[0]["size"] == "128x64"
+    steps.until(lambda: bool(steps.orders(server)))
+    assert steps.orders(server)[0]["size"] == "128x64"
 
 
-def test_a_seed_is_random_until_it_is_kept(server: Any, open_page: Any) -> None:
+def test_a_seed_is_random_until_it_is_kept(steps: Any, server: Any, open_page: Any) -> None:
     page = open_page(server.url)
     page.get_by_role("button", name="Generate").click()
     page.locator("#result video").wait_for()
     page.get_by_label("Keep this seed").check()
     seed = page.input_value("#seed")
     page.get_by_role("button", name="Generate").click()
-    until(lambda: len(orders(server)) == 2)
+    steps.until(lambda: len(steps.orders(server)) == 2)
     first = next(iter(server.jobs.values()))
-    assert orders(server)[1]["seed"] == int(seed) == first["request"]["seed"]
+    assert steps.orders(server)[1]["seed"] == int(seed) == first["request"]["seed"]
     page.get_by_label("Keep this seed").uncheck()
     assert page.input_value("#seed") == ""
     page.fill("#seed", "7")
     assert page.get_by_label("Keep this seed").is_checked()
 
 
-def test_loras_with_weight_and_trigger_word(server: Any, open_page: Any) -> None:
+def test_loras_with_weight_and_trigger_word(steps: Any, server: Any, open_page: Any) -> None:
     page = open_page(server.url)
     page.locator("#lora_button").click()
     page.get_by_label("Weight of inkline").fill("0.8")
@@ -88,18 +87,18 @@ def test_loras_with_weight_and_trigger_word(server: Any, open_page: Any) -> None
     word.click()  # once is enough
     assert page.input_value("#prompt") == "a red circle moves right, inkline"
     page.keyboard.press("Control+Enter")
-    until(lambda: bool(orders(server)))
-    assert orders(server)[0]["loras"] == [{"name": "inkline", "scale": 0.8}]
+    steps.until(lambda: bool(steps.orders(server)))
+    assert steps.orders(server)[0]["loras"] == [{"name": "inkline", "scale": 0.8}]
     page.get_by_role("button", name="Remove inkline").click()
     assert page.locator("#lora_list li").count() == 0
 
 
-def test_draft_and_then_final_with_its_seed(server: Any, open_page: Any) -> None:
+def test_draft_and_then_final_with_its_seed(steps: Any, server: Any, open_page: Any) -> None:
     page = open_page(server.url)
     page.get_by_role("button", name="Draft (5 steps)").click()
     page.get_by_role("button", name="Final (20 steps)").click()
-    until(lambda: len(orders(server)) == 2)
-    draft, final = orders(server)
+    steps.until(lambda: len(steps.orders(server)) == 2)
+    draft, final = steps.orders(server)
     made = next(iter(server.jobs.values()))["request"]
     assert (draft["steps"], final["steps"], final["seed"]) == (5, 20, made["seed"])
     assert {**draft, "steps": 20, "seed": made["seed"]} == final
@@ -180,14 +179,14 @@ def test_a_full_queue_says_when_to_come_back(server: Any, open_page: Any) -> Non
     assert page.locator("#form_error").is_visible()
 
 
-def test_what_is_no_number_is_not_sent(server: Any, open_page: Any) -> None:
+def test_what_is_no_number_is_not_sent(steps: Any, server: Any, open_page: Any) -> None:
     page = open_page(server.url)
     page.locator("#steps").press_sequentially("-")
     page.locator("#steps").press("End")
     page.locator("#steps").press_sequentially("e")
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("Not a number").wait_for()
-    assert orders(server) == []
+    assert steps.orders(server) == []
 
 
 def test_a_server_without_a_worker_says_so(server: Any, open_page: Any) -> None:
@@ -196,7 +195,7 @@ def test_a_server_without_a_worker_says_so(server: Any, open_page: Any) -> None:
     page.get_by_text("No worker is running").wait_for()
 
 
-def test_a_file_fills_the_form(server: Any, open_page: Any) -> None:
+def test_a_file_fills_the_form(steps: Any, server: Any, open_page: Any) -> None:
     recipe = {
         "prompt": "a white circle",
         "negative_prompt": "",
@@ -220,9 +219,12 @@ def test_a_file_fills_the_form(server: Any, open_page: Any) -> None:
     page.get_by_text("Settings taken from red.mp4. Not on this server: lost.").wait_for()
     assert page.locator("#lora_list li").count() == 1
     page.keyboard.press("Control+Enter")
-    until(lambda: bool(orders(server)))
+    steps.until(lambda: bool(steps.orders(server)))
     wanted = {key: value for key, value in recipe.items() if key not in ("width", "height", "unknown")}
-    assert orders(server)[0] == wanted | {"size": "128x64", "loras": [{"name": "inkline", "scale": 0.7}]}
+    assert steps.orders(server)[0] == wanted | {
+        "size": "128x64",
+        "loras": [{"name": "inkline", "scale": 0.7}],
+    }
 
 
 def test_a_dropped_file_that_is_not_ours_is_refused_in_one_line(server: Any, open_page: Any) -> None:
@@ -251,7 +253,7 @@ def test_a_lora_that_comes_meanwhile_is_offered(server: Any, open_page: Any) -> 
     assert page.input_value("#prompt") == "typed before"
 
 
-def test_what_a_file_has_and_this_server_has_not_is_reported(server: Any, open_page: Any) -> None:
+def test_what_a_file_has_and_this_server_has_not_is_reported(steps: Any, server: Any, open_page: Any) -> None:
     recipe = {"prompt": "a", "model": "gone", "sampler": "mine", "num_frames": 20, "unknown": ["gone"]}
     server.recipe = (200, recipe)
     page = open_page(server.url)
@@ -259,5 +261,5 @@ def test_what_a_file_has_and_this_server_has_not_is_reported(server: Any, open_p
     page.get_by_text("Not on this server: gone, mine.").wait_for()
     assert page.input_value("#sampler") == "dpm++"
     page.keyboard.press("Control+Enter")
-    until(lambda: bool(orders(server)))
-    assert orders(server)[0]["num_frames"] == 20  # for the server to refuse, not for the page to change
+    steps.until(lambda: bool(steps.orders(server)))
+    assert steps.orders(server)[0]["num_frames"] == 20  # for the server to refuse, not for the page to change

@@ -7,14 +7,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from page_steps import heading, orders, start_comparing, until
 
 
-def test_progress_preview_and_time_left(server: Any, open_page: Any) -> None:
+def test_progress_preview_and_time_left(steps: Any, server: Any, open_page: Any) -> None:
     server.is_running_jobs = False
     page = open_page(server.url)
     page.get_by_role("button", name="Generate").click()
-    until(lambda: bool(server.jobs))
+    steps.until(lambda: bool(server.jobs))
     (job,) = server.jobs.values()
     server.set(job | {"position": 3})
     page.get_by_text("Number 3 in the queue").first.wait_for()
@@ -26,8 +25,8 @@ def test_progress_preview_and_time_left(server: Any, open_page: Any) -> None:
     assert page.locator("#result progress").evaluate("one => one.value") == 40
     assert page.title() == "40% · ea"
     preview = page.locator("#result img")
-    until(lambda: preview.evaluate("one => one.complete && one.naturalWidth === 64"))
-    until(lambda: page.locator("#live").text_content() == "Denoising")
+    steps.until(lambda: preview.evaluate("one => one.complete && one.naturalWidth === 64"))
+    steps.until(lambda: page.locator("#live").text_content() == "Denoising")
     server.set(job | {"phase": "polishing", "done": 1, "total": 2})  # of a newer server
     page.locator("#result .status").get_by_text("polishing").wait_for()
 
@@ -44,16 +43,16 @@ def test_cancel_keeps_the_focus(server: Any, open_page: Any) -> None:
     assert [job["state"] for job in server.jobs.values()] == ["cancelled"]
 
 
-def test_a_refresh_in_the_middle_shows_the_job_still_running(server: Any, open_page: Any) -> None:
+def test_a_refresh_in_the_middle_shows_the_job_still_running(steps: Any, server: Any, open_page: Any) -> None:
     server.is_running_jobs = False
     job = server.add("a green circle shrinks", state="in_progress", phase="denoising", done=3, total=20)
     other = server.add("a yellow triangle", position=1)
     page = open_page(server.url)
     page.locator("#queue_list").get_by_text("a yellow triangle").click()
-    assert heading(page).text_content() == "a yellow triangle"
+    assert steps.heading(page).text_content() == "a yellow triangle"
     page.reload()
     page.locator("#result").get_by_text("Number 1 in the queue").wait_for()
-    assert heading(page).text_content() == "a yellow triangle"
+    assert steps.heading(page).text_content() == "a yellow triangle"
     assert urlsplit(page.url).fragment == other["id"]
     assert page.locator("#queue_list .name").all_text_contents() == [
         "a green circle shrinks",
@@ -85,15 +84,15 @@ def test_a_server_that_comes_back_is_found_again(make_server: Any, open_page: An
     assert page.locator("#gallery_list").get_by_text("an older one").count() == 0
 
 
-def test_the_gallery_goes_back_to_the_first(server: Any, open_page: Any) -> None:
+def test_the_gallery_goes_back_to_the_first(steps: Any, server: Any, open_page: Any) -> None:
     for at in range(60):
         server.add(f"number {at}", state="completed", created_at=1000 + at // 3)
     page = open_page(server.url)
     cards = page.locator(".card .name")
-    until(lambda: cards.count() == 24)
+    steps.until(lambda: cards.count() == 24)
     for wanted in (48, 60):
         page.get_by_role("button", name="Show older").click()
-        until(lambda wanted=wanted: cards.count() == wanted)
+        steps.until(lambda wanted=wanted: cards.count() == wanted)
     assert cards.all_text_contents() == [f"number {at}" for at in reversed(range(60))]
     assert page.get_by_role("button", name="Show older").is_hidden()
 
@@ -105,7 +104,7 @@ def test_a_job_of_another_client_appears(server: Any, open_page: Any) -> None:
     page.locator("#gallery_list").get_by_text("made elsewhere").wait_for()
 
 
-def test_delete_asks_first(server: Any, open_page: Any) -> None:
+def test_delete_asks_first(steps: Any, server: Any, open_page: Any) -> None:
     server.add("to be kept", state="completed", created_at=1)
     server.add("to be deleted", state="completed")
     page = open_page(server.url)
@@ -115,18 +114,18 @@ def test_delete_asks_first(server: Any, open_page: Any) -> None:
         page.locator("#confirm").wait_for(state="hidden")
         if answer == "Keep":
             assert len(server.jobs) == 2
-    until(lambda: len(server.jobs) == 1)
-    until(lambda: heading(page).text_content() == "to be kept")
+    steps.until(lambda: len(server.jobs) == 1)
+    steps.until(lambda: steps.heading(page).text_content() == "to be kept")
     assert page.locator(".card").count() == 1
 
 
-def test_make_again_and_remix(server: Any, open_page: Any) -> None:
+def test_make_again_and_remix(steps: Any, server: Any, open_page: Any) -> None:
     settings = {"seed": 5, "steps": 9, "guidance": 3.5, "negative_prompt": "blur"}
     server.add("a red square", state="completed", loras=[{"name": "inkline", "scale": 0.5}], **settings)
     page = open_page(server.url)
     page.get_by_role("button", name="Make again").click()
-    until(lambda: len(orders(server)) == 1)
-    (again,) = orders(server)
+    steps.until(lambda: len(steps.orders(server)) == 1)
+    (again,) = steps.orders(server)
     assert (again["prompt"], again["seed"], again["steps"], again["guidance"]) == ("a red square", 5, 9, 3.5)
     assert (again["negative_prompt"], again["loras"]) == ("blur", [{"name": "inkline", "scale": 0.5}])
     page.locator("#result video").wait_for()
@@ -137,8 +136,8 @@ def test_make_again_and_remix(server: Any, open_page: Any) -> None:
     )
     page.keyboard.type("a blue square")
     page.keyboard.press("Control+Enter")
-    until(lambda: len(orders(server)) == 2)
-    assert {**orders(server)[1], "prompt": "a red square"} == again
+    steps.until(lambda: len(steps.orders(server)) == 2)
+    assert {**steps.orders(server)[1], "prompt": "a red square"} == again
 
 
 def test_download_has_a_name_from_the_prompt(server: Any, open_page: Any, tmp_path: Path) -> None:
@@ -159,14 +158,14 @@ def test_a_picture_is_a_picture(server: Any, open_page: Any) -> None:
     assert picture.get_attribute("alt") == "a red circle"
 
 
-def test_two_videos_play_in_step(server: Any, open_page: Any) -> None:
+def test_two_videos_play_in_step(steps: Any, server: Any, open_page: Any) -> None:
     server.add("the other", state="completed", created_at=1, seed=1)
     server.add("a red circle", state="completed", seed=2)
     page = open_page(server.url)
-    start_comparing(page)
+    steps.start_comparing(page)
     both = page.locator("#compare")
     times = "one => [...one.querySelectorAll('video')].map(v => v.currentTime)"
-    until(lambda: both.evaluate(times)[0] > 0)
+    steps.until(lambda: both.evaluate(times)[0] > 0)
     page.locator("#compare video").nth(1).evaluate(
         "v => { v.pause(); v.currentTime = 1.2; }"
     )  # pushed out of step
@@ -180,22 +179,22 @@ def test_two_videos_play_in_step(server: Any, open_page: Any) -> None:
     assert both.locator("tbody tr").all_text_contents() == ["Seed21"]
     page.get_by_role("button", name="Pause").click()
     page.get_by_label("Position").fill("0.5")
-    until(lambda: both.evaluate(times) == pytest.approx([0.5 + 1 / 24] * 2, abs=0.01))
+    steps.until(lambda: both.evaluate(times) == pytest.approx([0.5 + 1 / 24] * 2, abs=0.01))
     page.get_by_label("Position").press("ArrowRight")
-    until(lambda: both.evaluate(times) == pytest.approx([0.5 + 3 / 24] * 2, abs=0.01))
+    steps.until(lambda: both.evaluate(times) == pytest.approx([0.5 + 3 / 24] * 2, abs=0.01))
     page.keyboard.press("Escape")
     assert both.is_hidden()
     page.locator("#result video").wait_for()
 
 
-def test_a_shorter_video_waits_at_its_end(server: Any, open_page: Any) -> None:
+def test_a_shorter_video_waits_at_its_end(steps: Any, server: Any, open_page: Any) -> None:
     short = server.add("short", state="completed", created_at=1, num_frames=9)
     short["request"]["file"] = "short.mp4"
     server.add("long", state="completed")
     page = open_page(server.url)
-    start_comparing(page)
+    steps.start_comparing(page)
     page.get_by_role("button", name="Pause").click()
     page.get_by_label("Position").fill("1.25")
     times = "one => [...one.querySelectorAll('video')].map(v => Math.round(v.currentTime * 100))"
-    until(lambda: page.locator("#compare").evaluate(times) == [129, 73])
+    steps.until(lambda: page.locator("#compare").evaluate(times) == [129, 73])
     assert page.locator("#compare tbody th").all_text_contents() == ["Frames"]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from page_steps import heading, start_comparing, until
 
-
-def test_chinese_by_the_browsers_language_and_by_the_switch(server: Any, open_page: Any) -> None:
+def test_chinese_by_the_browsers_language_and_by_the_switch(steps: Any, server: Any, open_page: Any) -> None:
     server.add("a red circle", state="completed")
     page = open_page(server.url, locale="zh-CN")
     page.get_by_role("button", name="生成", exact=True).wait_for()
     assert page.locator("html").get_attribute("lang") == "zh"
-    assert heading(page).get_attribute("lang") == "en"  # prompts are
+    assert steps.heading(page).get_attribute("lang") == "en"  # prompts are
     page.get_by_label("语言").select_option("en")
     page.get_by_role("button", name="Generate").wait_for()
     page.get_by_role("button", name="Make again").wait_for()
@@ -34,13 +32,13 @@ def test_dark_by_the_system_and_by_the_switch(server: Any, open_page: Any) -> No
     assert page.evaluate(colour) == dark
 
 
-def test_nothing_moves_by_itself_if_that_is_wished(server: Any, open_page: Any) -> None:
+def test_nothing_moves_by_itself_if_that_is_wished(steps: Any, server: Any, open_page: Any) -> None:
     server.add("the other", state="completed", created_at=1)
     server.add("a red circle", state="completed")
     page = open_page(server.url, reduced_motion="reduce")
     video = page.locator("#result video")
-    until(lambda: video.evaluate("v => v.readyState >= 2"))
+    steps.until(lambda: video.evaluate("v => v.readyState >= 2"))
     page.wait_for_timeout(300)
     assert video.evaluate("v => v.paused && v.currentTime === 0")
-    start_comparing(page)
+    steps.start_comparing(page)
     page.get_by_role("button", name="Play").wait_for()

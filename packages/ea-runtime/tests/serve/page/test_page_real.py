@@ -14,7 +14,6 @@ from typing import Any
 
 import av
 import pytest
-from page_steps import heading, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")]
 
@@ -68,7 +67,9 @@ def focus(page: Any, name: str) -> None:
     raise AssertionError(f"{name} cannot be reached by Tab")
 
 
-def test_from_a_prompt_to_a_file_by_keyboard_alone(start: Any, open_page: Any, tmp_path: Path) -> None:
+def test_from_a_prompt_to_a_file_by_keyboard_alone(
+    steps: Any, start: Any, open_page: Any, tmp_path: Path
+) -> None:
     page = open_page(start().url)
     foreign = []
     page.on("request", lambda request: foreign.append(request.url))
@@ -108,10 +109,10 @@ def test_from_a_prompt_to_a_file_by_keyboard_alone(start: Any, open_page: Any, t
     assert (page.input_value("#prompt"), page.input_value("#seed")) == ("a blue square grows", "7")
     page.fill("#steps", "5000")
     page.keyboard.press("Control+Enter")
-    until(lambda: "5000" in (page.locator("#steps_error").text_content() or ""))
+    steps.until(lambda: "5000" in (page.locator("#steps_error").text_content() or ""))
 
 
-def test_a_killed_server_is_found_again_and_its_job_goes_on(start: Any, open_page: Any) -> None:
+def test_a_killed_server_is_found_again_and_its_job_goes_on(steps: Any, start: Any, open_page: Any) -> None:
     server = start()
     page = open_page(server.url)
     page.fill("#steps", "100")
@@ -119,12 +120,12 @@ def test_a_killed_server_is_found_again_and_its_job_goes_on(start: Any, open_pag
     page.locator("#result .status").get_by_text("Denoising, step").wait_for(timeout=PATIENCE)
     page.reload()
     page.locator("#result .status").get_by_text("Denoising, step").wait_for()
-    until(lambda: page.locator("#result img").evaluate("one => one.naturalWidth > 0"), 30)
+    steps.until(lambda: page.locator("#result img").evaluate("one => one.naturalWidth > 0"), 30)
     server.end(signal.SIGKILL)
     page.get_by_text("Connection lost, trying again…").wait_for()
     again = start(server.port)
     page.get_by_text("Connection lost").wait_for(state="hidden", timeout=PATIENCE)
-    assert heading(page).text_content() == "a red circle moves right"
+    assert steps.heading(page).text_content() == "a red circle moves right"
     page.locator("#result video").wait_for(timeout=PATIENCE)
     assert page.locator(".card").count() == 1
     again.end()

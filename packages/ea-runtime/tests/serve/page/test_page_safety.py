@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from page_steps import heading, spoil_page, start_comparing
 
 MARKUP = '<img src=x onerror="document.title=1"><b>bold</b>'
 
@@ -30,30 +29,30 @@ def fill_with_markup(server: Any) -> None:
     server.add(MARKUP, state="in_progress", phase=MARKUP)
 
 
-def test_markup_stays_text(server: Any, open_page: Any) -> None:
+def test_markup_stays_text(steps: Any, server: Any, open_page: Any) -> None:
     fill_with_markup(server)
     page = open_page(server.url)
     page.locator("#lora_button").click()
     for card in page.locator(".card").all():
         card.click()
-        assert MARKUP in (heading(page).text_content() or "")
+        assert MARKUP in (steps.heading(page).text_content() or "")
         assert markup_in(page) == 0
     assert page.title() != "1"
 
 
 def test_markup_that_became_html_would_be_seen(
-    make_server: Any, open_page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    steps: Any, make_server: Any, open_page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     server = make_server()
     as_html = "node.insertAdjacentHTML('beforeend', part.outerHTML ?? part)"
-    spoil_page(monkeypatch, tmp_path, "dom.js", "node.append(part)", as_html)
+    steps.spoil_page(monkeypatch, tmp_path, "dom.js", "node.append(part)", as_html)
     fill_with_markup(server)
     page = open_page(server.url)
     page.locator(".card").first.wait_for()
     assert markup_in(page) > 0
 
 
-def hosts_of_a_walk(server: Any, open_page: Any) -> set[str]:
+def hosts_of_a_walk(steps: Any, server: Any, open_page: Any) -> set[str]:
     """Hosts that the page asked while a video is made, compared, and taken up again."""
     asked: list[str] = []
     server.add("the other", state="completed", created_at=1)
@@ -62,24 +61,24 @@ def hosts_of_a_walk(server: Any, open_page: Any) -> set[str]:
     page.reload()
     page.get_by_role("button", name="Generate").click()
     page.locator("#result video").wait_for()
-    start_comparing(page)
+    steps.start_comparing(page)
     page.set_input_files("#file", {"name": "red.mp4", "mimeType": "video/mp4", "buffer": b"x"})
     page.wait_for_timeout(200)
     assert len(asked) > 20
     return {urlsplit(url).netloc for url in asked if not url.startswith("blob:")}
 
 
-def test_every_request_goes_to_the_pages_own_server(server: Any, open_page: Any) -> None:
-    assert hosts_of_a_walk(server, open_page) == {f"127.0.0.1:{server.port}"}
+def test_every_request_goes_to_the_pages_own_server(steps: Any, server: Any, open_page: Any) -> None:
+    assert hosts_of_a_walk(steps, server, open_page) == {f"127.0.0.1:{server.port}"}
 
 
 def test_a_request_to_another_server_would_be_seen(
-    make_server: Any, open_page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    steps: Any, make_server: Any, open_page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     server = make_server(csp="default-src * 'unsafe-inline'")
     with_image = "setUpRecipe(); new Image().src = 'http://other.invalid/x';"
-    spoil_page(monkeypatch, tmp_path, "main.js", "setUpRecipe();", with_image)
-    assert hosts_of_a_walk(server, open_page) == {f"127.0.0.1:{server.port}", "other.invalid"}
+    steps.spoil_page(monkeypatch, tmp_path, "main.js", "setUpRecipe();", with_image)
+    assert hosts_of_a_walk(steps, server, open_page) == {f"127.0.0.1:{server.port}", "other.invalid"}
 
 
 def comes_back(make_server: Any, open_page: Any) -> bool:
@@ -99,7 +98,7 @@ def test_the_connection_comes_back(make_server: Any, open_page: Any) -> None:
 
 
 def test_a_page_that_does_not_try_again_would_be_seen(
-    make_server: Any, open_page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    steps: Any, make_server: Any, open_page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    spoil_page(monkeypatch, tmp_path, "api.js", "setTimeout(open, wait);", "")
+    steps.spoil_page(monkeypatch, tmp_path, "api.js", "setTimeout(open, wait);", "")
     assert not comes_back(make_server, open_page)
