@@ -102,3 +102,21 @@ def test_parts_add_up_and_offloading_saves_frozen_weights(make: Any) -> None:
     less = predict(network, adapters, SHAPE, offload=4)
     assert 0 < less["frozen weights"] < parts["frozen weights"]
     assert less["activations"] == parts["activations"]
+
+
+def test_a_denoiser_of_v3_is_counted_with_its_known_frames(make: Any) -> None:
+    record = get_host().find_class("denoisers", "Transformer3DModel")
+    assert record is not None
+    motion = {"num_attention_heads": 4}
+    v3 = {
+        "in_channels": 12,
+        "basic_block_type": "global_motionmodule",
+        "motion_module_kwargs_even": motion,
+        "motion_module_kwargs_odd": {**motion, "attention_block_types": ["Temporal_Self", "Global_Self"]},
+    }
+    with torch.device("meta"):
+        of_v2 = predict(*make(), SHAPE)
+        network = record.build()(**SIZES, **v3)
+        of_v3 = predict(network, {"lora": adapt(network, rank=8)}, SHAPE)
+    assert of_v3["frozen weights"] > of_v2["frozen weights"]
+    assert of_v3["activations"] == pytest.approx(of_v2["activations"], rel=0.2)

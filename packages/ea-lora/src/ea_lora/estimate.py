@@ -25,6 +25,8 @@ from ea_lora.adapters import ALPHA, MAX_RANK, MOTION_PATTERN, RANK, Adapters, ad
 from ea_lora.offload import find_blocks
 from ea_runtime.errors import UserError
 from ea_runtime.generation.denoise import size_conditions
+from ea_runtime.generation.known_frames import nothing_given
+from ea_runtime.models.geometry import latent_channels
 
 TEXT_TOKENS = 120  # of V2's prompts
 CARD_BYTES = 24 * 10**9
@@ -146,7 +148,7 @@ def _kept(network: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype, b
     from torch.func import functional_call
 
     config: Any = getattr(network, "config", None)
-    channels, width = (getattr(config, name, None) for name in ("in_channels", "caption_channels"))
+    channels, width = latent_channels(config), getattr(config, "caption_channels", None)
     if not isinstance(channels, int) or not isinstance(width, int):
         raise UserError(
             f"memory cannot be predicted for a {type(network).__name__}: its config has no channels"
@@ -162,6 +164,7 @@ def _kept(network: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype, b
         "added_cond_kwargs": size_conditions(config, batch, 8 * shape[1], 8 * shape[2], text),
     }
     latents = torch.empty(batch, channels, *shape, **where)
+    arguments |= nothing_given(config, latents)
     model: Any = network
     checkpoints = getattr(model, "gradient_checkpointing", False)
     model.gradient_checkpointing = False  # counted block by block instead

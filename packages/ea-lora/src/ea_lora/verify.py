@@ -21,6 +21,8 @@ from ea_lora.layer import Layer, LoraFile, count_parts
 from ea_lora.matching import Match, Matching, match_lora, networks_of
 from ea_lora.network import load_lora
 from ea_runtime.generation.denoise import size_conditions
+from ea_runtime.generation.known_frames import nothing_given
+from ea_runtime.models.geometry import latent_channels
 from ea_runtime.models.layout import resolve_folder
 
 #: the probe: one picture and a short video, in latent frames, and the size of a latent frame
@@ -226,7 +228,7 @@ def _probe(
 def _denoiser_outputs(denoiser: nn.Module) -> dict[str, Tensor]:
     """On seeded noise and seeded text."""
     config = getattr(denoiser, "config", None)
-    channels, width = (getattr(config, name, None) for name in ("in_channels", "caption_channels"))
+    channels, width = latent_channels(config), getattr(config, "caption_channels", None)
     if not isinstance(channels, int) or not isinstance(width, int):
         return {}
     parameter = next(denoiser.parameters())
@@ -242,6 +244,7 @@ def _denoiser_outputs(denoiser: nn.Module) -> dict[str, Tensor]:
             encoder_hidden_states=text,
             encoder_attention_mask=torch.ones(1, _PROBE_TOKENS, device=parameter.device),
             added_cond_kwargs=size_conditions(config, 1, pixels, pixels, text),
+            **nothing_given(config, latents.to(parameter)),
         ).sample.double()
     return found
 

@@ -124,6 +124,13 @@ def latent_mask(to_make: Tensor, geometry: Geometry) -> Tensor:
     return F.avg_pool3d(last, (1, ratio, ratio))
 
 
+def nothing_given(denoiser_config: Any, latents: Tensor) -> dict[str, Tensor]:
+    """Arguments of a denoiser's pass that stand for no known frames: for probes and estimates, not for videos."""
+    if not takes_known_frames(denoiser_config):
+        return {}
+    return {"inpaint_latents": torch.cat([torch.zeros_like(latents)] * 2, dim=1)}
+
+
 def deciding_frames(num_frames: int, geometry: Geometry) -> list[int]:
     """For each latent frame of a video of `num_frames` frames, the frame by which it is known or not."""
     ratio = geometry.temporal_ratio
