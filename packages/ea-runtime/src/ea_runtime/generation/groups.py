@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Parts(Protocol):
-    """What denoising needs of a pipeline."""
+    """The parts of a pipeline that denoising needs."""
 
     denoiser: Any
     geometry: Geometry

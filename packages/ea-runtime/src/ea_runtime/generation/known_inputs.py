@@ -43,7 +43,7 @@ class KnownVideo:
 def encode_inputs(
     request: Request, vae: Any, geometry: Geometry, config: Any, batch: int
 ) -> tuple[KnownFrames | None, tuple[str, ...]]:
-    """What a checked request of `batch` videos knows of their frames, encoded, and notes for the user.
+    """The known frames of a checked request of `batch` videos, encoded, and notes for the user.
 
     config: the denoiser's. None if nothing is known and the denoiser does not ask for it.
     """

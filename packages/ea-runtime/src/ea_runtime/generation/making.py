@@ -204,7 +204,7 @@ def record_of(
     model_sha256: str,
     adapters: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What makes a video again, as its sidecar and the file itself have it."""
+    """The record that makes a video again, as its sidecar and the file itself have it."""
     import torch
 
     from ea_runtime.machine.device import dtype_name

@@ -45,7 +45,7 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str = "state") -> Any:
 
 
 def unpack(tree: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-    """What was packed; tensors that were not on the CPU are put on `device`. Raises KeyError, TypeError, ValueError."""
+    """The packed value; tensors that were not on the CPU are put on `device`. Raises KeyError, TypeError, ValueError."""
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     if not isinstance(tree, dict) or not tree:
@@ -66,7 +66,7 @@ def unpack(tree: Any, tensors: Mapping[str, Tensor], device: torch.device) -> An
 
 
 def attributes(thing: Any) -> dict[str, Any]:
-    """What an object remembers: its attributes, without a scheduler's config. Raises UnpackableError."""
+    """The attributes of an object, without a scheduler's config. Raises UnpackableError."""
     if not hasattr(thing, "__dict__"):
         raise UnpackableError(f"{type(thing).__name__} does not show its attributes")
     return {name: value for name, value in vars(thing).items() if name not in _CONFIG}

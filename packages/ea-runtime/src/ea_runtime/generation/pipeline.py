@@ -452,7 +452,7 @@ class VideoPipeline:
 
 
 def _finished(result: VideoOutput, passes: int) -> dict[str, Any]:
-    """What decoding needs of a run that is denoised."""
+    """The part of a denoised run that decoding needs."""
     return {
         "passes": passes,
         "latents": result.latents,

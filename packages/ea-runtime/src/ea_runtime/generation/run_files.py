@@ -45,7 +45,7 @@ class Found:
 
     @property
     def summary(self) -> str:
-        """How far the run is: "step 12 of 30" or "denoised"."""
+        """The place in words: "step 12 of 30" or "denoised"."""
         return f"step {self.done} of {self.total}" if self.phase == "denoising" else "denoised"
 
 
@@ -87,7 +87,7 @@ def write_state(
 
 
 def load_state(found: Found, device: torch.device) -> dict[str, Any]:
-    """What was saved, its tensors on `device`. Raises UserError."""
+    """The saved state, its tensors on `device`. Raises UserError."""
     from safetensors.torch import load_file
 
     from ea_runtime.generation.packing import unpack

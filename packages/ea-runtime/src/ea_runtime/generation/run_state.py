@@ -125,7 +125,7 @@ class RunState:
         return found
 
     def load(self, device: torch.device) -> State | None:
-        """What was saved, its tensors on `device`; None if it cannot be read, which is reported."""
+        """The saved state, its tensors on `device`; None if it cannot be read, which is reported."""
         found, self._is_saved = self.found, False
         if found is None:
             return None

@@ -1,4 +1,4 @@
-"""What may be asked of this server: models, samplers, LoRAs, limits, plugins; and if it lives."""
+"""The server's description of itself: models, samplers, LoRAs, limits, plugins, health."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ async def _stream(service: Service, hub: Hub, job_id: str | None, since: int | N
 
 
 async def _before(service: Service, hub: Hub, job_id: str | None, since: int | None) -> list[Change]:
-    """What a client that just came must know."""
+    """The events that a new client gets first."""
     if since is not None:
         return [change for change in await hub.since(since) if job_id in (None, change.id)]
     store = service.store

@@ -34,7 +34,7 @@ class Change(NamedTuple):
 
 
 class Listener:
-    """What one client has not read yet. job_id: of this job alone."""
+    """The events that one client has not read yet. job_id: of this job alone."""
 
     def __init__(self, job_id: str | None) -> None:
         self.job_id = job_id
@@ -55,7 +55,7 @@ class Listener:
         self._is_there.set()
 
     async def take(self, seconds: float) -> list[Change]:
-        """What waits, in the order of versions; after `seconds` without anything, nothing."""
+        """The waiting events, in the order of versions; none after `seconds` without any."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._is_there.wait()

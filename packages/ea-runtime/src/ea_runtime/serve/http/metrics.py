@@ -63,7 +63,7 @@ class Metrics:
 
 
 class _Now(Collector):
-    """What is so at the moment of asking."""
+    """The figures at the moment of asking."""
 
     def __init__(self, store: JobStore, workers: Callable[[], Sequence[Worker]]) -> None:
         self._store = store

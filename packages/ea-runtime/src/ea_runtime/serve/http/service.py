@@ -1,4 +1,4 @@
-"""What all handlers share: the store, the catalogue, the limits, the workers' states, and who may ask."""
+"""The state that all handlers share: store, catalogue, limits, states of the workers, access."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def sniff(head: bytes) -> str:
 
 
 def _run_child(place: Path, kind: str) -> bytes:
-    """What the child printed. Raises ApiError if it was stopped or died."""
+    """The child's output. Raises ApiError if it was stopped or died."""
     # the child knows a name and no path, so no error of a library can show one
     # -P: the folder that it works in is not on the import path
     command = [sys.executable, "-P", "-m", "ea_runtime.serve.http.upload_child", place.name, kind]
