@@ -45,7 +45,7 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str = "state") -> Any:
 
 
 def unpack(tree: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-    """The packed value; tensors that were not on the CPU are put on `device`. Raises KeyError, TypeError, ValueError."""
+    """The packed value; tensors that were not on the CPU go to `device`. Raises KeyError, TypeError, ValueError."""
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     if not isinstance(tree, dict) or not tree:
