@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,20 @@ def _the_same_host_afterwards() -> Iterator[None]:
     before = plugins._host
     yield
     plugins._host = before
+
+
+@pytest.fixture(autouse=True)
+def _the_usual_scheduling_afterwards() -> Iterator[None]:
+    """Takes real-time scheduling away again, which SVT-AV1 gives the process that encodes with it as root.
+
+    Every child would inherit it: two of a browser's processes that wait for a third, busily, then stop the machine.
+    """
+    yield
+    if not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) == os.SCHED_OTHER:
+        return
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 @pytest.fixture
