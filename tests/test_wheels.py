@@ -34,7 +34,8 @@ import importlib, pkgutil, sys
 for name in sys.argv[1:]:
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, f"{name}."):
-        if not module.name.endswith("__main__"):
+        # the server needs an extra
+        if not module.name.endswith("__main__") and not module.name.startswith("ea_runtime.serve."):
             importlib.import_module(module.name)
 """
 

@@ -39,14 +39,15 @@ def try_all(server: Any, folder: Path, *more: str) -> tuple[int, str]:
         "20",
         "--no-color",
     ]
-    # a stream of events does not end; a document cannot say which sizes a model of this server takes
+    # a stream of events does not end; a document cannot say which sizes a model of this server takes; a job's video and
+    # recipe are there only once it is completed
     command += [
         "--exclude-path",
         "/api/events",
         "--checks",
         "all",
         "--exclude-checks",
-        "positive_data_acceptance",
+        "positive_data_acceptance,ensure_resource_availability",
     ]
     done = subprocess.run(
         [*command, *more],
