@@ -104,9 +104,12 @@ def be_client(address: str, client: int, until: float, made: list[dict[str, Any]
             answer = http.post("/api/jobs", json={"prompt": prompt, "seed": seed})
             answer.raise_for_status()
             job = answer.json()
-            while job["state"] in ("queued", "in_progress"):
-                time.sleep(1.0)
-                job = http.get(f"/api/jobs/{job['id']}").json()
+            status = "queued"
+            while status in ("queued", "in_progress"):  # as often as OpenAI's client looks
+                answer = http.get(f"/v1/videos/{job['id']}")
+                status = answer.json()["status"]
+                time.sleep(int(answer.headers["openai-poll-after-ms"]) / 1000)
+            job = http.get(f"/api/jobs/{job['id']}").json()
             assert job["state"] == "completed", job
             recipe = http.get(job["result"]["recipe"]).json()
             video = http.get(job["result"]["video"])

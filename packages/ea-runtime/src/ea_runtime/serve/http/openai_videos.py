@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -22,8 +23,8 @@ from ea_runtime.serve.http.views import file_of, video_view
 from ea_runtime.serve.jobs import Job
 from ea_runtime.serve.orders import fields_of
 
-#: milliseconds after which OpenAI's clients look again
-POLL_AFTER = 500
+#: milliseconds after which OpenAI's clients look again: a tenth of the job's age, within these
+POLL_AFTER = (500, 5000)
 VARIANTS = ("video", "thumbnail", "spritesheet")
 _TYPES = {".mp4": "video/mp4", ".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg"}
 LIST_QUERY = (
@@ -134,7 +135,9 @@ def _saved_as(job: Job, variant: str, suffix: str) -> str:
 
 
 def _answer(job: Job) -> Response:
-    return answer(video_view(job), headers={"openai-poll-after-ms": str(POLL_AFTER)})
+    shortest, longest = POLL_AFTER
+    wait = min(longest, max(shortest, round(100 * (time.time() - job.created_at))))
+    return answer(video_view(job), headers={"openai-poll-after-ms": str(wait)})
 
 
 def _refuse_reference(fields: dict[str, Any]) -> None:
