@@ -156,6 +156,7 @@ ENDPOINTS = (
         {201: shapes.JobView},
         takes=shapes.JobOrder,
         forms="also",
+        files=tuple(PICTURES.values()),
         errors=(400, 413, 415, 429),
     ),
     Endpoint(

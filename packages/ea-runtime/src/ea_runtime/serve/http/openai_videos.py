@@ -146,6 +146,7 @@ ENDPOINTS = (
         {200: shapes.Video},
         takes=shapes.VideoOrder,
         forms="also",
+        files=tuple(PICTURES.values()),
         errors=_ERRORS,
     ),
     Endpoint(
@@ -187,6 +188,7 @@ ENDPOINTS = (
         {200: shapes.Video},
         takes=shapes.RemixOrder,
         forms="also",
+        files=tuple(PICTURES.values()),
         errors=(*_ERRORS, 404),
     ),
 )
