@@ -75,4 +75,5 @@ function draw() {
 	options($.fit, FITS.map(fit => [fit, t(`fit.${fit}`)]))
 	for (const id of ["fit", "strength"]) $[id].parentElement.hidden = !hasPictures()
 	$.pictures.open ||= hasPictures()
+	$.fit.dispatchEvent(new Event("input", {bubbles: true})) // the form keeps that there are some
 }
