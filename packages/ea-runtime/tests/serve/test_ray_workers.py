@@ -120,10 +120,15 @@ def test_states_and_results_travel_through_the_link(tmp_path: Path) -> None:
     head = Head(str(tmp_path / "state"))
     store = head._store
     links = [RayLink(Local, Handle(head), f"ray-{n}", tmp_path / f"node-{n}") for n in range(2)]
-    id = store.add({}, "me").id
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    (sent / "image.png").write_bytes(b"a picture")
+    id = store.add({"pictures": ["image"]}, "me", pictures=sent).id
     job = links[0].claim()
     assert job is not None
     places = links[0].open(job)
+    assert (places.pictures / "image.png").read_bytes() == b"a picture"
+    assert tmp_path / "node-0" in places.pictures.parents
     (places.run / "denoising-3.safetensors").write_bytes(b"latents")
     (places.run / "frames.raw").write_bytes(b"large")
     (places.run / "state.json").write_bytes(b"{}")
@@ -134,12 +139,15 @@ def test_states_and_results_travel_through_the_link(tmp_path: Path) -> None:
     assert again is not None
     places = links[1].open(again)
     assert (places.run / "denoising-3.safetensors").read_bytes() == b"latents"
+    assert (places.pictures / "image.png").read_bytes() == b"a picture"
     (places.result / "video.mp4").write_bytes(b"video")
     links[1].show(again, b"picture")
     assert store.state.preview(id).read_bytes() == b"picture"
     links[1].finish(again, {"files": {"video": "video.mp4"}})
     assert (store.state.result(id) / "video.mp4").read_bytes() == b"video"
     assert not places.result.exists(), "the node keeps nothing"
+    assert not places.pictures.exists()
+    assert (store.state.pictures(id) / "image.png").exists()
     assert not store.state.run(id).exists()
     job = store.get(id)
     assert job is not None

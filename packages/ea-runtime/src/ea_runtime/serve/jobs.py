@@ -5,7 +5,8 @@
     job = store.claim("cuda0")           # a worker's side; any number of processes may share the folder
 
 Each write is one transaction and raises `version`. Files come first, the row last: a completed job always has its
-files. A job that ends loses its saved state, a deleted one all of its files.
+files. A job that ends loses its saved state, a deleted one all of its files. The pictures that a job starts from stay
+as long as it does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Literal
 
 from ea_runtime.errors import UserError
@@ -67,8 +69,29 @@ class JobStore:
 
     # clients' side
 
-    def add(self, request: dict[str, Any], client: str, *, remixed_from: str | None = None) -> Job:
-        """A new job at the end of the queue; on the disk when this returns. Raises QueueFull."""
+    def add(
+        self,
+        request: dict[str, Any],
+        client: str,
+        *,
+        remixed_from: str | None = None,
+        pictures: Path | None = None,
+    ) -> Job:
+        """A new job at the end of the queue; on the disk when this returns. Raises QueueFull.
+
+        pictures: a folder of files that the job starts from, on the disk of the state folder; it becomes the job's.
+        """
+        id = new_job_id()
+        try:
+            return self._add(id, request, client, remixed_from, pictures)
+        except BaseException:
+            if pictures is not None:
+                self.state.remove_files(id)
+            raise
+
+    def _add(
+        self, id: str, request: dict[str, Any], client: str, remixed_from: str | None, pictures: Path | None
+    ) -> Job:
         text = json.dumps(request, ensure_ascii=False, allow_nan=False)
         with self._database.writing(durable=True) as db:
             waiting = count_of(db, "state = 'queued'")
@@ -82,10 +105,14 @@ class JobStore:
                     self._retry_after(db),
                     f"{own} of your jobs wait already, the most for one; try again later",
                 )
+            if (
+                pictures is not None
+            ):  # within the transaction, so that `sweep` never sees a folder without its row
+                pictures.rename(self.state.pictures(id))
             cursor = db.execute(
                 "INSERT INTO jobs (id, client, request, state, created_at, remixed_from, version) "
                 "VALUES (?, ?, ?, 'queued', ?, ?, ?)",
-                (new_job_id(), client, text, time.time(), remixed_from, next_version(db, queue=True)),
+                (id, client, text, time.time(), remixed_from, next_version(db, queue=True)),
             )
             return find_jobs(db, "seq = ?", cursor.lastrowid)[0]
 
@@ -124,7 +151,7 @@ class JobStore:
             self._cancel(db, id)
             job = find_job(db, id)
         if job is not None and job.state == "cancelled":
-            self.state.remove_files(id)
+            self.state.remove_products(id)
         return job
 
     def delete(self, id: str) -> Job | None:
@@ -272,7 +299,9 @@ class JobStore:
                 "SELECT id FROM jobs WHERE is_deleted = 1 AND state != 'in_progress'"
             ).fetchall()
         for id in found - states.keys():
-            self.state.remove_files(id)
+            with self._database.writing() as db:  # one that was added meanwhile has its row now
+                if not count_of(db, "id = ?", id):
+                    self.state.remove_files(id)
         for id in [
             id
             for id, state in states.items()
@@ -320,8 +349,10 @@ class JobStore:
             row = db.execute("SELECT * FROM jobs WHERE id = ?", (id,)).fetchone()
         if row is None or row["state"] in ("queued", "in_progress"):
             return
-        if row["is_deleted"] or row["state"] != "completed":
+        if row["is_deleted"]:
             self.state.remove_files(id)
+        elif row["state"] != "completed":
+            self.state.remove_products(id)
         else:
             self.state.remove_run(id)
         if row["is_deleted"]:

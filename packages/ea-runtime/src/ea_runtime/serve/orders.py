@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import quote
 from ea_runtime.generation.adapters import check_weight
+from ea_runtime.generation.inputs import check_known_frames
 from ea_runtime.generation.prompt_tags import refuse_tags, split_tags
 from ea_runtime.generation.requests import (
     ModelRequest,
@@ -50,7 +51,11 @@ FIELDS = (
     "loras",
     "step_cache",
     "smooth",
+    "strength",
+    "fit",
 )
+#: the pictures that a job may start from, by the names of a pipeline's arguments -> those of the files in a form
+PICTURES = {"image": "input_reference", "image_end": "input_reference_end"}
 #: a pipeline's arguments by the fields that give them
 _ARGUMENTS = {
     "num_inference_steps": "steps",
@@ -59,9 +64,18 @@ _ARGUMENTS = {
     "height": "size",
     "negative": "negative_prompt",
     "weight": "loras",
+    **PICTURES,
 }
 #: fields that a form sends as text
-_INTEGERS, _NUMBERS, _TEXTS = ("num_frames", "steps"), ("seconds", "fps", "guidance"), ("size", "sampler")
+_INTEGERS, _NUMBERS, _TEXTS = (
+    ("num_frames", "steps"),
+    ("seconds", "fps", "guidance", "strength"),
+    (
+        "size",
+        "sampler",
+        "fit",
+    ),
+)
 _MAX_SECONDS = 1e6
 
 
@@ -89,15 +103,19 @@ class Refused(UserError):
 
 
 def make_order(
-    fields: Mapping[str, Any], catalogue: Catalogue, limits: Limits | None = None
+    fields: Mapping[str, Any],
+    catalogue: Catalogue,
+    limits: Limits | None = None,
+    pictures: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The complete request of a job, its seed drawn if none is given.
 
     fields: those of FIELDS; None stands for one that is left out, text may hold a number (as forms send it).
     `num_frames` wins over `seconds`, which is rounded to the nearest number of frames that the model can make.
+    pictures: names of PICTURES that the job starts from; its worker adds their files to the settings.
 
     Returns {"settings": arguments of a pipeline's call, "fps", "model", "loras": [{"name", "scale"}], "kind": "mp4" or
-    "png", "seconds", "size"}. Raises Refused.
+    "png", "seconds", "size", "pictures": names}. Raises Refused.
     """
     limits = limits or Limits()
     given = _known(fields)
@@ -111,7 +129,7 @@ def make_order(
     loras = _loras(given.get("loras"), catalogue, limits, [(tag.name, tag.weight) for tag in tags])
     with _refusing():
         found = resolve(replace(request, negative_prompt=prompts["negative_prompt"])).request
-        found = replace(found, prompt=text)
+        found = replace(_with_pictures(found, given, pictures), prompt=text)
     kind = "png" if found.num_frames == 1 else "mp4"
     with _refusing("size"):
         check_limits(kind, found.width, found.height, found.fps)
@@ -123,6 +141,7 @@ def make_order(
         "kind": kind,
         "seconds": found.num_frames / found.fps,
         "size": f"{found.width}x{found.height}",
+        "pictures": [name for name in PICTURES if name in pictures],
     }
 
 
@@ -143,6 +162,8 @@ def fields_of(request: Mapping[str, Any]) -> dict[str, Any]:
         "loras": [dict(one) for one in request["loras"]],
         "step_cache": settings.get("step_cache"),
         "smooth": settings["smooth"],
+        "strength": settings.get("strength"),
+        "fit": settings.get("fit"),
     }
 
 
@@ -274,6 +295,16 @@ def _request(given: Mapping[str, Any], model: ModelEntry, limits: Limits) -> Mod
     )
 
 
+def _with_pictures(request: ModelRequest, given: Mapping[str, Any], pictures: Iterable[str]) -> ModelRequest:
+    """The request with what is said of its pictures, which are not read here. Raises UserError."""
+    strength = _number(given, "strength")
+    found = replace(
+        request, strength=None if strength is None else float(strength), fit=given.get("fit") or None
+    )
+    check_known_frames(replace(found, **dict.fromkeys(pictures, "a picture")))
+    return found
+
+
 def _frames_of(seconds: float, fps: float, geometry: Geometry) -> int:
     """The number of frames nearest to a length that the model can make, the shorter one of two."""
     if not 0 < seconds <= _MAX_SECONDS:
@@ -358,6 +389,7 @@ def _refusing(param: str | None = None, code: str = "invalid_value") -> Iterator
         text = str(error).replace("`width` and `height`", "`size`")
         for argument, field in _ARGUMENTS.items():
             text = text.replace(f"`{argument}`", f"`{field}`")
+        text = text.replace(" or `video`", "")  # only of the command
         named = re.match(r"`(\w+)`", text)
         found = named[1] if named and named[1] in FIELDS else None
         raise Refused(code, param or found, text) from None

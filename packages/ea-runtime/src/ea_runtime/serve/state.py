@@ -64,6 +64,10 @@ class StateFolder:
         """The folder of what clients sent."""
         return self.root / "uploads"
 
+    def pictures(self, job_id: str) -> Path:
+        """The folder of the pictures that a job starts from."""
+        return self.uploads / _checked(job_id)
+
     def run(self, job_id: str) -> Path:
         """The folder of an unfinished run's saved state."""
         return self.root / "runs" / _checked(job_id)
@@ -81,16 +85,21 @@ class StateFolder:
         shutil.rmtree(self.run(job_id), ignore_errors=True)
         self.preview(job_id).unlink(missing_ok=True)
 
-    def remove_files(self, job_id: str) -> None:
-        """Removes all files of a job."""
+    def remove_products(self, job_id: str) -> None:
+        """Removes what a job made; the pictures that it started from stay, for another try."""
         self.remove_run(job_id)
         shutil.rmtree(self.result(job_id), ignore_errors=True)
+
+    def remove_files(self, job_id: str) -> None:
+        """Removes all files of a job."""
+        self.remove_products(job_id)
+        shutil.rmtree(self.pictures(job_id), ignore_errors=True)
 
     def job_ids(self) -> set[str]:
         """The ids of all jobs that have files here."""
         found = [
             path.name.removesuffix(".webp")
-            for name in ("runs", "results", "previews")
+            for name in ("runs", "results", "previews", "uploads")
             for path in (self.root / name).iterdir()
         ]
         return {name for name in found if JOB_ID.fullmatch(name)}

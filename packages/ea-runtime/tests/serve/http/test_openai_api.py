@@ -189,7 +189,7 @@ def test_a_wrong_request_is_one_line(client: OpenAI, extra: dict[str, Any], para
     assert "\n" not in error.value.body["message"]  # pyright: ignore[reportIndexIssue,reportOptionalSubscript]
 
 
-def test_a_picture_to_start_from_is_refused_in_one_line(client: OpenAI) -> None:
+def test_a_damaged_picture_is_refused_in_one_line(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         client.videos.create(
             prompt="a red circle", input_reference=("a.png", b"\x89PNG\r\n\x1a\n", "image/png")

@@ -107,8 +107,17 @@ def test_a_handler_with_a_fault_is_caught(
 
 
 def test_the_document_names_every_field_of_an_order() -> None:
-    assert set(shapes.JobOrder.model_fields) == set(FIELDS)
-    assert set(shapes.VideoOrder.model_fields) == set(FIELDS)
+    assert set(shapes.JobOrder.model_fields) == {*FIELDS, "image_of"}
+    assert set(shapes.VideoOrder.model_fields) == {*FIELDS, "image_of"}
+
+
+def test_forms_name_their_files() -> None:
+    paths = document(ENDPOINTS, has_token=False)["paths"]
+    for path in ("/v1/videos", "/v1/videos/{id}/remix", "/api/jobs"):
+        content = paths[path]["post"]["requestBody"]["content"]
+        fields = content["multipart/form-data"]["schema"]["properties"]
+        assert {"prompt", "input_reference", "input_reference_end", "image_of", "strength"} <= fields.keys()
+        assert "$ref" in content["application/json"]["schema"]
 
 
 def test_every_operation_lists_its_errors() -> None:

@@ -74,6 +74,10 @@ def test_every_kind_of_file(server: Any, tmp_path: Path, kind: str) -> None:
         "loras": [{"name": "inkline", "scale": 0.5}],
         "step_cache": None,
         "smooth": True,
+        "image": None,
+        "image_end": None,
+        "strength": None,
+        "fit": None,
         "unknown": ["inkline"],
     }
     assert not list(server.service.state.uploads.iterdir())

@@ -14,6 +14,7 @@ from ea_runtime.serve.http.bodies import MAX_JSON, MAX_UPLOAD
 from ea_runtime.serve.http.endpoints import Endpoint, answer
 from ea_runtime.serve.http.ids import check_query
 from ea_runtime.serve.http.service import Service, service_of
+from ea_runtime.serve.http.upload_child import MAX_PICTURE_PIXELS
 from ea_runtime.serve.orders import allowed_frames
 
 
@@ -129,6 +130,8 @@ def _limits(service: Service) -> dict[str, Any]:
         "loras": limits.loras,
         "body_bytes": MAX_JSON,
         "upload_bytes": MAX_UPLOAD,
+        "picture_bytes": MAX_UPLOAD,
+        "picture_pixels": MAX_PICTURE_PIXELS,
         "queued": service.store.max_queued,
         "queued_per_client": service.store.max_per_client,
     }

@@ -21,6 +21,7 @@ from ea_runtime.serve.http import (
     openai_videos,
     openapi,
     page,
+    pictures,
     uploads,
 )
 from ea_runtime.serve.http.endpoints import Endpoint, routes
@@ -56,6 +57,7 @@ class App:
         self.state.hub = self.hub = Hub(service, self.state.metrics.count_jobs)
         self.state.page = page.read_page()
         self.state.uploads = uploads.UploadReader(service.state.uploads)
+        self.state.pictures = pictures.PictureReader(service.state.uploads)
         self.state.choices = easyanimate.Choices()
         self.state.openapi = openapi.document(ENDPOINTS, has_token=service.access.token is not None)
         self._router = Router(

@@ -30,19 +30,33 @@ _IN_MEMORY = 64 << 10
 PATIENCE = 60.0
 
 _WHOLE = ("num_frames", "seed", "steps", "n")
-_NUMBERS = ("fps", "guidance", "scale")
+_NUMBERS = ("fps", "guidance", "scale", "strength")
 
 
-async def read_fields(request: Request, *, is_form_allowed: bool = False) -> dict[str, Any]:
-    """The fields of a request, from JSON or a form. Raises ApiError."""
+async def read_fields(request: Request) -> dict[str, Any]:
+    """The fields of a request, from JSON. Raises ApiError."""
     kind = _content_type(request)
     if kind == "application/json":
         return parse_object(await _read(request, MAX_JSON))
-    if is_form_allowed and kind == "multipart/form-data":
-        async with read_form(request, MAX_UPLOAD) as items:
-            return fields_of_form(items)
-    wanted = "application/json" + " or multipart/form-data" * is_form_allowed
-    raise ApiError(415, f"the Content-Type must be {wanted}, got {kind[:80]!r}")
+    raise ApiError(415, f"the Content-Type must be application/json, got {kind[:80]!r}")
+
+
+@asynccontextmanager
+async def reading_fields(request: Request, *, files: int) -> AsyncGenerator[dict[str, Any], None]:
+    """The fields of a request from JSON, or from a form with up to `files` files, which end with the block.
+
+    Raises ApiError.
+    """
+    kind = _content_type(request)
+    if kind == "application/json":
+        yield parse_object(await _read(request, MAX_JSON))
+    elif kind == "multipart/form-data":
+        async with read_form(request, MAX_UPLOAD, files) as items:
+            yield fields_of_form(items)
+    else:
+        raise ApiError(
+            415, f"the Content-Type must be application/json or multipart/form-data, got {kind[:80]!r}"
+        )
 
 
 async def read_loose_json(request: Request) -> dict[str, Any]:
@@ -73,14 +87,20 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def read_form(request: Request, limit: int) -> AsyncGenerator[list[tuple[str, str | UploadFile]], None]:
+async def read_form(
+    request: Request, limit: int, files: int = 1
+) -> AsyncGenerator[list[tuple[str, str | UploadFile]], None]:
     """The fields and files of a multipart form, in their order; files are on the disk and end with the block.
 
-    At most one file. Raises ApiError.
+    files: how many there may be. Raises ApiError.
     """
     _check_length(request, limit)
     parser = MultiPartParser(
-        request.headers, _chunks(request, limit), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_JSON
+        request.headers,
+        _chunks(request, limit),
+        max_files=files,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_JSON,
     )
     parser.spool_max_size = _IN_MEMORY
     try:
@@ -105,6 +125,8 @@ def fields_of_form(items: list[tuple[str, str | UploadFile]]) -> dict[str, Any]:
     columns: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for name, value in items:
         if isinstance(value, UploadFile):
+            if name in fields:
+                raise ApiError(400, f"the field {name[:60]!r} is there twice", code="invalid_form")
             fields[name] = value
             continue
         base, opened, rest = name.partition("[")

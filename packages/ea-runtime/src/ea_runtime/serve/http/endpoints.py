@@ -28,7 +28,8 @@ class Endpoint:
     """An address and a method.
 
     gives: status -> the shape of the answer, or its content types. takes: the shape of the body. forms: the body may be
-    a form as well; "only": it must be one, with a file. errors: statuses of errors besides those that any answer may
+    a form as well; "only": it must be one, with a file. files: names of those that a
+    form may have besides. errors: statuses of errors besides those that any answer may
     have.
     """
 
@@ -39,6 +40,7 @@ class Endpoint:
     gives: Mapping[int, type[Shape] | tuple[str, ...]]
     takes: type[Shape] | None = None
     forms: Literal["no", "also", "only"] = "no"
+    files: tuple[str, ...] = ()
     query: tuple[Query, ...] = ()
     errors: tuple[int, ...] = ()
     is_open: bool = field(default=False)

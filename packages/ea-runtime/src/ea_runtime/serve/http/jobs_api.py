@@ -8,27 +8,30 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ea_runtime.generation.inputs import INPUTS
 from ea_runtime.serve.http import shapes
-from ea_runtime.serve.http.bodies import read_fields, require_no_body
+from ea_runtime.serve.http.bodies import reading_fields, require_no_body
 from ea_runtime.serve.http.contents import file_answer
 from ea_runtime.serve.http.endpoints import Endpoint, Query, answer
 from ea_runtime.serve.http.errors import ApiError
 from ea_runtime.serve.http.ids import check_query, no_job, page_of, require_job
 from ea_runtime.serve.http.openai_videos import LIST_QUERY
-from ea_runtime.serve.http.orders import place_order
+from ea_runtime.serve.http.picture_orders import place_picture_order
 from ea_runtime.serve.http.service import service_of
 from ea_runtime.serve.http.views import file_of, job_view, job_views
 from ea_runtime.serve.jobs import Job
+from ea_runtime.serve.orders import PICTURES
 
 #: parts of a sidecar that say where things are on this disk
-_PLACES = ("output", "file", "bundle", "path")
+_PLACES = ("output", "file", "bundle", "path", *INPUTS)
 
 
 async def create(request: Request) -> Response:
     """A new job."""
     check_query(request, ())
-    fields = await read_fields(request)
-    return answer(await _view(request, await place_order(request, fields)), 201)
+    async with reading_fields(request, files=len(PICTURES)) as fields:
+        job = await place_picture_order(request, fields)
+    return answer(await _view(request, job), 201)
 
 
 async def list_jobs(request: Request) -> Response:
@@ -84,6 +87,27 @@ async def preview(request: Request) -> Response:
     return await file_answer(request, service, place, "image/webp", tag=f"{changed:x}")
 
 
+async def image(request: Request) -> Response:
+    """The picture that a job starts with."""
+    return await _picture(request, "image")
+
+
+async def image_end(request: Request) -> Response:
+    """The picture that a job ends with."""
+    return await _picture(request, "image_end")
+
+
+async def _picture(request: Request, name: str) -> Response:
+    service = service_of(request)
+    check_query(request, ())
+    job = await require_job(service, request.path_params["id"])
+    if name not in job.request.get("pictures", ()):
+        raise ApiError(404, f"{job.id} was made without {name}", code="not_found")
+    place = service.state.pictures(job.id) / f"{name}.png"
+    # a job's pictures never change
+    return await file_answer(request, service, place, "image/png", tag=f"{job.id}-{name}")
+
+
 async def recipe(request: Request) -> Response:
     """The record of how a completed job was made, without places on this disk."""
     service = service_of(request)
@@ -131,6 +155,8 @@ ENDPOINTS = (
         "Ask for a video or, with num_frames 1, a picture",
         {201: shapes.JobView},
         takes=shapes.JobOrder,
+        forms="also",
+        files=tuple(PICTURES.values()),
         errors=(400, 413, 415, 429),
     ),
     Endpoint(
@@ -151,6 +177,20 @@ ENDPOINTS = (
         {200: ("image/webp",), 206: ("image/webp",), 304: ()},
         query=(Query("v", {"type": "string"}),),
         errors=(400, 404, 416),
+    ),
+    *(
+        Endpoint(
+            "GET",
+            f"/api/jobs/{{id}}/{handler.__name__}",
+            handler,
+            summary,
+            {200: ("image/png",), 206: ("image/png",), 304: ()},
+            errors=(400, 404, 416),
+        )
+        for handler, summary in (
+            (image, "Get the picture that a job starts with"),
+            (image_end, "Get the picture that a job ends with"),
+        )
     ),
     Endpoint(
         "GET",

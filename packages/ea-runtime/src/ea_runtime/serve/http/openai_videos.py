@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ea_runtime.errors import UserError
 from ea_runtime.serve.http import shapes
-from ea_runtime.serve.http.bodies import read_fields, require_no_body
+from ea_runtime.serve.http.bodies import reading_fields, require_no_body
 from ea_runtime.serve.http.contents import file_answer
 from ea_runtime.serve.http.endpoints import Endpoint, Query, answer
 from ea_runtime.serve.http.errors import ApiError
 from ea_runtime.serve.http.ids import check_query, no_job, page_of, require_job
-from ea_runtime.serve.http.orders import place_order
+from ea_runtime.serve.http.picture_orders import place_picture_order
 from ea_runtime.serve.http.service import service_of
 from ea_runtime.serve.http.views import file_of, video_view
 from ea_runtime.serve.jobs import Job
-from ea_runtime.serve.orders import fields_of
+from ea_runtime.serve.orders import PICTURES, fields_of
 
 #: milliseconds after which OpenAI's clients look again
 POLL_AFTER = 500
@@ -36,9 +33,8 @@ LIST_QUERY = (
 async def create(request: Request) -> Response:
     """A new job."""
     check_query(request, ())
-    fields = await read_fields(request, is_form_allowed=True)
-    _refuse_reference(fields)
-    job = await place_order(request, fields)
+    async with reading_fields(request, files=len(PICTURES)) as fields:
+        job = await place_picture_order(request, fields)
     return _answer(job)
 
 
@@ -109,20 +105,23 @@ async def delete(request: Request) -> Response:
 
 
 async def remix(request: Request) -> Response:
-    """A new job from an old one's request and a new prompt."""
+    """A new job from an old one's request and pictures, and a new prompt."""
     check_query(request, ())
-    fields = await read_fields(request, is_form_allowed=True)
-    _refuse_reference(fields)
-    if fields.get("prompt") is None:
-        raise ApiError(
-            400, "`prompt` is needed: a text that describes the video", code="missing_value", param="prompt"
-        )
-    source = await require_job(service_of(request), request.path_params["id"])
-    given = {name: value for name, value in fields.items() if value is not None}
-    before = fields_of(source.request)
-    if given.get("seconds") is not None:
-        before.pop("num_frames")
-    job = await place_order(request, {**before, **given}, remixed_from=source.id)
+    async with reading_fields(request, files=len(PICTURES)) as fields:
+        if fields.get("prompt") is None:
+            raise ApiError(
+                400,
+                "`prompt` is needed: a text that describes the video",
+                code="missing_value",
+                param="prompt",
+            )
+        source = await require_job(service_of(request), request.path_params["id"])
+        given = {name: value for name, value in fields.items() if value is not None}
+        before = fields_of(source.request)
+        if given.get("seconds") is not None:
+            before.pop("num_frames")
+        merged = {"image_of": source.id, **before, **given}
+        job = await place_picture_order(request, merged, remixed_from=source.id)
     return _answer(job)
 
 
@@ -137,22 +136,6 @@ def _answer(job: Job) -> Response:
     return answer(video_view(job), headers={"openai-poll-after-ms": str(POLL_AFTER)})
 
 
-def _refuse_reference(fields: dict[str, Any]) -> None:
-    """Raises UserError for a picture to start from, and for any other file."""
-    files = [name for name, value in fields.items() if isinstance(value, UploadFile)]
-    if fields.get("input_reference") is None:
-        fields.pop("input_reference", None)
-    if "input_reference" in fields:
-        raise ApiError(
-            400,
-            "`input_reference` is not supported yet: ea makes videos from text alone; leave it out",
-            code="unsupported_parameter",
-            param="input_reference",
-        )
-    if files:
-        raise UserError(f"`{files[0][:60]}` must be text, got a file")
-
-
 _ERRORS = (400, 413, 415, 429)
 ENDPOINTS = (
     Endpoint(
@@ -163,6 +146,7 @@ ENDPOINTS = (
         {200: shapes.Video},
         takes=shapes.VideoOrder,
         forms="also",
+        files=tuple(PICTURES.values()),
         errors=_ERRORS,
     ),
     Endpoint(
@@ -204,6 +188,7 @@ ENDPOINTS = (
         {200: shapes.Video},
         takes=shapes.RemixOrder,
         forms="also",
+        files=tuple(PICTURES.values()),
         errors=(*_ERRORS, 404),
     ),
 )

@@ -59,7 +59,9 @@ def document(endpoints: Iterable[Endpoint], *, has_token: bool) -> dict[str, Any
     paths: dict[str, Any] = {}
     for one in listed:
         path = re.sub(r"\{(\w+):\w+\}", r"{\1}", one.path)
-        paths.setdefault(path, {})[one.method.lower()] = _operation(one, path, references, has_token)
+        paths.setdefault(path, {})[one.method.lower()] = _operation(
+            one, path, references, definitions["$defs"], has_token
+        )
     components: dict[str, Any] = {"schemas": definitions["$defs"]}
     if has_token:
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -75,7 +77,9 @@ def document(endpoints: Iterable[Endpoint], *, has_token: bool) -> dict[str, Any
     }
 
 
-def _operation(one: Endpoint, path: str, references: dict[Any, Any], has_token: bool) -> dict[str, Any]:
+def _operation(
+    one: Endpoint, path: str, references: dict[Any, Any], definitions: dict[str, Any], has_token: bool
+) -> dict[str, Any]:
     found: dict[str, Any] = {
         "summary": one.summary,
         "operationId": f"{one.method.lower()}{re.sub('[^A-Za-z0-9]+', '_', path)}".rstrip("_"),
@@ -93,8 +97,14 @@ def _operation(one: Endpoint, path: str, references: dict[Any, Any], has_token: 
     if one.forms == "only":
         found["requestBody"] = _body({"multipart/form-data": {"schema": _FILE}})
     elif one.takes is not None:
-        kinds = ["application/json", *(["multipart/form-data"] if one.forms == "also" else [])]
-        found["requestBody"] = _body({kind: {"schema": references[one.takes]} for kind in kinds})
+        contents = {"application/json": {"schema": references[one.takes]}}
+        if one.forms == "also":
+            fields = definitions[one.takes.__name__]
+            files = {name: {"type": "string", "format": "binary"} for name in one.files}
+            contents["multipart/form-data"] = {
+                "schema": {**fields, "properties": {**fields["properties"], **files}}
+            }
+        found["requestBody"] = _body(contents)
     for status, given in one.gives.items():
         contents = (
             {"application/json": {"schema": references[given]}}

@@ -12,7 +12,7 @@ from ea_runtime.serve.jobs import Job
 from ea_runtime.serve.orders import make_order
 
 
-async def place_order(request: Request, fields: Mapping[str, Any], *, remixed_from: str | None = None) -> Job:
+async def place_order(request: Request, fields: Mapping[str, Any]) -> Job:
     """The job that was added for these fields. Raises Refused and QueueFull.
 
     A field that is null counts as left out: OpenAI's clients send such.
@@ -20,4 +20,4 @@ async def place_order(request: Request, fields: Mapping[str, Any], *, remixed_fr
     service = service_of(request)
     given = {name: value for name, value in fields.items() if value is not None}
     order = await service.call(make_order, given, service.catalogue, service.limits)
-    return await service.call(service.store.add, order, client_of(request), remixed_from=remixed_from)
+    return await service.call(service.store.add, order, client_of(request))

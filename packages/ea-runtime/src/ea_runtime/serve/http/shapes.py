@@ -78,6 +78,13 @@ class JobOrder(_Settings):
     num_frames: int | None = Field(default=None, ge=1, description="Wins over `seconds`.")
     fps: float | None = Field(default=None, gt=0, le=1000)
     smooth: bool | None = None
+    strength: float | None = Field(
+        default=None, gt=0, le=1, description="Share of the steps that a video from a picture takes."
+    )
+    fit: Literal["crop", "pad", "stretch"] | None = Field(
+        default=None, description="Fits a picture to the size; crop if left out."
+    )
+    image_of: JobId | None = Field(default=None, description="A job whose pictures are used again.")
 
 
 class VideoOrder(JobOrder):
@@ -179,7 +186,10 @@ class Images(Shape):
 
 
 class JobRequest(Shape):
-    """The request of a job, complete: asked again it gives the same video."""
+    """The request of a job, complete: asked again it gives the same video.
+
+    image, image_end: addresses on this server of the pictures that it starts and ends with.
+    """
 
     prompt: str
     negative_prompt: str
@@ -195,6 +205,10 @@ class JobRequest(Shape):
     loras: list[LoraUse]
     step_cache: str | None
     smooth: bool
+    image: str | None
+    image_end: str | None
+    strength: float | None
+    fit: str | None
 
 
 class JobError(Shape):
@@ -333,7 +347,7 @@ class PluginList(Shape):
 
 
 class Recipe(JobRequest):
-    """The request that made a file. unknown: models and LoRAs of it that are not here."""
+    """The request that made a file. unknown: models, LoRAs and pictures of it that are not here."""
 
     unknown: list[str]
 

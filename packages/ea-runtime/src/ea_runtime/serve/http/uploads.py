@@ -15,13 +15,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ea_runtime.generation.inputs import INPUTS
 from ea_runtime.serve.http import shapes
 from ea_runtime.serve.http.bodies import MAX_UPLOAD, parse_object, read_form
 from ea_runtime.serve.http.endpoints import Endpoint, answer
@@ -49,7 +50,7 @@ class UploadReader:
             return await service.call(self._read, file.file, kind)
 
     def _read(self, source: BinaryIO, kind: str) -> dict[str, Any]:
-        with self._kept(source, kind) as place:
+        with kept(self._folder, source, kind) as place:
             found = parse_object(_run_child(place, kind))
         if "record" not in found:
             raise ApiError(
@@ -57,16 +58,17 @@ class UploadReader:
             )
         return found["record"]
 
-    @contextmanager
-    def _kept(self, source: BinaryIO, kind: str) -> Iterator[Path]:
-        """The place of a copy of the upload, under a name of ours; removed at the end."""
-        place = self._folder / f"{secrets.token_hex(16)}.{kind}"
-        try:
-            with place.open("xb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-            yield place
-        finally:
-            place.unlink(missing_ok=True)
+
+@contextmanager
+def kept(folder: Path, source: BinaryIO, kind: str) -> Iterator[Path]:
+    """The place of a copy of an upload, under a name of ours; removed at the end."""
+    place = folder / f"{secrets.token_hex(16)}.{kind}"
+    try:
+        with place.open("xb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        yield place
+    finally:
+        place.unlink(missing_ok=True)
 
 
 async def recipe(request: Request) -> Response:
@@ -105,6 +107,23 @@ def sniff(head: bytes) -> str:
 
 def _run_child(place: Path, kind: str) -> bytes:
     """What the child printed. Raises ApiError if it was stopped or died."""
+    with run_child(place, kind, _SECONDS) as (output, child):
+        printed = output.read(_ANSWER + 1)
+        if len(printed) > _ANSWER:
+            child.kill()
+    if child.returncode != 0 or len(printed) > _ANSWER:
+        raise ApiError(
+            400,
+            "the file cannot be read: its reader was stopped or ended early",
+            code="no_recipe",
+            param="file",
+        )
+    return printed
+
+
+@contextmanager
+def run_child(place: Path, kind: str, seconds: float) -> Iterator[tuple[IO[bytes], subprocess.Popen[bytes]]]:
+    """The child's output and the child, which is killed after `seconds` and has ended after the block."""
     # the child knows a name and no path, so no error of a library can show one
     # -P: the folder that it works in is not on the import path
     command = [sys.executable, "-P", "-m", "ea_runtime.serve.http.upload_child", place.name, kind]
@@ -117,24 +136,17 @@ def _run_child(place: Path, kind: str) -> bytes:
         stderr=subprocess.DEVNULL,
         env=environment,
     ) as child:
-        timer = threading.Timer(_SECONDS, child.kill)
+        timer = threading.Timer(seconds, child.kill)
         timer.start()
         try:
             assert child.stdout is not None
-            printed = child.stdout.read(_ANSWER + 1)
-            if len(printed) > _ANSWER:
-                child.kill()
+            yield child.stdout, child
+        except BaseException:
+            child.kill()
+            raise
         finally:
             child.wait()
             timer.cancel()
-    if child.returncode != 0 or len(printed) > _ANSWER:
-        raise ApiError(
-            400,
-            "the file cannot be read: its reader was stopped or ended early",
-            code="no_recipe",
-            param="file",
-        )
-    return printed
 
 
 def _request_of(record: dict[str, Any], service: Service) -> shapes.Recipe:
@@ -145,6 +157,7 @@ def _request_of(record: dict[str, Any], service: Service) -> shapes.Recipe:
     unknown = [model] if model not in service.catalogue.models() else []
     known = service.catalogue.loras()
     unknown += [one["name"] for one in loras if one["name"] not in known]
+    unknown += [Path(str(settings[name])).name for name in INPUTS if settings.get(name)]
     try:
         return shapes.Recipe(
             prompt=settings["prompt"],
@@ -161,6 +174,10 @@ def _request_of(record: dict[str, Any], service: Service) -> shapes.Recipe:
             loras=[shapes.LoraUse(**one) for one in loras],
             step_cache=settings.get("step_cache"),
             smooth=settings["smooth"],
+            image=None,
+            image_end=None,
+            strength=settings.get("strength"),
+            fit=settings.get("fit"),
             unknown=unknown,
         )
     except ValidationError as error:

@@ -13,9 +13,11 @@ from ea_runtime.serve.jobs import Job, JobStore
 _GUIDE = 8
 
 
-def request_view(request: dict[str, Any]) -> shapes.JobRequest:
+def request_view(job: Job) -> shapes.JobRequest:
     """The request of a job by the names that clients use."""
+    request = job.request
     settings = request["settings"]
+    pictures = {name: f"/api/jobs/{job.id}/{name}" for name in request.get("pictures", ())}
     return shapes.JobRequest(
         prompt=settings["prompt"],
         negative_prompt=settings["negative_prompt"],
@@ -31,6 +33,10 @@ def request_view(request: dict[str, Any]) -> shapes.JobRequest:
         loras=[shapes.LoraUse(name=one["name"], scale=one["scale"]) for one in request["loras"]],
         step_cache=settings.get("step_cache"),
         smooth=settings["smooth"],
+        image=pictures.get("image"),
+        image_end=pictures.get("image_end"),
+        strength=settings.get("strength"),
+        fit=settings.get("fit"),
     )
 
 
@@ -85,7 +91,7 @@ def _job_view(store: JobStore, job: Job, mean: float | None) -> shapes.JobView:
         started_at=job.started_at,
         completed_at=job.completed_at,
         seconds_left=_seconds_left(job, mean),
-        request=request_view(job.request),
+        request=request_view(job),
         error=None if error is None else shapes.JobError(code=error[0], message=error[1]),
         result=_result(store, job),
         remixed_from=job.remixed_from,

@@ -42,6 +42,10 @@ class Head:
         """The saved state of a job's earlier attempt."""
         return read_files(self._state.run(id))
 
+    def pictures(self, id: str) -> Files:
+        """The pictures that a job starts from."""
+        return read_files(self._state.pictures(id))
+
     def save(self, id: str, files: Files) -> None:
         """Takes the saved state of a job in place of an earlier one."""
         folder = self._state.run(id)

@@ -29,12 +29,17 @@ class RayLink:
 
     def open(self, job: Job) -> Places:
         """See Link."""
-        places = Places(self._folder / job.id / "run", self._folder / job.id / "result")
+        folder = self._folder / job.id
+        places = Places(folder / "run", folder / "result", folder / "pictures")
         places.run.mkdir(parents=True, exist_ok=True)
         places.result.mkdir(exist_ok=True)
         for name, content in self._call("saved", job.id).items():
             (places.run / Path(name).name).write_bytes(content)
         self._saved = _stamp(places.run / _STATE)
+        if job.request.get("pictures"):
+            places.pictures.mkdir(exist_ok=True)
+            for name, content in self._call("pictures", job.id).items():
+                (places.pictures / Path(name).name).write_bytes(content)
         return places
 
     def report(self, job: Job, phase: str, done: int, total: int) -> bool:

@@ -12,10 +12,14 @@ from ea_runtime.serve.jobs import Job, JobStore
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Folders of one job on this machine. run: of its saved state. result: of its products; emptied before a run."""
+    """Folders of one job on this machine.
+
+    run: of its saved state. result: of its products; emptied before a run. pictures: of those that it starts from.
+    """
 
     run: Path
     result: Path
+    pictures: Path
 
 
 class Link(Protocol):
@@ -69,7 +73,7 @@ class StoreLink:
         """See Link."""
         state = self.store.state
         state.result(job.id).mkdir(mode=0o700, exist_ok=True)
-        return Places(state.run(job.id), state.result(job.id))
+        return Places(state.run(job.id), state.result(job.id), state.pictures(job.id))
 
     def report(self, job: Job, phase: str, done: int, total: int) -> bool:
         """See Link."""

@@ -101,8 +101,8 @@ class JobMaker:
         choices = [
             AdapterChoice(self.catalogue.lora(one["name"]).path, one["scale"]) for one in job.request["loras"]
         ]
-        request = request_of_job(job, entry)
         self._places = places = self.link.open(job)
+        request = request_of_job(job, entry, places)
         shutil.rmtree(places.result, ignore_errors=True)
         places.result.mkdir(mode=0o700)
         try:
@@ -206,7 +206,9 @@ class JobMaker:
         known = [(entry.folder, entry.name) for entry in self.catalogue.models().values()]
         known += [(entry.path, entry.name) for entry in self.catalogue.loras().values()]
         if self._places is not None:
-            known += [(str(self._places.result), "the result"), (str(self._places.run), "the saved state")]
+            places = self._places
+            known += [(str(places.result), "the result"), (str(places.run), "the saved state")]
+            known += [(str(places.pictures), "the pictures")]
         for place, name in sorted(known, key=lambda one: -len(one[0])):
             if "/" in place or "\\" in place:
                 message = message.replace(place, name)
@@ -221,10 +223,13 @@ class _Failed(UserError):
         self.code = code
 
 
-def request_of_job(job: Job, entry: ModelEntry) -> ModelRequest:
+def request_of_job(job: Job, entry: ModelEntry, places: Places) -> ModelRequest:
     """The request as `ea generate` would have it for the same settings."""
+    # a job of an older state folder has no entry of pictures
+    pictures = {name: str(places.pictures / f"{name}.png") for name in job.request.get("pictures", ())}
     return ModelRequest(
         **job.request["settings"],
+        **pictures,
         model=entry.folder,
         fps=job.request["fps"],
         engine="torch",
