@@ -141,7 +141,7 @@ def test_a_page_that_forgets_the_pictures_would_be_seen(
     steps: Any, make_server: Any, open_page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     server = make_server()
-    steps.spoil_page(monkeypatch, tmp_path, "pictures.js", "if (!hasPictures()) return fields", "return fields")
+    steps.spoil_page(monkeypatch, tmp_path, "pictures.js", "if(!hasPictures()) return fields", "return fields")
     page = open_page(server.url)
     page.locator("#pictures summary").click()
     choose(page, "input_reference", picture("red"))

@@ -100,5 +100,5 @@ def test_the_connection_comes_back(make_server: Any, open_page: Any) -> None:
 def test_a_page_that_does_not_try_again_would_be_seen(
     steps: Any, make_server: Any, open_page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    steps.spoil_page(monkeypatch, tmp_path, "api.js", "setTimeout(open, wait)", "")
+    steps.spoil_page(monkeypatch, tmp_path, "api.js", "setTimeout(open,wait)", "")
     assert not comes_back(make_server, open_page)
