@@ -48,7 +48,7 @@ def word_problems(files: dict[str, str]) -> list[str]:
     )  # rows of settings, and two of the result
     used |= set(re.findall(r'rows\.push\(.*\["(\w+)",', files["result.js"]))
     used |= set(re.findall(r't\(\w+ \? "([\w.]+)"', code)) | set(
-        re.findall(r't\(\w+ \? "[\w.]+" : "([\w.]+)"', code)
+        re.findall(r't\(\w+ \? "[\w.]+" : ?"([\w.]+)"', code)
     )
     prefixes = set(re.findall(r"\bt\(`([\w]+\.)\$\{", code))
     problems += [f"{key}: used, but not in the table" for key in sorted(used - table.keys())]
