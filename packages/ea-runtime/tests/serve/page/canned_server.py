@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ class CannedServer:
         self.recipe: tuple[int, dict[str, Any]] = (400, {})
         self.about = ABOUT
         self.workers = [{"name": "cpu", "device": "cpu", "state": "ready"}]
+        self.pictures: dict[str, bytes] = {}  # by address
         self.is_running_jobs = True
         self.seconds_per_step = 0.02
         self.is_open = True
@@ -129,6 +131,7 @@ class CannedServer:
         defaults = {key: value for key, value in TINY["defaults"].items() if key != "negative_prompt"}
         request = {"prompt": prompt, "negative_prompt": "", "model": "tiny", "seed": 43, "loras": []}
         request |= defaults | {"step_cache": None, "smooth": True}
+        request |= {"image": None, "image_end": None, "strength": None, "fit": None}
         request |= {key: changes.pop(key) for key in list(changes) if key in request}
         job = {
             "id": f"video_{secrets.token_hex(16)}",
@@ -183,9 +186,17 @@ class CannedServer:
     def take(self, fields: dict[str, Any]) -> dict[str, Any]:
         """A job from what a client sent."""
         width, height = map(int, fields["size"].split("x"))
-        settings = {name: value for name, value in fields.items() if name != "size"}
+        others = ("size", "image_of", "input_reference", "input_reference_end")
+        settings = {name: value for name, value in fields.items() if name not in others}
         settings.setdefault("seed", secrets.randbits(32))
-        job = self.add(**settings, width=width, height=height)
+        id = f"video_{secrets.token_hex(16)}"
+        for name, file in (("image", "input_reference"), ("image_end", "input_reference_end")):
+            source = self.jobs[fields["image_of"]]["request"][name] if "image_of" in fields else None
+            content = self.pictures[source] if source else fields.get(file)
+            if content is not None:
+                settings[name] = f"/api/jobs/{id}/{name}"
+                self.pictures[settings[name]] = content
+        job = self.add(**settings, id=id, width=width, height=height)
         if self.is_running_jobs:
             threading.Thread(target=self.run, args=(job,), daemon=True).start()
         return job
@@ -218,8 +229,10 @@ class CannedServer:
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         length = int(handler.headers.get("Content-Length") or 0)
         body = handler.rfile.read(length)
-        is_json = handler.headers.get("Content-Type", "") == "application/json"
-        fields = json.loads(body) if is_json and body else None
+        kind = handler.headers.get("Content-Type", "")
+        fields = json.loads(body) if kind == "application/json" and body else None
+        if kind.startswith("multipart/form-data") and url.path == "/api/jobs":
+            fields = fields_of_form(kind, body)
         self.requests.append((method, handler.path, fields))
         with suppress(BrokenPipeError, ConnectionResetError):  # the browser has turned away
             self.route(handler, method, [part for part in url.path.split("/") if part], query, fields)
@@ -267,6 +280,8 @@ class CannedServer:
                 self.send(handler, 200, {"id": id, "deleted": True})
             case ["GET", "api", "jobs", id] if id in self.jobs:
                 self.send(handler, 200, self.jobs[id])
+            case ["GET", "api", "jobs", _, "image" | "image_end"] if handler.path in self.pictures:
+                self.send_bytes(handler, 200, self.pictures[handler.path], "image/png")
             case ["GET", "api", "jobs", _, "preview"]:
                 self.send_bytes(handler, 200, self.files["preview.webp"], "image/webp")
             case ["GET", "api", "jobs", _, "recipe"]:
@@ -347,6 +362,24 @@ class CannedServer:
                 kind, data = ("job", job) if job else ("deleted", {"id": id})
                 handler.wfile.write(f"id: {seen}\nevent: {kind}\ndata: {json.dumps(data)}\n\n".encode())
             handler.wfile.flush()
+
+
+def fields_of_form(kind: str, body: bytes) -> dict[str, Any]:
+    """Fields of a multipart form with the types of JSON; files are bytes."""
+    fields: dict[str, Any] = {}
+    for part in BytesParser().parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + body).walk():
+        name = part.get_param("name", header="content-disposition")
+        if name is None:
+            continue
+        content = part.get_payload(decode=True)
+        assert isinstance(content, bytes)
+        if part.get_filename() is not None:
+            fields[str(name)] = content
+        else:
+            text = content.decode()
+            is_text = name in ("prompt", "negative_prompt", "model", "size", "sampler", "step_cache", "fit")
+            fields[str(name)] = text if is_text else json.loads(text)
+    return fields
 
 
 @contextmanager

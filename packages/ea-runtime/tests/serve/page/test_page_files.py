@@ -44,11 +44,11 @@ def word_problems(files: dict[str, str]) -> list[str]:
     used |= set(re.findall(r"data-[tl]=\"?([\w.]+)", files["index.html"]))
     used |= set(re.findall(r"data-param=\"?([\w.]+)", files["index.html"]))  # the form makes their labels
     used |= set(
-        re.findall(r'^\t\["(\w+)", ', files["settings.js"], re.M)
+        re.findall(r'^\t\["(\w+)",', files["settings.js"], re.M)
     )  # rows of settings, and two of the result
-    used |= set(re.findall(r'rows\.push\(.*\["(\w+)", ', files["result.js"]))
+    used |= set(re.findall(r'rows\.push\(.*\["(\w+)",', files["result.js"]))
     used |= set(re.findall(r't\(\w+ \? "([\w.]+)"', code)) | set(
-        re.findall(r't\(\w+ \? "[\w.]+" : "([\w.]+)"', code)
+        re.findall(r't\(\w+ \? "[\w.]+" : ?"([\w.]+)"', code)
     )
     prefixes = set(re.findall(r"\bt\(`([\w]+\.)\$\{", code))
     problems += [f"{key}: used, but not in the table" for key in sorted(used - table.keys())]

@@ -69,6 +69,12 @@ def states(server: Any, page: Any) -> Iterator[str]:
     page.locator("#more summary").click()
     page.select_option("#size", "custom")
     yield "failed, with all of the form open"
+    page.locator("#pictures summary").click()
+    for name in ("input_reference", "input_reference_end"):
+        file = {"name": f"{long}.webp", "mimeType": "image/webp", "buffer": server.files["thumbnail.webp"]}
+        page.set_input_files(f"#{name}", file)
+    page.locator("#pictures .thumb").nth(1).wait_for()
+    yield "with pictures"
     page.locator(".card").nth(1).click()
     page.locator("#result video").wait_for()
     yield "draft"
@@ -102,7 +108,7 @@ def test_every_state_is_accessible_and_fits(
         assert (state, too_small(page)) == (state, [])
         assert (state, overflowing(page)) == (state, [])
         seen += 1
-    assert seen == 8
+    assert seen == 9
 
 
 def test_the_checks_find_what_is_wrong(server: Any, open_page: Any) -> None:
@@ -150,7 +156,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(server: Any, open
         "size",
         "num_frames",
     ]
-    wanted += ["sampler", "steps", "guidance", "seed", "keep", "lora", "lora_button", "More settings", "file"]
+    wanted += ["sampler", "steps", "guidance", "seed", "keep", "lora", "lora_button", "Start from a picture", "More settings", "file"]
     wanted += ["generate", "draft", "Download", "Make again", "Remix", "Compare", "Delete"]
     assert [name for name in wanted if name not in seen] == []
     assert seen[:3] == wanted[:3]

@@ -77,7 +77,7 @@ def test_a_request_to_another_server_would_be_seen(
 ) -> None:
     server = make_server(csp="default-src * 'unsafe-inline'")
     with_image = "setUpRecipe(); new Image().src = 'http://other.invalid/x';"
-    steps.spoil_page(monkeypatch, tmp_path, "main.js", "setUpRecipe();", with_image)
+    steps.spoil_page(monkeypatch, tmp_path, "main.js", "setUpRecipe()", with_image)
     assert hosts_of_a_walk(steps, server, open_page) == {f"127.0.0.1:{server.port}", "other.invalid"}
 
 
@@ -100,5 +100,5 @@ def test_the_connection_comes_back(make_server: Any, open_page: Any) -> None:
 def test_a_page_that_does_not_try_again_would_be_seen(
     steps: Any, make_server: Any, open_page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    steps.spoil_page(monkeypatch, tmp_path, "api.js", "setTimeout(open, wait);", "")
+    steps.spoil_page(monkeypatch, tmp_path, "api.js", "setTimeout(open,wait)", "")
     assert not comes_back(make_server, open_page)
