@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             last.append(psnr(frames[-1], truth[-1]))
             limits.append(psnr(still[-1], truth[-1]) if has_end else psnr(still[0], truth[0]))
             made.append((prompt, frames))
-            one_way.append(goes_one_way(frames, scene.motion))
+            if scene.motion != "still":
+                one_way.append(goes_one_way(frames, scene.motion))
             if has_end and index < 8:
                 rows.append(np.concatenate([truth[0], *frames[2:16:2], truth[-1]], axis=1))
         counts = check_prompts(made).counts
