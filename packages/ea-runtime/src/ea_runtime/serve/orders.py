@@ -301,7 +301,8 @@ def _with_pictures(request: ModelRequest, given: Mapping[str, Any], pictures: It
     found = replace(
         request, strength=None if strength is None else float(strength), fit=given.get("fit") or None
     )
-    check_known_frames(replace(found, **dict.fromkeys(pictures, "a picture")))
+    named: dict[str, Any] = dict.fromkeys(pictures, "a picture")
+    check_known_frames(replace(found, **named))
     return found
 
 
