@@ -63,18 +63,15 @@ def test_the_first_frame_is_the_picture(served: tuple[str, JobStore], tmp_path: 
     make = JobMaker(link, Models("cpu"), catalogue, stop)
     with warnings.catch_warnings(), OpenAI(base_url=address, api_key="x", max_retries=0) as client:
         warnings.simplefilter("ignore", DeprecationWarning)
-        extra = {"num_frames": 18, "steps": 10, "seed": 3}
+        extra = {"size": "64x64", "num_frames": 18, "steps": 10, "seed": 3}
         with (tmp_path / "first.png").open("rb") as file:
             video = client.videos.create(
                 prompt=caption(scene, 43, 5),
                 model="tiny",
-                size="64x64",
                 input_reference=file,
                 extra_body=extra,
             )
-        plain = client.videos.create(
-            prompt=caption(scene, 43, 5), model="tiny", size="64x64", extra_body=extra
-        )
+        plain = client.videos.create(prompt=caption(scene, 43, 5), model="tiny", extra_body=extra)
         while (job := link.claim()) is not None:
             make(job)
         found = []

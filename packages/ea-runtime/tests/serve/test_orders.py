@@ -53,6 +53,7 @@ def test_what_is_left_out_is_the_models_own(catalogue: Catalogue) -> None:
         "kind": "mp4",
         "seconds": 1.5,
         "size": "64x64",
+        "pictures": [],
     }
 
 
@@ -71,10 +72,16 @@ def test_every_field_arrives(catalogue: Catalogue) -> None:
         "loras": [{"name": "style", "scale": 0.5}],
         "step_cache": "teacache:0.2",
         "smooth": False,
+        "strength": 0.5,
+        "fit": "pad",
     }
-    made = make_order(fields, catalogue)
+    made = make_order(fields, catalogue, pictures=["image_end"])
+    assert made["pictures"] == ["image_end"]
     assert fields_of(made) == fields
-    assert make_order(fields_of(made), catalogue) == made
+    assert make_order(fields_of(made), catalogue, pictures=["image_end"]) == made
+    with pytest.raises(Refused, match="input_reference") as error:
+        make_order(fields, catalogue)
+    assert error.value.param == "strength"
     assert set(fields) == set(FIELDS) - {"seconds"}
 
 

@@ -13,7 +13,7 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
-from ea_runtime.serve.http import pictures
+from ea_runtime.serve.http import jobs_api, pictures
 
 PROMPT = "a red circle"
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
@@ -279,3 +279,14 @@ def test_what_a_killed_server_left_is_removed(serving: Callable[..., Any]) -> No
     with serving(worker=False) as server:
         server.store.sweep()
         assert left(server) == {job["id"], f"{job['id']}/image.png"}
+
+
+def test_a_recipe_names_pictures_without_folders() -> None:
+    record = {
+        "settings": {"prompt": "a/b", "image": "/home/x/uploads/y/image.png"},
+        "inputs": {"image": "ab"},
+    }
+    assert jobs_api._without_places(record) == {
+        "settings": {"prompt": "a/b", "image": "image.png"},
+        "inputs": {"image": "ab"},
+    }

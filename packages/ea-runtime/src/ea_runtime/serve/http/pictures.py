@@ -20,8 +20,8 @@ from ea_runtime.serve.http.upload_child import MAX_PICTURE_PIXELS
 from ea_runtime.serve.http.uploads import kept, run_child
 from ea_runtime.serve.state import JOB_ID
 
-#: children at once, seconds for each
-_CHILDREN, _SECONDS = 2, 15.0
+#: children at once, seconds for each: the largest picture takes 4 to 8
+_CHILDREN, _SECONDS = 2, 30.0
 #: three bytes a pixel, and PNG's own
 _MAX_PNG = 4 * MAX_PICTURE_PIXELS
 _HEAD, _PIECE = 64, 1 << 20

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 _MEMORY = 1 << 30
-_SECONDS = 10
+_SECONDS, _PICTURE_SECONDS = 10, 25
 _PIXELS = 64 << 20
 #: of a picture that a video starts from: its pixels and a copy or two of them fit into the child's memory
 MAX_PICTURE_PIXELS = 1 << 26
@@ -26,7 +26,7 @@ MAX_PICTURE_PIXELS = 1 << 26
 def main(argv: list[str]) -> int:
     """Reads the file and prints what is in it."""
     place, kind = Path(argv[0]), argv[1]
-    _limit_resources()
+    _limit_resources(_PICTURE_SECONDS if kind == "picture" else _SECONDS)
     if kind == "picture":
         return _print_picture(place)
     from ea_runtime.errors import UserError
@@ -80,7 +80,7 @@ def _print_picture(place: Path) -> int:
     return 0
 
 
-def _limit_resources() -> None:
+def _limit_resources(seconds: int = _SECONDS) -> None:
     try:
         import resource
     except ImportError:  # Windows: only the parent's time limit remains
@@ -89,7 +89,7 @@ def _limit_resources() -> None:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_DATA: _MEMORY,
         resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CPU: _SECONDS,
+        resource.RLIMIT_CPU: seconds,
     }
     for kind, limit in limits.items():
         _, hard = resource.getrlimit(kind)

@@ -226,7 +226,9 @@ class _Failed(UserError):
 def request_of_job(job: Job, entry: ModelEntry, places: Places) -> ModelRequest:
     """The request as `ea generate` would have it for the same settings."""
     # a job of an older state folder has no entry of pictures
-    pictures = {name: str(places.pictures / f"{name}.png") for name in job.request.get("pictures", ())}
+    pictures: dict[str, Any] = {
+        name: str(places.pictures / f"{name}.png") for name in job.request.get("pictures", ())
+    }
     return ModelRequest(
         **job.request["settings"],
         **pictures,
