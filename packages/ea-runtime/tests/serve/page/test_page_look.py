@@ -156,7 +156,18 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(server: Any, open
         "size",
         "num_frames",
     ]
-    wanted += ["sampler", "steps", "guidance", "seed", "keep", "lora", "lora_button", "Start from a picture", "More settings", "file"]
+    wanted += [
+        "sampler",
+        "steps",
+        "guidance",
+        "seed",
+        "keep",
+        "lora",
+        "lora_button",
+        "Start from a picture",
+        "More settings",
+        "file",
+    ]
     wanted += ["generate", "draft", "Download", "Make again", "Remix", "Compare", "Delete"]
     assert [name for name in wanted if name not in seen] == []
     assert seen[:3] == wanted[:3]

@@ -15,7 +15,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
+
+from ea_data.draw.scene import render, sample_scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")]
 
@@ -117,36 +119,37 @@ def test_from_a_prompt_to_a_file_by_keyboard_alone(
 def test_a_video_begins_with_the_picture_and_is_made_again_with_it(
     steps: Any, start: Any, open_page: Any, tmp_path: Path
 ) -> None:
-    picture = tmp_path / "start.png"
-    image = Image.new("RGB", (64, 64), (30, 30, 30))
-    ImageDraw.Draw(image).ellipse((8, 36, 28, 56), fill=(220, 50, 50))
-    image.save(picture)
+    wanted = render(sample_scene(43, 5), 64, 64, 18)[0]
+    Image.fromarray(wanted).save(tmp_path / "start.png")
     page = open_page(start().url)
-    page.set_input_files("#file", str(picture))  # no recipe: it is the first picture
+    page.set_input_files("#file", str(tmp_path / "start.png"))  # no recipe: it is the first picture
     page.locator("#pictures .thumb").wait_for(timeout=PATIENCE)
-    page.fill("#steps", "8")
-    page.keyboard.press("Control+Enter")
-    first = first_frame(page, tmp_path / "first.mp4")
-    wanted = np.asarray(image).astype(float)
-    # as the VAE of tiny decodes it; another place of the circle is further away
-    assert np.abs(first - wanted).mean() < 12 < np.abs(first - wanted[::-1]).mean()
-    page.get_by_role("button", name="Remix").click()
-    page.get_by_role("button", name="Remove First picture").wait_for()
-    before = page.url
-    page.keyboard.press("Control+Enter")
-    steps.until(lambda: page.evaluate("location.href") != before)
-    again = first_frame(page, tmp_path / "again.mp4")
-    assert np.abs(again - wanted).mean() < 12
+    page.fill("#steps", "10")
+    found = []
+    for at in range(3):  # from the picture, a remix of that, and the twin without a picture
+        if at == 1:
+            page.get_by_role("button", name="Remix").click()
+        if at == 2:
+            page.get_by_role("button", name="Remove First picture").click()
+        before = page.url
+        page.locator("#prompt").press("Control+Enter")
+        steps.until(lambda before=before: page.evaluate("location.href") != before)
+        page.locator("#result video").wait_for(timeout=PATIENCE)
+        found.append(psnr(first_frame(page, tmp_path / f"{at}.mp4"), wanted))
+    assert min(found[:2]) >= 28 > found[2], found  # dB; the losses of the VAE and of H.264 are above it
+
+
+def psnr(a: Any, b: Any) -> float:
+    return float(-10 * np.log10(np.mean((a / 255.0 - b / 255.0) ** 2)))
 
 
 def first_frame(page: Any, place: Path) -> Any:
-    """The first frame of the result, once there is one, (H, W, 3)."""
-    page.locator("#result video").wait_for(timeout=PATIENCE)
+    """The first frame of the result, (H, W, 3)."""
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     download.value.save_as(place)
     with av.open(str(place)) as container:
-        return next(container.decode(video=0)).to_ndarray(format="rgb24").astype(float)
+        return next(container.decode(video=0)).to_ndarray(format="rgb24")
 
 
 def test_a_killed_server_is_found_again_and_its_job_goes_on(steps: Any, start: Any, open_page: Any) -> None:

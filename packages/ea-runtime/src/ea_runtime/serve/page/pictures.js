@@ -67,7 +67,7 @@ function draw(){
 			$[name].focus()
 		}
 		rows[name].replaceChildren(...(picture ? [
-			el("img.thumb",{src:picture.url,alt:""}),el("span.name.hint",picture.text),
+			el("img.thumb",{src:picture.url,alt:picture.text,title:picture.text}),
 			button("×",drop,{"aria-label":t("loras.remove",{name:t(name)})})] :[]))
 		rows[name].hidden = !picture
 	}
