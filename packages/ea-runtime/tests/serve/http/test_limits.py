@@ -152,16 +152,16 @@ def test_100_clients_get_exactly_the_places_there_are(serving: Callable[..., Any
 def test_clients_that_send_nothing_or_slowly_are_cut_off(
     serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 1.5)
     monkeypatch.setattr(protocol, "_LOOK", 0.1)
-    monkeypatch.setattr(bodies, "PATIENCE", 0.4)
+    monkeypatch.setattr(bodies, "PATIENCE", 1.0)
     with serving(worker=False) as server:
 
         def slow(first: bytes, drip: bytes) -> float:
             start = time.monotonic()
             with socket.create_connection(("127.0.0.1", server.port), timeout=0.1) as connection:
                 connection.sendall(first)
-                while time.monotonic() - start < 8:
+                while time.monotonic() - start < 20:
                     try:
                         connection.sendall(drip)
                         if connection.recv(4096) == b"":
@@ -172,14 +172,14 @@ def test_clients_that_send_nothing_or_slowly_are_cut_off(
                         break
             return time.monotonic() - start
 
-        assert slow(b"", b"") < 4
-        assert slow(b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"X: y\r\n") < 4
+        assert slow(b"", b"") < 12
+        assert slow(b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"X: y\r\n") < 12
         post = b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        assert slow(post + b"Content-Length: 1000\r\n\r\n", b"a") < 5
+        assert slow(post + b"Content-Length: 1000\r\n\r\n", b"a") < 12
         # a client that asks again and again is not idle
         with server.client() as client:
             start = time.monotonic()
-            while time.monotonic() - start < 1.5:
+            while time.monotonic() - start < 3:
                 assert client.get("/healthz").status_code == 200
 
 
