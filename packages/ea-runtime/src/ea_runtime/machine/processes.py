@@ -100,6 +100,7 @@ def _joined(device: str, rank: int, size: int, store: Path | None) -> Iterator[N
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         file = dist.FileStore(str(store), size)
         dist.init_process_group(backend, store=file, rank=rank, world_size=size, timeout=_PATIENCE)
+    _keep(dist.group.WORLD)
     try:
         yield
     except BaseException as error:
@@ -110,13 +111,13 @@ def _joined(device: str, rank: int, size: int, store: Path | None) -> Iterator[N
         _forget_accelerate()
 
 
-def _keep(error: BaseException) -> None:
-    """Never frees an error, nor what its traceback holds.
+def _keep(thing: object) -> None:
+    """Never frees a process group; nor an error, with what its traceback holds.
 
-    Freeing DDP's reducer frees the process group, which holds the interpreter while it waits for a thread of its own;
-    that one may be waiting for the interpreter, and then a failed run printed its error but never ended.
+    Freeing a group holds the interpreter while it waits for a thread of the group, which may be waiting for the
+    interpreter: then a run that was done, or had printed its error, never ended. DDP's reducer frees it last.
     """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def local_device(device: str) -> str:
