@@ -102,7 +102,7 @@ def test_one_that_cannot_start_is_tried_ever_more_rarely(
         one = start(BROKEN)
         wait_until(lambda: one.workers()[0].deaths >= 3)
     assert set(one.workers()[0].lines) == {"error: no such device"}
-    assert "worker cpu ended with exit code 1" in caplog.text
+    assert "worker cpu ended with exit code 1 (error: no such device)" in caplog.text
 
 
 def test_a_worker_that_does_not_end_is_killed_in_time(start: Any) -> None:

@@ -139,7 +139,9 @@ class _Keeper:
             died = how_it_died(code)
             if died is not None:
                 self.deaths += 1
-                logger.error("worker %s ended with %s; it is started again", self.name, died)
+                # one that ends by itself says why, unlike one that is killed
+                said = f" ({self._lines[-1]})" if code > 0 and self._lines else ""
+                logger.error("worker %s ended with %s%s; it is started again", self.name, died, said)
             self._recover(died)
             pause = PAUSE if was_ready else min(2 * pause, LONGEST_PAUSE)
             self._stopping.wait(pause)
