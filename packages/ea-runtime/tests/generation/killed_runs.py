@@ -74,7 +74,7 @@ def make(
 
 
 def saved(path: Path) -> str:
-    """What the killed runs of an output left."""
+    """The files that killed runs of an output left."""
     folder = state_folder(path)
     found, frames = read_state(folder), folder / "frames.jsonl"
     count = frames.read_text().count("\n") if frames.is_file() else 0

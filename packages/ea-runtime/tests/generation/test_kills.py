@@ -1,4 +1,4 @@
-"""kill -9 of a run at random moments: the next one goes on from the saved place, and the file is the same."""
+"""kill -9 of a run at random moments: the next one continues from the saved place, and the file is the same."""
 
 from __future__ import annotations
 

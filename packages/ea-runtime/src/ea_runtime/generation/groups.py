@@ -84,9 +84,8 @@ class Denoising:
         predict = self._predictor(rows, scheduler)
         first = first_step(scheduler, strength_of(self.request))
         resumed = None
-        noise = self._noise(rows).to(
-            self.pipe.device, torch.float32
-        )  # with known frames also for what is put back
+        # drawn by a resumed run too: known frames are put back with it
+        noise = self._noise(rows).to(self.pipe.device, torch.float32)
         if saved is not None:
             put_back(saved, scheduler, self.generators, predict, self.caching)
             resumed = place_of(saved).passes, place_of(saved).x

@@ -61,7 +61,7 @@ class KnownFrames:
 
         noise: the unit noise that the run started from. step: 0..count - 1, the one that gave x.
         """
-        if self.inputs is not None or bool((self.to_make == 1).all()):
+        if self.inputs is not None:
             return x
         known = self.latents
         if step + 1 < len(scheduler.timesteps):
@@ -110,7 +110,7 @@ def encode_known_frames(
         shown = torch.where(to_make.bool(), -1.0, video * 2 - 1)
         # what the denoiser sees is not drawn: the same picture is the same input
         inputs = torch.cat([encode(to_make.expand_as(video), None), encode(shown, None)], dim=1)
-    return KnownFrames(latents, latents.new_ones(1), inputs, clip, clip_apply_ratio)
+    return KnownFrames(latents, torch.ones_like(latents[:, :1]), inputs, clip, clip_apply_ratio)
 
 
 def latent_mask(to_make: Tensor, geometry: Geometry) -> Tensor:
@@ -143,7 +143,7 @@ def deciding_frames(num_frames: int, geometry: Geometry) -> list[int]:
 
 
 def first_step(scheduler: Any, strength: float) -> int:
-    """The step at which a run starts if only `strength` of the noise is put in; the scheduler is told."""
+    """The step at which a run starts if only `strength` of the noise is put in; set in the scheduler too."""
     count = len(scheduler.timesteps)
     first = count - max(1, min(count, int(count * strength)))
     if first and hasattr(scheduler, "set_begin_index"):

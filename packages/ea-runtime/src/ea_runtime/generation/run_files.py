@@ -94,7 +94,7 @@ def load_state(found: Found, device: torch.device) -> dict[str, Any]:
 
     try:
         return unpack(found.tree, load_file(found.tensors), device)
-    except Exception as error:  # safetensors has errors of its own
+    except Exception as error:  # safetensors raises its own error types
         raise UserError(f"the saved run in {found.tensors.parent} cannot be read ({plain(error)})") from error
 
 

@@ -53,7 +53,7 @@ class RunState:
             `make_video` computes it.
         resume: False starts over, whatever is there.
         must_match: raise UserError for a state with another key, in place of a note.
-        first_after, every: seconds before the first save, and between two; 0: after each step, whatever it takes.
+        first_after, every: seconds before the first save, and between two; 0: after each step, at any cost.
         note: where lines for the user go; None: the logger "ea".
     """
 

@@ -112,7 +112,7 @@ class Database:
 
     def _connection(self) -> sqlite3.Connection:
         connection = getattr(self._local, "connection", None)
-        # SQLite's file locks belong to a process: one that was forked needs connections of its own
+        # SQLite's file locks belong to a process: a forked one needs new connections
         if connection is None or self._local.process != os.getpid():
             connection = _connect(self.path)
             self._local.connection, self._local.process = connection, os.getpid()

@@ -249,7 +249,7 @@ def environment(device: str) -> dict[str, str]:
 
 
 def find_devices() -> list[str]:
-    """The devices of this machine, found in a process of its own. Raises UserError."""
+    """The devices of this machine, found in a separate process. Raises UserError."""
     command = [sys.executable, "-m", "ea_runtime.serve.worker.devices"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""`ea generate --resume`: a run that was ended goes on to the same bytes; what is there already is kept or refused."""
+"""`ea generate --resume`: an ended run continues to the same bytes; what is there already is kept or refused."""
 
 from __future__ import annotations
 

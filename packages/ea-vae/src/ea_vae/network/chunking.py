@@ -74,24 +74,22 @@ def count_frames(pieces: Sequence[Piece], config: VaeConfig) -> int:
 
 def find_frame(pieces: Sequence[Piece], frame: int, config: VaeConfig) -> tuple[int, int]:
     """The decoding piece that yields `frame`, and the first frame of that piece."""
-    first = 0
-    for number, piece in enumerate(pieces):
-        after = first + _frames_of(piece, config)
-        if frame < after:
-            return number, first
-        first = after
-    raise IndexError(f"there are {first} frames, not {frame}")
+    return _find([_frames_of(piece, config) for piece in pieces], frame, "frames")
 
 
 def find_latent(pieces: Sequence[Piece], latent: int, config: VaeConfig) -> tuple[int, int]:
     """The encoding piece that yields latent frame `latent`, and the first latent frame of that piece."""
+    return _find([_latents_of(piece, config) for piece in pieces], latent, "latent frames")
+
+
+def _find(sizes: Sequence[int], position: int, name: str) -> tuple[int, int]:
+    """The part, of parts of these sizes, that holds `position`, and where that part begins."""
     first = 0
-    for number, piece in enumerate(pieces):
-        after = first + _latents_of(piece, config)
-        if latent < after:
+    for number, size in enumerate(sizes):
+        if position < first + size:
             return number, first
-        first = after
-    raise IndexError(f"there are {first} latent frames, not {latent}")
+        first += size
+    raise IndexError(f"there are {first} {name}, not {position}")
 
 
 def _frames_of(piece: Piece, config: VaeConfig) -> int:

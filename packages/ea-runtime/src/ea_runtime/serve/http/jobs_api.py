@@ -17,6 +17,7 @@ from ea_runtime.serve.http.errors import ApiError
 from ea_runtime.serve.http.ids import check_query, no_job, page_of, require_job
 from ea_runtime.serve.http.openai_videos import LIST_QUERY
 from ea_runtime.serve.http.picture_orders import place_picture_order
+from ea_runtime.serve.http.removal import remove_job
 from ea_runtime.serve.http.service import service_of
 from ea_runtime.serve.http.views import file_of, job_view, job_views
 from ea_runtime.serve.jobs import Job
@@ -65,13 +66,7 @@ async def cancel(request: Request) -> Response:
 
 async def delete(request: Request) -> Response:
     """Removes a job and its files."""
-    service = service_of(request)
-    check_query(request, ())
-    await require_no_body(request)
-    job = await require_job(service, request.path_params["id"])
-    if await service.call(service.store.delete, job.id) is None:
-        raise no_job(job.id)
-    return answer(shapes.JobDeleted(id=job.id))
+    return answer(shapes.JobDeleted(id=await remove_job(request)))
 
 
 async def preview(request: Request) -> Response:

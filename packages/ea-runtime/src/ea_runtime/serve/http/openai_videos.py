@@ -9,12 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ea_runtime.serve.http import shapes
-from ea_runtime.serve.http.bodies import reading_fields, require_no_body
+from ea_runtime.serve.http.bodies import reading_fields
 from ea_runtime.serve.http.contents import file_answer
 from ea_runtime.serve.http.endpoints import Endpoint, Query, answer
 from ea_runtime.serve.http.errors import ApiError
-from ea_runtime.serve.http.ids import check_query, no_job, page_of, require_job
+from ea_runtime.serve.http.ids import check_query, page_of, require_job
 from ea_runtime.serve.http.picture_orders import place_picture_order
+from ea_runtime.serve.http.removal import remove_job
 from ea_runtime.serve.http.service import service_of
 from ea_runtime.serve.http.views import file_of, video_view
 from ea_runtime.serve.jobs import Job
@@ -96,13 +97,7 @@ async def content(request: Request) -> Response:
 
 async def delete(request: Request) -> Response:
     """Removes a job and its files; one at work stops."""
-    service = service_of(request)
-    check_query(request, ())
-    await require_no_body(request)
-    job = await require_job(service, request.path_params["id"])
-    if await service.call(service.store.delete, job.id) is None:
-        raise no_job(job.id)
-    return answer(shapes.VideoDeleted(id=job.id))
+    return answer(shapes.VideoDeleted(id=await remove_job(request)))
 
 
 async def remix(request: Request) -> Response:

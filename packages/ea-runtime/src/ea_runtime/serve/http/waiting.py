@@ -10,7 +10,7 @@ from ea_runtime.serve.http.errors import ApiError
 from ea_runtime.serve.http.service import service_of
 from ea_runtime.serve.jobs import Job
 
-#: seconds after which the answer is that it takes too long; the job goes on
+#: seconds after which the answer is that it takes too long; the job continues
 PATIENCE = 3600.0
 _LOOK = 1.0
 

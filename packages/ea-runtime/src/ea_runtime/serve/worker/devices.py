@@ -1,4 +1,4 @@
-"""Prints the devices of this machine as a JSON list; a program of its own, as the server imports no torch."""
+"""Prints the devices of this machine as a JSON list; a separate program, as the server imports no torch."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def fit_map(pipe: Any) -> np.ndarray:
 def pooled(clip: np.ndarray, num_latents: int, space: int, time: int) -> np.ndarray:
     """Mean colours (3, t, h, w) of what each latent stands for: `space` x `space` pixels, and `time` frames.
 
-    clip: (3, T, H, W). Where T is one more than a multiple of `time`, frame 0 has a latent of its own.
+    clip: (3, T, H, W). Where T is one more than a multiple of `time`, frame 0 has its own latent.
     """
     small = reduce(clip, "c t (h a) (w b) -> c t h w", "mean", a=space, b=space)
     first = small.shape[1] - (num_latents - 1) * time  # frames of the first latent
