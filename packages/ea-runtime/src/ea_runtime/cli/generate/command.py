@@ -36,7 +36,9 @@ def generate(
     ] = None,
     prompts_at: Annotated[
         str | None,
-        Option(help="Prompts by time, in seconds or frames: '0s: a red circle | 1.5s: a blue one | 36f: ...'."),
+        Option(
+            help="Prompts by time, in seconds or frames: '0s: a red circle | 1.5s: a blue one | 36f: ...'."
+        ),
     ] = None,
     loop: Annotated[
         bool | None, Option("--loop/--no-loop", help="The last frames lead into the first (off).")
