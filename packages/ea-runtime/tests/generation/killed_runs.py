@@ -85,7 +85,9 @@ def killed_once(
     make_it: Callable[[tuple[str, int] | None], None], way: str, took: float, rng: random.Random
 ) -> bool:
     """Makes a video in a child; True if it was killed. took: seconds that a whole video takes."""
-    after = {"step": ("denoising", rng.randrange(1, 8)), "frame": ("decoding", rng.randrange(1, 27))}.get(way)
+    after = {"step": ("denoising", rng.randrange(1, 16)), "frame": ("decoding", rng.randrange(1, 27))}.get(
+        way
+    )
     child = os.fork()
     if not child:
         try:

@@ -120,11 +120,13 @@ def test_seconds_are_rounded_to_what_the_model_can_make(
 def test_longer_videos_are_made_in_windows(catalogue: Catalogue) -> None:
     made = order(catalogue, num_frames=1440, loop="true", prompts_at="60s: a blue circle")["settings"]
     assert (made["window"], made["loop"], made["prompts_at"]) == (18, True, [["720f", "a blue circle"]])
+    pairs = order(catalogue, num_frames=27, prompts_at='[["1.5s", "a | b"]]')["settings"]["prompts_at"]
+    assert pairs == [["18f", "a | b"]]
     assert "window" not in order(catalogue, num_frames=18, loop=False, window="36")["settings"]
     bad: list[tuple[dict[str, Any], str, str]] = [
         ({"num_frames": 90_000}, "size", "pixels"),
         ({"num_frames": 27, "window": 9}, "window", "at least 18"),
-        ({"num_frames": 27, "window": 774}, "window", "at most 765"),
+        ({"num_frames": 1440, "window": 774}, "window", "at most 765"),
         ({"loop": "perhaps"}, "loop", "true or false"),
         ({"join": "pixels"}, "join", "in one piece"),
         ({"join": 3}, "join", "must be text"),
@@ -176,7 +178,7 @@ def test_loras_of_the_field_and_of_the_prompt(catalogue: Catalogue) -> None:
         ({"size": 64}, "invalid_value", "size", "text"),
         ({"size": "8192x8192", "num_frames": 9}, "too_large", "size", "pixels"),
         ({"seconds": 0}, "invalid_value", "seconds", "above 0"),
-        ({"seconds": "9999"}, "invalid_value", "seconds", "use 765"),
+        ({"seconds": "9999"}, "too_large", "size", "use num_frames 65529"),
         ({"seconds": "1e3"}, "invalid_value", "seconds", "number"),
         ({"seconds": float("nan")}, "invalid_value", "seconds", "finite"),
         ({"num_frames": 10}, "invalid_value", "num_frames", "use 9 or 18"),

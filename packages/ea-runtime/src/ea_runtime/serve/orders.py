@@ -29,7 +29,7 @@ from ea_runtime.generation.requests import (
 )
 from ea_runtime.generation.resolve import parse_size, resolve
 from ea_runtime.generation.step_cache import check_step_cache
-from ea_runtime.generation.timed_prompts import read_timed_prompts
+from ea_runtime.generation.timed_prompts import read_timed_prompts, split_first
 from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int
 from ea_runtime.serve.catalogue import Catalogue, ModelEntry, UnknownName
 from ea_runtime.text.cleaning import MAX_PROMPT_BYTES, check_prompt
@@ -126,7 +126,7 @@ def make_order(
     with _refusing("negative_prompt"):
         refuse_tags(prompts["negative_prompt"], "negative_prompt")
     if "prompts_at" in given:
-        _check_timed_prompts(given["prompts_at"], limits)
+        given["prompts_at"] = _timed_prompts(given["prompts_at"], limits)
     model = _model(given.get("model"), catalogue)
     request = _request(given, model, limits)
     loras = _loras(given.get("loras"), catalogue, limits, [(tag.name, tag.weight) for tag in tags])
@@ -395,14 +395,19 @@ def _flag(given: Mapping[str, Any], name: str, usual: bool) -> bool:
     return value
 
 
-def _check_timed_prompts(value: Any, limits: Limits) -> None:
-    """Raises Refused for texts that are too large or name LoRAs."""
+def _timed_prompts(value: Any, limits: Limits) -> Any:
+    """The texts by time, which a form may send as JSON. Raises Refused for large ones, and for LoRAs in them."""
     if isinstance(value, str) and len(value) > limits.prompt_bytes:
         raise Refused("too_large", "prompts_at", f"`prompts_at` may have {limits.prompt_bytes:,} bytes")
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):  # text that is no JSON is refused below
+            value = json.loads(value)
     with _refusing("prompts_at"):
         for one in read_timed_prompts(value):
             check_prompt(one.text, name="prompts_at", max_bytes=limits.prompt_bytes)
             refuse_tags(one.text, "prompts_at")
+        split_first(value, has_prompt=True)
+    return value
 
 
 @contextmanager
