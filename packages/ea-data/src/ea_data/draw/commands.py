@@ -93,11 +93,11 @@ def check_drawn(
     sheet: Annotated[Path | None, typer.Option(help="Where to write a contact sheet (.png).")] = None,
     sheet_clips: Annotated[int, typer.Option(min=1, help="Clips on the contact sheet.")] = 16,
 ) -> None:
-    """Measure from the pixels alone whether clips show what their prompts ask for."""
+    """Measure from the pixels alone whether clips show what their prompts ask for, and the pictures they start from."""
     from rich.progress import track
 
     from ea_data.draw.check import check_clip, summarise
-    from ea_data.draw.files import find_sources, read_frames
+    from ea_data.draw.files import find_sources, read_frames, read_given
     from ea_data.records.store import write_text
     from ea_runtime.machine.terminal import make_console
 
@@ -106,12 +106,14 @@ def check_drawn(
     sources, skipped = find_sources(paths)
     items, shown = [], []
     for source in track(sources, "checking", console=make_console(stderr=True), transient=True):
-        frames = read_frames(source.path)
-        items.append(check_clip(source.prompt, frames, str(source.path), source.truth))
+        frames, given = read_frames(source.path), read_given(source)
+        items.append(check_clip(source.prompt, frames, str(source.path), source.truth, given))
         if sheet is not None and len(shown) < sheet_clips:
             shown.append((items[-1], frames))
     report = summarise(items)
     make_console().print(_table(report))
+    for line in _known_lines(report):
+        typer.echo(line)
     if skipped:
         typer.echo(f"skipped {len(skipped)} files without a prompt, first {skipped[0]}", err=True)
     if sheet is not None:
@@ -150,3 +152,18 @@ def _table(report: Report):
         rate = f"{right / asked:.1%}" if asked else "-"
         table.add_row(name, rate, str(right), str(asked), end_section=name == "background")
     return table
+
+
+def _known_lines(report: Report) -> list[str]:
+    known = report.known
+    if known is None:
+        return []
+    lines = [f"{known['num_clips']} of them were made from pictures:"]
+    for name, what in (("first_psnr", "first frame"), ("last_psnr", "last frame")):
+        if name in known:
+            found = known[name]
+            lines.append(
+                f"  {what} to the given one: median {found['median']:.1f} dB, least {found['least']:.1f} dB"
+            )
+    lines += [f"  {name}: {right} of {asked} right" for name, (right, asked) in known["right"].items()]
+    return lines
