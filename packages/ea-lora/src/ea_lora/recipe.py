@@ -41,7 +41,7 @@ class LoraRecipe(RecipeDefaults):
     """
 
     options_model = LoraOptions
-    tasks = ("generate", "inpaint")
+    tasks = ("auto", "generate", "inpaint")
 
     def __init__(self, options: LoraOptions, context: Context) -> None:
         self.options, self.context = options, context

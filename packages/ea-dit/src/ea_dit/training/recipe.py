@@ -33,7 +33,7 @@ class DitRecipe(RecipeDefaults):
     """
 
     options_model = DitOptions
-    tasks = ("generate", "inpaint")
+    tasks = ("auto", "generate", "inpaint")
 
     def __init__(self, options: DitOptions, context: Context) -> None:
         self.options = options
@@ -52,10 +52,10 @@ class DitRecipe(RecipeDefaults):
             context,
             views,
             single_frames=self.data.random_frame_crop,
-            with_frames=context.task == "inpaint",
+            with_frames=self.model.cfg.has_known_frames,
         )
         self.known: KnownChannels | None = None
-        if context.task == "inpaint":
+        if self.model.cfg.has_known_frames:
             self.known = KnownChannels(self.source.coder, self.source.scale, self.source.chunk)
         self._buckets = [self.source.buckets(*view) for view in views]
         self._check_widths()
@@ -196,14 +196,18 @@ class DitRecipe(RecipeDefaults):
 
     def _check_task(self) -> None:
         takes, task = self.model.cfg.has_known_frames, self.context.task
-        if takes != (task == "inpaint"):
-            channels = self.model.cfg.in_channels
-            use = "'inpaint'" if takes else "'generate', or give it 3 times as many (V3's 12)"
+        channels = self.model.cfg.in_channels
+        if takes and task == "generate":
             raise UserError(
-                f"`train.task` must be {use} for a model of {channels} input channels, got {task!r}"
+                f"`train.task` must be 'inpaint' or 'auto' for a model of {channels} input channels, which takes known "
+                "frames, got 'generate'"
             )
-        if self.options.inpaint is not None and task != "inpaint":
-            raise UserError("[inpaint] is for train.task = 'inpaint'; set it, or leave the table out")
+        if task == "inpaint" and not takes:
+            raise UserError(
+                f"`model.in_channels` must be 3 times the latents' for train.task 'inpaint', got {channels}; V3 has 12"
+            )
+        if self.options.inpaint is not None and not takes:
+            raise UserError("[inpaint] is for models that take known frames; set train.task = 'inpaint'")
 
     def _check_widths(self) -> None:
         cfg = self.model.cfg

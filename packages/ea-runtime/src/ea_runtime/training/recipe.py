@@ -25,7 +25,7 @@ class Context:
     gradient_checkpointing: recompute activations in the backward pass.
     dry_run: the recipe is made only to be described, with `device` "meta" and torch's default device meta: it must
     load no weights, encode nothing and write nothing.
-    task: "generate" or "inpaint", as `train.task` says; see `check_task`.
+    task: "auto", "generate" or "inpaint", as `train.task` says; see `check_task`.
     """
 
     seed: int
@@ -35,7 +35,7 @@ class Context:
     dtype: str = "fp32"
     gradient_checkpointing: bool = False
     dry_run: bool = False
-    task: str = "generate"
+    task: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class RecipeDefaults:
     """Defaults of most recipes: one task and turn, everything averaged, no sheet, no set, nothing to do at the end."""
 
     #: values of `train.task` that the recipe knows
-    tasks: Sequence[str] = ("generate",)
+    tasks: Sequence[str] = ("auto", "generate")
 
     def modules(self) -> dict[str, nn.Module]:
         raise NotImplementedError
