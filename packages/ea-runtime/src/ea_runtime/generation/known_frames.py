@@ -9,7 +9,7 @@ Shapes: B videos, frames (B, 3, T, H, W) in 0..1, mask (B, 1, T, H, W), latents 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,8 @@ class KnownFrames:
 
     latents: (B, C, t, h, w) of the video. to_make: (B, 1, t, h, w), 1 where latents are made, 0 where they are known.
     inputs: (B, 2C, t, h, w), further channels for the denoiser, or None for a model that has none: then latents are
-    put back. clip: (B, 768), CLIP's embedding of the picture, or None; it counts from step 1 - clip_apply_ratio on.
+    put back. clip: (B, 768), CLIP's embedding of the picture, or None; it counts from step 1 - clip_apply_ratio on. A
+    row of zeros stands for no picture.
     """
 
     latents: Tensor
@@ -95,22 +96,61 @@ def encode_known_frames(
         generators: for that draw, one for each video.
         clip: (B, 768), for models that take it.
     """
-    to_make = (mask > mask.new_tensor(0.5)).to(video)
     draw = list(generators) if posterior == "sample" and generators is not None else None
+    pieces = geometry.pieces(video.shape[2])
+    encoder = _PieceEncoder(vae)
 
-    def encode(frames: Tensor, generator: list[torch.Generator] | None) -> Tensor:
-        parameter = next(vae.parameters())
-        frames = frames.to(parameter.device, parameter.dtype)
-        return vae.encode_video(frames, generator).float() * geometry.scale
+    def to_make(piece: slice) -> Tensor:
+        return (mask[:, :, piece] > 0.5).to(video)
+
+    def encode(frames: Callable[[slice], Tensor]) -> Tensor:
+        return encoder([frames(piece) for piece in pieces]) * geometry.scale
 
     with torch.no_grad():
-        latents = encode(video * 2 - 1, draw)
+        if draw is None:
+            latents = encode(lambda piece: video[:, :, piece] * 2 - 1)
+        else:  # the noise of the whole video is drawn at once
+            latents = encoder.whole(video * 2 - 1, draw) * geometry.scale
         if not takes_known_frames(denoiser_config):
-            return KnownFrames(latents, latent_mask(to_make, geometry).to(latents))
-        shown = torch.where(to_make.bool(), -1.0, video * 2 - 1)
+            return KnownFrames(latents, latent_mask(to_make(slice(None)), geometry).to(latents))
         # what the denoiser sees is not drawn: the same picture is the same input
-        inputs = torch.cat([encode(to_make.expand_as(video), None), encode(shown, None)], dim=1)
-    return KnownFrames(latents, torch.ones_like(latents[:, :1]), inputs, clip, clip_apply_ratio)
+        masks = encode(lambda piece: to_make(piece).expand_as(video[:, :, piece]))
+        shown = encode(lambda piece: torch.where(to_make(piece).bool(), -1.0, video[:, :, piece] * 2 - 1))
+    return KnownFrames(
+        latents, torch.ones_like(latents[:, :1]), torch.cat([masks, shown], dim=1), clip, clip_apply_ratio
+    )
+
+
+class _PieceEncoder:
+    """The VAE's encoder, piece by piece; equal pieces are encoded once.
+
+    Most of what stands for unknown frames is one colour: without known frames three pieces pass the encoder in place of
+    48, with a first picture five. The pieces are those that the VAE takes by itself, so the latents are bit-exact.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+        #: what was encoded last, and its latents
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, pieces: Iterable[Tensor]) -> Tensor:
+        """Pieces (B, 3, T, H, W) in -1..1 -> latents (B, C, t, h, w) of all, float32."""
+        return torch.cat([self._encode(piece) for piece in pieces], dim=2)
+
+    def whole(self, frames: Tensor, generators: list[torch.Generator] | None) -> Tensor:
+        """Frames (B, 3, T, H, W) in -1..1 -> latents, float32."""
+        parameter = next(self.vae.parameters())
+        frames = frames.to(parameter.device, parameter.dtype)
+        return self.vae.encode_video(frames, generators).float()
+
+    def _encode(self, piece: Tensor) -> Tensor:
+        for before, latents in self.seen:
+            if torch.equal(before, piece):
+                return latents
+        latents = self.whole(piece, None)
+        # a moving video repeats nothing: a few pieces are enough to find a colour again
+        self.seen = [(piece, latents), *self.seen[:3]]
+        return latents
 
 
 def latent_mask(to_make: Tensor, geometry: Geometry) -> Tensor:
