@@ -97,28 +97,32 @@ def encode_known_frames(
         clip: (B, 768), for models that take it.
     """
     draw = list(generators) if posterior == "sample" and generators is not None else None
-    pieces = geometry.pieces(video.shape[2])
+    batch, pieces = len(video), geometry.pieces(video.shape[2])
+    mask = mask.expand(batch, -1, -1, -1, -1)
     encoder = _PieceEncoder(vae)
 
-    def to_make(piece: slice) -> Tensor:
-        return (mask[:, :, piece] > 0.5).to(video)
+    def to_make(*part: slice) -> Tensor:
+        return (mask[part] > 0.5).to(video)
 
-    def encode(frames: Callable[[slice], Tensor]) -> Tensor:
-        return encoder([frames(piece) for piece in pieces]) * geometry.scale
+    def encode(frames: Callable[[slice, slice, slice], Tensor]) -> Tensor:
+        # row by row: a video of a batch gets the bits that it gets alone
+        rows = [slice(row, row + 1) for row in range(batch)]
+        found = [encoder(frames(row, slice(None), piece) for piece in pieces) for row in rows]
+        return torch.cat(found) * geometry.scale
 
     with torch.no_grad():
         if draw is None:
-            latents = encode(lambda piece: video[:, :, piece] * 2 - 1)
-        else:  # the noise of the whole video is drawn at once
-            latents = encoder.whole(video * 2 - 1, draw) * geometry.scale
+            latents = encode(lambda *part: video[part] * 2 - 1)
+        else:  # the noise of a whole video is drawn at once
+            rows = zip(video.split(1), draw, strict=True)
+            latents = torch.cat([encoder.whole(one * 2 - 1, [own]) for one, own in rows]) * geometry.scale
         if not takes_known_frames(denoiser_config):
             return KnownFrames(latents, latent_mask(to_make(slice(None)), geometry).to(latents))
         # what the denoiser sees is not drawn: the same picture is the same input
-        masks = encode(lambda piece: to_make(piece).expand_as(video[:, :, piece]))
-        shown = encode(lambda piece: torch.where(to_make(piece).bool(), -1.0, video[:, :, piece] * 2 - 1))
-    return KnownFrames(
-        latents, torch.ones_like(latents[:, :1]), torch.cat([masks, shown], dim=1), clip, clip_apply_ratio
-    )
+        masks = encode(lambda *part: to_make(*part).expand_as(video[part]))
+        shown = encode(lambda *part: torch.where(to_make(*part).bool(), -1.0, video[part] * 2 - 1))
+    inputs = torch.cat([masks, shown], dim=1)
+    return KnownFrames(latents, torch.ones_like(latents[:, :1]), inputs, clip, clip_apply_ratio)
 
 
 class _PieceEncoder:
@@ -134,11 +138,11 @@ class _PieceEncoder:
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, pieces: Iterable[Tensor]) -> Tensor:
-        """Pieces (B, 3, T, H, W) in -1..1 -> latents (B, C, t, h, w) of all, float32."""
+        """Pieces (1, 3, T, H, W) in -1..1 -> latents (1, C, t, h, w) of all, float32."""
         return torch.cat([self._encode(piece) for piece in pieces], dim=2)
 
     def whole(self, frames: Tensor, generators: list[torch.Generator] | None) -> Tensor:
-        """Frames (B, 3, T, H, W) in -1..1 -> latents, float32."""
+        """Frames (1, 3, T, H, W) in -1..1 -> latents (1, C, t, h, w), float32."""
         parameter = next(self.vae.parameters())
         frames = frames.to(parameter.device, parameter.dtype)
         return self.vae.encode_video(frames, generators).float()
