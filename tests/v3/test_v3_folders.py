@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -99,6 +100,7 @@ def test_what_is_wrong_is_named(v3_folder: Path) -> None:
     assert ["image_encoder/" in note for note in report.notes] == [True]
 
 
+@pytest.mark.slow
 def test_the_command_from_a_picture_and_again(v3_folder: Path, tmp_path: Path) -> None:
     """`ea generate --image` in a process of its own, then text alone, and `--from` to the same bytes."""
     place = {

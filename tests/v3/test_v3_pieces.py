@@ -26,7 +26,8 @@ def vae(request: pytest.FixtureRequest, v3_source: Path) -> Any:
     if request.param == "magvit":
         config |= {"slice_compression_vae": False, "mini_batch_encoder": 9, "mini_batch_decoder": 3}
     torch.manual_seed(0)
-    vae: Any = AutoencoderKLMagvit.from_config(config).eval()
+    vae: Any = AutoencoderKLMagvit.from_config(config)
+    vae.eval()
     encode, vae.passes = vae.encode_piece, []
 
     def counted(x: Tensor, *more: Any) -> Tensor:
