@@ -48,7 +48,12 @@ class FakeSource:
         """It has none."""
 
     def __init__(
-        self, options: Any, context: Context, views: Sequence[Any] = (), single_frames: bool = False
+        self,
+        options: Any,
+        context: Context,
+        views: Sequence[Any] = (),
+        single_frames: bool = False,
+        with_frames: bool = False,
     ) -> None:
         generator = torch.Generator().manual_seed(0)
         kinds = {"both": (1, 27), "pictures": (1,), "videos": (27,)}[options.kinds]

@@ -37,6 +37,15 @@ def draw(
     style: Annotated[
         str, typer.Option(help="filled, or outline (its captions end in a trigger word).")
     ] = "filled",
+    num_continued: Annotated[
+        int, typer.Option(help="Clips that continue given first frames; for train.task = inpaint.")
+    ] = 0,
+    num_bridged: Annotated[
+        int, typer.Option(help="Clips of 27 frames between given first and last frames; for the same.")
+    ] = 0,
+    first_last: Annotated[
+        bool, typer.Option("--first-last", help="Also write each clip's first and last frame as pictures.")
+    ] = False,
 ) -> None:
     """Draw a data set: coloured shapes that move, with captions and truth."""
     from rich.progress import Progress
@@ -50,11 +59,27 @@ def draw(
         num_pictures = 20 if is_look else 0
     if num_clips is None:
         num_clips = 0 if is_look else 100
-    config = DrawConfig(num_clips, num_pictures, seed, split, height, width, num_frames, fps, style)
+    config = DrawConfig(
+        num_clips,
+        num_pictures,
+        seed,
+        split,
+        height,
+        width,
+        num_frames,
+        fps,
+        style,
+        num_continued,
+        num_bridged,
+        first_last,
+    )
     with Progress(console=make_console(stderr=True), transient=True) as progress:
-        task = progress.add_task("drawing", total=num_clips + num_pictures)
+        task = progress.add_task("drawing", total=sum(config.counts.values()))
         write_set(out, config, on_item=lambda number: progress.update(task, completed=number))
-    typer.echo(f"drew {num_clips} clips and {num_pictures} pictures into {out}", err=True)
+    given = (
+        f", {num_continued} continued and {num_bridged} bridged ones" if num_continued or num_bridged else ""
+    )
+    typer.echo(f"drew {num_clips} clips{given} and {num_pictures} pictures into {out}", err=True)
 
 
 @app.command("check-drawn")

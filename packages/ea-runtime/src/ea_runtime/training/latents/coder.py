@@ -84,6 +84,11 @@ class Coder:
         return self._loaded[name]
 
 
+def means(moments: Tensor) -> Tensor:
+    """The means of posteriors: float32 (B, C, t, h, w)."""
+    return moments.float().chunk(2, dim=1)[0]
+
+
 def draw_latents(moments: Tensor, noise: Tensor) -> Tensor:
     """A draw from the posterior: float32 (B, C, t, h, w), on the device of the moments. noise: unit normal."""
     mean, logvar = moments.float().chunk(2, dim=1)

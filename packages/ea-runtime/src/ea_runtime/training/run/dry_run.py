@@ -57,7 +57,9 @@ def recipe_of_shapes(
 ) -> Recipe:
     """The recipe as it is made for a dry run; to be called within `shapes_only`. dtype: None as `train` says."""
     dtype, checkpointing = dtype or train.dtype, train.gradient_checkpointing
-    context = Context(train.seed, "meta", out, lambda line: None, dtype, checkpointing, dry_run=True)
+    context = Context(
+        train.seed, "meta", out, lambda line: None, dtype, checkpointing, dry_run=True, task=train.task
+    )
     return recipe_class(options, context)
 
 
