@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ea_runtime import VideoPipeline
 from ea_runtime.errors import UserError
+from ea_runtime.models.check import check_folder
 from ea_runtime.models.clip_config import Preprocessing, read_clip_vision, read_preprocessing
 from ea_runtime.models.image_encoder import ImageEncoder
 
@@ -119,6 +121,21 @@ def test_a_folder_without_the_encoder_says_so(v3_pipe: VideoPipeline, v3_folder:
     assert "\n" not in note
     assert torch.equal(found.latents, latents(v3_pipe, image=picture(1), clip_apply_ratio=0.0))
     assert not pipe("a red circle", output="latents", **SMALL).notes
+
+
+def test_a_model_that_takes_no_picture(v3_folder: Path) -> None:
+    """12 channels without CLIP: nothing is encoded, nothing is missed, and an embedding is refused."""
+    weights = v3_folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({n: t for n, t in load_file(weights).items() if not n.startswith("clip_projection")}, weights)
+    path = v3_folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"enable_clip_in_inpaint": False}))
+    pipe = VideoPipeline.from_pretrained(v3_folder, device="cpu", dtype="float32")
+    assert pipe.image_encoder is None
+    assert not pipe("a red circle", image=picture(1), output="latents", **SMALL).notes
+    with pytest.raises(UserError, match="`clip_image_embeds` is for models"):
+        latents(pipe, image=picture(1), clip_image_embeds=torch.zeros(1, 768))
+    shutil.rmtree(v3_folder / "image_encoder")
+    assert check_folder(v3_folder).notes == []
 
 
 def test_what_does_not_fit_takes_one_line(v3_folder: Path) -> None:

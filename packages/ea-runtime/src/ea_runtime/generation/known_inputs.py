@@ -19,7 +19,7 @@ from ea_runtime.errors import UserError
 from ea_runtime.generation.inputs import CLIP_APPLY_RATIO, has_known_frames, opened
 from ea_runtime.generation.known_frames import KnownFrames, encode_known_frames
 from ea_runtime.models.clip_config import WIDTH
-from ea_runtime.models.geometry import takes_known_frames
+from ea_runtime.models.geometry import takes_known_frames, takes_picture
 from ea_runtime.video.fitting import Fit, check_fit, fitted, lost_share
 from ea_runtime.video.pictures import to_rgb
 from ea_runtime.video.reader import read_frames
@@ -58,6 +58,10 @@ def encode_inputs(
 
     config: the denoiser's. image_encoder: for one of V3. None if nothing is known and the denoiser does not ask for it.
     """
+    if request.clip_image_embeds is not None and not takes_picture(config):
+        raise UserError(
+            "`clip_image_embeds` is for models that take CLIP's picture, as V3's do; leave it out"
+        )
     is_known = has_known_frames(request)
     if not is_known and not takes_known_frames(config):
         return None, ()
@@ -101,7 +105,7 @@ def _picture_embeds(
             )
         return given.expand(batch, -1), ()
     known = [row for row in range(batch) if not bool((found.mask[row, :, 0] > 0.5).any())]
-    if not known or not takes_known_frames(config) or request.clip_apply_ratio == 0:
+    if not known or not takes_picture(config) or request.clip_apply_ratio == 0:
         return None, ()
     if image_encoder is None:
         return None, (NO_IMAGE_ENCODER,)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import inside, quote_path, read_json
 from ea_runtime.models import memory
-from ea_runtime.models.geometry import Geometry, takes_known_frames
+from ea_runtime.models.geometry import Geometry, takes_picture
 from ea_runtime.models.image_encoder import (
     CLASS_NAME,
     NO_PREPROCESSOR,
@@ -90,7 +90,7 @@ def check_folder(model: str | os.PathLike[str]) -> FolderReport:
     notes: list[str] = []
     if has_image_encoder(folder):
         reports.append(_check_image_encoder(folder, notes))
-    elif takes_known_frames(configs["denoiser"]):
+    elif takes_picture(configs["denoiser"]):
         notes.append(
             f"no {IMAGE_ENCODER}/: this model takes CLIP's embedding of the first picture, and makes videos without it"
         )

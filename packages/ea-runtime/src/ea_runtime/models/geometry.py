@@ -210,6 +210,11 @@ def takes_known_frames(denoiser: Any) -> bool:
     return bool(into and out) and 2 * int(into) == 3 * int(out)
 
 
+def takes_picture(denoiser: Any) -> bool:
+    """True for a denoiser that takes known frames and CLIP's embedding of the first one, as V3's does."""
+    return takes_known_frames(denoiser) and _get(denoiser, "enable_clip_in_inpaint") is not False
+
+
 def latent_channels(denoiser: Any) -> int | None:
     """C, the channels of the latents that a denoiser takes; None if its config does not say."""
     into = _get(denoiser, "in_channels")

@@ -21,7 +21,7 @@ from ea_runtime.models.clip_config import (
     read_clip_vision,
     read_preprocessing,
 )
-from ea_runtime.models.geometry import takes_known_frames
+from ea_runtime.models.geometry import takes_picture
 from ea_runtime.models.layout import IMAGE_ENCODER
 from ea_runtime.models.weights import PartWeights, find_weights
 
@@ -85,7 +85,7 @@ def image_encoder_of(parts: Parts) -> ImageEncoder | None:
 
     What is ignored in its files goes to the log. Raises UserError.
     """
-    if not takes_known_frames(getattr(parts.denoiser, "config", None)) or not has_image_encoder(parts.folder):
+    if not takes_picture(getattr(parts.denoiser, "config", None)) or not has_image_encoder(parts.folder):
         return None
     encoder = ImageEncoder(parts.folder)
     for note in encoder.notes:
