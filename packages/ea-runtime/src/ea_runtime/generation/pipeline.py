@@ -29,6 +29,7 @@ from ea_runtime.machine.casting import cast
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int
+from ea_runtime.models.image_encoder import image_encoder_of
 from ea_runtime.models.layout import GenerationDefaults
 from ea_runtime.samplers.schedule import schedule_of_model
 
@@ -85,6 +86,8 @@ class VideoPipeline:
     max_pixels: int = MAX_PIXELS
     #: the engine that `from_pretrained` loaded the parts with (engines/base.py); None: the parts were given
     engine: Any = None
+    #: of a model of V3 whose folder has one (models/image_encoder.py)
+    image_encoder: Any = None
 
     def __init__(
         self,
@@ -152,6 +155,7 @@ class VideoPipeline:
             model=os.fspath(model),
         )
         pipe.engine = made
+        pipe.image_encoder = image_encoder_of(loaded)
         return pipe
 
     @property
@@ -269,8 +273,8 @@ class VideoPipeline:
                 through. Default 1, with a video but no mask 0.6.
             fit: "crop" (default), "pad" or "stretch" to the size.
             posterior: "mode" (default) or "sample": how the VAE's encoder is read.
-            clip_image_embeds: (1 or B, 768), CLIP's embedding of the picture, for V3; it counts in the last
-                clip_apply_ratio (0.5) of the steps.
+            clip_image_embeds: (1 or B, 768), CLIP's embedding of the picture, for V3, in place of that which
+                `image_encoder` makes of a known first frame; it counts in the last clip_apply_ratio (0.5) of the steps.
 
         Raises UserError, before any work, for what cannot be done; MissingPackageError without a VAE;
             OutOfMemoryError; UserError if latents or frames are no longer finite.
@@ -299,7 +303,9 @@ class VideoPipeline:
                 text, notes = encode_text(request, self.text, step, self.device, self.dtype)
             config = getattr(self.denoiser, "config", None)
             with Timed("encoding", timings, self.device), self._formats.watch(self.vae):
-                known, of_inputs = encode_inputs(request, self.vae, self.geometry, config, len(generators))
+                known, of_inputs = encode_inputs(
+                    request, self.vae, self.geometry, config, len(generators), self.image_encoder
+                )
             if known is None:
                 del timings["encoding"]
             notes = [*request.notes(self.defaults), *of_inputs, *notes]
