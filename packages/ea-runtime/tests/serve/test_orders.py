@@ -63,7 +63,7 @@ def test_every_field_arrives(catalogue: Catalogue) -> None:
         "negative_prompt": "grey",
         "model": "tiny",
         "size": "128x64",
-        "num_frames": 9,
+        "num_frames": 45,
         "fps": 8,
         "seed": 7,
         "steps": 4,
@@ -74,6 +74,10 @@ def test_every_field_arrives(catalogue: Catalogue) -> None:
         "smooth": False,
         "strength": 0.5,
         "fit": "pad",
+        "prompts_at": [["27f", "a red circle"]],
+        "window": 27,
+        "loop": None,
+        "join": "pixels",
     }
     made = make_order(fields, catalogue, pictures=["image_end"])
     assert made["pictures"] == ["image_end"]

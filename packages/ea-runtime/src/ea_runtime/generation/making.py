@@ -24,16 +24,19 @@ from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.generation.run_key import run_key
 from ea_runtime.generation.sidecar import versions, write_sidecar
 from ea_runtime.generation.spread import world_size
+from ea_runtime.generation.windows import recorded_settings, windows_of
 from ea_runtime.models.hash import model_hash
 from ea_runtime.video.credentials import SigningKey, sign
 from ea_runtime.video.marks import Marks
+from ea_runtime.video.measures import JoinMeter
 from ea_runtime.video.output import Output
 from ea_runtime.video.overlap import overlapped
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ea_runtime.generation.pipeline import OnPreview, OnStep, VideoOutput, VideoPipeline
+    from ea_runtime.generation.pipeline import VideoPipeline
+    from ea_runtime.generation.result import OnPreview, OnStep, VideoOutput
     from ea_runtime.generation.run_state import RunState
 
 
@@ -101,7 +104,9 @@ def make_video(
         spent |= result.timings | {"decoding": 0.0, "writing": 0.0}
         record = record_of(pipe, request, model_sha256(), adapters)
         marks = marks_of(record) if has_recipe else Marks()
-        _write(_frames(pipe, result, run), count, output, request.fps, marks, spent, step, run)
+        windows = windows_of(result.settings, pipe.geometry)
+        meter = JoinMeter(windows.joins, windows.num_frames) if windows.joins else None
+        _write(_frames(pipe, result, run), count, output, request.fps, marks, spent, step, run, meter)
     except NotFiniteError:
         if run is not None:
             run.remove()
@@ -121,6 +126,8 @@ def make_video(
         "timings": {name: round(seconds, 3) for name, seconds in spent.items()},
         "notes": result.notes,
     }
+    if meter is not None:
+        record["joins"] = meter.measured()
     write_sidecar(sidecar, record)
     if signing is not None:
         sign(output.path, output.kind, signing)
@@ -140,14 +147,9 @@ def _frames(pipe: VideoPipeline, result: VideoOutput, run: RunState | None) -> I
     count, height, width = (settings[name] for name in ("num_frames", "height", "width"))
 
     def decoded(start: int, is_tiled: bool = False) -> Iterator[np.ndarray]:
-        return pipe.iter_frames(
-            result.latents,
-            seed=result.decode_seeds[0],
-            smooth=settings["smooth"],
-            num_frames=count,
-            start=start,
-            is_tiled=is_tiled,
-        )
+        from ea_runtime.generation.decoding import frames_of
+
+        return frames_of(pipe, result, start=start, is_tiled=is_tiled)
 
     if run is None:
         yield from decoded(0)
@@ -176,12 +178,13 @@ def _write(
     spent: dict[str, float],
     step: OnStep,
     run: RunState | None,
+    meter: JoinMeter | None,
 ) -> None:
-    """Writes frames while the next ones are decoded, and counts the seconds of both."""
+    """Writes and measures frames while the next ones are decoded, and counts the seconds of both."""
     with (
         timed("writing", spent),
         output.writer(fps, count, marks) as write,
-        overlapped(write) as hand_in,
+        overlapped(write if meter is None else meter.watched(write)) as hand_in,
     ):
         step("decoding", 0, count)
         done = 0
@@ -210,7 +213,7 @@ def record_of(
     from ea_runtime.machine.device import dtype_name
 
     return {
-        "settings": request.settings,
+        "settings": recorded_settings(request.settings),
         "fps": request.fps,
         "model": {"name": model_name(request), "sha256": model_sha256},
         "device": {

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,19 +16,24 @@ import torch
 from torch import Tensor
 
 from ea_runtime.errors import MissingPackageError, UserError
+from ea_runtime.generation.checking import check_call
+from ea_runtime.generation.decoding import decode_all, decoded
 from ea_runtime.generation.denoise import plan_steps
 from ea_runtime.generation.groups import Denoising
-from ea_runtime.generation.inputs import check_known_frames
+from ea_runtime.generation.known_frames import KnownFrames
 from ea_runtime.generation.known_inputs import encode_inputs
-from ea_runtime.generation.latents import copy_generators, draw_seed, iter_frames, make_generators
+from ea_runtime.generation.latents import draw_seed
 from ea_runtime.generation.out_of_memory import explained
-from ea_runtime.generation.prompts import check_text, encode_text
-from ea_runtime.generation.requests import Request, check_sampler, check_seeds, random_seed
-from ea_runtime.generation.step_cache import check_step_cache, require_support
+from ea_runtime.generation.prompts import encode_text
+from ea_runtime.generation.requests import Request, check_sampler
+from ea_runtime.generation.result import OnPreview, OnStep, VideoOutput
+from ea_runtime.generation.step_cache import check_step_cache
+from ea_runtime.generation.window_inputs import WindowInputs
+from ea_runtime.generation.windows import Windows
 from ea_runtime.machine.casting import cast
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
-from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int
+from ea_runtime.models.geometry import MAX_PIXELS, Geometry
 from ea_runtime.models.image_encoder import image_encoder_of
 from ea_runtime.models.layout import GenerationDefaults
 from ea_runtime.samplers.schedule import schedule_of_model
@@ -39,31 +44,6 @@ if TYPE_CHECKING:
     from ea_runtime.generation.run_state import RunState
 
 logger = logging.getLogger("ea")
-
-#: called as on_step(phase, done, total): phase "text" counts texts, "denoising" network passes, "decoding"
-#: frames
-OnStep = Callable[[str, int, int], None]
-#: called as on_preview(step, latents): network passes done, and the clean latents (C, t, h, w), float32, to which the
-#: last one leads; of several videos denoised together, those of the first
-OnPreview = Callable[[int, Tensor], None]
-
-
-@dataclass
-class VideoOutput:
-    """The result of a run.
-
-    frames: (B, T, H, W, 3) uint8, or None with output="latents". latents: (B, C, t, h, w) float32 on the CPU,
-    the denoiser's scale. settings: `pipe(**settings)` repeats the run. timings: seconds by phase. notes:
-    lines for the user, such as text that was cut off. decode_seeds: for `VideoPipeline.iter_frames`, one for
-    each video.
-    """
-
-    frames: np.ndarray | None
-    latents: Tensor
-    settings: dict[str, Any]
-    timings: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    decode_seeds: list[int] = field(default_factory=list)
 
 
 class VideoPipeline:
@@ -80,7 +60,7 @@ class VideoPipeline:
         model: the model's name, for records.
 
     A pipeline keeps nothing of a run: equal settings give equal bits, whatever ran before or failed.
-    `max_pixels` bounds frames x height x width of a call.
+    `max_pixels` bounds frames x height x width of what is in memory at once.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -241,6 +221,10 @@ class VideoPipeline:
         posterior: str | None = None,
         clip_image_embeds: Tensor | None = None,
         clip_apply_ratio: float | None = None,
+        prompts_at: Any = None,
+        window: int | None = None,
+        loop: bool | None = None,
+        join: str | None = None,
     ) -> VideoOutput:
         """Make one video for each prompt. What is left out comes from `self.defaults` (sampler "dpm++").
 
@@ -275,15 +259,22 @@ class VideoPipeline:
             posterior: "mode" (default) or "sample": how the VAE's encoder is read.
             clip_image_embeds: (1 or B, 768), CLIP's embedding of the picture, for V3, in place of that which
                 `image_encoder` makes of a known first frame; it counts in the last clip_apply_ratio (0.5) of the steps.
+            prompts_at: texts that take the prompt's place from a time on: "1.5s: a red circle | 36f: a blue one", or
+                pairs of a time and a text. Seconds are of the model's own frame rate.
+            window: frames that are denoised at once; a longer video is made window by window. Default: the model's own
+                number of frames.
+            loop: the last frames lead into the first. join: "latents" (default), or "pixels" as V2's script does it.
 
         Raises UserError, before any work, for what cannot be done; MissingPackageError without a VAE;
             OutOfMemoryError; UserError if latents or frames are no longer finite.
         """
-        request, generators = self._checked(Request.of(locals()))
+        request, generators, windows = check_call(self, Request.of(locals()))
+        if request.output == "frames" or windows.is_pixels:
+            self._require_vae()
         caching = check_step_cache(request.step_cache)
         settings = request.settings | ({} if caching is None else {"step_cache": caching.text})
         scheduler = self.new_scheduler(request)
-        shape = (request.num_frames, request.height, request.width)
+        shape = (windows.longest, request.height, request.width)
         step = on_step or (lambda phase, done, total: None)
         timings: dict[str, float] = {}
         saved = None if run is None else run.load(self.device)
@@ -300,20 +291,17 @@ class VideoPipeline:
                 explained("reading the prompt for", self.geometry, *shape),
                 self._formats.watch(getattr(self.text, "model", self.text)),
             ):
-                text, notes = encode_text(request, self.text, step, self.device, self.dtype)
-            config = getattr(self.denoiser, "config", None)
-            with Timed("encoding", timings, self.device), self._formats.watch(self.vae):
-                known, of_inputs = encode_inputs(
-                    request, self.vae, self.geometry, config, len(generators), self.image_encoder
-                )
-            if known is None:
+                texts, notes = encode_text(request, self.text, step, self.device, self.dtype)
+            with Timed("encoding", timings, self.device):
+                inputs = self._inputs(request, windows, len(generators))
+            if inputs.is_empty:
                 del timings["encoding"]
-            notes = [*request.notes(self.defaults), *of_inputs, *notes]
+            notes = [*request.notes(self.defaults), *inputs.notes, *notes]
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
                 work = Denoising(
-                    self, request, text, generators, caching, self._formats, step, on_preview, run, known
+                    self, request, texts, generators, caching, self._formats, step, on_preview, run, inputs
                 )
                 found, passes = work.run_all(scheduler, saved)
         if caching is not None:
@@ -325,10 +313,23 @@ class VideoPipeline:
             run.offer("denoised", passes, passes, lambda: _finished(result, passes))
         return self._with_frames(result, output, step)
 
+    def _inputs(self, request: Request, windows: Windows, batch: int) -> WindowInputs:
+        """The known frames of a checked request."""
+        config, watch = getattr(self.denoiser, "config", None), partial(self._formats.watch, self.vae)
+
+        def encode(one: Request) -> tuple[KnownFrames | None, tuple[str, ...]]:
+            with watch():
+                return encode_inputs(one, self.vae, self.geometry, config, batch, self.image_encoder)
+
+        def decode(latents: Tensor, count: int, start: int) -> Iterator[np.ndarray]:
+            return self.iter_frames(latents, smooth=False, num_frames=count, start=start)
+
+        return WindowInputs(request, windows, self.vae, self.geometry, config, batch, encode, decode, watch)
+
     def _with_frames(self, result: VideoOutput, output: str, step: OnStep) -> VideoOutput:
         if output == "frames":
             with Timed("decoding", result.timings, self.device):
-                result.frames = self._decode(result, step)
+                result.frames = decode_all(self, result, step)
         return result
 
     def iter_frames(
@@ -351,103 +352,22 @@ class VideoPipeline:
             is_tiled: in tiles from the start, as where memory has run out already.
         """
         self._require_vae()
-        latents = latents.unsqueeze(0) if latents.ndim == 4 else latents
-        if latents.ndim != 5 or latents.shape[0] != 1:
-            raise UserError(
-                f"`latents` must be of one video (1, C, t, h, w), got shape {tuple(latents.shape)}"
-            )
-        count = self.geometry.num_frames(latents.shape[2]) if num_frames is None else num_frames
-        ratio = self.geometry.spatial_ratio
-        height, width = latents.shape[3] * ratio, latents.shape[4] * ratio
-        parameter = next(_parameters(self.vae), None)
-        where = {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
-        scaled = (latents.float() / self.geometry.scale).to(**where)
-        frames = iter_frames(
-            self.vae, scaled, smooth=smooth, seed=seed, num_frames=count, start=start, is_tiled=is_tiled
-        )
-        while True:
-            with (
-                explained("decoding", self.geometry, count, height, width),
-                self._formats.watch(self.vae),
-            ):
-                frame = next(frames, None)
-            if frame is None:
-                return
-            yield frame
-
-    def _checked(self, request: Request) -> tuple[Request, list[torch.Generator]]:
-        """The request with nothing left out that a repetition needs, and a generator for each video.
-
-        Raises UserError; MissingPackageError without a VAE.
-        """
-        if request.output not in ("frames", "latents"):
-            raise UserError(f"`output` must be 'frames' or 'latents', got {request.output!r}")
-        if request.output == "frames":
-            self._require_vae()
-        own = Request.of_model(self.defaults, negative_prompt="")
-        request = request.over(self._of_latents(request), own)
-        batch = check_text(request, self.text)
-        check_known_frames(request)
-        request = request.checked(self.geometry, batch, self.max_pixels)
-        size = (request.num_frames, request.height, request.width)
-        if self.engine is not None:
-            self.engine.check(*size)
-        latents, expected = request.latents, self.geometry.latent_shape(batch, *size)
-        if latents is not None and tuple(latents.shape) != expected:
-            raise UserError(
-                f"`latents` must have shape {expected} for this request, got {tuple(latents.shape)}"
-            )
-        if request.step_cache is not None:
-            require_support(self.denoiser)
-            if self.has_cuda_graphs:
-                raise UserError("`step_cache` keeps what CUDA graphs overwrite; use one of the two")
-        seed, generator = request.seed, request.generator
-        if seed is not None and generator is not None:
-            raise UserError("give either `seed` or `generator`, not both")
-        if seed is None and generator is None:
-            seed = random_seed()
-        generators = make_generators(None if seed is None else check_seeds(seed, batch), generator, batch)
-        request = replace(
-            request,
-            batch_size=check_int("batch_size", request.batch_size, 1),
-            negative_prompt=None if request.negative_prompt_embeds is not None else request.negative_prompt,
+        return decoded(
+            self.vae,
+            self.geometry,
+            self._formats,
+            latents,
             seed=seed,
-            generator=None if generator is None else copy_generators(generator),
-        )
-        return request, generators
-
-    def _of_latents(self, request: Request) -> Request:
-        """The number of frames and the size that the given latents stand for."""
-        latents, geometry = request.latents, self.geometry
-        if latents is None:
-            return Request()
-        if not isinstance(latents, Tensor) or latents.ndim != 5:
-            raise UserError("`latents` must be a tensor (B, C, t, h, w) of unit noise")
-        return Request(
-            num_frames=request.num_frames or geometry.num_frames(latents.shape[2]),
-            height=latents.shape[3] * geometry.spatial_ratio,
-            width=latents.shape[4] * geometry.spatial_ratio,
+            smooth=smooth,
+            num_frames=num_frames,
+            start=start,
+            is_tiled=is_tiled,
         )
 
     def new_scheduler(self, request: Request) -> Any:
         """A new scheduler: it keeps state while it runs. Raises UserError if it cannot do that many steps."""
         record = check_sampler(request.sampler)
         return plan_steps(record, self.scheduler_config, request.num_inference_steps)
-
-    def _decode(self, result: VideoOutput, step: OnStep) -> np.ndarray:
-        settings = result.settings
-        count = settings["num_frames"]
-        batch = result.latents.shape[0]
-        frames = np.empty((batch, count, settings["height"], settings["width"], 3), np.uint8)
-        for i, seed in enumerate(result.decode_seeds):
-            stream = self.iter_frames(
-                result.latents[i], seed=seed, smooth=settings["smooth"], num_frames=count
-            )
-            step("decoding", i * count, batch * count)
-            for number, frame in enumerate(stream):
-                frames[i, number] = frame
-                step("decoding", i * count + number + 1, batch * count)
-        return frames
 
     def _require_vae(self) -> None:
         if self.vae is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,13 +20,15 @@ class Place:
     """Where a run of several videos is.
 
     start: the first video of those that are denoised together now. passes: network passes done for these. x: their
-    latents (N, C, t, h, w). finished: latents of the videos before.
+    latents (N, C, t, h, w). finished: latents of the videos before. made: what the windows before this one made of
+    these videos, (N, C, n, h, w) each.
     """
 
     start: int
     passes: int
     x: Tensor
     finished: list[Tensor]
+    made: list[Tensor] = field(default_factory=list)
 
 
 def capture(
@@ -45,6 +47,7 @@ def capture(
         "passes": place.passes,
         "x": place.x,
         "finished": place.finished,
+        "made": place.made,
         "scheduler": attributes(scheduler),
         "generators": [one.get_state() for one in generators],
         "is_split": predict.is_split,
@@ -76,4 +79,4 @@ def put_back(
 
 def place_of(state: dict[str, Any]) -> Place:
     """The place of a state."""
-    return Place(state["start"], state["passes"], state["x"], state["finished"])
+    return Place(state["start"], state["passes"], state["x"], state["finished"], state.get("made", []))

@@ -32,6 +32,8 @@ def check_text(request: Request, encoder: Any) -> int:
                 "`prompt` needs a text encoder with a tokenizer, and `text` is "
                 f"{type(encoder).__name__}; give `prompt_embeds`, or text=TextEncoder(model, tokenizer)"
             )
+    if request.prompts_at is not None and not can_encode(encoder):
+        raise UserError("`prompts_at` needs a text encoder, and this pipeline has none; give `text=`")
     if negative is None:
         check_negatives(request.negative_prompt, batch)
         if request.has_guidance and not can_encode(encoder):
@@ -62,17 +64,18 @@ def encode_text(
     on_step: Callable[[str, int, int], None],
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[Text, list[str]]:
-    """The text of all videos on the denoiser's device, and notes for the user.
+) -> tuple[list[Text], list[str]]:
+    """The text of all videos on the denoiser's device, then each later one of `prompts_at`, and notes for the user.
 
     Each different text is encoded once and alone, so that a prompt's embeddings do not depend on the rest of its
     batch.
     """
+    later = [text for _, text in request.prompts_at or ()]
     prompts = [] if request.prompt is None else check_prompts(request.prompt)
     batch = len(prompts) if request.prompt_embeds is None else len(request.prompt_embeds)
     needs_negative = request.has_guidance and request.negative_prompt_embeds is None
     negatives = check_negatives(request.negative_prompt, batch) if needs_negative else []
-    texts = list(dict.fromkeys([*prompts, *negatives]))
+    texts = list(dict.fromkeys([*prompts, *later, *negatives]))
     encoded: dict[str, Any] = {}
     notes = ["the prompt is empty: nothing says what to show"] if any(not p.strip() for p in prompts) else []
     on_step("text", 0, len(texts))
@@ -90,20 +93,22 @@ def encode_text(
         assert mask is not None
         return embeds.to(device, dtype), mask.to(device)
 
-    embeds, mask = joined(prompts, request.prompt_embeds, request.prompt_attention_mask)
+    own = joined(prompts, request.prompt_embeds, request.prompt_attention_mask)
+    positive = [own, *(joined([text] * batch, None, None) for text in later)]
     if not request.has_guidance:
-        return Text(embeds, mask), notes
+        return [Text(embeds, mask) for embeds, mask in positive], notes
     negative, negative_mask = joined(
         negatives, request.negative_prompt_embeds, request.negative_prompt_attention_mask
     )
-    if negative.shape[1:] != embeds.shape[1:]:
-        raise UserError(
-            f"`negative_prompt_embeds` must have {tuple(embeds.shape[1:])} tokens and channels like "
-            f"the prompt's, got {tuple(negative.shape[1:])}"
-        )
+    for embeds, _ in positive:
+        if negative.shape[1:] != embeds.shape[1:]:
+            raise UserError(
+                f"`negative_prompt_embeds` must have {tuple(embeds.shape[1:])} tokens and channels like "
+                f"the prompt's, got {tuple(negative.shape[1:])}"
+            )
     if negative.shape[0] != batch:
         negative, negative_mask = negative.expand(batch, -1, -1), negative_mask.expand(batch, -1)
-    return Text(embeds, mask, negative, negative_mask), notes
+    return [Text(embeds, mask, negative, negative_mask) for embeds, mask in positive], notes
 
 
 def _notes_on(text: str, encoded: Any) -> list[str]:

@@ -40,6 +40,11 @@ class _Settings(_Model):
     fit: str = "crop"
     posterior: str = "mode"
     clip_apply_ratio: float = 0.5
+    # there if the video was made in windows: frames of each; prompts after the first, as ["36f", text]
+    window: int = 0
+    loop: bool = False
+    join: str = "latents"
+    prompts_at: list[list[str]] = []
 
 
 class _Named(_Model):
@@ -73,6 +78,13 @@ class _Engine(_Model):
     bundle: str = ""
 
 
+class _Join(_Model):
+    frame: int
+    delta_e: float
+    sharpness: float
+    flow_jump: float
+
+
 class _Sidecar(_Model):
     settings: _Settings
     fps: float
@@ -83,6 +95,7 @@ class _Sidecar(_Model):
     loras: list[_Lora] = []
     inputs: dict[str, str] = {}  # hashes of the files among the settings
     engine: _Engine | None = None
+    joins: list[_Join] = []  # measures of where windows meet
 
 
 def check_record(record: dict[str, Any], name: str) -> None:

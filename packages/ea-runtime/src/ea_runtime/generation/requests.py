@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ea_runtime.errors import UserError
 from ea_runtime.generation.step_cache import check_step_cache
+from ea_runtime.generation.timed_prompts import checked_prompts
+from ea_runtime.generation.windows import JOINS, MAX_FRAMES, Windows, plan_windows, settled_window, windows_of
 from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int, short
 from ea_runtime.models.layout import GenerationDefaults
 from ea_runtime.plugins.host import get_host
@@ -61,6 +63,10 @@ class Request:
     posterior: str | None = None
     clip_image_embeds: Tensor | None = None
     clip_apply_ratio: float | None = None
+    prompts_at: Any = None
+    window: int | None = None
+    loop: bool | None = None
+    join: str | None = None
     output: Literal["frames", "latents"] = _LEFT_OUT
     batch_size: int = _LEFT_OUT
 
@@ -88,14 +94,24 @@ class Request:
         found = {f.name: [getattr(one, f.name, None) for one in sources] for f in fields(self)}
         return replace(self, **{n: next((v for v in vs if v is not None), None) for n, vs in found.items()})
 
-    def checked(self, geometry: Geometry, batch: int = 1, max_pixels: int = MAX_PIXELS) -> Self:
-        """The request of `batch` videos, its numbers as int and float.
+    def checked(
+        self,
+        geometry: Geometry,
+        batch: int = 1,
+        max_pixels: int = MAX_PIXELS,
+        defaults: GenerationDefaults | None = None,
+    ) -> Self:
+        """The request of `batch` videos, its numbers as int and float, its windows settled.
 
+        max_pixels: of what is in memory at once: a window, or all frames with output "frames". defaults: the model's.
         Texts, seeds and tensors are checked where they are read. Raises UserError.
         """
-        num_frames = geometry.check_num_frames(self.num_frames)
+        own = defaults or GenerationDefaults()
+        windows = self._windows(geometry, own)
+        num_frames = windows.num_frames
         height, width = geometry.check_size(self.height, self.width, max_pixels)
-        geometry.check_budget(batch, num_frames, height, width, max_pixels)
+        at_once = num_frames if self.output == "frames" else windows.longest
+        geometry.check_budget(batch, at_once, height, width, max_pixels)
         check_step_cache(self.step_cache)
         if not isinstance(self.smooth, bool):
             raise UserError(f"`smooth` must be True or False, got {self.smooth!r}")
@@ -104,10 +120,40 @@ class Request:
             num_frames=num_frames,
             height=height,
             width=width,
+            prompts_at=checked_prompts(self.prompts_at, windows, getattr(self, "fps", None) or own.fps),
+            window=settled_window(geometry, own, num_frames, self.window, bool(self.loop)),
+            loop=self.loop or None,
+            join=None if windows.join == JOINS[0] else windows.join,
             num_inference_steps=check_int("num_inference_steps", self.num_inference_steps, 1, 1000),
             guidance_scale=check_guidance(self.guidance_scale),
             sampler=check_sampler(self.sampler).name,
         )
+
+    def _windows(self, geometry: Geometry, defaults: GenerationDefaults) -> Windows:
+        """The windows of the video. Raises UserError for what they cannot be."""
+        join = self.join or JOINS[0]
+        if join not in JOINS:
+            raise UserError(f"`join` must be one of {', '.join(JOINS)}, got {short(join)}")
+        if self.loop not in (None, True, False):
+            raise UserError(f"`loop` must be True or False, got {short(self.loop)}")
+        if check_int("num_frames", self.num_frames) > MAX_FRAMES:
+            raise UserError(f"`num_frames` must be at most {MAX_FRAMES:,}, got {self.num_frames:,}")
+        # positions bound a window, not a video
+        num_frames = replace(geometry, max_latent_frames=None).check_num_frames(self.num_frames)
+        loop = bool(self.loop)
+        window = settled_window(geometry, defaults, num_frames, self.window, loop)
+        windows = plan_windows(geometry, num_frames, window, loop=loop, join=join)
+        if join != JOINS[0] and (loop or len(windows) == 1):
+            why = "a loop is joined as latents" if loop else "this video is made in one piece"
+            raise UserError(f"`join` {join!r} is for videos of several windows, and {why}; leave it out")
+        limit = geometry.max_latent_frames
+        if limit is not None and max(one.num_latents for one in windows.all) > limit:
+            geometry.check_num_frames(windows.longest)  # raises
+        return windows
+
+    def windows(self, geometry: Geometry) -> Windows:
+        """The windows of a checked request."""
+        return windows_of(self.settings, geometry)
 
     @property
     def has_guidance(self) -> bool:

@@ -17,6 +17,7 @@ from ea_runtime.files.safe import inside, is_file, read_json
 from ea_runtime.generation.inputs import check_known_frames, settle_inputs, size_of_inputs, without_others
 from ea_runtime.generation.requests import ModelRequest, check_prompts
 from ea_runtime.generation.sidecar import request_of
+from ea_runtime.generation.timed_prompts import with_first_prompt
 from ea_runtime.machine.device import check_dtype_name
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
@@ -56,11 +57,13 @@ def resolve(
     record. read_bundle_size: for a request with a bundle, whose size is then the default. The prompt and the seed stay
     as they are. Raises UserError.
     """
-    flags = replace(request, model=request.model or None)
+    flags = with_first_prompt(replace(request, model=request.model or None))
     if size is not None and size != AUTO:
         width, height = parse_size(size)
         flags = replace(flags, width=width, height=height)
     before = ModelRequest() if recorded is None else without_others(request_of(recorded), flags)
+    if flags.num_frames not in (None, before.num_frames) and before.window == before.num_frames:
+        before = replace(before, window=None)  # it was in one piece
     if flags.engine is not None or flags.bundle is not None:
         before = replace(before, engine=None, bundle=None)
     usual = ModelRequest(
@@ -96,7 +99,7 @@ def resolve(
         asked = replace(asked, width=width, height=height)
     negative = check_prompts(asked.negative_prompt, "negative")[0]
     return Resolved(
-        replace(asked.checked(geometry), negative_prompt=negative),
+        replace(asked.checked(geometry, defaults=defaults), negative_prompt=negative),
         geometry,
         folder,
         {PARTS[name].kind: str(c.get("_class_name")) for name, c in configs.items() if c is not None},

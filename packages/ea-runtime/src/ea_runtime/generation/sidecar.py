@@ -3,10 +3,11 @@
     {"ea_sidecar": 1, "settings": {"prompt": ..., "seed": ..., ...}, "fps": ...,
      "model": {"name", "sha256"}, "device": {"device", "name", "dtype", "threads"}, "versions": {...},
      "output": {"file", "kind", "sha256", "frames", "width", "height"}, "timings": {...}, "notes": [...],
-     "loras": [{"file", "sha256", "weight", "summary"}, ...], "engine": {"name", "bundle"}}
+     "loras": [{"file", "sha256", "weight", "summary"}, ...], "engine": {"name", "bundle"},
+     "joins": [{"frame", "delta_e", "sharpness", "flow_jump"}, ...]}
 
-`settings` holds arguments of VideoPipeline.__call__; `loras` and `engine` are there where some were used. `output`
-of a signed file has its hash before it was signed too: `unsigned_sha256`.
+`settings` holds arguments of VideoPipeline.__call__; `loras`, `engine` and `joins` (of windows) are there where some
+were used. `output` of a signed file has its hash before it was signed too: `unsigned_sha256`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ea_runtime.files.texts import read_text
 from ea_runtime.generation.recipe import read_embedded
 from ea_runtime.generation.record import VERSION, check_record
 from ea_runtime.generation.requests import ModelRequest
+from ea_runtime.generation.windows import with_recorded_window
 from ea_runtime.video.output import KINDS, Output
 
 MAX_BYTES = 4 << 20
@@ -128,7 +130,7 @@ def request_of(record: Mapping[str, Any]) -> ModelRequest:
     """The request that a sidecar records, without its LoRAs, whose contents it records as well."""
     device, engine = record["device"], record.get("engine", {})
     return ModelRequest(
-        **record["settings"],
+        **with_recorded_window(record["settings"]),
         model=record["model"]["name"],
         fps=record["fps"],
         device=device["device"],

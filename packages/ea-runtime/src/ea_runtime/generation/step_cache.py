@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError
@@ -80,6 +81,13 @@ class StepCaching:
         """A cache for a run of that many network passes."""
         self.made.append(self.make(num_passes))
         return self.made[-1]
+
+    def let_go(self) -> None:
+        """Keeps the counts of the caches so far, and not their tensors: their network passes are over."""
+        self.made = [
+            SimpleNamespace(**{name: getattr(one, name, 0) for name in ("computed", "skipped")})
+            for one in self.made
+        ]
 
     @property
     def note(self) -> str:

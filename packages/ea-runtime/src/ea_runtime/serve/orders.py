@@ -29,6 +29,7 @@ from ea_runtime.generation.requests import (
 )
 from ea_runtime.generation.resolve import parse_size, resolve
 from ea_runtime.generation.step_cache import check_step_cache
+from ea_runtime.generation.timed_prompts import read_timed_prompts
 from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int
 from ea_runtime.serve.catalogue import Catalogue, ModelEntry, UnknownName
 from ea_runtime.text.cleaning import MAX_PROMPT_BYTES, check_prompt
@@ -53,6 +54,10 @@ FIELDS = (
     "smooth",
     "strength",
     "fit",
+    "prompts_at",
+    "window",
+    "loop",
+    "join",
 )
 #: the pictures that a job may start from, by the names of a pipeline's arguments -> those of the files in a form
 PICTURES = {"image": "input_reference", "image_end": "input_reference_end"}
@@ -68,13 +73,9 @@ _ARGUMENTS = {
 }
 #: fields that a form sends as text
 _INTEGERS, _NUMBERS, _TEXTS = (
-    ("num_frames", "steps"),
+    ("num_frames", "steps", "window"),
     ("seconds", "fps", "guidance", "strength"),
-    (
-        "size",
-        "sampler",
-        "fit",
-    ),
+    ("size", "sampler", "fit", "join"),
 )
 _MAX_SECONDS = 1e6
 
@@ -124,6 +125,8 @@ def make_order(
         text, tags = split_tags(prompts["prompt"])
     with _refusing("negative_prompt"):
         refuse_tags(prompts["negative_prompt"], "negative_prompt")
+    if "prompts_at" in given:
+        _check_timed_prompts(given["prompts_at"], limits)
     model = _model(given.get("model"), catalogue)
     request = _request(given, model, limits)
     loras = _loras(given.get("loras"), catalogue, limits, [(tag.name, tag.weight) for tag in tags])
@@ -164,14 +167,26 @@ def fields_of(request: Mapping[str, Any]) -> dict[str, Any]:
         "smooth": settings["smooth"],
         "strength": settings.get("strength"),
         "fit": settings.get("fit"),
+        "prompts_at": settings.get("prompts_at"),
+        "window": settings.get("window"),
+        "loop": settings.get("loop"),
+        "join": settings.get("join"),
     }
 
 
 def allowed_frames(entry: ModelEntry, pixels: int = MAX_PIXELS, most: int = 4096) -> list[int]:
-    """The numbers of frames that a model can make at its usual size within a budget, ascending, `most` at most."""
+    """Numbers of frames to choose from: those that a model makes at its usual size within a budget, ascending.
+
+    At most `most`; the longest is in one piece, or has ten times the model's own number. Others may be asked for.
+    """
     geometry, defaults = entry.geometry, entry.defaults
     limit = min(pixels // (defaults.height * defaults.width), most * max(1, geometry.chunk_frames))
-    found = [n for n in range(1, limit + 1) if _can_make(geometry, n)]
+    positions, long = geometry.max_latent_frames, 10 * defaults.num_frames
+    found = [
+        n
+        for n in range(1, limit + 1)
+        if geometry.fits(n) and (positions is None or geometry.num_latents(n) <= positions or n <= long)
+    ]
     return found[:most]
 
 
@@ -251,7 +266,7 @@ def _request(given: Mapping[str, Any], model: ModelEntry, limits: Limits) -> Mod
         num_frames = _frames_of(values["seconds"], fps, model.geometry)
     with _refusing("num_frames"):
         if num_frames is not None:
-            num_frames = model.geometry.check_num_frames(num_frames)
+            num_frames = _any_length(model.geometry).check_num_frames(num_frames)
     with _refusing("steps"):
         if values["steps"] is not None:
             check_int("steps", values["steps"], 1, limits.steps)
@@ -290,7 +305,11 @@ def _request(given: Mapping[str, Any], model: ModelEntry, limits: Limits) -> Mod
             "fps": fps,
             "seed": _seed(given),
             "step_cache": cache,
-            "smooth": _smooth(given),
+            "smooth": _flag(given, "smooth", True),
+            "prompts_at": given.get("prompts_at"),
+            "window": values["window"],
+            "loop": _flag(given, "loop", False),
+            "join": given.get("join"),
         }
     )
 
@@ -314,19 +333,19 @@ def _frames_of(seconds: float, fps: float, geometry: Geometry) -> int:
     exact = seconds * float(fps)
     wanted = max(1, round(exact))
     near = range(wanted - 2 * geometry.chunk_frames, wanted + 2 * geometry.chunk_frames + 1)
-    possible = [number for number in near if _can_make(geometry, number)]
+    possible = [number for number in near if number > 0 and geometry.fits(number)]
     if possible:
         return min(possible, key=lambda number: (abs(number - exact), number))
     try:
-        return geometry.check_num_frames(wanted)
+        return _any_length(geometry).check_num_frames(wanted)
     except UserError as error:
         line = f"`seconds` {seconds:g} at {float(fps):g} fps are {wanted} frames: {error}"
         raise Refused("invalid_value", "seconds", line) from None
 
 
-def _can_make(geometry: Geometry, number: int) -> bool:
-    most = geometry.max_latent_frames
-    return number > 0 and geometry.fits(number) and (most is None or geometry.num_latents(number) <= most)
+def _any_length(geometry: Geometry) -> Geometry:
+    """The geometry of videos that are made in windows: positions do not bound their length."""
+    return replace(geometry, max_latent_frames=None)
 
 
 def _number(given: Mapping[str, Any], name: str) -> Any:
@@ -367,13 +386,23 @@ def _seed(given: Mapping[str, Any]) -> int:
         return check_seeds(value, 1)[0]
 
 
-def _smooth(given: Mapping[str, Any]) -> bool:
-    value = given.get("smooth", True)
+def _flag(given: Mapping[str, Any], name: str, usual: bool) -> bool:
+    value = given.get(name, usual)
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if not isinstance(value, bool):
-        raise Refused("invalid_value", "smooth", f"`smooth` must be true or false, got {quote(value)}")
+        raise Refused("invalid_value", name, f"`{name}` must be true or false, got {quote(value)}")
     return value
+
+
+def _check_timed_prompts(value: Any, limits: Limits) -> None:
+    """Raises Refused for texts that are too large or name LoRAs."""
+    if isinstance(value, str) and len(value) > limits.prompt_bytes:
+        raise Refused("too_large", "prompts_at", f"`prompts_at` may have {limits.prompt_bytes:,} bytes")
+    with _refusing("prompts_at"):
+        for one in read_timed_prompts(value):
+            check_prompt(one.text, name="prompts_at", max_bytes=limits.prompt_bytes)
+            refuse_tags(one.text, "prompts_at")
 
 
 @contextmanager

@@ -34,6 +34,23 @@ def generate(
     size: Annotated[
         str | None, Option(help=f"WIDTHxHEIGHT in pixels, or auto: like --image or --video. {_OWN}")
     ] = None,
+    prompts_at: Annotated[
+        str | None,
+        Option(
+            help="Prompts by time, in seconds or frames: '0s: a red circle | 1.5s: a blue one | 36f: ...'."
+        ),
+    ] = None,
+    loop: Annotated[
+        bool | None, Option("--loop/--no-loop", help="The last frames lead into the first (off).")
+    ] = None,
+    window: Annotated[
+        int | None,
+        Option(help=f"Frames that are denoised at once; longer videos are made in several windows. {_OWN}"),
+    ] = None,
+    join: Annotated[
+        str | None,
+        Option(help="How windows are joined: latents, or pixels (as V2's script does it). Default: latents."),
+    ] = None,
     image: Annotated[str | None, Option(help="Picture that the video starts with.")] = None,
     image_end: Annotated[str | None, Option(help="Picture that the video ends with.")] = None,
     video: Annotated[

@@ -21,6 +21,7 @@ from ea_runtime.generation.resolve import resolve
 from ea_runtime.generation.run_files import is_writing, state_folder
 from ea_runtime.generation.sidecar import describes, plan_sidecar, read_recorded
 from ea_runtime.generation.spread import world_size
+from ea_runtime.generation.timed_prompts import with_first_prompt
 from ea_runtime.text.cleaning import check_prompt
 from ea_runtime.video.credentials import MEDIA_TYPES, SigningKey, read_signing_key
 from ea_runtime.video.limits import check_limits
@@ -49,7 +50,7 @@ class Plan:
 
     request: what all jobs share, nothing left out. recorded: the record that is repeated, if any. classes: kind of
     record -> class of the model's networks. has_recipe: outputs say how they were made. signing: the key that signs
-    them, if any. resume: ended runs are continued.
+    them, if any. resume: ended runs are continued. num_windows: of each video.
     """
 
     request: ModelRequest
@@ -59,6 +60,7 @@ class Plan:
     has_recipe: bool = True
     signing: SigningKey | None = None
     resume: bool = False
+    num_windows: int = 1
 
     @property
     def repeats_adapters(self) -> bool:
@@ -92,6 +94,9 @@ def make_plan(
     if request.cuda_graphs and request.compile is False:
         raise UserError("`--cuda-graphs` replays compiled blocks; leave --no-compile out")
     recorded = None if sidecar is None else read_recorded(sidecar)
+    request = with_first_prompt(request)
+    for _, text in request.prompts_at or ():
+        refuse_tags(text, "--prompts-at")
     texts = _prompts(request.prompt, prompts, recorded)
     texts, tagged = _without_tags(texts, lora_dir, given=request.prompt is not None or prompts is not None)
     resolved = resolve(request, size=size, recorded=recorded, read_bundle_size=read_size)
@@ -123,6 +128,7 @@ def make_plan(
         has_recipe=metadata,
         signing=signing,
         resume=resume,
+        num_windows=len(asked.windows(resolved.geometry)),
     )
 
 

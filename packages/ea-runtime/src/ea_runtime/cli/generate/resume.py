@@ -15,6 +15,7 @@ from ea_runtime.generation.recipe import read_embedded
 from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.generation.run_files import is_writing, state_folder
 from ea_runtime.generation.sidecar import describes, plan_sidecar, read_sidecar, sidecars_of
+from ea_runtime.generation.windows import recorded_settings
 from ea_runtime.video.output import Output, plan_output
 
 
@@ -55,7 +56,7 @@ def _is_left(output: Output, request: ModelRequest, adapters: Sequence[AdapterCh
 def _made_by(record: Mapping[str, Any], request: ModelRequest, adapters: Sequence[AdapterChoice]) -> bool:
     loras = [(one["sha256"], one["weight"]) for one in record.get("loras", ())]
     return (
-        record["settings"] == request.settings
+        record["settings"] == recorded_settings(request.settings)
         and record["fps"] == request.fps
         and Path(record["model"]["name"]).name == Path(model_name(request)).name
         and record.get("engine", {}).get("name", "torch") == request.engine

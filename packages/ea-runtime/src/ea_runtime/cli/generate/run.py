@@ -77,6 +77,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         start = time.perf_counter()
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
         console.print(f"{parts} · {job.sidecar}", markup=False, style="dim", soft_wrap=True)
+        _tell_joins(made, console)
         _compare(plan, job, made, console)
         typer.echo(job.output.path)
 
@@ -129,9 +130,9 @@ def _imports(plan: Plan) -> list[Callable[[], Any]]:
 
 def _assist(pipe: VideoPipeline, job: Job) -> None:
     """The work of processes other than the first: the same, nothing written."""
-    result = pipe(**job.settings, output="latents")
-    settings = {"smooth": job.settings["smooth"], "num_frames": job.settings["num_frames"]}
-    for _ in pipe.iter_frames(result.latents, seed=result.decode_seeds[0], **settings):
+    from ea_runtime.generation.decoding import frames_of
+
+    for _ in frames_of(pipe, pipe(**job.settings, output="latents")):
         pass
 
 
@@ -198,6 +199,8 @@ def _announce(plan: Plan, number: int, console: Console) -> None:
         console.print(f"{number + 1}/{len(plan.jobs)} {s['prompt']}", markup=False, style="bold")
     what = "a picture" if s["num_frames"] == 1 else f"{s['num_frames']} frames at {plan.request.fps:g} fps"
     steps = f"{s['num_inference_steps']} step{'s' * (s['num_inference_steps'] > 1)}"
+    if plan.num_windows > 1:
+        what += f" in {plan.num_windows} windows"
     kind = " as a contact sheet" if job.output.kind == "png" and s["num_frames"] > 1 else ""
     console.print(
         f"{plan.request.model}: {what}{kind}, {s['width']}x{s['height']}, {steps} {s['sampler']}, "
@@ -205,6 +208,20 @@ def _announce(plan: Plan, number: int, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _tell_joins(made: Made, console: Console) -> None:
+    """Prints the measures of the join with the largest change of colour, if there are joins."""
+    from ea_runtime.video.measures import worst_join
+
+    if joins := made.record.get("joins"):
+        worst = worst_join(joins)
+        console.print(
+            f"worst of {len(joins)} join{'s' * (len(joins) > 1)}: frame {worst['frame']}, colour dE "
+            f"{worst['delta_e']:.2f}, sharpness x{worst['sharpness']:.2f}, flow jump {worst['flow_jump']:.2f} px",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _same_threads(plan: Plan, pipe: VideoPipeline) -> None:

@@ -29,7 +29,7 @@ _IN_MEMORY = 64 << 10
 #: seconds in which a body must have arrived
 PATIENCE = 60.0
 
-_WHOLE = ("num_frames", "seed", "steps", "n")
+_WHOLE = ("num_frames", "seed", "steps", "n", "window")
 _NUMBERS = ("fps", "guidance", "scale", "strength")
 
 
@@ -166,7 +166,7 @@ def _typed(name: str, text: str) -> Any:
             return json.loads(text)
     except (ValueError, RecursionError):
         return text
-    if name == "smooth" and text in ("true", "false"):
+    if name in ("smooth", "loop") and text in ("true", "false"):
         return text == "true"
     return text
 

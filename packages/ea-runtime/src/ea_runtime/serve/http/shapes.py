@@ -64,6 +64,8 @@ class _Settings(Shape):
     step_cache: str | None = Field(default=None, max_length=200, description="Such as teacache:0.1, or none.")
 
 
+#: seconds, or a time such as 1.5s or 36f; the text from then on
+TimedText = Annotated[list[Any], Field(min_length=2, max_length=2)]
 _Digits = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}(\.[0-9]{1,3})?$")]
 _Seconds = _Digits | Annotated[float, Field(gt=0, le=100_000)]
 
@@ -84,6 +86,17 @@ class JobOrder(_Settings):
     fit: Literal["crop", "pad", "stretch"] | None = Field(
         default=None, description="Fits a picture to the size; crop if left out."
     )
+    prompts_at: Text | list[TimedText] | None = Field(
+        default=None,
+        description="Later prompts: '1.5s: a blue circle | 36f: ...', or pairs of time and text.",
+    )
+    window: int | None = Field(
+        default=None,
+        ge=1,
+        description="Frames that are denoised at once; a longer video is made in several windows.",
+    )
+    loop: bool | None = Field(default=None, description="The last frames lead into the first.")
+    join: Literal["latents", "pixels"] | None = Field(default=None, description="How windows are joined.")
     image_of: JobId | None = Field(default=None, description="A job whose pictures are used again.")
 
 
@@ -209,6 +222,10 @@ class JobRequest(Shape):
     image_end: str | None
     strength: float | None
     fit: str | None
+    prompts_at: list[list[str]] | None
+    window: int | None
+    loop: bool | None
+    join: str | None
 
 
 class JobError(Shape):

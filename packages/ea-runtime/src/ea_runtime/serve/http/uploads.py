@@ -178,6 +178,10 @@ def _request_of(record: dict[str, Any], service: Service) -> shapes.Recipe:
             image_end=None,
             strength=settings.get("strength"),
             fit=settings.get("fit"),
+            prompts_at=settings.get("prompts_at"),
+            window=settings.get("window") or _one_piece(settings["num_frames"], model, service),
+            loop=settings.get("loop"),
+            join=settings.get("join"),
             unknown=unknown,
         )
     except ValidationError as error:
@@ -185,6 +189,12 @@ def _request_of(record: dict[str, Any], service: Service) -> shapes.Recipe:
         raise ApiError(
             400, f"the file's recipe has a value that cannot be: {where[:80]}", code="no_recipe", param="file"
         ) from None
+
+
+def _one_piece(num_frames: int, model: str, service: Service) -> int | None:
+    """The window that repeats a record without one: all frames, where the model would make several windows of them."""
+    entry = service.catalogue.models().get(model)
+    return None if entry is None or num_frames <= entry.defaults.num_frames else num_frames
 
 
 ENDPOINTS = (

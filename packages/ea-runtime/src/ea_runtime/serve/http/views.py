@@ -37,6 +37,10 @@ def request_view(job: Job) -> shapes.JobRequest:
         image_end=pictures.get("image_end"),
         strength=settings.get("strength"),
         fit=settings.get("fit"),
+        prompts_at=settings.get("prompts_at"),
+        window=settings.get("window"),
+        loop=settings.get("loop"),
+        join=settings.get("join"),
     )
 
 

@@ -18,6 +18,7 @@ from ea_runtime.generation.out_of_memory import OutOfMemoryError
 from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.generation.run_state import RunState
 from ea_runtime.generation.sidecar import plan_sidecar
+from ea_runtime.generation.windows import with_recorded_window
 from ea_runtime.machine.memory import free_memory, is_out_of_memory
 from ea_runtime.serve.catalogue import Catalogue, ModelEntry, UnknownName
 from ea_runtime.serve.jobs import Job, StoreError
@@ -230,7 +231,7 @@ def request_of_job(job: Job, entry: ModelEntry, places: Places) -> ModelRequest:
         name: str(places.pictures / f"{name}.png") for name in job.request.get("pictures", ())
     }
     return ModelRequest(
-        **job.request["settings"],
+        **with_recorded_window(job.request["settings"]),
         **pictures,
         model=entry.folder,
         fps=job.request["fps"],
