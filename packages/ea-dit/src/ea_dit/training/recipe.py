@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,16 @@ from ea_dit.training.options import DataTable, DitOptions, InpaintTable
 from ea_dit.training.start import start_network
 from ea_dit.training.trainable import choose, freeze_others, parameter_groups
 from ea_runtime.errors import UserError
+from ea_runtime.models.image_encoder import has_image_encoder
+from ea_runtime.models.layout import resolve_folder
 from ea_runtime.training.data.dataset import short_videos
 from ea_runtime.training.data.draws import normal, uniform
 from ea_runtime.training.latents.source import EncodedSource, make_cache
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 from ea_runtime.training.update.precision import DTYPES, run_in, short_attention
+
+#: part of the batches in which CLIP's picture counts: V3's figure
+PICTURE_PART = 0.5
 
 
 class DitRecipe(RecipeDefaults):
@@ -57,6 +63,11 @@ class DitRecipe(RecipeDefaults):
         self.known: KnownChannels | None = None
         if self.model.cfg.has_known_frames:
             self.known = KnownChannels(self.source.coder, self.source.scale, self.source.chunk)
+        self.has_pictures = self.model.cfg.has_picture and has_image_encoder(resolve_folder(self.data.parts))
+        if self.model.cfg.has_picture and not self.has_pictures:
+            context.say(
+                "`data.parts` has no image_encoder: what the model makes of CLIP's pictures is not trained"
+            )
         self._buckets = [self.source.buckets(*view) for view in views]
         self._check_widths()
         for line in self._short_videos():
@@ -118,11 +129,13 @@ class DitRecipe(RecipeDefaults):
         draw = MaskDraw(table.masks, table.known_frames)
         size = (num_frames, bucket.height, bucket.width)
         masks = {i: draw(seed, i, *size, self.source.set.item(i).given) for i in indices}
-        need = {i for i, mask in masks.items() if self.known.needs_frames(mask, num_frames)}
+        # CLIP's picture of the first frame counts in half of the batches, as in V3
+        has_picture = self.has_pictures and random.Random(seed).random() < PICTURE_PART
+        need = {i for i, mask in masks.items() if has_picture or self.known.needs_frames(mask, num_frames)}
         batch = self.source.fetch(indices, seed, bucket, num_frames, need)
         if len(batch):
             batch.tensors["masks"] = [masks[i] for i in batch.indices]
-            batch.tensors["num_frames"] = num_frames
+            batch.tensors |= {"num_frames": num_frames, "has_picture": has_picture}
         return batch
 
     def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
@@ -192,7 +205,10 @@ class DitRecipe(RecipeDefaults):
             return {}
         moments, ratio = self.source.moments(batch, self.context.device), self.source.spatial_ratio
         size = (batch.tensors["num_frames"], moments.shape[-2] * ratio, moments.shape[-1] * ratio)
-        return {"inpaint_latents": self.known(batch, moments, *size).to(self.context.device, self.dtype)}
+        found = {"inpaint_latents": self.known(batch, moments, *size)}
+        if batch.tensors["has_picture"]:
+            found["clip_encoder_hidden_states"] = self.source.coder.pictures(batch.tensors["frames"][:, 0])
+        return {name: value.to(self.context.device, self.dtype) for name, value in found.items()}
 
     def _check_task(self) -> None:
         takes, task = self.model.cfg.has_known_frames, self.context.task

@@ -7,7 +7,7 @@ dropped again: a video needs one embedding, and 1.2 GB would lie idle through de
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from ea_runtime.models.layout import IMAGE_ENCODER
 from ea_runtime.models.weights import PartWeights, find_weights
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
     from torch import Tensor, nn
 
@@ -124,13 +125,21 @@ class ImageEncoder:
 
     def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Pictures of any size -> embeddings (N, 768), float32 on the CPU. Raises UserError."""
+        return self.load()(pictures)
+
+    def load(self, device: str | torch.device = "cpu") -> Callable[[Sequence[Image.Image]], Tensor]:
+        """`encode` with the weights kept, for many pictures. Raises UserError."""
         import torch
 
         from ea_runtime.models.loading import load_module
 
         plan = plan_image_encoder(self.folder)  # again: the files may have changed since
-        network: Any = load_module(plan.build, plan.weights, plan.label, dtype=torch.float32)
-        pixels = torch.stack([torch.from_numpy(plan.preprocessing.pixels(one)) for one in pictures])
-        with torch.no_grad():
-            # one by one: a picture's embedding does not depend on the others
-            return torch.cat([network(pixel_values=one[None]).image_embeds for one in pixels])
+        network: Any = load_module(plan.build, plan.weights, plan.label, device=device, dtype=torch.float32)
+
+        def encode(pictures: Sequence[Image.Image]) -> Tensor:
+            pixels = torch.stack([torch.from_numpy(plan.preprocessing.pixels(one)) for one in pictures])
+            with torch.no_grad():
+                # one by one: a picture's embedding does not depend on the others
+                return torch.cat([network(pixel_values=one[None]).image_embeds for one in pixels.to(device)])
+
+        return encode

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.machine.memory import free_memory
+from ea_runtime.models.image_encoder import ImageEncoder
+from ea_runtime.models.layout import resolve_folder
 from ea_runtime.training.data.dataset import to_float
 
 logger = logging.getLogger("ea")
@@ -67,6 +70,13 @@ class Coder:
                 encoded = text.encode(list(captions[start : start + CAPTIONS]))
             found += [embeds[mask.bool()] for embeds, mask in zip(encoded.embeds, encoded.mask, strict=True)]
         return found
+
+    @torch.no_grad()
+    def pictures(self, frames: Tensor) -> Tensor:
+        """Frames uint8 (B, H, W, 3) -> CLIP's embeddings (B, 768), float32 on the device; of V3's folders."""
+        if "image_encoder" not in self._loaded:
+            self._loaded["image_encoder"] = ImageEncoder(resolve_folder(self.parts)).load(self.device)
+        return self._loaded["image_encoder"]([Image.fromarray(frame) for frame in frames.cpu().numpy()])
 
     def free(self) -> None:
         """Frees the loaded parts."""
