@@ -33,7 +33,8 @@ _LAYERS = ("mm", "addmm", "convolution")
 def count(version: str, height: int, width: int, num_frames: int, num_tokens: int = 120) -> Counter[str]:
     """FLOPs of a pass over a video of `num_frames` frames of `height` x `width` pixels and a text of `num_tokens`.
 
-    Keys: "all", and for the products of attention "within frames", "through time", "over all tokens" (those with the text are few).
+    Keys: "all", and for the products of attention "within frames", "through time" and "over all tokens"; those with the
+    text are few.
     """
     from ea_dit import Transformer3DModel
 

@@ -111,7 +111,7 @@ def test_the_command_from_a_picture_and_again(v3_folder: Path, tmp_path: Path) -
     words = ["generate", "a red circle", "--image", place["first.png"], *model, "-o", place["one.mp4"]]
     code = "import sys; from ea_runtime.cli.main import main; main(sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=170, check=False
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     assert run(["generate", "a red circle", *model, "-o", place["text.mp4"]]) == 0

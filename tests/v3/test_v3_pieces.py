@@ -71,3 +71,13 @@ def test_the_same_bits_from_fewer_passes(vae: Any) -> None:
         assert torch.equal(known.inputs, torch.cat(further, dim=1))
         assert len(vae.passes) == 3 * len(pieces)
         assert done == passes
+
+
+@torch.no_grad()
+def test_an_exported_vae_without_parameters(vae: Any) -> None:
+    geometry = Geometry.from_configs(vae.config, V3_DENOISER)
+    count = 2 * geometry.chunk_frames
+    video, mask = torch.rand(1, 3, count, 16, 16), torch.ones(1, 1, count, 16, 16)
+    exported = SimpleNamespace(encode_video=vae.encode_video)
+    one, other = (encode_known_frames(each, geometry, V3_DENOISER, video, mask) for each in (vae, exported))
+    assert torch.equal(one.latents, other.latents)

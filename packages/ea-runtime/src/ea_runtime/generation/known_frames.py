@@ -144,8 +144,10 @@ class _PieceEncoder:
 
     def whole(self, frames: Tensor, generators: list[torch.Generator] | None) -> Tensor:
         """Frames (1, 3, T, H, W) in -1..1 -> latents (1, C, t, h, w), float32."""
-        parameter = next(self.vae.parameters())
-        frames = frames.to(parameter.device, parameter.dtype)
+        # an exported VAE has no parameters, and takes what it is given
+        parameter = next(self.vae.parameters(), None) if hasattr(self.vae, "parameters") else None
+        if parameter is not None:
+            frames = frames.to(parameter.device, parameter.dtype)
         return self.vae.encode_video(frames, generators).float()
 
     def _encode(self, piece: Tensor) -> Tensor:
