@@ -290,7 +290,7 @@ def test_a_resumed_run_has_the_same_bits(tmp_path: Path, channels: int, more: di
     settings = {**LONG, "num_frames": 36, **more}
     whole = make_pipe(channels)(["one", "two"], **settings)
     total = 9 * (1 if "batch_size" in more else 2)
-    for step in range(1, total):
+    for step in sorted({1, 3, 4, 8, total - 1}):
         resumed = ended_and_resumed(tmp_path / str(step), step, channels, **settings)
         assert torch.equal(resumed.latents, whole.latents), step
         assert np.array_equal(resumed.frames, whole.frames), step

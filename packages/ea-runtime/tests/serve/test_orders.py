@@ -105,7 +105,8 @@ def test_text_as_forms_send_it_is_the_same(catalogue: Catalogue) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "frames"), [("1", 9), (1.2, 18), ("0.01", 1), (0.2, 1), (1.125, 9), ("4", 45), ("63.9", 765)]
+    ("seconds", "frames"),
+    [("1", 9), (1.2, 18), ("0.01", 1), (0.2, 1), (1.125, 9), ("4", 45), ("63.9", 765), ("70", 837)],
 )
 def test_seconds_are_rounded_to_what_the_model_can_make(
     catalogue: Catalogue, seconds: Any, frames: int
@@ -114,6 +115,29 @@ def test_seconds_are_rounded_to_what_the_model_can_make(
     assert made["settings"]["num_frames"] == frames
     assert made["seconds"] == frames / 12
     assert made["kind"] == ("png" if frames == 1 else "mp4")
+
+
+def test_longer_videos_are_made_in_windows(catalogue: Catalogue) -> None:
+    made = order(catalogue, num_frames=1440, loop="true", prompts_at="60s: a blue circle")["settings"]
+    assert (made["window"], made["loop"], made["prompts_at"]) == (18, True, [["720f", "a blue circle"]])
+    assert "window" not in order(catalogue, num_frames=18, loop=False, window="36")["settings"]
+    bad: list[tuple[dict[str, Any], str, str]] = [
+        ({"num_frames": 90_000}, "size", "pixels"),
+        ({"num_frames": 27, "window": 9}, "window", "at least 18"),
+        ({"num_frames": 27, "window": 774}, "window", "at most 765"),
+        ({"loop": "perhaps"}, "loop", "true or false"),
+        ({"join": "pixels"}, "join", "in one piece"),
+        ({"join": 3}, "join", "must be text"),
+        ({"prompts_at": "0s: a"}, "prompts_at", "leave one out"),
+        ({"prompts_at": "9s: a"}, "prompts_at", "18 frames"),
+        ({"prompts_at": {"1s": "a"}}, "prompts_at", "must be such as"),
+        ({"num_frames": 27, "prompts_at": "18f: a <lora:style:1>"}, "prompts_at", "lora"),
+    ]
+    for fields, param, words in bad:
+        error = refused(catalogue, **fields)
+        assert error.param == param, (fields, str(error))
+        assert words in str(error), str(error)
+    assert refused(catalogue, prompts_at="1s: " + "a" * 20_000).code == "too_large"
 
 
 def test_num_frames_win_over_seconds(catalogue: Catalogue) -> None:

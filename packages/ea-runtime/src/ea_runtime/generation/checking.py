@@ -14,7 +14,6 @@ from ea_runtime.generation.latents import copy_generators, make_generators
 from ea_runtime.generation.prompts import check_text
 from ea_runtime.generation.requests import Request, check_seeds, random_seed
 from ea_runtime.generation.step_cache import require_support
-from ea_runtime.generation.timed_prompts import with_first_prompt
 from ea_runtime.generation.windows import Windows
 from ea_runtime.models.geometry import Geometry, check_int
 from ea_runtime.models.layout import GenerationDefaults
@@ -40,7 +39,7 @@ def check_call(pipe: Pipe, request: Request) -> tuple[Request, list[torch.Genera
     geometry = pipe.geometry
     if request.output not in ("frames", "latents"):
         raise UserError(f"`output` must be 'frames' or 'latents', got {request.output!r}")
-    request = with_first_prompt(request)
+    request = request.with_first_prompt()
     own = Request.of_model(pipe.defaults, negative_prompt="")
     request = request.over(_of_latents(request, geometry), own)
     batch = check_text(request, pipe.text)

@@ -28,7 +28,6 @@ from ea_runtime.generation.windows import recorded_settings, windows_of
 from ea_runtime.models.hash import model_hash
 from ea_runtime.video.credentials import SigningKey, sign
 from ea_runtime.video.marks import Marks
-from ea_runtime.video.measures import JoinMeter
 from ea_runtime.video.output import Output
 from ea_runtime.video.overlap import overlapped
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from ea_runtime.generation.pipeline import VideoPipeline
     from ea_runtime.generation.result import OnPreview, OnStep, VideoOutput
     from ea_runtime.generation.run_state import RunState
+    from ea_runtime.video.measures import JoinMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,7 @@ def make_video(
         spent |= result.timings | {"decoding": 0.0, "writing": 0.0}
         record = record_of(pipe, request, model_sha256(), adapters)
         marks = marks_of(record) if has_recipe else Marks()
-        windows = windows_of(result.settings, pipe.geometry)
-        meter = JoinMeter(windows.joins, windows.num_frames) if windows.joins else None
+        meter = _meter(pipe, result)
         _write(_frames(pipe, result, run), count, output, request.fps, marks, spent, step, run, meter)
     except NotFiniteError:
         if run is not None:
@@ -139,6 +138,14 @@ def make_video(
                 remove_partials_of(path)  # of attempts that were killed
         run.remove()
     return Made(output.path, sidecar, digest, record, spent, result.notes)
+
+
+def _meter(pipe: VideoPipeline, result: VideoOutput) -> JoinMeter | None:
+    """What measures the joins of a video, if it has some."""
+    from ea_runtime.video.measures import JoinMeter
+
+    windows = windows_of(result.settings, pipe.geometry)
+    return JoinMeter(windows.joins, windows.num_frames) if windows.joins else None
 
 
 def _frames(pipe: VideoPipeline, result: VideoOutput, run: RunState | None) -> Iterator[np.ndarray]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ea_runtime.errors import UserError
 from ea_runtime.generation.step_cache import check_step_cache
-from ea_runtime.generation.timed_prompts import checked_prompts
+from ea_runtime.generation.timed_prompts import checked_prompts, split_first
 from ea_runtime.generation.windows import JOINS, MAX_FRAMES, Windows, plan_windows, settled_window, windows_of
 from ea_runtime.models.geometry import MAX_PIXELS, Geometry, check_int, short
 from ea_runtime.models.layout import GenerationDefaults
@@ -93,6 +93,14 @@ class Request:
         sources = (self, *others)
         found = {f.name: [getattr(one, f.name, None) for one in sources] for f in fields(self)}
         return replace(self, **{n: next((v for v in vs if v is not None), None) for n, vs in found.items()})
+
+    def with_first_prompt(self) -> Self:
+        """The request with the text that `prompts_at` has at time 0 as its prompt. Raises UserError if it has both."""
+        if self.prompts_at is None:
+            return self
+        has_prompt = self.prompt is not None or self.prompt_embeds is not None
+        first, later = split_first(self.prompts_at, has_prompt)
+        return replace(self, prompts_at=later, **({} if first is None else {"prompt": first}))
 
     def checked(
         self,

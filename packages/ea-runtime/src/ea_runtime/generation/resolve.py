@@ -17,7 +17,6 @@ from ea_runtime.files.safe import inside, is_file, read_json
 from ea_runtime.generation.inputs import check_known_frames, settle_inputs, size_of_inputs, without_others
 from ea_runtime.generation.requests import ModelRequest, check_prompts
 from ea_runtime.generation.sidecar import request_of
-from ea_runtime.generation.timed_prompts import with_first_prompt
 from ea_runtime.machine.device import check_dtype_name
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
@@ -57,7 +56,7 @@ def resolve(
     record. read_bundle_size: for a request with a bundle, whose size is then the default. The prompt and the seed stay
     as they are. Raises UserError.
     """
-    flags = with_first_prompt(replace(request, model=request.model or None))
+    flags = replace(request.with_first_prompt(), model=request.model or None)
     if size is not None and size != AUTO:
         width, height = parse_size(size)
         flags = replace(flags, width=width, height=height)

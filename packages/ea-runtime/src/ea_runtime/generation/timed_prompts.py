@@ -8,18 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.models.geometry import short
 from ea_runtime.text.cleaning import check_prompt
 
 if TYPE_CHECKING:
-    from ea_runtime.generation.requests import Request
     from ea_runtime.generation.windows import Windows
-
-AnyRequest = TypeVar("AnyRequest", bound="Request")
 
 _TIME = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([sf])\s*")
 _EXAMPLE = "'0s: a red circle moves right | 1.5s: it moves left' (or 36f for a frame)"
@@ -75,19 +72,20 @@ def _timed(pair: Any) -> TimedPrompt:
     return TimedPrompt(float(match[1]), match[2], text)
 
 
-def with_first_prompt(request: AnyRequest) -> AnyRequest:
-    """A request whose text at time 0 is its prompt. Raises UserError if it has both."""
-    if request.prompts_at is None:
-        return request
-    timed = read_timed_prompts(request.prompts_at)
-    later: Any = [[one.name, one.text] for one in timed]
+def split_first(value: Any, has_prompt: bool) -> tuple[str | None, list[list[str]] | None]:
+    """The text at time 0, if there is one, and the others as pairs of a time and a text.
+
+    has_prompt: there is a prompt, which counts from 0. Raises UserError for two texts at 0.
+    """
+    timed = read_timed_prompts(value)
+    later = [[one.name, one.text] for one in timed]
     if timed[0].time > 0:
-        return replace(request, prompts_at=later)
-    if request.prompt is not None or request.prompt_embeds is not None:
+        return None, later
+    if has_prompt:
         raise UserError(
             f"`prompts_at` has a text at {timed[0].name}, and there is a prompt, which counts from there; leave one out"
         )
-    return replace(request, prompt=timed[0].text, prompts_at=later[1:] or None)
+    return timed[0].text, later[1:] or None
 
 
 def checked_prompts(value: Any, windows: Windows, fps: float) -> list[list[str]] | None:

@@ -66,7 +66,7 @@ def block_flow(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     if 0 in size:
         return np.zeros((2, 1, 1))
     mean = (one + other) / 2
-    dy, dx = np.gradient(mean)
+    dy, dx = (np.asarray(one) for one in np.gradient(mean))
     dt = other - one
 
     def summed(values: np.ndarray) -> np.ndarray:

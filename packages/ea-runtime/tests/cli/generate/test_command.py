@@ -111,6 +111,30 @@ def test_a_video_with_its_sidecar(model, here, capsys):
     }
 
 
+def test_a_long_video_is_made_in_windows_and_repeated(model, here, capsys):
+    shared = ["--model", str(model), "--num-frames", "36", "--steps", "1"]
+    assert run(["generate", "--prompts-at", "0s: a red circle | 1.5s: a cat", *shared, "-o", "long.mp4"]) == 0
+    told = capsys.readouterr().err
+    assert "36 frames at 12 fps in 3 windows" in told
+    assert "worst of 2 joins: frame" in told
+    record = json.loads(Path("long.json").read_text())
+    assert record["settings"]["prompt"] == "a red circle"
+    assert record["settings"]["prompts_at"] == [["18f", "a cat"]]
+    assert record["settings"]["window"] == 18
+    assert [one["frame"] for one in record["joins"]] == [18, 27]
+    assert run(["generate", "--from", "long.mp4", "-o", "again.mp4"]) == 0
+    assert "same content as recorded" in capsys.readouterr().err
+
+    # in one piece, as records without a window are
+    assert run(["generate", "a red circle", *shared, "--window", "36", "-o", "whole.mp4"]) == 0
+    whole = json.loads(Path("whole.json").read_text())
+    assert "window" not in whole["settings"]
+    assert "joins" not in whole
+    assert "worst" not in capsys.readouterr().err
+    assert run(["generate", "--from", "whole.json", "-o", "whole-2.mp4"]) == 0
+    assert "same content as recorded" in capsys.readouterr().err
+
+
 def test_from_says_what_differs(model, here, capsys):
     few = ["--model", str(model), "--num-frames", "1", "--steps", "1"]
     assert run(["generate", "x", *few, "-o", "x.png"]) == 0

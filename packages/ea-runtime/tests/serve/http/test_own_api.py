@@ -124,6 +124,7 @@ def test_bodies_that_are_no_object(body: bytes) -> None:
 
 def test_forms_have_the_types_of_json() -> None:
     items = [("prompt", "7"), ("seed", "7"), ("fps", "7.5"), ("smooth", "false"), ("num_frames", "x")]
+    items += [("loop", "true"), ("window", "27")]
     items += [
         ("loras[][name]", "a"),
         ("loras[][scale]", "0.5"),
@@ -136,6 +137,8 @@ def test_forms_have_the_types_of_json() -> None:
         "fps": 7.5,
         "smooth": False,
         "num_frames": "x",
+        "loop": True,
+        "window": 27,
         "loras": [{"name": "a", "scale": 0.5}, {"name": "b", "scale": 1.0}],
     }
     for more in ([("seed", "8")], [("loras[][name]", "c")], [("loras", "[]")]):

@@ -78,6 +78,10 @@ def test_every_kind_of_file(server: Any, tmp_path: Path, kind: str) -> None:
         "image_end": None,
         "strength": None,
         "fit": None,
+        "prompts_at": None,
+        "window": None,
+        "loop": None,
+        "join": None,
         "unknown": ["inkline"],
     }
     assert not list(server.service.state.uploads.iterdir())
@@ -88,6 +92,10 @@ def test_a_sidecar(server: Any) -> None:
     record["model"] = {"name": "none-such", "sha256": ""}
     found = ask(server, json.dumps(record).encode()).json()
     assert found["unknown"] == ["none-such", "inkline"]
+    # without a window it was made in one piece, and is so again
+    record["model"]["name"] = "tiny"
+    record["settings"] = {**RECORD["settings"], "num_frames": 27}
+    assert ask(server, json.dumps(record).encode()).json()["window"] == 27
 
 
 def test_files_that_are_none(server: Any, tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ class CannedServer:
         request = {"prompt": prompt, "negative_prompt": "", "model": "tiny", "seed": 43, "loras": []}
         request |= defaults | {"step_cache": None, "smooth": True}
         request |= {"image": None, "image_end": None, "strength": None, "fit": None}
+        request |= dict.fromkeys(("prompts_at", "window", "loop", "join"))
         request |= {key: changes.pop(key) for key in list(changes) if key in request}
         job = {
             "id": f"video_{secrets.token_hex(16)}",

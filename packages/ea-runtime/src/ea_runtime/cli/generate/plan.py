@@ -21,7 +21,6 @@ from ea_runtime.generation.resolve import resolve
 from ea_runtime.generation.run_files import is_writing, state_folder
 from ea_runtime.generation.sidecar import describes, plan_sidecar, read_recorded
 from ea_runtime.generation.spread import world_size
-from ea_runtime.generation.timed_prompts import with_first_prompt
 from ea_runtime.text.cleaning import check_prompt
 from ea_runtime.video.credentials import MEDIA_TYPES, SigningKey, read_signing_key
 from ea_runtime.video.limits import check_limits
@@ -94,7 +93,7 @@ def make_plan(
     if request.cuda_graphs and request.compile is False:
         raise UserError("`--cuda-graphs` replays compiled blocks; leave --no-compile out")
     recorded = None if sidecar is None else read_recorded(sidecar)
-    request = with_first_prompt(request)
+    request = request.with_first_prompt()
     for _, text in request.prompts_at or ():
         refuse_tags(text, "--prompts-at")
     texts = _prompts(request.prompt, prompts, recorded)
