@@ -62,6 +62,14 @@ def test_a_v3_shaped_model(random_models: ModuleType, tmp_path: Path) -> None:
     assert len(one["blocks"]) == 4
 
 
+def test_known_frames_without_clips_picture(random_models: ModuleType, tmp_path: Path) -> None:
+    """As in the bundled model: V2's blocks, 12 input channels."""
+    dit = random_models.SMALL_DIT | {"num_layers": 2, "in_channels": 12, "enable_clip_in_inpaint": False}
+    model = random_models.write_model(tmp_path / "model", random_models.SMALL_VAE, dit, torch.float32)
+    report = export(tmp_path, model, ("dit",), 64, num_frames=9)
+    check(report, {"dit"})
+
+
 @full
 def test_opset_20_too(random_models: ModuleType, tmp_path: Path) -> None:
     model = random_models.write_model(

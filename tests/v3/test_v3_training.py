@@ -64,7 +64,7 @@ def test_the_cache_changes_nothing(drawn: Path, v3_source: Path, tmp_path: Path)
     for cache in ("make", "off"):
         recipe = dit(drawn, v3_source, tmp_path, cache=cache)
         found = []
-        for seed, indices in ((1, [0, 1]), (2, [2, 3]), (3, [4, 5])):
+        for seed, indices in ((1, [0, 1]), (2, [2, 5]), (3, [3, 4])):
             batch = recipe.fetch(indices, seed, 0)
             found.append(
                 float(recipe.loss(batch, torch.Generator().manual_seed(0), 0, "model").total.detach())
