@@ -10,7 +10,7 @@ tools/mutants.toml adds others, and names faults that change nothing, each with 
 Nothing in the tree is changed. Python finds the module in a shadow of its package: links to every other file, and the
 faulty module in between. So programs that a test starts have the fault, too. A process that has imported all
 libraries, and none of ours, is forked for each fault; the fork runs first the tests that reached the line, and if
-they miss the fault, the others. Limits on processor time and on time end it.
+they miss the fault, the others. It is ended if it takes too much processor time, or none for a minute.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 from mutations import Mutation, mutations
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = Path(__file__).with_name("mutants.toml")
 OURS = ("ea_runtime", "ea_vae", "ea_dit", "ea_data", "ea_lora", "conftest", "test", "tests")
-#: processor seconds, and how often those of the whole tests, that a fork may take; seconds by the clock in all
-LEAST, TIMES, PATIENCE = 20, 5, 900
+#: processor seconds, and how often those of the whole tests, that a fork may take; seconds that it may stand still
+LEAST, TIMES, PATIENCE = 20, 5, 60
 PYTEST = ["-n", "0", "-q", "-x", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
 
 
@@ -251,12 +252,50 @@ def try_fault(module: Module, source: str, shadow: Shadow, baseline: Baseline, o
     os._exit(0)
 
 
+class Running:
+    """A fork at work on a fault."""
+
+    def __init__(self, child: int, one: Mutation, shadow: Shadow) -> None:
+        self.child, self.one, self.shadow = child, one, shadow
+        self.is_late = False
+        self._used, self._changed, self._looked = 0.0, time.monotonic(), time.monotonic()
+
+    def result(self) -> str | None:
+        """ "killed", "survived" or "timeout"; None while it runs."""
+        done, status = os.waitpid(self.child, os.WNOHANG)
+        if not done:
+            if self._stands_still():
+                self.is_late = True
+                os.kill(self.child, signal.SIGKILL)
+            return None
+        with contextlib.suppress(ProcessLookupError):  # what its tests started and did not end
+            os.killpg(self.child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(status)
+        if self.is_late or code == -signal.SIGXCPU:
+            return "timeout"
+        return "survived" if code == 0 else "killed"
+
+    def _stands_still(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked < 1:
+            return False
+        self._looked, used = now, 0.0
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.child)
+            for one in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    used += sum(one.cpu_times()[:4])
+        if used != self._used:
+            self._used, self._changed = used, now
+        return now - self._changed > PATIENCE
+
+
 def run_all(
     module: Module, source: str, faults: list[Mutation], baseline: Baseline, folder: Path, processes: int
 ) -> Iterator[tuple[Mutation, str]]:
     """(fault, "killed", "survived" or "timeout"), in the order in which they end."""
     free = [Shadow(module, folder / f"shadow-{number}") for number in range(processes)]
-    running: dict[int, tuple[Mutation, Shadow, float]] = {}
+    running: list[Running] = []
     waiting = list(reversed(faults))
     while waiting or running:
         while waiting and free:
@@ -264,22 +303,12 @@ def run_all(
             with forked(shadow.folder.with_name("log")) as child:
                 if not child:
                     try_fault(module, source, shadow, baseline, one)
-            running[child] = one, shadow, time.monotonic()
-        for child, (one, shadow, began) in list(running.items()):
-            done, status = os.waitpid(child, os.WNOHANG)
-            is_late = time.monotonic() - began > PATIENCE
-            if is_late and not done:
-                os.kill(child, signal.SIGKILL)
-                done, status = os.waitpid(child, 0)
-            if not done:
-                continue
-            with contextlib.suppress(ProcessLookupError):  # what its tests started and did not end
-                os.killpg(child, signal.SIGKILL)
-            del running[child]
-            free.append(shadow)
-            code = os.waitstatus_to_exitcode(status)
-            is_timeout = is_late or code in (-signal.SIGXCPU, -signal.SIGKILL)
-            yield one, "timeout" if is_timeout else "survived" if code == 0 else "killed"
+            running.append(Running(child, one, shadow))
+        for one in list(running):
+            if (found := one.result()) is not None:
+                running.remove(one)
+                free.append(one.shadow)
+                yield one.one, found
         time.sleep(0.02)
 
 
@@ -319,12 +348,16 @@ def main() -> None:
         for library in ("pytest", *baseline.libraries):
             with contextlib.suppress(BaseException):
                 importlib.import_module(library)
-        results = dict(run_all(module, source, counted, baseline, folder, options.processes))
-    for one in counted:
-        if results[one] != "killed":
-            print(f"\n--- {results[one]}: {module.path.relative_to(ROOT)}:{one.line}")
-            was, becomes = changed_lines(source, one)
-            print(f"- {was}\n+ {becomes}")
+        results: dict[Mutation, str] = {}
+        for one, found in run_all(module, source, counted, baseline, folder, options.processes):
+            results[one] = found
+            if found != "killed":
+                was, becomes = changed_lines(source, one)
+                place = f"{module.path.relative_to(ROOT)}:{one.line}"
+                print(
+                    f"\n--- {found}, {len(results)} of {len(counted)}: {place}\n- {was}\n+ {becomes}",
+                    flush=True,
+                )
     count = {
         kind: sum(found == kind for found in results.values()) for kind in ("killed", "survived", "timeout")
     }

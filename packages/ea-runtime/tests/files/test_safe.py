@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ea_runtime.errors import UserError
-from ea_runtime.files.safe import inside, is_file, plain, quote, quote_path, read_json
+from ea_runtime.files.safe import MAX_INDEX_BYTES, inside, is_file, plain, quote, quote_path, read_json
 
 NAMES = ("a.json", "vae/config.json", "..a", "a..", "a b", "ä/红", "...", "a/...", "~", "%2e%2e", "-rf")
 BAD_NAMES = (
@@ -34,6 +34,7 @@ def test_any_other_name_is_refused(tmp_path: Path, name: str) -> None:
     assert quote_path(tmp_path) in str(error.value)
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.text(st.sampled_from("./\\:\0aB~ "), max_size=12))
 def test_no_name_leads_out(name: str) -> None:
     """Any name is refused, or leads to a place below the folder that its parts spell."""
@@ -107,9 +108,8 @@ def test_files_of_a_hugging_face_cache_are_inside(tmp_path: Path) -> None:
 def test_only_regular_files_are_files(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert is_file(tmp_path / "file")
-    assert not is_file(tmp_path)
-    assert not is_file(tmp_path / "none")
-    assert not is_file(tmp_path / "a\0b")
+    for other in (tmp_path, tmp_path / "none", tmp_path / "a\0b"):
+        assert is_file(other) is False
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         assert not is_file(tmp_path / "pipe")
@@ -132,6 +132,13 @@ def test_json_up_to_its_limit_is_read(tmp_path: Path) -> None:
     (tmp_path / "large.json").write_bytes(large + b" ")
     with pytest.raises(UserError, match="1,048,577 bytes, more than the 1,048,576"):
         read_json(tmp_path, "large.json")
+
+
+def test_an_index_may_have_16_mib(tmp_path: Path) -> None:
+    with (tmp_path / "a.index.json").open("wb") as file:
+        file.truncate((16 << 20) + 1)
+    with pytest.raises(UserError, match="16,777,217 bytes, more than the 16,777,216"):
+        read_json(tmp_path, "a.index.json", limit=MAX_INDEX_BYTES)
 
 
 def test_a_file_that_grows_meanwhile_is_not_read_whole(

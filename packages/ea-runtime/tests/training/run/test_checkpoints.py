@@ -66,7 +66,7 @@ def test_a_manifest_of_another_form_is_none(tmp_path: Path, text: str) -> None:
     assert not is_complete(folder)
     (folder / MANIFEST).unlink()
     assert not is_complete(folder)
-    assert not is_complete(tmp_path / "none")
+    assert is_complete(tmp_path / "none") is False
 
 
 def test_checkpoints_are_listed_by_number(tmp_path: Path) -> None:
@@ -122,8 +122,10 @@ def test_leftovers_of_killed_saves_go_and_nothing_else(tmp_path: Path) -> None:
     for name in leftovers + kept:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
+    stays = ".checkpoint-3.partial-9"
+    (tmp_path / stays).write_text("no folder: it cannot be removed as one, and that ends no run")
     prune(tmp_path, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "checkpoint-10"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, stays, "checkpoint-10"])
 
 
 def test_a_half_removed_one_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

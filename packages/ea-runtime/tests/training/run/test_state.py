@@ -31,7 +31,7 @@ class Run:
         self.network.to(memory_format=torch.channels_last_3d)
         self.critic = nn.Linear(3, 1)
         self.modules: dict[str, nn.Module] = {"network": self.network, "critic": self.critic}
-        options = TrainOptions(steps=9, lr=1e-2, muon_lr=1e-2, dtype=dtype)  # pyright: ignore[reportArgumentType]
+        options = TrainOptions(steps=9, batch_size=2, lr=1e-2, muon_lr=1e-2, dtype=dtype)  # pyright: ignore[reportArgumentType]
         matrix = [self.network[3].weight]
         rest = [p for p in self.network.parameters() if p is not matrix[0]]
         groups: list[dict[str, Any]] = [
@@ -56,7 +56,7 @@ class Run:
             turn.finish_gradients()
             turn.step()
         self.averages["network"].update()
-        return float(loss)
+        return loss.item()
 
     def save(self, folder: Path | None) -> None:
         save_state(folder, modules=self.modules, averages=self.averages, turns=self.turns, position=POSITION)
@@ -122,7 +122,7 @@ def test_moments_have_the_layout_of_their_weights(saved: Path) -> None:
     (moments,) = [
         kept for turn in run.turns for one in turn.optimizers for p, kept in one.state.items() if p is weight
     ]
-    assert [moments[key].stride() for key in ("exp_avg", "exp_avg_sq")] == [weight.stride()] * 2
+    assert [moments[key].stride() for key in ("mean", "square")] == [weight.stride()] * 2
 
 
 def test_two_plain_files_are_written_and_nothing_that_runs_code(saved: Path) -> None:
