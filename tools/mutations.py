@@ -36,6 +36,7 @@ _COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd,
 }
+Place = ast.expr | ast.stmt
 #: calls whose arguments are words for people
 _SPOKEN = ("debug", "info", "warning", "error", "exception", "note", "say")
 
@@ -63,6 +64,8 @@ def mutations(source: str) -> list[Mutation]:
     found: dict[Mutation, None] = {}
     for node, text in _Walk().walk(ast.parse(source)):
         start = starts[node.lineno - 1] + node.col_offset
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
         end = starts[node.end_lineno - 1] + node.end_col_offset
         one = Mutation(node.lineno, start, end, text)
         ast.parse(one.apply(source))
@@ -73,7 +76,7 @@ def mutations(source: str) -> list[Mutation]:
 class _Walk:
     """Yields (node, the text to put in its place)."""
 
-    def walk(self, node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    def walk(self, node: ast.AST) -> Iterator[tuple[Place, str]]:
         yield from self._faults(node)
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "type_params", "type_comment"):
@@ -82,7 +85,7 @@ class _Walk:
                 if isinstance(child, ast.AST) and not _is_left_alone(node, child):
                     yield from self.walk(child)
 
-    def _faults(self, node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    def _faults(self, node: ast.AST) -> Iterator[tuple[Place, str]]:
         match node:
             case ast.Compare():
                 for at, op in enumerate(node.ops):
@@ -114,12 +117,12 @@ class _Walk:
             case ast.comprehension():
                 for test in node.ifs:
                     yield test, "True"
-            case ast.Constant(value=bool()):
-                yield node, str(not node.value)
-            case ast.Constant(value=int()):
-                yield node, f"({node.value + 1})"
-            case ast.Constant(value=float()):
-                yield node, repr(node.value * 2 + 1)
+            case ast.Constant(value=bool() as value):
+                yield node, str(not value)
+            case ast.Constant(value=int() as value):
+                yield node, f"({value + 1})"
+            case ast.Constant(value=float() as value):
+                yield node, repr(value * 2 + 1)
             case ast.Tuple() | ast.List() | ast.Set() if isinstance(
                 getattr(node, "ctx", ast.Load()), ast.Load
             ):
