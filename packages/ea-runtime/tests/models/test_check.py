@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ea_runtime.errors import UserError
-from ea_runtime.models import memory
+from ea_runtime.models.memory import estimates as memory
 from ea_runtime.models.check import FolderReport, PartReport, check_folder
 
 DENOISER_FILE = "transformer/diffusion_pytorch_model.safetensors"

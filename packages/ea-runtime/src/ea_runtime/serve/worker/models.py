@@ -19,7 +19,7 @@ from ea_runtime.machine.device import choose_device, choose_dtype
 from ea_runtime.machine.memory import free_memory
 from ea_runtime.models.hash import hashed_files
 from ea_runtime.models.layout import PARTS, resolve_folder
-from ea_runtime.models.memory import estimate_decode, estimate_denoise
+from ea_runtime.models.memory.estimates import estimate_decode, estimate_denoise
 from ea_runtime.models.weights import find_weights
 from ea_runtime.serve.catalogue import ModelEntry
 from ea_runtime.serve.worker.loras import Loras
