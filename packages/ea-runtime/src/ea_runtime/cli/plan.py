@@ -16,7 +16,9 @@ _OWN = "Default: the model's own."
 
 @app.command()
 def plan(
-    prompt: Annotated[str | None, Argument(help="Prompt; only its length counts.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, Argument(help="Prompt; only its length counts.", show_default=False)
+    ] = None,
     model: Annotated[str | None, Option(help="tiny (bundled) or a model folder. Default: tiny.")] = None,
     num_frames: Annotated[int | None, Option(help=f"Frames; 1 is a picture. {_OWN}")] = None,
     size: Annotated[str | None, Option(help=f"WIDTHxHEIGHT in pixels. {_OWN}")] = None,
@@ -41,7 +43,8 @@ def plan(
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16. Default: by device.")] = None,
     engine: Annotated[str | None, Option(help="torch, the only one that can be planned.")] = None,
     memory: Annotated[
-        str | None, Option(help="Count this much as free on the device, such as 24GiB. Default: what is free.")
+        str | None,
+        Option(help="Count this much as free on the device, such as 24GiB. Default: what is free."),
     ] = None,
     target: Annotated[
         str | None, Option("--output", "-o", help="File that would be written: only its ending counts.")
@@ -67,7 +70,9 @@ def plan(
         raise typer.Exit(1)
 
 
-def _forecast(request: Any, size: str | None, batch: int, memory: str | None, target: str | None, calibrate: bool) -> Any:
+def _forecast(
+    request: Any, size: str | None, batch: int, memory: str | None, target: str | None, calibrate: bool
+) -> Any:
     from ea_runtime.generation.adapters import plan_adapters
     from ea_runtime.generation.forecasts import forecast_request
     from ea_runtime.generation.resolve import resolve
@@ -80,9 +85,10 @@ def _forecast(request: Any, size: str | None, batch: int, memory: str | None, ta
     resolved = resolve(request, size=size)
     target = target or ("out.png" if resolved.request.num_frames == 1 else "out.mp4")
     if calibrate:
-        from ea_runtime.planning.measure import calibrate as measure
+        from ea_runtime.generation.measure_machine import calibrate as measure
+        from ea_runtime.planning.room import find_room
 
-        measure(resolved.request.device)
+        measure(find_room(resolved.request.device).kind)
     return forecast_request(
         resolved.request,
         resolved.folder,

@@ -20,7 +20,7 @@ from ea_runtime.planning.parts import joined, loaded_part, read_lora, read_parts
 from ea_runtime.planning.phases import Planner
 from ea_runtime.planning.room import Room, find_room
 from ea_runtime.planning.setting import Setting, text_length
-from ea_runtime.planning.words import in_gb, in_seconds
+from ea_runtime.planning.units import in_gb, in_seconds
 
 if TYPE_CHECKING:
     from ea_runtime.generation.pipeline import VideoPipeline
@@ -82,7 +82,9 @@ def setting_of(
     )
 
 
-def forecast_pipeline(pipe: VideoPipeline, request: Request, batch: int, memory: int | None = None) -> Forecast:
+def forecast_pipeline(
+    pipe: VideoPipeline, request: Request, batch: int, memory: int | None = None
+) -> Forecast:
     """The forecast of a checked request of `batch` videos on a pipeline that is loaded."""
     import torch
 
@@ -101,7 +103,6 @@ def forecast_pipeline(pipe: VideoPipeline, request: Request, batch: int, memory:
     else:
         held += planner.calibration.program
     setting = setting_of(request, batch=batch)
-    grouped = max(1, min(request.batch_size or 1, batch))
     return make_forecast(
         planner,
         setting,
@@ -110,7 +111,7 @@ def forecast_pipeline(pipe: VideoPipeline, request: Request, batch: int, memory:
         can_drop_text=False,
         was_tiled=bool(getattr(pipe.vae, "use_tiling", False)),
         held=0 if memory else held,
-        together=grouped,
+        together=max(1, min(request.batch_size, batch)),
     )
 
 
@@ -130,7 +131,9 @@ class Watch:
         if self.forecast.way.is_tiled and hasattr(pipe.vae, "enable_tiling"):
             pipe.vae.enable_tiling()
 
-    def on_step(self, pipe: VideoPipeline, report: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    def on_step(
+        self, pipe: VideoPipeline, report: Callable[[str, int, int], None]
+    ) -> Callable[[str, int, int], None]:
         """Progress, that drops the text encoder where the way says so."""
         if not self.forecast.way.drops_text:
             return report
@@ -169,7 +172,9 @@ class Watch:
         taken = sum(seconds for _, seconds in phases.values())
         planned = sum(seconds for seconds, _ in phases.values())
         write_calibration(f.device, learned(before, program, f.peak, measured, phases))
-        line = f"plan: peak {in_gb(f.peak)} predicted, {in_gb(measured)} measured ({measured / f.peak - 1:+.0%})"
+        line = (
+            f"plan: peak {in_gb(f.peak)} predicted, {in_gb(measured)} measured ({measured / f.peak - 1:+.0%})"
+        )
         if phases:
             line += f"; {in_seconds(planned)} predicted, {in_seconds(taken)} measured ({taken / planned - 1:+.0%})"
         logger.debug("%s", line)

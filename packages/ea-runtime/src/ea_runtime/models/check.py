@@ -9,10 +9,10 @@ from typing import Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import inside, quote_path, read_json
-from ea_runtime.models.memory import estimates as memory
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, PartSpec, class_name, read_defaults, resolve_folder
 from ea_runtime.models.loading import PartPlan, build_from_config, plan_part, read_part_config, unknown_keys
+from ea_runtime.models.memory import estimates as memory
 from ea_runtime.models.weights import PartWeights, find_weights, is_pickle
 from ea_runtime.plugins.host import get_host
 

@@ -59,16 +59,26 @@ class Calibration:
 
 
 def learned(
-    before: Calibration, program: int, predicted: int, measured: int | None, phases: Mapping[str, tuple[float, float]]
+    before: Calibration,
+    program: int,
+    predicted: int,
+    measured: int | None,
+    phases: Mapping[str, tuple[float, float]],
 ) -> Calibration:
     """The calibration after one more run.
 
     program: bytes that the plan counted for the program itself. predicted, measured: peaks; None: not measured.
     phases: name -> seconds predicted, and taken.
     """
-    run: dict[str, Any] = {"predicted": predicted, "measured": measured, "seconds": dict(phases)}
+    run: dict[str, Any] = {
+        "predicted": predicted,
+        "measured": measured,
+        "seconds": {name: list(pair) for name, pair in phases.items()},
+    }
     run["factors"] = {
-        name: taken / planned * before.factor(name) for name, (planned, taken) in phases.items() if planned > 0
+        name: taken / planned * before.factor(name)
+        for name, (planned, taken) in phases.items()
+        if planned > 0
     }
     if measured is not None and predicted - program < _SMALL * program:
         run["program"] = max(measured - (predicted - program), program // 2)

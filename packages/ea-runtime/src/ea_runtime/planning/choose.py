@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from ea_runtime.planning.forecast import ALL_PARTS, Forecast, Phase, Way
+from ea_runtime.planning.forecast import SPARE, Forecast, Phase, Way
 from ea_runtime.planning.phases import Planner
 from ea_runtime.planning.room import Room
 from ea_runtime.planning.setting import Setting
+from ea_runtime.planning.units import in_gb
 
 #: after the prompt is read the text encoder is not needed: nothing changes but memory
-_WITHOUT_TEXT = {name: ("denoiser", "vae") for name in ("encoding", "denoising", "decoding")}
-#: share of the free memory that is left to the system and to rounding
-SPARE = 0.03
+_WITHOUT_TEXT = dict.fromkeys(("encoding", "denoising", "decoding"), ("denoiser", "vae"))
 #: bytes of a frame's pixel in the frames that a long run keeps on disk
 _SAVED = 3
 
 
-def ways(setting: Setting, *, can_drop_text: bool, was_tiled: bool = False, together: int | None = None) -> Iterator[Way]:
+def ways(
+    setting: Setting, *, can_drop_text: bool, was_tiled: bool = False, together: int | None = None
+) -> Iterator[Way]:
     """All ways, the cheapest first: smaller batches cost time, tiles change the picture a little, the rest nothing.
 
     can_drop_text: no later prompt needs the encoder. was_tiled: tiles are asked for. together: videos denoised together
@@ -28,7 +29,9 @@ def ways(setting: Setting, *, can_drop_text: bool, was_tiled: bool = False, toge
     while batch:
         for is_tiled in (True,) if was_tiled else (False, True):
             for drops in (False, True) if can_drop_text else (False,):
-                names = ["decoded in tiles"] * is_tiled + ["text encoder dropped once the prompt is read"] * drops
+                names = ["decoded in tiles"] * is_tiled + [
+                    "text encoder dropped once the prompt is read"
+                ] * drops
                 names += [f"{batch} videos at a time"] * (batch < together)
                 holds = _WITHOUT_TEXT if drops else {}
                 yield Way(", ".join(names) or "all parts stay in memory", holds, is_tiled, batch)
@@ -49,7 +52,8 @@ def make_forecast(
 ) -> Forecast:
     """The forecast of a setting on a device.
 
-    can_drop_text, was_tiled, together: as for `ways`. held: bytes that this process has already, of those that are counted (a loaded pipeline). notes: lines to pass on.
+    can_drop_text, was_tiled, together: as for `ways`. held: bytes that this process has already, of those that are
+    counted (a loaded pipeline). notes: lines to pass on.
     """
     free, host_free = room.free + held, room.host_free + held
 
@@ -101,9 +105,7 @@ def _peak(phases: tuple[Phase, ...]) -> int:
 
 
 def _why(peak: int, free: int) -> str:
-    from ea_runtime.planning.words import in_gb
-
-    return f"otherwise {in_gb(peak)} would be needed, and {in_gb(free)} are free"
+    return f"otherwise {in_gb(peak)} would be needed, and {in_gb((1 - SPARE) * free)} can be used"
 
 
 def _nearest(setting: Setting, planner: Planner, fits: Callable[[Setting], bool]) -> Iterator[str]:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PHASES = ("loading", "text", "encoding", "denoising", "decoding")
+#: share of the free memory that is left to the system and to rounding
+SPARE = 0.03
 ALL_PARTS = ("text", "denoiser", "vae")
 
 
@@ -59,8 +61,8 @@ class Forecast:
 
     model, frames, height, width, steps, batch: what is asked. device: "cpu", "cuda" or "mps"; device_name in words.
     phases: in order. free, host_free: bytes free on the device, and of the machine. disk_read, disk_written: bytes of
-    the weights, and of frames kept next to the output while it is made. way: the cheapest that fits, or if none does the
-    one that takes least. nearest: settings that fit, in words, if what is asked does not. notes: lines for people.
+    the weights, and of frames kept next to the output while it is made. way: the cheapest that fits, or else the one
+    that takes least. nearest: settings that fit, in words, if what is asked does not. notes: lines for people.
     """
 
     model: str
@@ -81,6 +83,16 @@ class Forecast:
     fits: bool
     nearest: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> int:
+        """Bytes on the device that the plan may take."""
+        return int((1 - SPARE) * self.free)
+
+    @property
+    def host_usable(self) -> int:
+        """Bytes of the machine's memory that the plan may take."""
+        return int((1 - SPARE) * self.host_free)
 
     @property
     def peak(self) -> int:

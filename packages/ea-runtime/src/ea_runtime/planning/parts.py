@@ -71,7 +71,7 @@ def _read_part(folder: Path, name: str) -> Part:
     tensors = dict(weights.tensors)
     if name == "text" and {"shared.weight", "encoder.embed_tokens.weight"} <= set(tensors):
         del tensors["encoder.embed_tokens.weight"]  # the same table under both names
-    by_file = {path: 0 for path in weights.files}
+    by_file = dict.fromkeys(weights.files, 0)
     for entry in weights.tensors.values():
         by_file[entry.file] += entry.end - entry.begin
     return Part(
@@ -79,7 +79,9 @@ def _read_part(folder: Path, name: str) -> Part:
         config,
         elements=sum(entry.count for entry in tensors.values()),
         wide=sum(e.count for key, e in tensors.items() if name == "text" and ".wo." in key),
-        table=max((e.count for key, e in tensors.items() if "shared" in key or "embed_tokens" in key), default=0),
+        table=max(
+            (e.count for key, e in tensors.items() if "shared" in key or "embed_tokens" in key), default=0
+        ),
         stored=tuple(by_file.values()),
         largest=max((e.end - e.begin for e in tensors.values()), default=0),
         dtypes=tuple(weights.dtypes),

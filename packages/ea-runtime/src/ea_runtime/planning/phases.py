@@ -71,7 +71,14 @@ class Planner:
         return (*found, self.denoising(setting, way), self.decoding(setting, way))
 
     def phase(
-        self, name: str, way: Way, setting: Setting, activations: int, host: int, work: Mapping[str, int], disk: int = 0
+        self,
+        name: str,
+        way: Way,
+        setting: Setting,
+        activations: int,
+        host: int,
+        work: Mapping[str, int],
+        disk: int = 0,
     ) -> Phase:
         """host: bytes in the machine's memory whatever the device, next to the program's."""
         held = self.weights(way.parts_in(name)) + setting.lora_bytes * ITEMSIZE[self.dtype] // 2
@@ -104,8 +111,11 @@ class Planner:
     def text(self, setting: Setting, way: Way) -> Phase:
         """The prompt, and with guidance the negative prompt."""
         meter = self.meter("text")
-        walk_text(meter, self.parts["text"].config)
-        return self.phase("text", way, setting, meter.peak - self.unread(), 0, _times(meter.work, setting.branches))
+        if self.parts["text"].config:  # a pipeline may have none
+            walk_text(meter, self.parts["text"].config)
+        return self.phase(
+            "text", way, setting, meter.peak - self.unread(), 0, _times(meter.work, setting.branches)
+        )
 
     def unread(self) -> int:
         """Bytes of the table of words that no prompt touches: a mapped file is read where it is used."""
@@ -124,7 +134,14 @@ class Planner:
         height, width, tiles = self.tiled(setting, way)
         walk_encode(meter, vae, chunk, height, width, setting.batch)
         passes = -(-setting.frames // chunk) * (3 if is_v3 else 1) * tiles
-        return self.phase("encoding", way, setting, meter.peak - self.unread_in(way, "encoding"), host, _times(meter.work, passes))
+        return self.phase(
+            "encoding",
+            way,
+            setting,
+            meter.peak - self.unread_in(way, "encoding"),
+            host,
+            _times(meter.work, passes),
+        )
 
     def denoising(self, setting: Setting, way: Way) -> Phase:
         """All steps."""
@@ -135,7 +152,9 @@ class Planner:
             way.batch, setting.branches, latents, rows, columns, setting.text_tokens, setting.has_cache
         )
         walk_step(meter, self.parts["denoiser"].config, step, setting.lora)
-        known = 5 * 4 * way.batch * self.geometry.latent_channels * latents * rows * columns * setting.has_known
+        known = (
+            5 * 4 * way.batch * self.geometry.latent_channels * latents * rows * columns * setting.has_known
+        )
         count = setting.steps * passes * -(-setting.batch // way.batch)
         activations = meter.peak + known - self.unread_in(way, "denoising")
         return self.phase("denoising", way, setting, activations, 0, _times(meter.work, count))
@@ -165,7 +184,11 @@ class Planner:
         held = min(setting.frames, _HELD_SMOOTH if is_smooth else _HELD) * 3 * size * frame
         if tiles > 1:
             held += 3 * 3 * size * frame * min(setting.frames, geometry.chunk_frames)
-        fixed, each = (0, 3 * setting.frames * setting.batch) if setting.kind is None else _WRITERS.get(setting.kind, _OTHER_WRITER)
+        fixed, each = (
+            (0, 3 * setting.frames * setting.batch)
+            if setting.kind is None
+            else _WRITERS.get(setting.kind, _OTHER_WRITER)
+        )
         host = fixed + (each + 3 * min(setting.frames, _WAITING)) * frame
         activations = peak + held - self.unread_in(way, "decoding")
         return self.phase("decoding", way, setting, activations, host, _times(work, setting.batch))

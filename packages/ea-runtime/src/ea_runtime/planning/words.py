@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ea_runtime.planning.forecast import Forecast
+from ea_runtime.planning.units import in_flops, in_gb, in_seconds
 
 _TITLES = {
     "loading": "loading the weights",
@@ -14,28 +15,6 @@ _TITLES = {
     "decoding": "decoding and writing",
 }
 _DEVICES = {"cpu": "this machine", "cuda": "the card", "mps": "this Mac"}
-
-
-def in_gb(size: float) -> str:
-    """Bytes as "1.23 GB" or "456 MB"."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def in_seconds(seconds: float | None) -> str:
-    """Seconds as "0.4 s", "75 s", "12 min" or "3.4 h"; "unknown" for None."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def in_flops(flops: float) -> str:
-    """Arithmetic as "12.3 TFLOP"."""
-    for unit, size in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
-        if flops >= size:
-            return f"{flops / size:.3g} {unit}"
-    return f"{flops / 1e6:.3g} MFLOP"
 
 
 def table(forecast: Forecast) -> Any:
@@ -65,9 +44,11 @@ def table(forecast: Forecast) -> Any:
 def lines(forecast: Forecast) -> list[str]:
     """What is asked, the verdict and why, in lines."""
     f, where = forecast, _DEVICES[forecast.device]
-    found = [f"peak {in_gb(f.peak)} on {where}; {in_gb(f.free)} are free there"]
+    found = [f"peak {in_gb(f.peak)} on {where}, where {in_gb(f.usable)} can be used"]
     if f.device == "cuda":
-        found.append(f"peak {in_gb(f.host_peak)} in the machine's memory; {in_gb(f.host_free)} are free there")
+        found.append(
+            f"peak {in_gb(f.host_peak)} in the machine's memory; {in_gb(f.host_free)} are free there"
+        )
     disk = f"disk: {in_gb(f.disk_read)} of weights are read"
     if f.disk_written:
         disk += f"; a run over 30 s keeps up to {in_gb(f.disk_written)} next to its output until it is done"
@@ -89,10 +70,12 @@ def refusal(forecast: Forecast) -> str:
     what = "a picture" if f.frames == 1 else f"{f.frames} frames"
     batch = f"{f.batch} videos of " if f.batch > 1 else ""
     use = " or ".join(f.nearest) or "a smaller model, or more memory"
-    is_host = f.device == "cuda" and f.peak <= f.free
-    need, free, where = (f.host_peak, f.host_free, "this machine") if is_host else (f.peak, f.free, _DEVICES[f.device])
+    is_host = f.device == "cuda" and f.peak <= f.usable
+    need, free, where = (
+        (f.host_peak, f.host_usable, "this machine") if is_host else (f.peak, f.usable, _DEVICES[f.device])
+    )
     return (
-        f"{batch}{what} of {f.width}x{f.height} need {in_gb(need)} on {where}, where {in_gb(free)} are free; "
+        f"{batch}{what} of {f.width}x{f.height} need {in_gb(need)} on {where}, where {in_gb(free)} can be used; "
         f"the largest that fits: {use}"
     )
 
@@ -102,4 +85,5 @@ def what(forecast: Forecast) -> str:
     f = forecast
     video = "a picture" if f.frames == 1 else f"{f.frames} frames"
     batch = f"{f.batch} x " if f.batch > 1 else ""
-    return f"{f.model}: {batch}{video}, {f.width}x{f.height}, {f.steps} steps, on {f.device} ({f.device_name}), {f.dtype}"
+    where = f"on {f.device} ({f.device_name}), {f.dtype}"
+    return f"{f.model}: {batch}{video}, {f.width}x{f.height}, {f.steps} steps, {where}"

@@ -112,10 +112,10 @@ def walk_step(
 ) -> None:
     """Adds one network pass, with all that sampling keeps between passes."""
     shape, lora = DenoiserShape.of(config), lora or LoraRanks()
-    _Step(meter, shape, step, lora).run()
+    Pass(meter, shape, step, lora).run()
 
 
-class _Step:
+class Pass:
     """A pass in progress."""
 
     def __init__(self, meter: Meter, shape: DenoiserShape, step: StepInput, lora: LoraRanks) -> None:

@@ -49,7 +49,10 @@ class VaeShape:
         """From a config.json, in either spelling."""
         widths = vae_widths(config)
         rest = len(widths) - 1
-        down = config.get("down_block_types") or ["SpatialDownBlock3D", *["SpatialTemporalDownBlock3D"] * rest]
+        down = config.get("down_block_types") or [
+            "SpatialDownBlock3D",
+            *["SpatialTemporalDownBlock3D"] * rest,
+        ]
         up = config.get("up_block_types") or ["SpatialUpBlock3D", *["SpatialTemporalUpBlock3D"] * rest]
         has_attention = config.get("mid_block_use_attention", True)
         return cls(
@@ -85,11 +88,20 @@ def vae_widths(vae: Mapping[str, Any]) -> list[int]:
 
 
 def walk_decode(
-    meter: Meter, config: Mapping[str, Any], frames: int, rows: int, columns: int, *, before: int = 0, after: int = 0
+    meter: Meter,
+    config: Mapping[str, Any],
+    frames: int,
+    rows: int,
+    columns: int,
+    *,
+    before: int = 0,
+    after: int = 0,
 ) -> None:
     """Adds decoding one piece: `frames` latent frames of rows x columns latents, and the neighbours that it sees."""
     shape = VaeShape.of(config)
-    mode: Mode = "causal" if not shape.is_slice else "single" if frames == 1 and not before + after else "slice"
+    mode: Mode = (
+        "causal" if not shape.is_slice else "single" if frames == 1 and not before + after else "slice"
+    )
     _Pass(meter, shape, mode, (frames + before + after, rows, columns)).decode(before + after)
 
 
@@ -170,7 +182,9 @@ class _Pass:
         out = self.residual(m.keep(x), width, width)
         for _ in range(self.shape.layers - 1):
             kinds = self.shape.mid_attention
-            for kind in () if kinds is None else ("spatial", "temporal") if kinds == "spatial_temporal" else (kinds,):
+            for kind in (
+                () if kinds is None else ("spatial", "temporal") if kinds == "spatial_temporal" else (kinds,)
+            ):
                 out = self.attend(out, width, kind)
             out = self.residual(out, width, width)
         m.free(x)
@@ -261,7 +275,9 @@ class _Pass:
             return out
         edges = (t, h + 1, w + 1)
         weights = m.new(4 * 12 * width * width)
-        phases = self.conv(width, 4 * width, after=edges, form="summed" if form == "both" else "direct", area=4)
+        phases = self.conv(
+            width, 4 * width, after=edges, form="summed" if form == "both" else "direct", area=4
+        )
         m.free(weights)
         out = m.new(self.batch, width, t, 4 * h * w)
         m.free(phases, x)
