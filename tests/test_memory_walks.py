@@ -17,7 +17,7 @@ from ea_runtime.models.memory.vae import walk_decode, walk_encode
 from ea_vae import AutoencoderKLMagvit
 
 DENOISER: dict[str, Any] = {
-    "num_layers": 5,
+    "num_layers": 7,
     "num_attention_heads": 4,
     "attention_head_dim": 32,
     "cross_attention_dim": 128,
@@ -94,7 +94,7 @@ def test_a_walk_that_forgets_the_skips_is_caught() -> None:
     found, walked = step_of(DENOISER, step)
     broken = Meter()
     walk_step(broken, DENOISER | {"enable_uvit": False}, step)
-    assert broken.peak - kept(DENOISER, step) < 0.95 * found
+    assert broken.peak - kept(DENOISER, step) < 0.93 * found
     assert walked > 0.97 * found
 
 

@@ -1,4 +1,4 @@
-"""The way that is chosen as memory shrinks, and the settings that fit when none does. Figures are of V2's published shapes."""
+"""The way that is chosen as memory shrinks, and the settings that fit when none does; of V2's published shapes."""
 
 from __future__ import annotations
 

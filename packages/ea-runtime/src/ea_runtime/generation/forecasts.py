@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.generation.adapters import AdapterChoice
@@ -17,13 +17,10 @@ from ea_runtime.planning.calibration import learned, read_calibration, write_cal
 from ea_runtime.planning.choose import make_forecast
 from ea_runtime.planning.forecast import Forecast
 from ea_runtime.planning.parts import joined, loaded_part, read_lora, read_parts
-from ea_runtime.planning.phases import Planner
+from ea_runtime.planning.phases import CUDA_CONTEXT, Planner
 from ea_runtime.planning.room import Room, find_room
 from ea_runtime.planning.setting import Setting, text_length
 from ea_runtime.planning.units import in_gb, in_seconds
-
-if TYPE_CHECKING:
-    from ea_runtime.generation.pipeline import VideoPipeline
 
 logger = logging.getLogger("ea")
 
@@ -82,10 +79,8 @@ def setting_of(
     )
 
 
-def forecast_pipeline(
-    pipe: VideoPipeline, request: Request, batch: int, memory: int | None = None
-) -> Forecast:
-    """The forecast of a checked request of `batch` videos on a pipeline that is loaded."""
+def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | None = None) -> Forecast:
+    """The forecast of a checked request of `batch` videos on a pipeline that is loaded (a VideoPipeline)."""
     import torch
 
     from ea_runtime.machine.device import dtype_name
@@ -126,14 +121,12 @@ class Watch:
 
     forecast: Forecast
 
-    def prepare(self, pipe: VideoPipeline) -> None:
+    def prepare(self, pipe: Any) -> None:
         """Sets the pipeline up for the way that was chosen."""
         if self.forecast.way.is_tiled and hasattr(pipe.vae, "enable_tiling"):
             pipe.vae.enable_tiling()
 
-    def on_step(
-        self, pipe: VideoPipeline, report: Callable[[str, int, int], None]
-    ) -> Callable[[str, int, int], None]:
+    def on_step(self, pipe: Any, report: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
         """Progress, that drops the text encoder where the way says so."""
         if not self.forecast.way.drops_text:
             return report
@@ -148,14 +141,14 @@ class Watch:
 
         return step
 
-    def compare(self, timings: Mapping[str, float], pipe: VideoPipeline) -> str:
+    def compare(self, timings: Mapping[str, float], pipe: Any) -> str:
         """One line, predicted against measured, which the next plans learn from."""
         import torch
 
         from ea_runtime.machine.memory import peak_rss
 
         if self.forecast.device == "cuda":
-            measured, program = torch.cuda.max_memory_reserved(pipe.device), 0
+            measured, program = torch.cuda.max_memory_reserved(pipe.device) + CUDA_CONTEXT, 0
         else:
             measured, program = peak_rss(), read_calibration(self.forecast.device).program
         return self.learn(timings, measured, program)

@@ -51,8 +51,8 @@ def find_room(device: str | None = None, memory: int | None = None) -> Room:
     if asked is not None and asked.startswith("cuda") and card is None:
         if memory is None:
             raise UserError(
-                f"`device` is {asked!r}, but this machine has no such NVIDIA card; give its memory with --memory 24GiB "
-                "to plan for another machine"
+                f"`device` is {asked!r}, but this machine has no such NVIDIA card; use cpu, or plan for another machine "
+                "with `ea plan --memory 24GiB`"
             )
         card = _Card("another machine's card", memory, (8, 0))
     if card is not None:

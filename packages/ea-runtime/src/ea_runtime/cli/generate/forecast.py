@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ea_runtime.cli.generate.plan import Plan
 
 
-def watch_jobs(plan: Plan, todo: list[int], console: Console) -> dict[int, Watch]:
+def watch_jobs(plan: Plan, todo: list[int], device: str | None, console: Console) -> dict[int, Watch]:
     """The forecast of each job, by its number; none for several processes, other engines, and with `--force`.
 
     A network of an unknown class has none, with a note.
@@ -33,7 +33,7 @@ def watch_jobs(plan: Plan, todo: list[int], console: Console) -> dict[int, Watch
         job = plan.jobs[number]
         try:
             forecast = forecast_request(
-                replace(plan.request, **job.settings),
+                replace(plan.request, **job.settings, device=device),
                 folder,
                 adapters=job.adapters,
                 kind=job.output.kind,

@@ -29,7 +29,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         return
     _announce(plan, todo[0], console)  # before any import that takes time
     asked = plan.request
-    watches = watch_jobs(plan, todo, console)
+    watches = watch_jobs(plan, todo, device, console)
 
     from rich.markup import escape
 
@@ -83,7 +83,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         start = time.perf_counter()
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
         console.print(f"{parts} · {job.sidecar}", markup=False, style="dim", soft_wrap=True)
-        if number in watches:
+        if before is None and number in watches and not plan.resume:  # later peaks would be those before
             console.print(watches[number].compare(timings, pipe), markup=False, style="dim", soft_wrap=True)
         _compare(plan, job, made, console)
         typer.echo(job.output.path)
