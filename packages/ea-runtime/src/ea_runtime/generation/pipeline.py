@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,12 +21,13 @@ from ea_runtime.generation.checking import check_call
 from ea_runtime.generation.decoding import decode_all, decoded
 from ea_runtime.generation.denoise import plan_steps
 from ea_runtime.generation.groups import Denoising
+from ea_runtime.generation.inputs import check_known_frames
 from ea_runtime.generation.known_frames import KnownFrames
 from ea_runtime.generation.known_inputs import encode_inputs
 from ea_runtime.generation.latents import draw_seed
 from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.prompts import encode_text
-from ea_runtime.generation.requests import Request, check_sampler
+from ea_runtime.generation.requests import Request, check_prompts, check_sampler
 from ea_runtime.generation.result import OnPreview, OnStep, VideoOutput
 from ea_runtime.generation.step_cache import check_step_cache
 from ea_runtime.generation.window_inputs import WindowInputs
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ea_runtime.generation.run_state import RunState
+    from ea_runtime.planning.forecast import Forecast
 
 logger = logging.getLogger("ea")
 
@@ -331,6 +334,34 @@ class VideoPipeline:
             with Timed("decoding", result.timings, self.device):
                 result.frames = decode_all(self, result, step)
         return result
+
+    def plan(
+        self, prompt: str | Sequence[str] = "", *, memory: str | None = None, **settings: Any
+    ) -> Forecast:
+        """The memory and time of a call with these arguments, which is not made.
+
+        Args:
+            prompt: as in a call; of its text only the length counts.
+            memory: counted as free on the device, such as "24GiB"; None: what is free now, and what the parts take.
+            settings: any other arguments of a call.
+
+        Returns a `planning.forecast.Forecast`: `fits`, `peak` in bytes, `phases`, `way`, `nearest`, `seconds`. Raises
+        UserError as the call would.
+        """
+        from ea_runtime.generation.forecasts import forecast_pipeline
+        from ea_runtime.planning.room import parse_memory
+
+        wrong = next(
+            (name for name in settings if name not in signature(type(self).__call__).parameters), None
+        )
+        if wrong is not None:
+            raise UserError(f"`plan` takes the arguments of a call, got {wrong[:40]!r}; leave it out")
+        own = Request.of_model(self.defaults, negative_prompt="", smooth=True, batch_size=1)
+        asked = Request.of({"prompt": prompt, **settings}).over(own)
+        batch = len(check_prompts(prompt))
+        check_known_frames(asked)
+        checked = asked.checked(self.geometry, batch, self.max_pixels, self.defaults)
+        return forecast_pipeline(self, checked, batch, None if memory is None else parse_memory(memory))
 
     def iter_frames(
         self,

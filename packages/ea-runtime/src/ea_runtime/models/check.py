@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import inside, quote_path, read_json
-from ea_runtime.models import memory
 from ea_runtime.models.geometry import Geometry, takes_picture
 from ea_runtime.models.image_encoder import (
     CLASS_NAME,
@@ -19,6 +18,7 @@ from ea_runtime.models.image_encoder import (
 )
 from ea_runtime.models.layout import IMAGE_ENCODER, PARTS, PartSpec, class_name, read_defaults, resolve_folder
 from ea_runtime.models.loading import PartPlan, build_from_config, plan_part, read_part_config, unknown_keys
+from ea_runtime.models.memory import estimates as memory
 from ea_runtime.models.weights import PartWeights, find_weights, is_pickle
 from ea_runtime.plugins.host import get_host
 
