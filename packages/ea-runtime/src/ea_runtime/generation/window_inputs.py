@@ -21,7 +21,7 @@ from torch import Tensor
 from ea_runtime.errors import UserError
 from ea_runtime.generation.inputs import CLIP_APPLY_RATIO, has_known_frames, strength_of
 from ea_runtime.generation.known_frames import KnownFrames, encode_known_frames
-from ea_runtime.generation.known_inputs import read_known_frames
+from ea_runtime.generation.known_inputs import KnownVideo, read_known_frames
 from ea_runtime.generation.window_frames import check_lengths, cut_request, video_name
 from ea_runtime.models.geometry import Geometry, takes_known_frames
 
@@ -73,9 +73,16 @@ class WindowInputs:
             raise UserError("known frames need a VAE, and this pipeline has none; give `vae=`")
         if is_known:
             check_lengths(request)
-            first, self.notes = encode(cut_request(request, 0, 1))
-            if first is not None:
-                self._clip, self._clip_apply_ratio = first.clip, first.clip_apply_ratio
+        first = cut_request(request, 0, 1)
+        if video_name(request) is None:
+            # alone, a frame is the first and the last one
+            first = replace(first, image_end=None)
+            self.notes = self._pictures().notes if is_known else ()
+        if has_known_frames(first) or request.clip_image_embeds is not None:
+            known, notes = encode(first)
+            self.notes = tuple(dict.fromkeys((*self.notes, *notes)))
+            if known is not None:
+                self._clip, self._clip_apply_ratio = known.clip, known.clip_apply_ratio
 
     @property
     def is_empty(self) -> bool:
@@ -184,14 +191,14 @@ class WindowInputs:
         if not has_known_frames(request) or not is_shown:
             return None
         half = total if request.image_end is None else 0 if request.image is None else (total + 1) // 2
-        video = self._pictures()[part, :, [int(number >= half) for number in numbers]]
+        video = self._pictures().video[part, :, [int(number >= half) for number in numbers]]
         mask = video.new_ones(len(rows), 1, *video.shape[2:])
         mask[:, :, torch.tensor(known)] = 0
         return video, mask
 
-    def _read_pictures(self) -> Tensor:
-        """The first picture and the last one, (B, 3, 2, H, W); if one is given, it twice."""
-        return read_known_frames(replace(self.request, num_frames=2), self.batch).video
+    def _read_pictures(self) -> KnownVideo:
+        """The first picture and the last one, as a video of two frames; if one is given, it twice."""
+        return read_known_frames(replace(self.request, num_frames=2), self.batch)
 
     def _no_frames(self, window: Window, rows: range) -> tuple[Tensor, Tensor]:
         size = (window.num_frames, self.request.height, self.request.width)

@@ -340,7 +340,11 @@ def test_no_smooth_and_negative_reach_the_pipeline(model, here):
 
 BAD = [
     (["x", "--num-frames", "20"], "`num_frames` must be 1 or a multiple of 9, got 20; use 18 or 27"),
-    (["x", "--num-frames", "900"], "at most 72"),
+    (["x", "--num-frames", "900", "--window", "81"], "`window` must be at most 72"),
+    (["x", "--prompts-at", "0s: y"], "leave one out"),
+    (["--prompts-at", "1s: y"], "a prompt is needed"),
+    (["x", "--num-frames", "36", "--prompts-at", "1.5s: <lora:y:1>"], "--prompts-at"),
+    (["x", "--num-frames", "9", "--loop"], "`loop` needs a multiple of 9 frames and at least 18"),
     (["x", "--size", "100x100"], "use 96x96 or 112x112"),
     (["x", "--size", "100"], "WIDTHxHEIGHT"),
     (["x", "--size", "65536x65536"], "pixels"),
