@@ -105,6 +105,8 @@ _PIPELINE = """
 import json, sys
 from ea_runtime.machine.allocator import tune_allocator
 tune_allocator()
+from ea_runtime.machine.light_imports import import_diffusers
+import_diffusers()  # as `ea generate` does: without torch._dynamo, 100 MB
 from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.machine.memory import peak_rss
 settings = json.loads(sys.argv[1])

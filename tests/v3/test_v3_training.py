@@ -75,7 +75,7 @@ def test_the_cache_changes_nothing(drawn: Path, v3_source: Path, tmp_path: Path)
 
 def test_a_run_and_a_lora_train(drawn: Path, v3_source: Path, tmp_path: Path) -> None:
     options = TrainOptions(steps=2, batch_size=2, lr=1e-3, warmup=1, save_every=2, task="inpaint")
-    Trainer(dit(drawn, v3_source, tmp_path / "a"), options, tmp_path / "a", {"train": {}}).run()
+    Trainer(dit(drawn, v3_source, tmp_path / "a"), options, tmp_path / "a", {"train": {}}).run(resume=False)
     before = load_file(v3_source / "transformer" / "diffusion_pytorch_model.safetensors")
     after = load_file(tmp_path / "a" / "final" / "diffusion_pytorch_model.safetensors")
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
@@ -83,6 +83,6 @@ def test_a_run_and_a_lora_train(drawn: Path, v3_source: Path, tmp_path: Path) ->
     tables = {"base": {"model": str(v3_source)}, "network": {"rank": 2}, "data": data(drawn, v3_source)}
     del tables["data"]["parts"]
     lora = LoraRecipe(validate(LoraOptions, tables, "lora.toml"), context(tmp_path / "b"))
-    Trainer(lora, options, tmp_path / "b", {"train": {}}).run()
+    Trainer(lora, options, tmp_path / "b", {"train": {}}).run(resume=False)
     names = load_file(tmp_path / "b" / "final" / "lora.safetensors")
     assert any("clip_projection" in name for name in names)

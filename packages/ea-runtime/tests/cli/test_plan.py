@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,27 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], options: list
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("transformer", {"num_layers": "many"}),
+        ("transformer", {"motion_module_kwargs": [1]}),
+        ("vae", {"block_out_channels": ["wide"]}),
+        ("text_encoder", {"d_ff": [1]}),
+        ("transformer", {"num_layers": -3}),
+    ],
+)
+def test_a_config_of_nonsense_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, changes: dict[str, Any]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(bundled_folder("tiny"), folder)
+    config = folder / part / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"ch": None, "ch_mult": None} | changes))
+    assert run(["plan", "--model", str(folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_generate_refuses_what_does_not_fit(

@@ -78,12 +78,16 @@ def _forecast(
     from ea_runtime.generation.forecasts import forecast_request
     from ea_runtime.generation.resolve import resolve
     from ea_runtime.models.geometry import check_int
+    from ea_runtime.planning.parts import read_lora
     from ea_runtime.planning.room import parse_memory
     from ea_runtime.video.output import KINDS
 
     check_int("batch", batch, 1, 1024)
     room = None if memory is None else parse_memory(memory)
     resolved = resolve(request, size=size)
+    adapters = plan_adapters(request.lora)
+    for one in adapters:
+        read_lora(Path(one.path))  # here a file that cannot be read is an error
     target = target or ("out.png" if resolved.request.num_frames == 1 else "out.mp4")
     if calibrate:
         from ea_runtime.generation.measure_machine import calibrate as measure
@@ -93,7 +97,7 @@ def _forecast(
     return forecast_request(
         resolved.request,
         resolved.folder,
-        adapters=plan_adapters(request.lora),
+        adapters=adapters,
         batch=batch,
         memory=room,
         kind=KINDS.get(Path(target).suffix.lower(), "folder"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,14 @@ def setting_of(
     kind: str | None = None,
     adapters: Sequence[AdapterChoice] = (),
 ) -> Setting:
-    """The numbers of a request that memory and time follow from. Raises UserError for a LoRA that cannot be read."""
+    """The numbers of a request that memory and time follow from; a LoRA that cannot be read counts nothing."""
     prompt = request.prompt if isinstance(request.prompt, str) else next(iter(request.prompt or ()), None)
     negative = request.negative_prompt
     negative = negative if isinstance(negative, str) else next(iter(negative or ()), "")
-    loras = [read_lora(Path(one.path)) for one in adapters if one.weight]
+    loras = []
+    for one in adapters:
+        with suppress(UserError):  # putting it on refuses it, and says more
+            loras += [read_lora(Path(one.path))] if one.weight else []
     strength, windows = strength_of(request), request.windows(geometry)
     return Setting(
         frames=request.num_frames,
@@ -91,19 +95,24 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
     import torch
 
     from ea_runtime.machine.device import dtype_name
+    from ea_runtime.machine.memory import current_rss
 
     modules = {"text": getattr(pipe.text, "model", pipe.text), "denoiser": pipe.denoiser, "vae": pipe.vae}
     parts = {name: loaded_part(name, module, _config_of(module)) for name, module in modules.items()}
     device = pipe.device
     room = find_room(str(device), memory)
     dtype = dtype_name(pipe.dtype)
-    planner = Planner(parts, pipe.geometry, room.kind, dtype, read_calibration(room.kind))
+    calibration = read_calibration(room.kind)
+    planner = Planner(parts, pipe.geometry, room.kind, dtype, calibration)
     held = planner.weights(("text", "denoiser", "vae"))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         room = Room("cuda", torch.cuda.get_device_name(device), memory or free, room.host_free, room.dtype)
     else:
-        held += planner.calibration.program
+        # this program's own memory is known: what it has now besides the parts
+        program = max(current_rss() - held, calibration.program)
+        planner = replace(planner, calibration=calibration.with_program(program))
+        held += program
     setting = setting_of(request, pipe.geometry, batch=batch)
     return make_forecast(
         planner,
@@ -118,7 +127,7 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
 
 
 def _config_of(module: Any) -> Mapping[str, Any]:
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", {})
     return config if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else {}
 
 

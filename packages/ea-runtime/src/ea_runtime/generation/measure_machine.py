@@ -66,9 +66,10 @@ def _measure(device: str) -> dict[str, Any]:
 def _program_bytes(device: str) -> int:
     """The peak of a picture by the bundled model, without what the plan counts for its networks."""
     from ea_runtime.errors import MissingPackageError
-    from ea_runtime.generation.forecasts import forecast_pipeline
+    from ea_runtime.generation.forecasts import forecast_request
     from ea_runtime.generation.pipeline import VideoPipeline
-    from ea_runtime.generation.requests import Request
+    from ea_runtime.generation.requests import ModelRequest
+    from ea_runtime.generation.resolve import resolve
     from ea_runtime.machine.memory import peak_rss
 
     if device == "cuda":
@@ -79,10 +80,8 @@ def _program_bytes(device: str) -> int:
         return PROGRAM_BYTES
     settings: dict[str, Any] = {"num_frames": 1, "num_inference_steps": 1}
     pipe("a circle", seed=0, **settings)
-    request = Request(prompt="a circle", **settings).over(
-        Request.of_model(pipe.defaults, negative_prompt="", smooth=True)
-    )
-    forecast = forecast_pipeline(pipe, request, 1)
+    resolved = resolve(ModelRequest(prompt="a circle", model="tiny", device=device, **settings))
+    forecast = forecast_request(resolved.request, resolved.folder, kind=None)
     return peak_rss() - (forecast.peak - read_calibration(device).program)
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,11 @@ class Calibration:
         found = [one["factors"][phase] for one in self.runs if phase in one.get("factors", {})]
         return statistics.median(found) if found else 1.0
 
+    def with_program(self, size: int) -> Calibration:
+        """The same, where the program itself is known to take `size` bytes."""
+        runs = tuple({k: v for k, v in run.items() if k != "program"} for run in self.runs)
+        return replace(self, program_bytes=size, runs=runs)
+
     @property
     def program(self) -> int:
         """Bytes of the program itself, by the runs if there were some."""
@@ -87,7 +92,7 @@ def learned(
 
 def read_calibration(device: str) -> Calibration:
     """What is remembered for this machine and a device; the defaults if that is nothing or damaged."""
-    found = _stored().get(_key(device))
+    found: Any = _stored().get(_key(device))
     try:
         rates = {str(name): float(value) for name, value in found["rates"].items()}
         if any(not value > 0 for value in rates.values()):

@@ -12,7 +12,7 @@ from ea_runtime.planning.setting import Setting
 from ea_runtime.planning.units import in_gb
 
 #: after the prompt is read the text encoder is not needed: nothing changes but memory
-_WITHOUT_TEXT = dict.fromkeys(("denoising", "decoding"), ("denoiser", "vae"))
+_WITHOUT_TEXT: dict[str, tuple[str, ...]] = dict.fromkeys(("denoising", "decoding"), ("denoiser", "vae"))
 #: bytes of a frame's pixel in the frames that a long run keeps on disk
 _SAVED = 3
 

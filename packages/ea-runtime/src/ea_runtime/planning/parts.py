@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ea_runtime.errors import UserError
+from ea_runtime.files.safe import plain
 from ea_runtime.models.config import check_config
 from ea_runtime.models.layout import PARTS, class_name
 from ea_runtime.models.loading import read_part_config
-from ea_runtime.models.memory.denoiser import LoraRanks
+from ea_runtime.models.memory.denoiser import DenoiserShape, LoraRanks
+from ea_runtime.models.memory.meter import Meter
+from ea_runtime.models.memory.text import walk_text
+from ea_runtime.models.memory.vae import VaeShape
 from ea_runtime.models.weights import DTYPES, find_weights, read_header
 
 #: bytes of an element by number format
@@ -68,6 +72,7 @@ def _read_part(folder: Path, name: str) -> Part:
         )
     weights = find_weights(folder, spec.folder)
     check_config(config, f"{spec.folder}/config.json", len(weights.tensors))
+    _check_shape(name, config)
     tensors = dict(weights.tensors)
     if name == "text" and {"shared.weight", "encoder.embed_tokens.weight"} <= set(tensors):
         del tensors["encoder.embed_tokens.weight"]  # the same table under both names
@@ -88,6 +93,23 @@ def _read_part(folder: Path, name: str) -> Part:
     )
 
 
+def _check_shape(name: str, config: dict[str, Any]) -> None:
+    """Raises UserError for a config whose numbers are none."""
+    spec = PARTS[name]
+    try:
+        if name == "text":
+            walk_text(Meter(), config)
+            return
+        shape = (VaeShape if name == "vae" else DenoiserShape).of(config)
+        numbers = [value for value in asdict(shape).values() if type(value) is int]
+        if min(numbers) < 0:
+            raise ValueError("a number is below 0")
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(
+            f"{spec.folder}/config.json does not fit a {spec.title}: {plain(error, 120)}; `ea models check` says more"
+        ) from error
+
+
 def loaded_part(name: str, module: Any, config: Mapping[str, Any]) -> Part:
     """A part that is in memory already. module: anything with `parameters` and `buffers`, or none of them."""
     tensors = {id(t): t for kind in ("parameters", "buffers") for t in getattr(module, kind, lambda: ())()}
@@ -99,8 +121,12 @@ _RANK = re.compile(r"(?:lora_down|lora_A)(?:\.default)?\.weight$")
 
 def read_lora(path: Path) -> tuple[LoraRanks, int]:
     """The ranks of a LoRA's layers by place, from its header, and its bytes. Raises UserError."""
-    files = [path] if path.is_file() else sorted(path.glob("**/*.safetensors"))
-    ranks = dict.fromkeys(("attention", "mlp", "motion", "motion_mlp", "text"), 0)
+    files = (
+        [path]
+        if path.is_file()
+        else sorted([*path.glob("*.safetensors"), *path.glob("text_encoder/*.safetensors")])
+    )
+    ranks: dict[str, int] = dict.fromkeys(("attention", "mlp", "motion", "motion_mlp", "text"), 0)
     total = 0
     for file in files:
         header = read_header(file)

@@ -44,15 +44,15 @@ def find_room(device: str | None = None, memory: int | None = None) -> Room:
     memory: bytes to count as free on it. Raises UserError for a device that is not here.
     """
     host = free_memory_of_host()
-    if device is not None and not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
+    if device is not None and not re.fullmatch(r"auto|(cpu|mps|cuda)(:\d{1,3})?", device):
         raise UserError(f"`device` must be cpu, cuda, cuda:N or mps, got {device[:40]!r}")
-    asked = None if device in (None, "auto") else device
-    card = None if asked in ("cpu", "mps") else _find_card(int((asked or "").partition(":")[2] or 0))
-    if asked is not None and asked.startswith("cuda") and card is None:
+    asked, _, number = ("" if device in (None, "auto") else device or "").partition(":")
+    card = None if asked in ("cpu", "mps") else _find_card(int(number or 0))
+    if asked == "cuda" and card is None:
         if memory is None:
             raise UserError(
-                f"`device` is {asked!r}, but this machine has no such NVIDIA card; use cpu, or plan for another "
-                "machine with `ea plan --memory 24GiB`"
+                f"`device` is {device!r}, but this machine has no such NVIDIA card; use cpu, or plan for "
+                "another machine with `ea plan --memory 24GiB`"
             )
         card = _Card("another machine's card", memory, (8, 0))
     if card is not None:
