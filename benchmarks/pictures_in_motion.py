@@ -19,16 +19,11 @@ from PIL import Image
 
 from ea_data.draw.caption import caption
 from ea_data.draw.check import ATTRIBUTES, check_prompts
+from ea_data.draw.known import goes_one_way, psnr, way
 from ea_data.draw.scene import render, sample_scene
 from ea_runtime import VideoPipeline
 
 SIDE, NUM_FRAMES, SEED = 64, 18, 77
-#: pixels, or that share of the radius, by which an object may go back between two frames
-SLACK = 0.75
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((one.astype(float) - other) ** 2)))
 
 
 def through_vae(pipe: VideoPipeline, frames: np.ndarray) -> np.ndarray:
@@ -37,20 +32,6 @@ def through_vae(pipe: VideoPipeline, frames: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         decoded = pipe.vae.decode_video(pipe.vae.encode_video(video), smooth=False)
     return ((decoded[0].permute(1, 2, 3, 0).numpy() + 1) * 127.5).round().clip(0, 255)
-
-
-def goes_one_way(frames: np.ndarray, motion: str) -> bool:
-    """True if the object's middle, or its size, never turns back by more than SLACK."""
-    rim = np.median(frames[:, 0].reshape(-1, 3), axis=0)
-    cover = np.linalg.norm(frames.astype(float) - rim, axis=-1)
-    cover = np.clip(cover / max(float(np.quantile(cover, 0.985)), 1.0), 0, 1) ** 2
-    area = cover.sum((1, 2)) + 1e-6
-    x = (cover.sum(1) * np.arange(frames.shape[2])).sum(1) / area
-    y = (cover.sum(2) * np.arange(frames.shape[1])).sum(1) / area
-    track = {"left": -x, "right": x, "up": -y, "down": y, "grow": np.sqrt(area), "shrink": -np.sqrt(area)}[
-        motion
-    ]
-    return bool((np.diff(track) > -SLACK).all()) and float(track[-1] - track[0]) > 2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             limits.append(psnr(still[-1], truth[-1]) if has_end else psnr(still[0], truth[0]))
             made.append((prompt, frames))
             if scene.motion != "still":
-                one_way.append(goes_one_way(frames, scene.motion))
+                one_way.append(goes_one_way(way(frames), scene.motion))
             if has_end and index < 8:
                 rows.append(np.concatenate([truth[0], *frames[2:16:2], truth[-1]], axis=1))
         counts = check_prompts(made).counts

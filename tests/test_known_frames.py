@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ea_data.draw.caption import caption
 from ea_data.draw.check import check_prompts
+from ea_data.draw.known import psnr
 from ea_data.draw.scene import render, sample_scene
 from ea_dit import Transformer3DModel
 from ea_runtime import VideoPipeline
@@ -94,10 +94,6 @@ def test_sampling_equals_reference(
         posterior="mode",
     )
     assert relative(found.latents, golden[f"{case}.latents.{sampler}"]) < 1e-3
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((one.astype(float) - other) ** 2)))
 
 
 @pytest.mark.slow

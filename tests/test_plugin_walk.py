@@ -46,7 +46,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
         (own / f"_shared{number}.pth").write_text(f"import site; site.addsitedir({name!r})\n")
     ea = place / "bin" / "ea"
     ea.write_text(
-        f"#!{place}/bin/python\nimport sys\nfrom ea_runtime.cli.main import main\nsys.exit(main())\n"
+        f"#!{place}/bin/python\nimport os, sys\nfrom ea_runtime.cli.main import main\n"
+        "os.cpu_count = lambda: 1  # a process for each core: three videos keep one busy\nsys.exit(main())\n"
     )
     ea.chmod(0o755)
     env = {key: value for key, value in os.environ.items() if not key.startswith("UV_")}

@@ -1,4 +1,4 @@
-"""A set that `ea data run` made goes straight into training: a dry run, and twenty steps, for every profile."""
+"""A set that `ea data run` made goes straight into training: a dry run, and six steps, for every profile."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ mini_batch_decoder = 3
 perceptual = 0.0
 adversarial = 0.0
 [train]
-steps = 20
+steps = 6
 batch_size = 2
 lr = 1e-3
 warmup = 2
@@ -59,6 +59,14 @@ def _process_state() -> Iterator[None]:
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
     set_host(None)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two drawn raw videos."""
+    folder = tmp_path_factory.mktemp("drawn") / "raw"
+    assert run(["data", "draw-raw", "2", "-o", str(folder), "--height", "128", "--width", "160"]) == 0
+    return folder
 
 
 def stand_in(profile: str, path: Path) -> Path:
@@ -86,12 +94,17 @@ def stand_in(profile: str, path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", NAMES)
 def test_a_set_of_each_profile_trains(
-    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    profile: str,
+    raw: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["data", "draw-raw", "2", "-o", "raw", "--height", "128", "--width", "160"]) == 0
     chosen = str(stand_in(profile, tmp_path / "profile.toml"))
-    assert run(["data", "run", "raw", "-o", "set", "--profile", chosen, "--workers", "1", "--no-report"]) == 0
+    assert (
+        run(["data", "run", str(raw), "-o", "set", "--profile", chosen, "--workers", "1", "--no-report"]) == 0
+    )
     listed = json.loads((tmp_path / "set" / "dataset.json").read_text())
     assert len(listed) > 1
     assert {(entry["type"], entry["fps"]) for entry in listed} == {("video", 24.0)}
@@ -104,5 +117,5 @@ def test_a_set_of_each_profile_trains(
     assert str(len(listed)) in told
     assert run(words) == 0
     rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
-    assert rows[-1]["step"] == 20
+    assert rows[-1]["step"] == 6
     assert not any(row["skipped"] for row in rows)

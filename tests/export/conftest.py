@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
@@ -21,6 +22,17 @@ def _own_build_record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """A separate state folder: tests record nothing in the user's own."""
     patch = pytest.MonkeyPatch()
     patch.setenv("EA_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_table_of_operators() -> Iterator[None]:
+    """torch's exporter lists its thousand operators again for each graph, which takes half a second: here once."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
     yield
     patch.undo()
 

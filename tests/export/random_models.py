@@ -31,6 +31,8 @@ SMALL_DIT: dict[str, Any] = {
     "caption_channels": 48,
     "sample_size": 16,
 }
+#: numbers drawn for a tensor; a larger one repeats them
+_DRAWN = 1 << 20
 _MOTION_V3: dict[str, Any] = {"num_attention_heads": 16}
 #: what V3's inpainting transformer has next to V2's
 V3: dict[str, Any] = {
@@ -80,7 +82,9 @@ def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key, shape in shapes.items():
-            tensor = torch.randn(shape, generator=generator)
+            count = math.prod(shape)
+            drawn = torch.randn(min(count, _DRAWN), generator=generator)
+            tensor = drawn.repeat(-(-count // len(drawn)))[:count].reshape(shape)
             fan = math.prod(shape[1:]) if len(shape) > 1 else 1
             if len(shape) > 1:
                 tensor /= math.sqrt(fan)

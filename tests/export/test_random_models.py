@@ -1,4 +1,4 @@
-"""V2-shaped networks with random weights, 16x16 latents: ONNX Runtime on the CPU against PyTorch, fp32."""
+"""V2-shaped networks with random weights, 8x8 latents: ONNX Runtime on the CPU against PyTorch, fp32."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def check(report: Any, graphs: set[str]) -> None:
 
 
 def test_a_v2_shaped_model(random_models: ModuleType, tmp_path: Path) -> None:
-    """The published motion module (Vanilla), group norms of 32, three U-ViT blocks; 128x128 pixels."""
+    """The published motion module (Vanilla), group norms of 32, three U-ViT blocks; 64x64 pixels."""
     model = random_models.write_model(
         tmp_path / "model", random_models.SMALL_VAE, random_models.SMALL_DIT, torch.float32
     )
-    report = export(tmp_path, model, ("vae-decoder", "vae-encoder", "dit"), 128, num_frames=9)
+    report = export(tmp_path, model, ("vae-decoder", "vae-encoder", "dit"), 64, num_frames=9)
     check(report, {"vae-decoder-causal-3", "vae-encoder-causal-9", "dit"})
     norms = report["weights"]["vae-decoder"]["norms"]
     with torch.device("meta"):
@@ -60,6 +60,14 @@ def test_a_v3_shaped_model(random_models: ModuleType, tmp_path: Path) -> None:
     check(report, {"dit"})
     (one,) = report["parity"]
     assert len(one["blocks"]) == 4
+
+
+def test_known_frames_without_clips_picture(random_models: ModuleType, tmp_path: Path) -> None:
+    """As in the bundled model: V2's blocks, 12 input channels."""
+    dit = random_models.SMALL_DIT | {"num_layers": 2, "in_channels": 12, "enable_clip_in_inpaint": False}
+    model = random_models.write_model(tmp_path / "model", random_models.SMALL_VAE, dit, torch.float32)
+    report = export(tmp_path, model, ("dit",), 64, num_frames=9)
+    check(report, {"dit"})
 
 
 @full

@@ -202,9 +202,10 @@ def test_a_dropped_bias_and_a_wrong_group_would_be_found_out(
 @pytest.mark.parametrize("smooth", [True, False])
 def test_decoding_starts_at_any_frame(pipes: Any, smooth: bool) -> None:
     """As a run that is resumed does it; graphs of a bundle share the chunks of the network."""
-    latents = torch.randn(4, 9, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = {}
     for pipe in pipes:
-        whole = list(pipe.iter_frames(latents, seed=1, smooth=smooth))
-        for start in (1, 8, 9, 13, 22, 26):
+        whole[pipe] = list(pipe.iter_frames(latents, seed=1, smooth=smooth))
+        for start in (1, 9, 13, 17):
             later = list(pipe.iter_frames(latents, seed=1, smooth=smooth, start=start))
-            assert np.array_equal(later, whole[start:])
+            assert np.array_equal(later, whole[pipe][start:])

@@ -96,13 +96,12 @@ def test_loaded_equals_reference_and_unloads_to_the_bit(
     assert small.state_hash(model.denoiser, model.text.model) == hashed
 
 
-@pytest.mark.slow
-def test_a_hundred_cycles_in_bfloat16_change_no_bit(golden_folder: Path, reference: Path, small: Any) -> None:
+def test_cycles_in_bfloat16_change_no_bit(golden_folder: Path, reference: Path, small: Any) -> None:
     model = load_model(golden_folder, torch.bfloat16)
     hashed = small.state_hash(model.denoiser, model.text.model)
     file = read_lora(reference / "lora" / "lora_temporal.safetensors")
-    for cycle in range(100):
-        lora = load_lora(model, file, weight=0.1 + 0.01 * cycle)
+    for cycle in range(10):  # what adds and subtracts in bfloat16 is off after the first
+        lora = load_lora(model, file, weight=0.1 + 0.1 * cycle)
         if cycle % 2:
             lora.unload()
         else:

@@ -25,13 +25,23 @@ RunSet = Callable[..., Any]
 TEXTS = ["=1+1", 'a, "b"; c | d', "'tis ümlaut 红", "- @home"]
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the set that `made` hands out."""
+    return tmp_path_factory.mktemp("original")
+
+
 @pytest.fixture
-def made(tmp_path: Path, draw_video: Callable[..., Path], run_set: RunSet) -> Path:
-    """A set of four clips of two files, made from tmp_path / "raw"."""
-    (tmp_path / "raw").mkdir()
-    draw_video(tmp_path / "raw" / "=a.mp4", 48, seed=1)
-    draw_video(tmp_path / "raw" / "b.mp4", 48, seed=2)
-    run_set(tmp_path / "raw", tmp_path / "set")
+def made(original: Path, tmp_path: Path, draw_video: Callable[..., Path], run_set: RunSet) -> Path:
+    """A set of four clips of two files, made from tmp_path / "raw": made once, then copied with its raw files."""
+    raw = original / "raw"
+    if not raw.exists():
+        raw.mkdir()
+        draw_video(raw / "=a.mp4", 48, seed=1)
+        draw_video(raw / "b.mp4", 48, seed=2)
+        run_set(raw, original / "set")
+    for name in ("raw", "set"):
+        shutil.copytree(original / name, tmp_path / name)
     return tmp_path / "set"
 
 

@@ -30,7 +30,7 @@ KNOWN = ("inpaint_latents", "clip_encoder_hidden_states", "clip_attention_mask")
 class DenoisingStep(nn.Module):
     """Latents (R, C, t, h, w), timestep (R,), text (R, S, D), mask (R, S) [, further] -> noise (R, C, t, h, w).
 
-    further: size conditions; or of V3 the known frames (R, 2C, t, h, w), CLIP's embedding (R, 768) and its mask (R, 8).
+    further: size conditions; or the known frames (R, 2C, t, h, w), with V3 also CLIP's embedding (R, 768), mask (R, 8).
     """
 
     def __init__(self, model: Any) -> None:
@@ -42,11 +42,16 @@ class DenoisingStep(nn.Module):
     ) -> Tensor:
         arguments: dict[str, Any] = {}
         if self.model.cfg.has_known_frames:
-            arguments = dict(zip(KNOWN, further, strict=True))
+            arguments = dict(zip(known_inputs(self.model.cfg), further, strict=True))
         elif further:
             arguments = {"added_cond_kwargs": dict(zip(SIZES, further, strict=True))}
         out = self.model(latents, timestep, text, text_mask, return_dict=False, **arguments)[0]
         return out[:, : latents.shape[1]]
+
+
+def known_inputs(config: Any) -> tuple[str, ...]:
+    """The inputs of V3 that a model takes: all, or the known frames without CLIP's picture."""
+    return KNOWN if config.has_picture else KNOWN[:1]
 
 
 def graphs(part: str, network: Any, size: Size) -> list[Graph]:
@@ -71,7 +76,7 @@ def graphs(part: str, network: Any, size: Size) -> list[Graph]:
             Input((rows, CLIP_CHANNELS)),
             Input((rows, CLIP_TOKENS)),
         )
-        inputs |= dict(zip(KNOWN, known, strict=True))
+        inputs |= dict(zip(known_inputs(cfg), known, strict=False))
     blocks = tuple(f"model.transformer_blocks.{i}" for i in range(cfg.num_layers))
 
     def draw(generator: torch.Generator) -> dict[str, Tensor]:
@@ -88,7 +93,7 @@ def graphs(part: str, network: Any, size: Size) -> list[Graph]:
             "aspect_ratio": sides[:, :1] / sides[:, 1:],
         }
         if cfg.has_known_frames:
-            for name in KNOWN[:2]:
+            for name in known_inputs(cfg)[:2]:
                 drawn[name] = torch.randn(inputs[name].shape, generator=generator)
             # as with guidance: the first rows go without the picture
             drawn[KNOWN[2]] = (
@@ -154,7 +159,8 @@ class ExportedTransformer:
             embedding, mask = clip or (hidden_states.new_zeros(rows, CLIP_CHANNELS), None)
             if mask is None:
                 mask = embedding.new_full((rows, CLIP_TOKENS), float(clip is not None))
-            inputs |= dict(zip(KNOWN, (inpaint_latents, embedding, mask.to(embedding)), strict=True))
+            known = (inpaint_latents, embedding, mask.to(embedding))
+            inputs |= dict(zip(known_inputs(self.cfg), known, strict=False))
         group = shapes["latents"][0]
         noise = []
         for start in range(0, rows, group):

@@ -43,6 +43,17 @@ def test_each_stage_goes_on_from_the_one_before(folder: str, more: list[str]) ->
         assert options.init.folder == f"{before.run.out}/final"
 
 
+@pytest.mark.parametrize("folder", ["tiny", "published"])
+def test_known_frames_have_a_config(folder: str) -> None:
+    run, options = read(f"{folder}/dit-inpaint.toml")
+    assert (run.train.task, options.stage) == ("inpaint", "finetune")
+    assert options.inpaint is not None
+    if folder == "published":
+        assert (options.inpaint.known_frames, set(options.inpaint.masks.values())) == ((1, 2, 3, 4), {1.0})
+    with pytest.raises(ValueError, match="`masks` must have weights of 0 or more"):
+        read(f"{folder}/dit-inpaint.toml", "inpaint.masks={all=-1}")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_published_figures(stage: Stage) -> None:
     run, options = read(f"published/dit-{stage}.toml")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from ea_dit import Transformer3DModel
 from ea_dit.training import recipe
+from ea_dit.training.known_frames import KnownChannels
 from ea_dit.training.loss import add_noise, training_loss
 from ea_dit.training.options import DitOptions
 from ea_dit.training.recipe import DitRecipe
 from ea_runtime.errors import UserError
 from ea_runtime.settings import validate
-from ea_runtime.training.data.dataset import Bucket
+from ea_runtime.training.data.dataset import Bucket, Item
 from ea_runtime.training.data.draws import normal, uniform
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Batch, Context
@@ -48,7 +50,12 @@ class FakeSource:
         """It has none."""
 
     def __init__(
-        self, options: Any, context: Context, views: Sequence[Any] = (), single_frames: bool = False
+        self,
+        options: Any,
+        context: Context,
+        views: Sequence[Any] = (),
+        single_frames: bool = False,
+        with_frames: bool = False,
     ) -> None:
         generator = torch.Generator().manual_seed(0)
         kinds = {"both": (1, 27), "pictures": (1,), "videos": (27,)}[options.kinds]
@@ -57,6 +64,8 @@ class FakeSource:
         self.coded = [torch.randn(2, 4, self.num_latents(f), 4, 4, generator=generator) for f in self.lengths]
         self.tokens = torch.randn(13, 5, 12, generator=generator)
         self.fetched: list[tuple[Bucket, int]] = []
+        self.coder: Any = None
+        self.set = SimpleNamespace(item=lambda index: Item(Path(str(index)), "", True, 32, 32))
 
     def num_latents(self, num_frames: int) -> int:
         return 1 if num_frames == 1 else num_frames // 3
@@ -68,11 +77,16 @@ class FakeSource:
             for f in self.lengths
         ]
 
-    def fetch(self, indices: list[int], seed: int, bucket: Bucket, num_frames: int) -> Batch:
+    def fetch(
+        self, indices: list[int], seed: int, bucket: Bucket, num_frames: int, frames_of: Collection[int] = ()
+    ) -> Batch:
         self.fetched.append((bucket, num_frames))
         kept = self.num_latents(num_frames)
         moments = torch.stack([self.coded[i][:, :, :kept] for i in indices])
         return Batch(indices, {"moments": moments, "tokens": torch.tensor(indices)})
+
+    def moments(self, batch: Batch, device: str) -> Tensor:
+        return batch.tensors["moments"].flatten(1, 2).to(device)
 
     def encode(self, batch: Batch, generator: torch.Generator, device: str) -> Tensor:
         mean, spread = batch.tensors["moments"].unbind(1)
@@ -89,6 +103,14 @@ class FakeSource:
         return (self.tokens[rows] * mask[..., None]).to(dtype), mask
 
 
+class Flat:
+    """Encodes chunks of one grey level each: what a chunk of 9 frames is, in 3 latent frames of 4x4."""
+
+    def moments(self, frames: Tensor) -> Tensor:
+        level = frames.float().mean((1, 2, 3, 4)) / 255
+        return level.view(-1, 1, 1, 1, 1).expand(-1, 8, 3, 4, 4)
+
+
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
     """make(stage, loss={...}, init={...}, ...): a recipe on the fake set."""
@@ -100,6 +122,7 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
         model: dict[str, Any] | None = None,
         dtype: str = "fp32",
         checkpointing: bool = False,
+        task: str = "auto",
         **tables: Any,
     ) -> DitRecipe:
         data = {"path": "set", "parts": "parts", **tables.pop("data", {})}
@@ -113,6 +136,7 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
             say=lambda line: None,
             dtype=dtype,
             gradient_checkpointing=checkpointing,
+            task=task,
         )
         return DitRecipe(options, context)
 
@@ -517,3 +541,32 @@ def test_wrong_tables(tables: dict[str, Any], expected: str, make: Make) -> None
         make(**tables)
     assert str(caught.value).startswith(expected)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("channels", "task", "message"),
+    [
+        (12, "generate", "`train.task` must be 'inpaint' or 'auto' for a model of 12 input channels"),
+        (4, "inpaint", "`model.in_channels` must be 3 times the latents' for train.task 'inpaint', got 4"),
+        (4, "auto", "[inpaint] is for models that take known frames"),
+    ],
+)
+def test_task_and_model_must_fit(make: Make, channels: int, task: str, message: str) -> None:
+    model = {**MODEL, "in_channels": channels, "out_channels": 8}
+    tables = {"inpaint": {}} if task == "auto" else {}
+    with pytest.raises(UserError) as error:
+        make(model=model, task=task, **tables)
+    assert message in str(error.value)
+
+
+def test_known_frames_reach_the_model(make: Make) -> None:
+    """A mask that knows everything but the last frames, and one that knows nothing, give different losses."""
+    wide = {**MODEL, "in_channels": 12, "enable_clip_in_inpaint": False}
+    losses = []
+    for masks in ({"start": 1.0}, {"all": 1.0}, {"all": 1.0}):
+        made = fill(make(model=wide, inpaint={"masks": masks, "known_frames": [18]}))
+        made.source.coder = Flat()
+        made.known = KnownChannels(made.source.coder, made.source.scale, made.source.chunk)
+        losses.append(float(one(made).total.detach()))
+    assert losses[1] == losses[2]
+    assert losses[0] != losses[1]

@@ -27,6 +27,7 @@ from ea_runtime.errors import UserError
 from ea_runtime.generation.denoise import size_conditions
 from ea_runtime.generation.known_frames import nothing_given
 from ea_runtime.models.geometry import latent_channels
+from ea_runtime.models.memory.kept import kept_for_backward
 
 TEXT_TOKENS = 120  # of V2's prompts
 CARD_BYTES = 24 * 10**9
@@ -57,20 +58,19 @@ def count_kept(network: nn.Module, call: Callable[[], Any]) -> Kept:
     """Runs `call` (a forward pass of `network`, weights on any device) and counts what autograd keeps."""
     blocks = find_blocks(network)
     known = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
-    alive: dict[int, Tensor] = {}  # a storage that is freed could give its number to another
+    kept: dict[int, Tensor] = {}
     found = Kept([0] * len(blocks), [0] * len(blocks))
     current = -1
 
-    def count(tensor: Tensor) -> Tensor:
-        number, size = tensor.untyped_storage()._cdata, tensor.untyped_storage().nbytes()
-        if number not in known and number not in alive:
-            alive[number] = tensor
-            found.largest = max(found.largest, size)
-            if current < 0:
-                found.outside += size
-            else:
-                found.blocks[current] += size
-        return tensor
+    def count(number: int, tensor: Tensor) -> None:
+        if number in known:
+            return
+        size = tensor.untyped_storage().nbytes()
+        found.largest = max(found.largest, size)
+        if current < 0:
+            found.outside += size
+        else:
+            found.blocks[current] += size
 
     def enter(number: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -80,8 +80,8 @@ def count_kept(network: nn.Module, call: Callable[[], Any]) -> Kept:
                 # what all blocks get (modulation, text) is counted with the first
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
                     storage = tensor.untyped_storage()
-                    if storage._cdata not in alive and storage._cdata not in known:
-                        alive[storage._cdata] = tensor
+                    if storage._cdata not in kept and storage._cdata not in known:
+                        kept[storage._cdata] = tensor
                         found.inputs[number] += storage.nbytes()
             current = number
 
@@ -94,7 +94,7 @@ def count_kept(network: nn.Module, call: Callable[[], Any]) -> Kept:
     handles = [block.register_forward_pre_hook(enter(i), with_kwargs=True) for i, block in enumerate(blocks)]
     handles += [block.register_forward_hook(leave) for block in blocks]
     try:
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with kept_for_backward(count) as kept:
             result = call()
         del result
     finally:

@@ -59,7 +59,7 @@ class MemoryTable(Table):
 class LoraOptions(Table):
     """A whole `lora` config except [run] and [train].
 
-    data, loss, samples, phases: as in the base's recipe; [data] needs no `parts`: it is the base.
+    data, loss, inpaint, samples, phases: as in the base's recipe; [data] needs no `parts`: it is the base.
     """
 
     base: BaseTable = BaseTable()
@@ -69,6 +69,7 @@ class LoraOptions(Table):
     memory: MemoryTable = MemoryTable()
     data: dict[str, Any]
     loss: dict[str, Any] = Field(default_factory=dict)
+    inpaint: dict[str, Any] = Field(default_factory=dict)
     samples: dict[str, Any] = Field(default_factory=dict)
     phases: list[dict[str, Any]] = Field(default_factory=list)
 
@@ -82,5 +83,5 @@ class LoraOptions(Table):
             **self.base.settings,
             "data": {"parts": folder, "multiple": multiple, **cached, **self.data},
         }
-        more = {"loss": self.loss, "samples": self.samples, "phases": self.phases}
+        more = {"loss": self.loss, "inpaint": self.inpaint, "samples": self.samples, "phases": self.phases}
         return tables | {key: value for key, value in more.items() if value}

@@ -29,7 +29,7 @@ from ea_runtime.models.layout import resolve_folder
 from ea_runtime.plugins.host import get_host
 from ea_runtime.settings import validate
 from ea_runtime.text.lost_words import tell_lost_words
-from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
+from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults, check_task
 from ea_runtime.training.update.precision import DTYPES, short_attention
 
 
@@ -41,11 +41,13 @@ class LoraRecipe(RecipeDefaults):
     """
 
     options_model = LoraOptions
+    tasks = ("auto", "generate", "inpaint")
 
     def __init__(self, options: LoraOptions, context: Context) -> None:
         self.options, self.context = options, context
         self.folder = resolve_folder(options.base.model)
         recipe_class, for_base = _base_of(options)
+        check_task(recipe_class, options.base.recipe, context.task)
         self.base = recipe_class(for_base, context)
         self.network: nn.Module = self.base.model
         table = options.network

@@ -22,7 +22,8 @@ from ea_lora.matching import Match, Matching, match_lora, networks_of
 from ea_lora.network import load_lora
 from ea_runtime.generation.denoise import size_conditions
 from ea_runtime.generation.known_frames import nothing_given
-from ea_runtime.models.geometry import latent_channels
+from ea_runtime.models.clip_config import WIDTH as CLIP_WIDTH
+from ea_runtime.models.geometry import latent_channels, takes_picture
 from ea_runtime.models.layout import resolve_folder
 
 #: the probe: one picture and a short video, in latent frames, and the size of a latent frame
@@ -238,13 +239,17 @@ def _denoiser_outputs(denoiser: nn.Module) -> dict[str, Tensor]:
         latents = torch.randn(1, channels, frames, _PROBE_SIZE, _PROBE_SIZE, generator=generator)
         text = torch.randn(1, _PROBE_TOKENS, width, generator=generator).to(parameter)
         pixels = 8 * _PROBE_SIZE
+        known = nothing_given(config, latents.to(parameter))
+        if takes_picture(config):  # V3: a picture's tokens, so that their projection counts
+            picture = torch.randn(1, CLIP_WIDTH, generator=generator)
+            known["clip_encoder_hidden_states"] = picture.to(parameter)
         found[name] = denoiser(
             latents.to(parameter),
             timestep=torch.full((1,), _PROBE_TIMESTEP, device=parameter.device),
             encoder_hidden_states=text,
             encoder_attention_mask=torch.ones(1, _PROBE_TOKENS, device=parameter.device),
             added_cond_kwargs=size_conditions(config, 1, pixels, pixels, text),
-            **nothing_given(config, latents.to(parameter)),
+            **known,
         ).sample.double()
     return found
 

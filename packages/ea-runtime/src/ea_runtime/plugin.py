@@ -72,6 +72,7 @@ def ea_commands() -> list[CommandRecord]:
         ("export", "Export a model to ONNX or TensorRT, with a parity report."),
         ("generate", "Make a video or a picture from a prompt."),
         ("models", "List, check and convert model folders."),
+        ("plan", "Tell memory and time of a generation before anything is loaded."),
         ("plugins", "List installed plugins and their parts."),
         ("serve", "Serve a page and an API that make videos, with a queue."),
         ("train", "Train a part of a model from a config file."),

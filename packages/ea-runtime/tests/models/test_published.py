@@ -154,6 +154,70 @@ def test_check_of_the_published_layout(published_host: Host, tmp_path: Path) -> 
     ]
 
 
+#: CLIP ViT-L/14's picture half, with its projection
+CLIP_L: dict[str, int] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+
+
+def clip_shapes() -> dict[str, list[int]]:
+    """Names and shapes of ViT-L/14 as published, written from its sizes."""
+    width, inner = CLIP_L["hidden_size"], CLIP_L["intermediate_size"]
+    shapes = {
+        "vision_model.embeddings.class_embedding": [width],
+        "vision_model.embeddings.patch_embedding.weight": [width, 3, 14, 14],
+        "vision_model.embeddings.position_embedding.weight": [(224 // 14) ** 2 + 1, width],
+        "visual_projection.weight": [768, width],
+    }
+    layers = {f"self_attn.{one}_proj": [width, width] for one in ("q", "k", "v", "out")}
+    layers |= {"mlp.fc1": [inner, width], "mlp.fc2": [width, inner]}
+    for number in range(CLIP_L["num_hidden_layers"]):
+        for name, shape in layers.items():
+            shapes[f"vision_model.encoder.layers.{number}.{name}.weight"] = shape
+            shapes[f"vision_model.encoder.layers.{number}.{name}.bias"] = shape[:1]
+    norms = [f"encoder.layers.{n}.layer_norm{i}" for n in range(CLIP_L["num_hidden_layers"]) for i in (1, 2)]
+    for name in (*norms, "pre_layrnorm", "post_layernorm"):  # the first is spelt so
+        shapes |= {f"vision_model.{name}.{kind}": [width] for kind in ("weight", "bias")}
+    return shapes
+
+
+def test_the_published_layout_of_v3(published_host: Host, tmp_path: Path) -> None:
+    """A whole InP folder of 512: transformer, slice VAE and picture encoder load by name on the meta device."""
+    source = PUBLISHED.parent / "easyanimate_v3_inp_512" / "transformer"
+    folder = published_folder(tmp_path / "model")
+    shutil.copy(source / "config.json", folder / "transformer")
+    shapes = json.loads((source / "state_dict_shapes.json").read_text())
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    config |= {"slice_compression_vae": True, "mini_batch_encoder": 8, "mini_batch_decoder": 2}
+    (folder / "vae" / "config.json").write_text(json.dumps(config))
+    (folder / "image_encoder").mkdir()
+    (folder / "image_encoder" / "config.json").write_text(
+        json.dumps({"model_type": "clip_vision_model", **CLIP_L})
+    )
+    write_hole(folder / "transformer" / f"{STEM}.safetensors", shapes)
+    write_hole(folder / "vae" / f"{STEM}.safetensors", shapes_of("vae"))
+    write_hole(folder / "image_encoder" / "model.safetensors", clip_shapes())
+    denoiser = load_parts(folder, device="meta", parts=["denoiser"]).denoiser
+    assert len(shapes) == 1417
+    assert {n: list(tensor.shape) for n, tensor in denoiser.state_dict().items()} == shapes
+    del shapes["clip_projection.linear_2.bias"]  # the twin
+    write_hole(folder / "transformer" / f"{STEM}.safetensors", shapes)
+    report = check_folder(folder)
+    parts = {part.name: part for part in report.parts}
+    assert parts["denoiser"].missing == ["clip_projection.linear_2.bias"]
+    assert parts["denoiser"].num_parameters == 1_538_364_704
+    for name, count in (("vae", 245_979_879), ("image_encoder", 303_966_208)):
+        assert (parts[name].state, parts[name].unexpected, parts[name].num_parameters) == ("ok", [], count)
+    assert parts["vae"].num_tensors == 248
+    assert any("preprocessor_config.json" in note for note in report.notes)
+
+
 def test_without_the_packages_the_missing_one_is_named(use_fake_host: Host, tmp_path: Path) -> None:
     folder = published_folder(tmp_path / "model")
     for part in ("vae", "transformer"):

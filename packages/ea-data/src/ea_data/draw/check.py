@@ -20,6 +20,7 @@ import numpy as np
 
 from ea_data.draw.caption import parse_prompt
 from ea_data.draw.hull import core_fill, fill_hulls, rim_cover
+from ea_data.draw.known import KnownCheck, check_known
 from ea_data.draw.scene import AREAS, BACKGROUNDS, COLOURS, EXTENTS, SHAPES, coverage
 
 ATTRIBUTES: tuple[str, ...] = ("colour", "shape", "size", "motion", "background")
@@ -294,13 +295,17 @@ def measure(frames: np.ndarray) -> Measurement:
 
 @dataclass(frozen=True)
 class Checked:
-    """One clip: the attributes asked for, the measured ones, and which of those asked for are right."""
+    """One clip: the attributes asked for, the measured ones, and which of those asked for are right.
+
+    known: of a clip that was made from pictures.
+    """
 
     name: str
     prompt: str
     asked: dict[str, str]
     verdict: Measurement
     right: dict[str, bool]
+    known: KnownCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -330,20 +335,44 @@ class Report:
                 name: {"rate": self.rate(name), "right": right, "asked": asked}
                 for name, (right, asked) in self.counts.items()
             },
+            **({} if (known := self.known) is None else {"known": known}),
             "clips": [asdict(item) for item in self.items],
         }
 
+    @property
+    def known(self) -> dict[str, Any] | None:
+        """Of the clips made from pictures: dB to the given ones, and (right, of) by name; None if there are none."""
+        checks = [item.known for item in self.items if item.known is not None]
+        if not checks:
+            return None
+        found: dict[str, Any] = {"num_clips": len(checks)}
+        for name in ("first_psnr", "last_psnr"):
+            values = [value for check in checks if (value := getattr(check, name)) is not None]
+            if values:
+                found[name] = {"median": float(np.median(values)), "least": min(values)}
+        names = dict.fromkeys(name for check in checks for name in check.right)
+        verdicts = {name: [check.right[name] for check in checks if name in check.right] for name in names}
+        return found | {"right": {name: (sum(all_), len(all_)) for name, all_ in verdicts.items()}}
+
 
 def check_clip(
-    prompt: str, frames: np.ndarray, name: str = "", asked: Mapping[str, str] | None = None
+    prompt: str,
+    frames: np.ndarray,
+    name: str = "",
+    asked: Mapping[str, str] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Checked:
-    """Judges one clip by its prompt, or by `asked` if the truth is known. Pictures need not move."""
+    """Judges one clip by its prompt, or by `asked` if the truth is known. Pictures need not move.
+
+    given: the pictures that it was made from, as `known.check_known` takes them.
+    """
     verdict = measure(frames)
     wanted = dict(parse_prompt(prompt) if asked is None else asked)
     if verdict.motion is None:
         wanted.pop("motion", None)
     right = {attribute: getattr(verdict, attribute) == value for attribute, value in wanted.items()}
-    return Checked(name, prompt, wanted, verdict, right)
+    known = check_known(frames, given, wanted.get("motion")) if given else None
+    return Checked(name, prompt, wanted, verdict, right, known)
 
 
 def summarise(items: Iterable[Checked]) -> Report:

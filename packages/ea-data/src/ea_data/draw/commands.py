@@ -37,6 +37,15 @@ def draw(
     style: Annotated[
         str, typer.Option(help="filled, or outline (its captions end in a trigger word).")
     ] = "filled",
+    num_continued: Annotated[
+        int, typer.Option(help="Clips that continue given first frames; for train.task = inpaint.")
+    ] = 0,
+    num_bridged: Annotated[
+        int, typer.Option(help="Clips of 27 frames between given first and last frames; for the same.")
+    ] = 0,
+    first_last: Annotated[
+        bool, typer.Option("--first-last", help="Also write each clip's first and last frame as pictures.")
+    ] = False,
 ) -> None:
     """Draw a data set: coloured shapes that move, with captions and truth."""
     from rich.progress import Progress
@@ -50,11 +59,27 @@ def draw(
         num_pictures = 20 if is_look else 0
     if num_clips is None:
         num_clips = 0 if is_look else 100
-    config = DrawConfig(num_clips, num_pictures, seed, split, height, width, num_frames, fps, style)
+    config = DrawConfig(
+        num_clips,
+        num_pictures,
+        seed,
+        split,
+        height,
+        width,
+        num_frames,
+        fps,
+        style,
+        num_continued,
+        num_bridged,
+        first_last,
+    )
     with Progress(console=make_console(stderr=True), transient=True) as progress:
-        task = progress.add_task("drawing", total=num_clips + num_pictures)
+        task = progress.add_task("drawing", total=sum(config.counts.values()))
         write_set(out, config, on_item=lambda number: progress.update(task, completed=number))
-    typer.echo(f"drew {num_clips} clips and {num_pictures} pictures into {out}", err=True)
+    given = (
+        f", {num_continued} continued and {num_bridged} bridged ones" if num_continued or num_bridged else ""
+    )
+    typer.echo(f"drew {num_clips} clips{given} and {num_pictures} pictures into {out}", err=True)
 
 
 @app.command("check-drawn")
@@ -68,11 +93,11 @@ def check_drawn(
     sheet: Annotated[Path | None, typer.Option(help="Where to write a contact sheet (.png).")] = None,
     sheet_clips: Annotated[int, typer.Option(min=1, help="Clips on the contact sheet.")] = 16,
 ) -> None:
-    """Measure from the pixels alone whether clips show what their prompts ask for."""
+    """Measure from the pixels alone whether clips show what their prompts ask for, and the pictures they start from."""
     from rich.progress import track
 
     from ea_data.draw.check import check_clip, summarise
-    from ea_data.draw.files import find_sources, read_frames
+    from ea_data.draw.files import find_sources, read_frames, read_given
     from ea_data.records.store import write_text
     from ea_runtime.machine.terminal import make_console
 
@@ -81,12 +106,14 @@ def check_drawn(
     sources, skipped = find_sources(paths)
     items, shown = [], []
     for source in track(sources, "checking", console=make_console(stderr=True), transient=True):
-        frames = read_frames(source.path)
-        items.append(check_clip(source.prompt, frames, str(source.path), source.truth))
+        frames, given = read_frames(source.path), read_given(source)
+        items.append(check_clip(source.prompt, frames, str(source.path), source.truth, given))
         if sheet is not None and len(shown) < sheet_clips:
             shown.append((items[-1], frames))
     report = summarise(items)
     make_console().print(_table(report))
+    for line in _known_lines(report):
+        typer.echo(line)
     if skipped:
         typer.echo(f"skipped {len(skipped)} files without a prompt, first {skipped[0]}", err=True)
     if sheet is not None:
@@ -125,3 +152,18 @@ def _table(report: Report):
         rate = f"{right / asked:.1%}" if asked else "-"
         table.add_row(name, rate, str(right), str(asked), end_section=name == "background")
     return table
+
+
+def _known_lines(report: Report) -> list[str]:
+    known = report.known
+    if known is None:
+        return []
+    lines = [f"{known['num_clips']} of them were made from pictures:"]
+    for name, what in (("first_psnr", "first frame"), ("last_psnr", "last frame")):
+        if name in known:
+            found = known[name]
+            lines.append(
+                f"  {what} to the given one: median {found['median']:.1f} dB, least {found['least']:.1f} dB"
+            )
+    lines += [f"  {name}: {right} of {asked} right" for name, (right, asked) in known["right"].items()]
+    return lines

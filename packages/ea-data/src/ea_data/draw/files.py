@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,22 @@ from ea_runtime.files.texts import lines_of, read_text
 from ea_runtime.video import reader
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+#: pictures that a video may be made from, as the settings of `ea generate` call them
+GIVEN = ("image", "image_end")
 IMAGE_SUFFIXES = (".gif", ".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
 class DrawnClip:
-    """A clip to check: a file or a folder of frames, its prompt, and the truth if it is known."""
+    """A clip to check: a file or a folder of frames, its prompt, and the truth if it is known.
+
+    given: the pictures that it was made from, "image" and "image_end" of its sidecar, by the paths of their files.
+    """
 
     path: Path
     prompt: str
     truth: dict[str, str] | None = None
+    given: dict[str, Path] = field(default_factory=dict)
 
 
 def read_frames(path: Path) -> np.ndarray:
@@ -38,6 +44,23 @@ def read_frames(path: Path) -> np.ndarray:
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"cannot read {path}: its frames differ in size")
     return np.stack(frames)
+
+
+def read_given(clip: DrawnClip) -> dict[str, Any]:
+    """The pictures that a clip was made from. Raises ValueError for one that is gone or cannot be read."""
+    from PIL import Image
+
+    found: dict[str, Any] = {}
+    for name, path in clip.given.items():
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+                found[name] = picture
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{clip.path} was made from {path} (`{name}`), which cannot be read: {error}; put it back there"
+            ) from error
+    return found
 
 
 def _read_json(path: Path) -> Any:
@@ -78,25 +101,26 @@ def _from_dataset(listing: Path) -> list[DrawnClip]:
         raise ValueError(message) from error
 
 
-def _prompt_of(path: Path) -> str | None:
-    """The prompt in the sidecar of a clip, or None without one."""
+def _of_sidecar(path: Path) -> DrawnClip | None:
+    """A clip with the prompt and the pictures of its sidecar; None without one."""
     sidecar = path.with_suffix(".json") if path.is_file() else path.with_name(path.name + ".json")
     if not sidecar.is_file():
         return None
     found = _read_json(sidecar)
-    prompt = None
-    if isinstance(found, dict):
-        settings = found.get("settings")  # where `ea generate` writes it
-        prompt = found.get("prompt", settings.get("prompt") if isinstance(settings, dict) else None)
+    settings: dict[str, Any] = {}
+    if isinstance(found, dict):  # `ea generate` writes settings
+        settings = found | (found["settings"] if isinstance(found.get("settings"), dict) else {})
+    prompt = settings.get("prompt")
     if not isinstance(prompt, str):
         raise ValueError(f'{sidecar} must hold {{"prompt": "..."}} or the settings of `ea generate`')
-    return prompt
+    pictures = {name: settings[name] for name in GIVEN if isinstance(settings.get(name), str)}
+    return DrawnClip(path, prompt, given={name: path.parent / at for name, at in pictures.items()})
 
 
 def _is_clip(path: Path) -> bool:
     if path.is_dir():
         suffixes = (file.suffix.lower() for file in path.iterdir())
-        return _prompt_of(path) is not None and any(suffix in IMAGE_SUFFIXES for suffix in suffixes)
+        return _of_sidecar(path) is not None and any(suffix in IMAGE_SUFFIXES for suffix in suffixes)
     return path.suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES
 
 
@@ -105,9 +129,9 @@ def _in_folder(folder: Path) -> tuple[list[DrawnClip], list[Path]]:
         return _from_truth(folder / "truth.jsonl"), []
     if (folder / "dataset.json").is_file():
         return _from_dataset(folder / "dataset.json"), []
-    prompts = {path: _prompt_of(path) for path in sorted(folder.iterdir()) if _is_clip(path)}
-    found = [DrawnClip(path, prompt) for path, prompt in prompts.items() if prompt is not None]
-    return found, [path for path, prompt in prompts.items() if prompt is None]
+    clips = {path: _of_sidecar(path) for path in sorted(folder.iterdir()) if _is_clip(path)}
+    found = [clip for clip in clips.values() if clip is not None]
+    return found, [path for path, clip in clips.items() if clip is None]
 
 
 def find_sources(paths: Iterable[Path]) -> tuple[list[DrawnClip], list[Path]]:
@@ -126,8 +150,8 @@ def find_sources(paths: Iterable[Path]) -> tuple[list[DrawnClip], list[Path]]:
             sources += _from_truth(path)
         elif path.suffix == ".json":
             sources += _from_dataset(path)
-        elif (prompt := _prompt_of(path)) is not None:
-            sources.append(DrawnClip(path, prompt))
+        elif (clip := _of_sidecar(path)) is not None:
+            sources.append(clip)
         elif path.is_dir():
             found, passed = _in_folder(path)
             sources += found

@@ -72,7 +72,8 @@ class Scene:
     """One drawn scene. Positions and radii are fractions (see the top of this file), linear from start to
     end.
 
-    `phase` (0..1) is the moment that a one-frame picture of this scene shows.
+    `phase` (0..1) is the moment that a one-frame picture of this scene shows. The shape moves from time `begin` to
+    `finish`, and stands before and after.
     """
 
     colour: str
@@ -87,6 +88,8 @@ class Scene:
     start_radius: float
     end_radius: float
     phase: float = 0.5
+    begin: float = 0.0
+    finish: float = 1.0
 
     @property
     def combination(self) -> Combination:
@@ -179,6 +182,8 @@ def trajectory(scene: Scene, num_frames: int) -> tuple[np.ndarray, np.ndarray, n
     if num_frames < 1:
         raise ValueError(f"`num_frames` must be 1 or more, got {num_frames}")
     time = np.linspace(0.0, 1.0, num_frames) if num_frames > 1 else np.array([scene.phase])
+    if (scene.begin, scene.finish) != (0.0, 1.0):
+        time = np.clip((time - scene.begin) / (scene.finish - scene.begin), 0.0, 1.0)
     return (
         scene.start_x + (scene.end_x - scene.start_x) * time,
         scene.start_y + (scene.end_y - scene.start_y) * time,

@@ -2,6 +2,8 @@
 
     clips/000000.mp4 ...     h264, 4:4:4, visually lossless
     pictures/000000.png ...  when pictures are asked for
+    continued/, bridged/     clips with given frames (given.py), when asked for
+    ends/000000-first.png    first and last frame of each clip, when asked for; -last.png
     dataset.json             EasyAnimate's JSON: file_path (relative to the set), text, type, width, height
     truth.jsonl              one line per item: everything that was drawn, bit-exact
 
@@ -22,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ea_data.draw.caption import caption
+from ea_data.draw.given import BRIDGE_FRAMES, Given, sample_given
 from ea_data.draw.scene import sample_scene, split_combinations
 from ea_data.draw.style import STYLES, render_style, style_caption
 from ea_runtime.errors import writing
@@ -29,6 +32,7 @@ from ea_runtime.files.atomic import new_folder
 from ea_runtime.video.x264 import x264_options
 
 PICTURE_OFFSET = 1_000_000_000  # the index of a set's first picture
+CONTINUED_OFFSET, BRIDGED_OFFSET = 2_000_000_000, 3_000_000_000
 # Tagged in the file, so that no reader has to guess: SMPTE 170M (BT.601) matrix, limited range.
 _COLORSPACE = 6
 _COLOR_RANGE = 1
@@ -51,15 +55,29 @@ class DrawConfig:
     num_frames: int = 18
     fps: int = 12
     style: str = "filled"
+    num_continued: int = 0
+    num_bridged: int = 0
+    has_ends: bool = False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many items of each kind."""
+        names = ("num_clips", "num_pictures", "num_continued", "num_bridged")
+        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
-        if self.num_clips < 0 or self.num_pictures < 0 or self.num_clips + self.num_pictures < 1:
+        counts = self.counts
+        if min(counts.values()) < 0 or sum(counts.values()) < 1:
             raise ValueError(
-                "`num_clips` and `num_pictures` must be 0 or more and not both 0, "
-                f"got {self.num_clips} and {self.num_pictures}"
+                "`num_clips`, `num_pictures`, `num_continued` and `num_bridged` must be 0 or more and not all 0, "
+                f"got {', '.join(map(str, counts.values()))}"
             )
-        if max(self.num_clips, self.num_pictures) > PICTURE_OFFSET:
-            raise ValueError(f"`num_clips` and `num_pictures` must be at most {PICTURE_OFFSET}")
+        if max(counts.values()) > PICTURE_OFFSET:
+            raise ValueError(f"`num_clips` and the other counts must be at most {PICTURE_OFFSET}")
+        if self.has_ends and not self.num_clips:
+            raise ValueError(
+                "`first-last` writes the first and last frames of clips; ask for some with num_clips"
+            )
         if self.seed < 0:
             raise ValueError(f"`seed` must be 0 or more, got {self.seed}")
         split_combinations(self.split)
@@ -106,31 +124,64 @@ def write_set(folder: str | Path, config: DrawConfig, on_item: Callable[[int], N
         _write_items(temporary, config, on_item)
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of items: their folder, type, first index, frames each (None: as the set says), and given frames."""
+
+    folder: str
+    type: str
+    offset: int
+    num_frames: int | None = None
+    given: Given | None = None
+
+
+_KINDS = {
+    "num_clips": _Kind("clips", "video", 0),
+    "num_pictures": _Kind("pictures", "image", PICTURE_OFFSET, 1),
+    "num_continued": _Kind("continued", "video", CONTINUED_OFFSET, None, "start"),
+    "num_bridged": _Kind("bridged", "video", BRIDGED_OFFSET, BRIDGE_FRAMES, "ends"),
+}
+
+
 def _write_items(folder: Path, config: DrawConfig, on_item: Callable[[int], None] | None) -> None:
-    counts = {"video": config.num_clips, "image": config.num_pictures}
-    items = [(kind, i) for kind, count in counts.items() for i in range(count)]
+    items = [(kind, i) for name, kind in _KINDS.items() for i in range(config.counts[name])]
     entries: list[dict[str, Any]] = []
     with (folder / "truth.jsonl").open("w", encoding="utf-8") as truth:
         for number, (kind, position) in enumerate(items, start=1):
-            is_picture = kind == "image"
-            index = position + (PICTURE_OFFSET if is_picture else 0)
-            scene = sample_scene(config.seed, index, config.split)
-            text = style_caption(caption(scene, config.seed, index, is_picture=is_picture), config.style)
-            num_frames = 1 if is_picture else config.num_frames
-            frames = render_style(scene, config.style, config.height, config.width, num_frames)
-            name = f"pictures/{position:06d}.png" if is_picture else f"clips/{position:06d}.mp4"
-            (folder / name).parent.mkdir(exist_ok=True)
-            if is_picture:
-                Image.fromarray(frames[0]).save(folder / name)
-            else:
-                write_video(folder / name, frames, config.fps)
-            size = {"width": config.width, "height": config.height}
-            entries.append({"file_path": name, "text": text, "type": kind, **size})
-            drawn = {"seed": config.seed, "index": index, "split": config.split, "style": config.style}
-            rate = {"num_frames": num_frames, "fps": None if is_picture else config.fps}
-            line = {"file_path": name, "type": kind, "caption": text, "scene": asdict(scene)}
-            line |= drawn | size | rate
-            truth.write(json.dumps(line) + "\n")
+            entry, drawn = _write_item(folder, config, kind, position)
+            entries.append(entry)
+            truth.write(json.dumps(drawn) + "\n")
             if on_item is not None:
                 on_item(number)
     (folder / "dataset.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_item(
+    folder: Path, config: DrawConfig, kind: _Kind, position: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Draws one item; returns its row of dataset.json and its line of truth.jsonl."""
+    is_picture, index = kind.type == "image", position + kind.offset
+    num_frames = kind.num_frames or config.num_frames
+    if kind.given is None:
+        scene = sample_scene(config.seed, index, config.split)
+    else:
+        scene = sample_given(config.seed, index, config.split, kind.given, num_frames)
+    text = style_caption(caption(scene, config.seed, index, is_picture=is_picture), config.style)
+    frames = render_style(scene, config.style, config.height, config.width, num_frames)
+    name = f"{kind.folder}/{position:06d}.{'png' if is_picture else 'mp4'}"
+    (folder / name).parent.mkdir(exist_ok=True)
+    if is_picture:
+        Image.fromarray(frames[0]).save(folder / name)
+    else:
+        write_video(folder / name, frames, config.fps)
+    if config.has_ends and kind.folder == "clips":
+        (folder / "ends").mkdir(exist_ok=True)
+        for end, frame in (("first", frames[0]), ("last", frames[-1])):
+            Image.fromarray(frame).save(folder / f"ends/{position:06d}-{end}.png")
+    size = {"width": config.width, "height": config.height}
+    given = {} if kind.given is None else {"given": kind.given}
+    entry = {"file_path": name, "text": text, "type": kind.type, **size, **given}
+    line = {"file_path": name, "type": kind.type, "caption": text, "scene": asdict(scene)}
+    line |= {"seed": config.seed, "index": index, "split": config.split, "style": config.style}
+    line |= size | {"num_frames": num_frames, "fps": None if is_picture else config.fps} | given
+    return entry, line

@@ -1,7 +1,8 @@
 """Reads the list of a training set: EasyAnimate's JSON or CSV, or JSON lines, of file_path, text, type, width, height.
 
 Only the list is opened here, and the first bytes of files without `type`. A row may also have `num_frames`, a video's
-number of frames, so that no file need be opened before a run.
+number of frames, so that no file need be opened before a run, and `given`: "start" or "ends" for a clip whose caption
+holds for what comes after its first frames, or between its first and last ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from ea_runtime.training.data.dataset import Item
 NAMES = ("dataset.json", "dataset.csv", "dataset.jsonl")
 _MAX_PIXELS = 1 << 20
 _MAX_FRAMES = 1 << 30
+_COLUMNS = ("names", "texts", "videos", "widths", "heights", "num_frames", "typed", "given")
+_GIVEN = ("", "start", "ends")
 _DRIVE = re.compile(r"[A-Za-z]:/")
 
 
@@ -40,6 +43,7 @@ class Entries(Sequence[Item]):
     heights: list[int] = field(default_factory=list)
     num_frames: list[int] = field(default_factory=list)
     typed: list[bool] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,13 +56,14 @@ class Entries(Sequence[Item]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         size = self.widths[index], self.heights[index]
-        return Item(self.root / self.names[index], self.texts[index], self.videos[index], *size)
+        at = self.root / self.names[index]
+        return Item(at, self.texts[index], self.videos[index], *size, self.given[index])
 
     def take(self, indices: Iterable[int]) -> Entries:
         """Only those rows, in that order."""
         kept = Entries(self.root)
         for i in indices:
-            for name in ("names", "texts", "videos", "widths", "heights", "num_frames", "typed"):
+            for name in _COLUMNS:
                 getattr(kept, name).append(getattr(self, name)[i])
         return kept
 
@@ -153,6 +158,10 @@ def _add(entries: Entries, row: Any, beneath: _Beneath) -> None:
     entries.widths.append(_number("width", row.get("width"), _MAX_PIXELS, "pixels"))
     entries.heights.append(_number("height", row.get("height"), _MAX_PIXELS, "pixels"))
     entries.num_frames.append(_number("num_frames", row.get("num_frames"), _MAX_FRAMES, "frames"))
+    given = row.get("given") or ""
+    if given not in _GIVEN:
+        raise ValueError(f"`given` must be 'start' or 'ends', or left out, got {quote(given)}")
+    entries.given.append(given)
 
 
 def _name(name: str, beneath: _Beneath) -> str:

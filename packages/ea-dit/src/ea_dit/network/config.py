@@ -165,6 +165,7 @@ class TransformerConfig:
         basic_block_type: "motionmodule" (V2), or "global_motionmodule" (V3): blocks 0, 2, ... have motion modules of
             `motion_module_kwargs_even`, the others of `motion_module_kwargs_odd`.
         in_channels: of the latents; V3's 12 are 4 of the latents, 4 of the coded mask, 4 of the masked video.
+        enable_clip_in_inpaint: a model that takes known frames takes CLIP's embedding of the picture too, as V3's does.
     """
 
     num_attention_heads: int = 16
@@ -187,6 +188,7 @@ class TransformerConfig:
     motion_module_kwargs: MotionConfig = field(default_factory=MotionConfig)
     motion_module_kwargs_even: MotionConfig | None = None
     motion_module_kwargs_odd: MotionConfig | None = None
+    enable_clip_in_inpaint: bool = True
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TransformerConfig:
@@ -260,6 +262,11 @@ class TransformerConfig:
     def has_known_frames(self) -> bool:
         """V3's inpainting models: they take a mask and a masked video next to the latents, and CLIP's picture."""
         return self.out_channels is not None and 2 * self.in_channels == 3 * self.out_channels
+
+    @property
+    def has_picture(self) -> bool:
+        """True for a model that takes CLIP's embedding of a picture."""
+        return self.has_known_frames and self.enable_clip_in_inpaint
 
     @property
     def latent_channels(self) -> int:

@@ -52,9 +52,9 @@ def check_clip(
     """CLIP's embedding and the mask of its tokens; None without. Raises ValueError, one line."""
     if embedding is None:
         return None
-    if not config.has_known_frames:
+    if not config.has_picture:
         raise ValueError(
-            "`clip_encoder_hidden_states` is for models of V3 that take known frames; leave it out"
+            "`clip_encoder_hidden_states` is for models that take CLIP's picture, as V3's do; leave it out"
         )
     for name, value, expected in (
         ("clip_encoder_hidden_states", embedding, (batch, CLIP_CHANNELS)),

@@ -112,6 +112,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         motion_module_kwargs_odd: dict[str, Any] | None = None,
         qk_norm: bool = False,
         after_norm: bool = False,
+        enable_clip_in_inpaint: bool = True,
     ) -> None:
         super().__init__()
         self.cfg = cfg = TransformerConfig.from_mapping(self.config)
@@ -120,7 +121,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         self.caption_projection = (
             TextProjection(cfg.caption_channels, cfg.width) if cfg.caption_channels else None
         )
-        self.clip_projection = PictureProjection(cfg.text_inner_width) if cfg.has_known_frames else None
+        self.clip_projection = PictureProjection(cfg.text_inner_width) if cfg.has_picture else None
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(cfg, index) for index in range(cfg.num_layers)]
         )

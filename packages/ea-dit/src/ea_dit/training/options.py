@@ -1,4 +1,4 @@
-"""The tables of a `dit` config, checked once: [data], [model], [init], [loss], [trainable], [samples], [[phases]]."""
+"""The tables of a `dit` config, checked once: [data], [model], [init], [loss], [inpaint], [trainable], and so on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from ea_dit.training.known_frames import Kind
 from ea_dit.training.trainable import LOW_RATE, Stage
 from ea_runtime.training.latents.cache import EncodedOptions
 from ea_runtime.training.options import Table
@@ -85,6 +86,28 @@ class PhaseTable(Table):
     batch_size: int = Field(default=0, ge=0)
 
 
+class InpaintTable(Table):
+    """The masks of known frames of `train.task = "inpaint"` (known_frames.py). The defaults are EasyAnimate V3's."""
+
+    masks: dict[Kind, float] = Field(
+        default_factory=lambda: dict.fromkeys(("all", "start", "ends", "box", "part"), 1.0),
+        description="how often each kind of mask is drawn, as weights; a kind left out is not",
+    )
+    known_frames: tuple[int, ...] = Field(
+        default=(1, 2, 3, 4),
+        min_length=1,
+        description="numbers of frames that `start` and `ends` choose from",
+    )
+
+    @model_validator(mode="after")
+    def _drawable(self) -> InpaintTable:
+        if min(self.masks.values(), default=0) < 0 or sum(self.masks.values()) <= 0:
+            raise ValueError(f"`masks` must have weights of 0 or more, one above 0, got {self.masks}")
+        if min(self.known_frames) < 1:
+            raise ValueError(f"`known_frames` must be 1 or more, got {list(self.known_frames)}")
+        return self
+
+
 class SampleTable(Table):
     """The sheets in `samples/`: each of `sample_prompts`, drawn with the averaged weights; none: no sheets.
 
@@ -113,6 +136,7 @@ class DitOptions(Table):
     init: InitTable = InitTable()
     loss: LossTable = LossTable()
     trainable: TrainableTable = TrainableTable()
+    inpaint: InpaintTable | None = None
     samples: SampleTable = SampleTable()
     phases: tuple[PhaseTable, ...] = (PhaseTable(start=0),)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,22 @@ from torch import Tensor, nn
 
 from ea_dit.training.checkpointing import checkpoint_blocks
 from ea_dit.training.frame_crop import draw_length
+from ea_dit.training.known_frames import KnownChannels, MaskDraw
 from ea_dit.training.loss import NUM_TIMESTEPS, add_noise, min_snr_weights, training_loss
-from ea_dit.training.options import DataTable, DitOptions
+from ea_dit.training.options import DataTable, DitOptions, InpaintTable
 from ea_dit.training.start import start_network
 from ea_dit.training.trainable import choose, freeze_others, parameter_groups
 from ea_runtime.errors import UserError
+from ea_runtime.models.image_encoder import has_image_encoder
+from ea_runtime.models.layout import resolve_folder
 from ea_runtime.training.data.dataset import short_videos
 from ea_runtime.training.data.draws import normal, uniform
 from ea_runtime.training.latents.source import EncodedSource, make_cache
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
 from ea_runtime.training.update.precision import DTYPES, run_in, short_attention
+
+#: part of the batches in which CLIP's picture counts: V3's figure
+PICTURE_PART = 0.5
 
 
 class DitRecipe(RecipeDefaults):
@@ -32,19 +39,35 @@ class DitRecipe(RecipeDefaults):
     """
 
     options_model = DitOptions
+    tasks = ("auto", "generate", "inpaint")
 
     def __init__(self, options: DitOptions, context: Context) -> None:
         self.options = options
         self.context = context
         # before the set: a wrong config fails at once, and the draws of encoding cannot change the weights
         self.model, self.start_lines = start_network(options, context)
+        self._check_task()
         names, table = [name for name, _ in self.model.named_parameters()], options.trainable
         self.chosen = choose(names, options.stage, table.patterns, table.low)
         freeze_others(self.model, self.chosen)
         if options.stage == "align":  # fresh motion modules change nothing and take more than half the time
             self.model.set_motion_modules(False)
         self.data, views = self._data(options), self._views(options)
-        self.source = EncodedSource(self.data, context, views, single_frames=self.data.random_frame_crop)
+        self.source = EncodedSource(
+            self.data,
+            context,
+            views,
+            single_frames=self.data.random_frame_crop,
+            with_frames=self.model.cfg.has_known_frames,
+        )
+        self.known: KnownChannels | None = None
+        if self.model.cfg.has_known_frames:
+            self.known = KnownChannels(self.source.coder, self.source.scale, self.source.chunk)
+        self.has_pictures = self.model.cfg.has_picture and has_image_encoder(resolve_folder(self.data.parts))
+        if self.model.cfg.has_picture and not self.has_pictures:
+            context.say(
+                "`data.parts` has no image_encoder: what the model makes of CLIP's pictures is not trained"
+            )
         self._buckets = [self.source.buckets(*view) for view in views]
         self._check_widths()
         for line in self._short_videos():
@@ -100,7 +123,20 @@ class DitRecipe(RecipeDefaults):
         if self.data.random_frame_crop and bucket.kind == "video":
             # the seed is the step's, so all parts of a batch have one length
             num_frames = draw_length(num_frames, self.source.chunk, seed)
-        return self.source.fetch(indices, seed, bucket, num_frames)
+        if self.known is None:
+            return self.source.fetch(indices, seed, bucket, num_frames)
+        table = self.options.inpaint or InpaintTable()
+        draw = MaskDraw(table.masks, table.known_frames)
+        size = (num_frames, bucket.height, bucket.width)
+        masks = {i: draw(seed, i, *size, self.source.set.item(i).given) for i in indices}
+        # CLIP's picture of the first frame counts in half of the batches, as in V3
+        has_picture = self.has_pictures and random.Random(seed).random() < PICTURE_PART
+        need = {i for i, mask in masks.items() if has_picture or self.known.needs_frames(mask, num_frames)}
+        batch = self.source.fetch(indices, seed, bucket, num_frames, need)
+        if len(batch):
+            batch.tensors["masks"] = [masks[i] for i in batch.indices]
+            batch.tensors |= {"num_frames": num_frames, "has_picture": has_picture}
+        return batch
 
     def loss(self, batch: Batch, generator: torch.Generator, step: int, turn: str) -> Loss:
         device, indices = self.context.device, batch.indices
@@ -118,6 +154,7 @@ class DitRecipe(RecipeDefaults):
                 encoder_hidden_states=text,
                 encoder_attention_mask=mask,
                 added_cond_kwargs=self._sizes(latents),
+                **self._known(batch),
             ).sample
         table = self.options.loss
         terms = training_loss(output.float(), latents, noise, timesteps, snr=table.snr)
@@ -162,10 +199,36 @@ class DitRecipe(RecipeDefaults):
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder, safe_serialization=True)
 
+    def _known(self, batch: Batch) -> dict[str, Tensor]:
+        """The further inputs of a model that takes known frames."""
+        if self.known is None:
+            return {}
+        moments, ratio = self.source.moments(batch, self.context.device), self.source.spatial_ratio
+        size = (batch.tensors["num_frames"], moments.shape[-2] * ratio, moments.shape[-1] * ratio)
+        found = {"inpaint_latents": self.known(batch, moments, *size)}
+        if batch.tensors["has_picture"]:
+            found["clip_encoder_hidden_states"] = self.source.coder.pictures(batch.tensors["frames"][:, 0])
+        return {name: value.to(self.context.device, self.dtype) for name, value in found.items()}
+
+    def _check_task(self) -> None:
+        takes, task = self.model.cfg.has_known_frames, self.context.task
+        channels = self.model.cfg.in_channels
+        if takes and task == "generate":
+            raise UserError(
+                f"`train.task` must be 'inpaint' or 'auto' for a model of {channels} input channels, which takes known "
+                "frames, got 'generate'"
+            )
+        if task == "inpaint" and not takes:
+            raise UserError(
+                f"`model.in_channels` must be 3 times the latents' for train.task 'inpaint', got {channels}; V3 has 12"
+            )
+        if self.options.inpaint is not None and not takes:
+            raise UserError("[inpaint] is for models that take known frames; set train.task = 'inpaint'")
+
     def _check_widths(self) -> None:
         cfg = self.model.cfg
         for key, have, what, wanted in (
-            ("in_channels", cfg.in_channels, "VAE makes latents", self.source.channels),
+            ("in_channels", cfg.latent_channels, "VAE makes latents", self.source.channels),
             ("caption_channels", cfg.text_width, "text encoder makes features", self.source.width),
         ):
             if have != wanted:

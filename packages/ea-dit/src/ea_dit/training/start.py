@@ -23,8 +23,14 @@ def start_network(options: DitOptions, context: Context) -> tuple[Transformer3DM
     init, lines = options.init, []
     if init.folder:
         model = load_network(Transformer3DModel, init.folder, "denoiser")
-        _same_settings(model, options.model, init.folder)
         lines.append(f"start: {init.folder}")
+        if context.task == "inpaint" and not model.cfg.has_known_frames:
+            model = widened(model)
+            channels = model.cfg.in_channels
+            lines.append(
+                f"start: widened to {channels} input channels for known frames; the new ones start at zero"
+            )
+        _same_settings(model, options.model, init.folder)
     elif init.from_2d:
         lines.append(f"start: picture model {init.from_2d}")
         if context.dry_run:
@@ -38,15 +44,33 @@ def start_network(options: DitOptions, context: Context) -> tuple[Transformer3DM
     else:
         model = build_network(Transformer3DModel, options.model)
         initialize_weights(model)
-    if model.cfg.output_channels != 2 * model.cfg.in_channels:
+    channels = model.cfg.latent_channels
+    if model.cfg.output_channels != 2 * channels:
         raise UserError(
-            f"`model.out_channels` must be 2 x in_channels = {2 * model.cfg.in_channels} (noise and "
-            f"variance), got {model.cfg.output_channels}"
+            f"`model.out_channels` must be 2 x in_channels = {2 * channels} (noise and variance), "
+            f"got {model.cfg.output_channels}"
         )
     if init.motion:
         report = load_motion(model, Path(init.motion), dry_run=context.dry_run)
         lines.append(f"motion modules: {init.motion}: {report.line}")
     return model, lines
+
+
+def widened(model: Transformer3DModel) -> Transformer3DModel:
+    """A model that takes known frames as further channels, and gives what `model` gives until they are trained.
+
+    It takes no picture of CLIP's: the model before it has no use for one.
+    """
+    config = dict(model.config) | {"in_channels": 3 * model.cfg.in_channels, "enable_clip_in_inpaint": False}
+    wide = build_network(Transformer3DModel, {k: v for k, v in config.items() if not k.startswith("_")})
+    tensors = model.state_dict()
+    name = "pos_embed.proj.weight"
+    if not tensors[name].is_meta:
+        old = tensors[name]
+        new = old.new_zeros(wide.state_dict()[name].shape)
+        new[:, : old.shape[1]] = old
+        wide.load_state_dict({**tensors, name: new})
+    return wide
 
 
 def _same_settings(model: Transformer3DModel, table: dict[str, Any], folder: str) -> None:

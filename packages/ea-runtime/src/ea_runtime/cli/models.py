@@ -21,12 +21,13 @@ _SHOWN = 5
 @app.command("list")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the bundled models and those in the folder that EA_MODELS_DIR names."""
-    from ea_runtime.models.layout import PARTS, known_models
+    from ea_runtime.models.layout import IMAGE_ENCODER, PARTS, known_models
 
     rows: list[dict[str, Any]] = []
     for name, folder, origin in known_models():
         files = [path for path in folder.rglob("*") if path.is_file()]
-        parts = [spec.name for spec in PARTS.values() if (folder / spec.folder / "config.json").is_file()]
+        folders = {spec.name: spec.folder for spec in PARTS.values()} | {"image_encoder": IMAGE_ENCODER}
+        parts = [part for part, name in folders.items() if (folder / name / "config.json").is_file()]
         size = sum(path.stat().st_size for path in files)
         rows.append({"name": name, "from": origin, "folder": str(folder), "bytes": size, "parts": parts})
     if as_json:
@@ -140,6 +141,8 @@ def _show(report: FolderReport) -> None:
     console.print(f"model folder {escape(report.folder)}", soft_wrap=True)
     for part in report.parts:
         _show_part(console, part)
+    for note in report.notes:
+        console.print(f"[yellow]note[/yellow]     {escape(note)}", soft_wrap=True)
     for problem in report.problems:
         console.print(f"[red]problem[/red]  {escape(problem)}", soft_wrap=True)
     _show_memory(console, report.memory)
@@ -186,8 +189,14 @@ def _show_part(console: Any, part: PartReport) -> None:
 def _show_memory(console: Any, memory: dict[str, Any]) -> None:
     if not memory:
         return
-    total = {name: sum(part[name] for part in memory["weights"].values()) for name in ("fp32", "bf16")}
+    weights = dict(memory["weights"])
+    picture = weights.pop("image_encoder", None)
+    total = {name: sum(part[name] for part in weights.values()) for name in ("fp32", "bf16")}
     console.print(f"memory of the weights: {_size(total['fp32'])} in fp32, {_size(total['bf16'])} in bf16")
+    if picture is not None:
+        console.print(
+            f"  image_encoder: {_size(picture['fp32'])} of the CPU's memory while a picture is encoded"
+        )
     denoise, decode = memory["denoise_estimate"], memory["decode_estimate"]
     for what, item in (("denoising, with guidance", denoise), ("decoding, chunk by chunk", decode)):
         sizes = item["bytes_by_dtype"]

@@ -42,6 +42,7 @@ def train(
     from ea_runtime.plugins.host import get_host
     from ea_runtime.settings import validate
     from ea_runtime.training.options import read_config
+    from ea_runtime.training.recipe import check_task
 
     host = get_host()
     if recipe is None:
@@ -56,6 +57,7 @@ def train(
     elif run.run.recipe != recipe:
         raise UserError(f"`config` {config.name} is for recipe {run.run.recipe!r}, got {recipe!r}")
     recipe_class = record.build()
+    check_task(recipe_class, run.run.recipe, run.train.task)
     options = validate(recipe_class.options_model, run.recipe_options, config.name)
     if recipe == CACHE:
         if resume or dry_run:
@@ -185,7 +187,8 @@ def _cache(recipe_class: Any, options: Any, run: RunConfig) -> None:
     # an existing run continues in its own type, so its set is encoded in that
     dtype = _resolved(recipe_class, options, run, device, True, _say).train.dtype
     out = Path(run.run.out)
-    make(options, Context(seed=run.train.seed, device=device, out=out, say=_say, dtype=dtype))
+    task = run.train.task
+    make(options, Context(seed=run.train.seed, device=device, out=out, say=_say, dtype=dtype, task=task))
 
 
 def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], resume: bool) -> None:
@@ -217,7 +220,7 @@ def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], re
         torch.manual_seed(run.train.seed)
         context = Context(
             seed=run.train.seed, device=device, out=out, say=say, dtype=run.train.dtype,
-            gradient_checkpointing=run.train.gradient_checkpointing,
+            gradient_checkpointing=run.train.gradient_checkpointing, task=run.train.task,
         )  # fmt: skip
         instance = recipe_class(options, context)
         trainable = sum(

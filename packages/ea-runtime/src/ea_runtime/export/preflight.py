@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ea_runtime.errors import UserError
+from ea_runtime.planning.room import free_memory_of_host
 
 #: elements that a tensor may not reach: runtimes count them in 32 bits, and a build reports nothing
 MAX_ELEMENTS = 1 << 31
@@ -102,11 +103,9 @@ def available_memory() -> int | None:
     """Bytes available without swapping, or None if unknown."""
     if os.environ.get("EA_EXPORT_ANYWAY") == "1":
         return None
-    import psutil
-
     try:
-        return psutil.virtual_memory().available
-    except (OSError, psutil.Error):
+        return free_memory_of_host()
+    except OSError:
         return None
 
 

@@ -46,7 +46,7 @@ def inside(folder: Path, name: str) -> Path:
     into `blobs` next to `snapshots`; those count as inside.
     """
     pieces = name.split("/")
-    plain = name and "\\" not in name and "\0" not in name and ":" not in name
+    plain = "\\" not in name and "\0" not in name and ":" not in name
     if not plain or any(piece in ("", ".", "..") for piece in pieces):
         raise UserError(
             f"a file name in model folder {quote_path(folder)} must be a relative path without '..', "
@@ -61,7 +61,7 @@ def inside(folder: Path, name: str) -> Path:
         ) from error
     if roots[0].parent.name == "snapshots":
         roots.append(roots[0].parent.parent / "blobs")
-    if not any(real == root or real.is_relative_to(root) for root in roots):
+    if not any(real.is_relative_to(root) for root in roots):
         raise UserError(
             f"{quote(name)} in model folder {quote_path(folder)} is a link that leaves the folder; "
             "replace it by a copy of the file that it points to"

@@ -178,8 +178,8 @@ class NoisePredictor:
         clip = self.known.clip.to(self.embeds)
         rows, count = self.embeds.shape[0], len(clip)
         has_text = torch.arange(start, stop, device=clip.device) >= rows - count
-        mask = has_text[:, None].expand(-1, CLIP_TOKENS).to(clip)
         every = torch.cat([clip] * (rows // count))[start:stop]
+        mask = (has_text & every.any(dim=1))[:, None].expand(-1, CLIP_TOKENS).to(clip)  # zeros: no picture
         return {"clip_encoder_hidden_states": every, "clip_attention_mask": mask}
 
 

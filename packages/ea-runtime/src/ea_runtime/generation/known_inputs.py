@@ -18,7 +18,8 @@ from torch import Tensor
 from ea_runtime.errors import UserError
 from ea_runtime.generation.inputs import CLIP_APPLY_RATIO, has_known_frames, opened
 from ea_runtime.generation.known_frames import KnownFrames, encode_known_frames
-from ea_runtime.models.geometry import takes_known_frames
+from ea_runtime.models.clip_config import WIDTH
+from ea_runtime.models.geometry import takes_known_frames, takes_picture
 from ea_runtime.video.fitting import Fit, check_fit, fitted, lost_share
 from ea_runtime.video.pictures import to_rgb
 from ea_runtime.video.reader import read_frames
@@ -26,7 +27,12 @@ from ea_runtime.video.reader import read_frames
 if TYPE_CHECKING:
     from ea_runtime.generation.requests import Request
     from ea_runtime.models.geometry import Geometry
+    from ea_runtime.models.image_encoder import ImageEncoder
 
+NO_IMAGE_ENCODER = (
+    "the model has no image_encoder/ (CLIP), so the video is made without the text tokens of its first picture; add "
+    "one, or give `clip_image_embeds`"
+)
 #: a crop that loses a larger share of a picture is mentioned
 _LOST = 0.02
 
@@ -41,12 +47,21 @@ class KnownVideo:
 
 
 def encode_inputs(
-    request: Request, vae: Any, geometry: Geometry, config: Any, batch: int
+    request: Request,
+    vae: Any,
+    geometry: Geometry,
+    config: Any,
+    batch: int,
+    image_encoder: ImageEncoder | None = None,
 ) -> tuple[KnownFrames | None, tuple[str, ...]]:
     """The known frames of a checked request of `batch` videos, encoded, and notes for the user.
 
-    config: the denoiser's. None if nothing is known and the denoiser does not ask for it.
+    config: the denoiser's. image_encoder: for one of V3. None if nothing is known and the denoiser does not ask for it.
     """
+    if request.clip_image_embeds is not None and not takes_picture(config):
+        raise UserError(
+            "`clip_image_embeds` is for models that take CLIP's picture, as V3's do; leave it out"
+        )
     is_known = has_known_frames(request)
     if not is_known and not takes_known_frames(config):
         return None, ()
@@ -56,7 +71,8 @@ def encode_inputs(
         )
     size = (request.num_frames, request.height, request.width)
     found = read_known_frames(request, batch) if is_known else nothing_known(batch, *size)
-    clip, ratio = request.clip_image_embeds, request.clip_apply_ratio
+    clip, of_clip = _picture_embeds(request, found, config, image_encoder)
+    ratio = request.clip_apply_ratio
     known = encode_known_frames(
         vae,
         geometry,
@@ -65,10 +81,43 @@ def encode_inputs(
         found.mask,
         posterior=request.posterior or "mode",
         generators=[torch.Generator().manual_seed(number) for number in range(batch)],
-        clip=None if clip is None else clip.expand(batch, -1),
+        clip=clip,
         clip_apply_ratio=CLIP_APPLY_RATIO if ratio is None else ratio,
     )
-    return known, found.notes
+    return known, (*found.notes, *of_clip)
+
+
+def _picture_embeds(
+    request: Request, found: KnownVideo, config: Any, image_encoder: ImageEncoder | None
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """CLIP's embeddings (B, 768) of the videos' first frames, zeros for those that are not known; and notes.
+
+    What the request gives counts. None if no first frame is known, or nothing can encode it.
+    Differs from EasyAnimate's script: CLIP sees the first frame as the video shows it, as in its training, where the
+    script gives it the picture before it is brought to the video's size.
+    """
+    batch = len(found.video)
+    given = request.clip_image_embeds
+    if given is not None:
+        if given.ndim != 2 or given.shape[0] not in (1, batch) or given.shape[1] != WIDTH:
+            raise UserError(
+                f"`clip_image_embeds` must have shape (1 or {batch}, {WIDTH}), got {tuple(given.shape)}"
+            )
+        return given.expand(batch, -1), ()
+    known = [row for row in range(batch) if not bool((found.mask[row, :, 0] > 0.5).any())]
+    if not known or not takes_picture(config) or request.clip_apply_ratio == 0:
+        return None, ()
+    if image_encoder is None:
+        return None, (NO_IMAGE_ENCODER,)
+    levels = {row: (found.video[row, :, 0] * 255).round().to(torch.uint8).cpu() for row in known}
+    pictures = {
+        level.numpy().tobytes(): Image.fromarray(level.permute(1, 2, 0).numpy()) for level in levels.values()
+    }
+    encoded = dict(zip(pictures, image_encoder.encode(list(pictures.values())), strict=True))
+    embeds = torch.zeros(batch, WIDTH)
+    for row, level in levels.items():
+        embeds[row] = encoded[level.numpy().tobytes()]
+    return embeds, ()
 
 
 def read_known_frames(request: Request, batch: int) -> KnownVideo:
@@ -89,7 +138,10 @@ def read_known_frames(request: Request, batch: int) -> KnownVideo:
 
 def nothing_known(batch: int, count: int, height: int, width: int) -> KnownVideo:
     """For a denoiser that takes known frames, and a request without any: all is made."""
-    return KnownVideo(torch.zeros(batch, 3, count, height, width), torch.ones(batch, 1, count, height, width))
+    size = (count, height, width)
+    return KnownVideo(  # one number each, whatever the size
+        torch.zeros(1, 1, 1, 1, 1).expand(batch, 3, *size), torch.ones(1, 1, 1, 1, 1).expand(batch, 1, *size)
+    )
 
 
 def _between(request: Request, reader: _Reader, count: int) -> tuple[Tensor, Tensor]:

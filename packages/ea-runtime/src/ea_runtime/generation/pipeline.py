@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,12 +21,13 @@ from ea_runtime.generation.checking import check_call
 from ea_runtime.generation.decoding import decode_all, decoded
 from ea_runtime.generation.denoise import plan_steps
 from ea_runtime.generation.groups import Denoising
+from ea_runtime.generation.inputs import check_known_frames
 from ea_runtime.generation.known_frames import KnownFrames
 from ea_runtime.generation.known_inputs import encode_inputs
 from ea_runtime.generation.latents import draw_seed
 from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.prompts import encode_text
-from ea_runtime.generation.requests import Request, check_sampler
+from ea_runtime.generation.requests import Request, check_prompts, check_sampler
 from ea_runtime.generation.result import OnPreview, OnStep, VideoOutput
 from ea_runtime.generation.step_cache import check_step_cache
 from ea_runtime.generation.window_inputs import WindowInputs
@@ -34,6 +36,7 @@ from ea_runtime.machine.casting import cast
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.models.geometry import MAX_PIXELS, Geometry
+from ea_runtime.models.image_encoder import image_encoder_of
 from ea_runtime.models.layout import GenerationDefaults
 from ea_runtime.samplers.schedule import schedule_of_model
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ea_runtime.generation.run_state import RunState
+    from ea_runtime.planning.forecast import Forecast
 
 logger = logging.getLogger("ea")
 
@@ -65,6 +69,8 @@ class VideoPipeline:
     max_pixels: int = MAX_PIXELS
     #: the engine that `from_pretrained` loaded the parts with (engines/base.py); None: the parts were given
     engine: Any = None
+    #: of a model of V3 whose folder has one (models/image_encoder.py)
+    image_encoder: Any = None
 
     def __init__(
         self,
@@ -132,6 +138,7 @@ class VideoPipeline:
             model=os.fspath(model),
         )
         pipe.engine = made
+        pipe.image_encoder = image_encoder_of(loaded)
         return pipe
 
     @property
@@ -253,8 +260,8 @@ class VideoPipeline:
                 through. Default 1, with a video but no mask 0.6.
             fit: "crop" (default), "pad" or "stretch" to the size.
             posterior: "mode" (default) or "sample": how the VAE's encoder is read.
-            clip_image_embeds: (1 or B, 768), CLIP's embedding of the picture, for V3; it counts in the last
-                clip_apply_ratio (0.5) of the steps.
+            clip_image_embeds: (1 or B, 768), CLIP's embedding of the picture, for V3, in place of that which
+                `image_encoder` makes of a known first frame; it counts in the last clip_apply_ratio (0.5) of the steps.
             prompts_at: texts that take the prompt's place from a time on: "1.5s: a red circle | 36f: a blue one", or
                 pairs of a time and a text. Seconds are of the model's own frame rate.
             window: frames that are denoised at once; a longer video is made window by window. Default: the model's own
@@ -315,7 +322,7 @@ class VideoPipeline:
 
         def encode(one: Request) -> tuple[KnownFrames | None, tuple[str, ...]]:
             with watch():
-                return encode_inputs(one, self.vae, self.geometry, config, batch)
+                return encode_inputs(one, self.vae, self.geometry, config, batch, self.image_encoder)
 
         def decode(latents: Tensor, count: int, start: int) -> Iterator[np.ndarray]:
             return self.iter_frames(latents, smooth=False, num_frames=count, start=start)
@@ -327,6 +334,34 @@ class VideoPipeline:
             with Timed("decoding", result.timings, self.device):
                 result.frames = decode_all(self, result, step)
         return result
+
+    def plan(
+        self, prompt: str | Sequence[str] = "", *, memory: str | None = None, **settings: Any
+    ) -> Forecast:
+        """The memory and time of a call with these arguments, which is not made.
+
+        Args:
+            prompt: as in a call; of its text only the length counts.
+            memory: counted as free on the device, such as "24GiB"; None: what is free now, and what the parts take.
+            settings: any other arguments of a call.
+
+        Returns a `planning.forecast.Forecast`: `fits`, `peak` in bytes, `phases`, `way`, `nearest`, `seconds`. Raises
+        UserError as the call would.
+        """
+        from ea_runtime.generation.forecasts import forecast_pipeline
+        from ea_runtime.planning.room import parse_memory
+
+        wrong = next(
+            (name for name in settings if name not in signature(type(self).__call__).parameters), None
+        )
+        if wrong is not None:
+            raise UserError(f"`plan` takes the arguments of a call, got {wrong[:40]!r}; leave it out")
+        own = Request.of_model(self.defaults, negative_prompt="", smooth=True, batch_size=1)
+        asked = Request.of({"prompt": prompt, **settings}).over(own)
+        batch = len(check_prompts(prompt))
+        check_known_frames(asked)
+        checked = asked.checked(self.geometry, batch, self.max_pixels, self.defaults)
+        return forecast_pipeline(self, checked, batch, None if memory is None else parse_memory(memory))
 
     def iter_frames(
         self,

@@ -27,6 +27,13 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def current_rss() -> int:
+    """The resident set in bytes, now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True if torch ran out of memory, on any device."""
     import torch

@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import inside, quote_path, read_json
-from ea_runtime.models import memory
-from ea_runtime.models.geometry import Geometry
-from ea_runtime.models.layout import PARTS, PartSpec, class_name, read_defaults, resolve_folder
+from ea_runtime.models.geometry import Geometry, takes_picture
+from ea_runtime.models.image_encoder import (
+    CLASS_NAME,
+    NO_PREPROCESSOR,
+    has_image_encoder,
+    plan_image_encoder,
+)
+from ea_runtime.models.layout import IMAGE_ENCODER, PARTS, PartSpec, class_name, read_defaults, resolve_folder
 from ea_runtime.models.loading import PartPlan, build_from_config, plan_part, read_part_config, unknown_keys
+from ea_runtime.models.memory import estimates as memory
 from ea_runtime.models.weights import PartWeights, find_weights, is_pickle
 from ea_runtime.plugins.host import get_host
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass
@@ -44,7 +53,7 @@ class PartReport:
 
 @dataclass
 class FolderReport:
-    """All parts of a folder, what else is wrong, and estimates of memory in bytes."""
+    """All parts of a folder, what else is wrong or worth knowing, and estimates of memory in bytes."""
 
     folder: str
     parts: list[PartReport]
@@ -52,6 +61,7 @@ class FolderReport:
     scheduler: dict[str, Any]
     defaults: dict[str, Any]
     memory: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_loadable(self) -> bool:
@@ -77,6 +87,13 @@ def check_folder(model: str | os.PathLike[str]) -> FolderReport:
         report, config = _check_part(folder, spec)
         reports.append(report)
         configs[spec.name] = config
+    notes: list[str] = []
+    if has_image_encoder(folder):
+        reports.append(_check_image_encoder(folder, notes))
+    elif takes_picture(configs["denoiser"]):
+        notes.append(
+            f"no {IMAGE_ENCODER}/: this model takes CLIP's embedding of the first picture, and makes videos without it"
+        )
     problems: list[str] = []
     scheduler: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
@@ -88,7 +105,7 @@ def check_folder(model: str | os.PathLike[str]) -> FolderReport:
     except UserError as error:
         problems.append(str(error))
     memory = _memory(reports, configs, defaults) if all(part.state == "ok" for part in reports[:2]) else {}
-    return FolderReport(str(folder), reports, problems, scheduler, defaults, memory)
+    return FolderReport(str(folder), reports, problems, scheduler, defaults, memory, notes)
 
 
 def _check_part(folder: Path, spec: PartSpec) -> tuple[PartReport, dict[str, Any]]:
@@ -112,6 +129,26 @@ def _check_part(folder: Path, spec: PartSpec) -> tuple[PartReport, dict[str, Any
     return report, config
 
 
+def _check_image_encoder(folder: Path, notes: list[str]) -> PartReport:
+    from ea_runtime.models import meta
+
+    report = PartReport("image_encoder", IMAGE_ENCODER, class_name=CLASS_NAME, package="ea-runtime")
+    try:
+        entries = inside(folder, IMAGE_ENCODER).iterdir()
+        report.pickles = sorted(entry.name for entry in entries if is_pickle(entry.name))
+        _describe(report, find_weights(folder, IMAGE_ENCODER))
+        plan = plan_image_encoder(folder)
+        report.unknown_keys = list(plan.unknown_keys)
+        if plan.preprocessor is None:
+            notes.append(NO_PREPROCESSOR)
+        _fit(report, meta.build_shapes(plan.build), plan.weights)
+    except UserError as error:
+        report.state = str(error)
+    except OSError as error:
+        report.state = f"{IMAGE_ENCODER} cannot be read: {error.strerror or error}"
+    return report
+
+
 def _describe(report: PartReport, weights: PartWeights) -> None:
     report.files = [path.name for path in weights.files]
     report.num_tensors = len(weights.tensors)
@@ -126,17 +163,23 @@ def _compare(report: PartReport, plan: PartPlan) -> None:
     if plan.spec.name == "text" and report.class_name != "T5EncoderModel":
         return  # another package's encoder builds itself from the folder: its shapes are unknown here
     model = meta.build_shapes(lambda: build_from_config(plan))
-    report.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if plan.spec.name != "text":
         report.unknown_keys = unknown_keys(type(model), plan.config)
-    comparison = meta.compare(model, plan.weights.shapes)
+    _fit(report, model, plan.weights)
+
+
+def _fit(report: PartReport, model: nn.Module, weights: PartWeights) -> None:
+    from ea_runtime.models import meta
+
+    report.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    comparison = meta.compare(model, weights.shapes)
     report.missing = list(comparison.missing)
     report.unexpected = list(comparison.unexpected)
     report.wrong_shape = [
         {"name": name, "expected": list(expected), "got": list(got)}
         for name, expected, got in comparison.wrong_shape
     ]
-    meta.require_fit(comparison, plan.spec.folder)
+    meta.require_fit(comparison, report.folder)
 
 
 def _memory(reports: list[PartReport], configs: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from ea_runtime.errors import UserError
 from ea_runtime.files.atomic import new_folder, temporary_folder
 from ea_runtime.files.safe import inside, is_file, quote, quote_path
-from ea_runtime.models.layout import PARTS, resolve_folder
+from ea_runtime.models.layout import IMAGE_ENCODER, PARTS, resolve_folder
 from ea_runtime.models.weights import STEMS, is_pickle, read_header, read_weight_map
 
 _MAX_OUTPUT = 1 << 20
@@ -52,8 +52,10 @@ def convert_folder(model: str | os.PathLike[str], out: Path | None = None) -> li
     Returns what was written, an empty list if nothing was pickled. An error (UserError) leaves nothing behind.
     """
     folder = resolve_folder(model)
-    parts = [spec.folder for spec in PARTS.values() if inside(folder, spec.folder).is_dir()]
-    jobs = [job for name in parts if (job := _plan(folder, name)) is not None]
+    parts = [*(spec.folder for spec in PARTS.values()), IMAGE_ENCODER]
+    jobs = [
+        job for name in parts if inside(folder, name).is_dir() and (job := _plan(folder, name)) is not None
+    ]
     if out is not None:
         with new_folder(out, "--output", outside=folder) as staged:
             copy_rest(folder, staged)
@@ -101,7 +103,7 @@ def _plan(folder: Path, part: str) -> _PartFiles | None:
     names = sorted(entry.name for entry in inside(folder, part).iterdir())
     if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
         return None
-    stem = STEMS[part.startswith("text")]
+    stem = STEMS[part in (PARTS["text"].folder, IMAGE_ENCODER)]  # as transformers names its files
     indices = [name for name in names if name.endswith(".bin.index.json")]
     if len(indices) == 1:
         return _plan_shards(folder, part, indices[0], stem)

@@ -85,6 +85,12 @@ class Geometry:
             return -(-num_frames // self.temporal_ratio)
         return 1 if num_frames == 1 else num_frames // self.chunk_frames * self.chunk_latents
 
+    def pieces(self, num_frames: int) -> list[slice]:
+        """The frames of each pass of the VAE's encoder, which sees nothing of the others."""
+        alone = num_frames % 2 if self.is_slice else 0
+        starts = range(alone, num_frames, self.chunk_frames)
+        return [slice(0, 1)] * alone + [slice(i, min(i + self.chunk_frames, num_frames)) for i in starts]
+
     def num_frames(self, num_latents: int) -> int:
         """Frames that `num_latents` latent frames decode to. Raises UserError if no video has that many."""
         if self.is_slice:  # as the reference: an odd number of latent frames has frame 0 alone
@@ -202,6 +208,11 @@ def takes_known_frames(denoiser: Any) -> bool:
     """True for a denoiser that takes known frames as channels next to the latents, as V3's inpainting models do."""
     into, out = _get(denoiser, "in_channels"), _get(denoiser, "out_channels")
     return bool(into and out) and 2 * int(into) == 3 * int(out)
+
+
+def takes_picture(denoiser: Any) -> bool:
+    """True for a denoiser that takes known frames and CLIP's embedding of the first one, as V3's does."""
+    return takes_known_frames(denoiser) and _get(denoiser, "enable_clip_in_inpaint") is not False
 
 
 def latent_channels(denoiser: Any) -> int | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ea_runtime.files.hashes import file_hash
 from ea_runtime.files.safe import inside, is_file
-from ea_runtime.models.layout import PARTS, resolve_folder
+from ea_runtime.models.layout import PARTS, PREPROCESSOR_FOLDERS, resolve_folder
 
-_FOLDERS = (*(spec.folder for spec in PARTS.values()), "tokenizer", "scheduler")
+_FOLDERS = (*(spec.folder for spec in PARTS.values()), "tokenizer", "scheduler", *PREPROCESSOR_FOLDERS)
 _ENDINGS = (".json", ".safetensors", ".model", ".txt")
 _cache: dict[tuple[str, int, int, int], bytes] = {}
 

@@ -4,6 +4,7 @@
     vae/ transformer/             config.json + diffusion_pytorch_model.safetensors
     text_encoder/                 config.json + model.safetensors
     tokenizer/                    spiece.model or tokenizer.json
+    image_encoder/                optional, of V3: CLIP's picture encoder (clip_config.py)
     scheduler/scheduler_config.json   optional: the betas
     ea.json                       optional: sizes and settings that suit this model
 Large weights may be in shards, named by `<stem>.safetensors.index.json`.
@@ -27,6 +28,10 @@ from ea_runtime.samplers.schedule import schedule_of_model
 from ea_runtime.settings import validate
 
 BUNDLED = ("tiny",)
+#: folder of the optional part: CLIP's picture encoder, for models of V3 (image_encoder.py)
+IMAGE_ENCODER = "image_encoder"
+#: where that part's preprocessor_config.json is looked for
+PREPROCESSOR_FOLDERS = (IMAGE_ENCODER, "image_processor", "clip_image_processor", "feature_extractor")
 #: environment variable: a folder whose subfolders are models
 MODELS_DIR = "EA_MODELS_DIR"
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import MAX_INDEX_BYTES, inside, is_file, plain, quote, quote_path, read_json
+from ea_runtime.models.layout import IMAGE_ENCODER
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,8 @@ def find_weights(folder: Path, part: str) -> PartWeights:
         return _sharded(folder, part, indices[0])
     if not indices and len(singles) == 1 and not is_text:
         return _single(folder, f"{part}/{singles[0]}")
-    expected = f"{part}/{STEMS[is_text]}.safetensors (or its shards with .safetensors.index.json)"
+    stem = STEMS[is_text or part == IMAGE_ENCODER]
+    expected = f"{part}/{stem}.safetensors (or its shards with .safetensors.index.json)"
     if indices or singles:
         raise UserError(
             f"{part} of model folder {quote_path(folder)} has weights under other names; expected {expected}"

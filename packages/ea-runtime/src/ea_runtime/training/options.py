@@ -45,6 +45,11 @@ class TrainOptions(Table):
     """Length, rates and intervals of a run; the same for every recipe."""
 
     steps: int = Field(gt=0, description="optimiser steps in all")
+    task: Literal["auto", "generate", "inpaint"] = Field(
+        "auto",
+        description="inpaint: the denoiser also learns to continue, join and fill in known frames (recipes dit, lora); "
+        "auto: as the model that the run starts from takes known frames or not",
+    )
     batch_size: int = Field(gt=0, description="samples per step")
     accumulate: int = Field(1, gt=0, description="micro batches per step; batch_size is split into that many")
     optimizer: Literal["adamw", "adam", "adamw8bit"] = Field(

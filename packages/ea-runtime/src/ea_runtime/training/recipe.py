@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ea_runtime.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from pydantic import BaseModel
@@ -23,6 +25,7 @@ class Context:
     gradient_checkpointing: recompute activations in the backward pass.
     dry_run: the recipe is made only to be described, with `device` "meta" and torch's default device meta: it must
     load no weights, encode nothing and write nothing.
+    task: "auto", "generate" or "inpaint", as `train.task` says; see `check_task`.
     """
 
     seed: int
@@ -32,6 +35,7 @@ class Context:
     dtype: str = "fp32"
     gradient_checkpointing: bool = False
     dry_run: bool = False
+    task: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,10 @@ class Recipe(Protocol):
 
 
 class RecipeDefaults:
-    """Defaults of most recipes: one turn, everything averaged, no sheet, no set, nothing to do at the end."""
+    """Defaults of most recipes: one task and turn, everything averaged, no sheet, no set, nothing to do at the end."""
+
+    #: values of `train.task` that the recipe knows
+    tasks: Sequence[str] = ("auto", "generate")
 
     def modules(self) -> dict[str, nn.Module]:
         raise NotImplementedError
@@ -176,3 +183,10 @@ class RecipeDefaults:
 
     def finish(self) -> None:
         """Does nothing."""
+
+
+def check_task(recipe_class: Any, name: str, task: str) -> None:
+    """Raises UserError, one line, if a recipe does not know a task."""
+    known = getattr(recipe_class, "tasks", RecipeDefaults.tasks)
+    if task not in known:
+        raise UserError(f"`train.task` must be {' or '.join(known)} with recipe {name!r}, got {task!r}")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from ea_runtime.training.options import GuardOptions
-from ea_runtime.training.run.guard import Guard
+from ea_runtime.training.run.guard import Guard, _level
 
 HERE = Path(__file__).parent
 LOSSES: dict[str, list[tuple[int, float]]] = json.loads((HERE / "clean_losses.json").read_text())
@@ -183,6 +183,33 @@ def test_steps_that_are_not_finite_are_never_a_rise() -> None:
         assert not guard.is_clean
         assert not guard.is_rising
     assert guard.suspect_since == 35
+
+
+def test_half_of_a_batch_must_be_in_bins_that_are_known() -> None:
+    """Rows are (bin, mean log loss, samples); the level is the mean over samples of the known bins."""
+    medians = {0: 1.0, 2: 0.5}
+    assert _level([(0, 3.0, 2), (1, 9.0, 2)], medians) == 2.0
+    assert _level([(0, 3.0, 2), (1, 9.0, 3)], medians) is None
+    assert _level([(0, 3.0, 1), (2, 4.5, 3)], medians) == (1 * 2.0 + 3 * 4.0) / 4
+    assert _level([(0, 3.0, 3), (1, 9.0, 1), (2, 0.5, 1)], medians) == 6.0 / 4
+    assert _level([(1, 9.0, 1)], medians) is None
+    assert _level([], medians) is None
+
+
+def test_what_is_suspected_reaches_five_steps_back() -> None:
+    """After 40 equal steps one step of 20 times the loss is suspected, not alarmed, and three are a spike."""
+    guard = Guard(GuardOptions())
+    for number in range(40):
+        assert guard.check(number, 1.0, 1.0) == "ok"
+    assert (guard.is_clean, guard.is_rising, guard.suspect_since) == (True, False, None)
+    verdicts = []
+    for number in range(40, 44):
+        verdicts.append(guard.check(number, 20.0, 1.0))
+        assert (guard.is_clean, guard.is_rising, guard.suspect_since) == (False, True, 35)
+    assert verdicts == ["ok", "ok", "ok", "spike"]
+    early = Guard(GuardOptions())
+    assert early.check(2, math.nan, 1.0) == "skip"
+    assert early.suspect_since == 0
 
 
 def test_losses_without_a_logarithm_say_nothing() -> None:

@@ -131,6 +131,9 @@ def generate(
     resume: Annotated[
         bool, Option("--resume", help="Continue a run that was ended: give its command again with this.")
     ] = False,
+    force: Annotated[
+        bool, Option("--force", help="Try it even if memory seems too small; makes no plan.")
+    ] = False,
     metadata: Annotated[
         bool, Option("--metadata/--no-metadata", help="Write into the file how it was made (on).")
     ] = True,
@@ -153,6 +156,7 @@ def generate(
         target=target,
         overwrite=overwrite,
         resume=resume,
+        force=force,
         metadata=metadata,
         sign=sign,
     )

@@ -49,7 +49,7 @@ class Plan:
 
     request: what all jobs share, nothing left out. recorded: the record that is repeated, if any. classes: kind of
     record -> class of the model's networks. has_recipe: outputs say how they were made. signing: the key that signs
-    them, if any. resume: ended runs are continued. num_windows: of each video.
+    them, if any. resume: ended runs are continued. num_windows: of each video. is_forced: memory is not foretold.
     """
 
     request: ModelRequest
@@ -60,6 +60,7 @@ class Plan:
     signing: SigningKey | None = None
     resume: bool = False
     num_windows: int = 1
+    is_forced: bool = False
 
     @property
     def repeats_adapters(self) -> bool:
@@ -79,12 +80,14 @@ def make_plan(
     metadata: bool = True,
     sign: str | None = None,
     resume: bool = False,
+    force: bool = False,
 ) -> Plan:
     """Check everything that can be checked without the weights.
 
     size: WIDTHxHEIGHT. prompts: a file of them. lora_dir: the folder of LoRAs that prompts may name. sidecar: the one
     to repeat, or an output. target: the output; None: named after the prompt. metadata: outputs say how they were
-    made. sign: file of the key that signs them. resume: continue what was ended. Raises UserError.
+    made. sign: file of the key that signs them. resume: continue what was ended. force: try what memory seems too
+    small for. Raises UserError.
     """
     if resume and world_size() > 1:
         raise UserError(
@@ -128,6 +131,7 @@ def make_plan(
         signing=signing,
         resume=resume,
         num_windows=len(asked.windows(resolved.geometry)),
+        is_forced=force,
     )
 
 

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ea_runtime.cli.generate.forecast import watch_jobs
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ea_runtime.cli.generate.plan import Job, Plan
+    from ea_runtime.generation.forecasts import Watch
     from ea_runtime.generation.making import Made
     from ea_runtime.generation.pipeline import VideoPipeline
 
@@ -26,6 +29,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         return
     _announce(plan, todo[0], console)  # before any import that takes time
     asked = plan.request
+    watches = watch_jobs(plan, todo, device, console)
 
     from rich.markup import escape
 
@@ -52,6 +56,8 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         _same_threads(plan, pipe)
         share_out(pipe)
         model_sha256 = ModelHash(asked.model)
+        if watches:
+            watches[todo[0]].prepare(pipe)
     with timed("adapters", shared):
         handles, adapters = _put_on(plan.jobs[todo[0]], pipe, console)
     if not adapters:
@@ -71,13 +77,15 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
         if rank() > 0:
             _assist(pipe, job)
             continue
-        made = _make(plan, pipe, job, console, timings, model_sha256, adapters)
+        made = _make(plan, pipe, job, console, timings, model_sha256, adapters, watches.get(number))
         timings = made.timings
         timings["total"] = time.perf_counter() - start
         start = time.perf_counter()
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
         console.print(f"{parts} · {job.sidecar}", markup=False, style="dim", soft_wrap=True)
         _tell_joins(made, console)
+        if before is None and number in watches and not plan.resume:  # later peaks would be those before
+            console.print(watches[number].compare(timings, pipe), markup=False, style="dim", soft_wrap=True)
         _compare(plan, job, made, console)
         typer.echo(job.output.path)
 
@@ -144,6 +152,7 @@ def _make(
     timings: dict[str, float],
     model_sha256: Callable[[], str],
     adapters: list[dict[str, Any]],
+    watch: Watch | None,
 ) -> Made:
     """Makes one video and its sidecar, under a bar for each phase; an ended run's place stays saved."""
     from ea_runtime.cli.generate.progress import GenerationProgress
@@ -167,7 +176,7 @@ def _make(
                 has_recipe=plan.has_recipe,
                 signing=plan.signing,
                 timings=timings,
-                on_step=progress.on_step,
+                on_step=progress.on_step if watch is None else watch.on_step(pipe, progress.on_step),
                 run=run,
             )
     except BaseException:

@@ -19,8 +19,9 @@ from ea_runtime.machine.device import choose_device, choose_dtype
 from ea_runtime.machine.memory import free_memory
 from ea_runtime.models.hash import hashed_files
 from ea_runtime.models.layout import PARTS, resolve_folder
-from ea_runtime.models.memory import estimate_decode, estimate_denoise
+from ea_runtime.models.memory.estimates import estimate_decode, estimate_denoise
 from ea_runtime.models.weights import find_weights
+from ea_runtime.planning.room import free_memory_of_host
 from ea_runtime.serve.catalogue import ModelEntry
 from ea_runtime.serve.worker.loras import Loras
 from ea_runtime.serve.worker.preview import Previewer
@@ -129,9 +130,7 @@ def free_bytes(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    import psutil
-
-    return psutil.virtual_memory().available
+    return free_memory_of_host()
 
 
 def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:

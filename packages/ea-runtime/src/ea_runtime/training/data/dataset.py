@@ -33,13 +33,18 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One entry of a set. `path` is absolute and beneath the set's root; sizes are 0 where unknown."""
+    """One entry of a set. `path` is absolute and beneath the set's root; sizes are 0 where unknown.
+
+    given: "start" or "ends" if the caption tells how those frames go on or come together: a training of known frames
+    then always shows them. "": any.
+    """
 
     path: Path
     text: str
     is_video: bool
     width: int
     height: int
+    given: str = ""
 
 
 class BadSample(Exception):

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.machine.memory import free_memory
+from ea_runtime.models.image_encoder import ImageEncoder
+from ea_runtime.models.layout import resolve_folder
 from ea_runtime.training.data.dataset import to_float
 
 logger = logging.getLogger("ea")
@@ -68,6 +71,13 @@ class Coder:
             found += [embeds[mask.bool()] for embeds, mask in zip(encoded.embeds, encoded.mask, strict=True)]
         return found
 
+    @torch.no_grad()
+    def pictures(self, frames: Tensor) -> Tensor:
+        """Frames uint8 (B, H, W, 3) -> CLIP's embeddings (B, 768), float32 on the device; of V3's folders."""
+        if "image_encoder" not in self._loaded:
+            self._loaded["image_encoder"] = ImageEncoder(resolve_folder(self.parts)).load(self.device)
+        return self._loaded["image_encoder"]([Image.fromarray(frame) for frame in frames.cpu().numpy()])
+
     def free(self) -> None:
         """Frees the loaded parts."""
         if self._loaded:
@@ -82,6 +92,11 @@ class Coder:
             loaded = load_parts(self.parts, device=self.device, dtype=self.dtype, parts=(name,))
             self._loaded[name] = getattr(loaded, name)
         return self._loaded[name]
+
+
+def means(moments: Tensor) -> Tensor:
+    """The means of posteriors: float32 (B, C, t, h, w)."""
+    return moments.float().chunk(2, dim=1)[0]
 
 
 def draw_latents(moments: Tensor, noise: Tensor) -> Tensor:

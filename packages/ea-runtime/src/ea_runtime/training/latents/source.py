@@ -10,7 +10,7 @@ Shape legend: B samples, T frames, C latent channels, t h w latents, L tokens, D
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +36,8 @@ class EncodedSource:
     """Latents and text features of a set.
 
     views: the (size, num_frames) that the run will ask `buckets` for, None as the options say; a cache is made for
-    all of them. single_frames: clips may also be cut to one frame, whose latents are not those of a chunk.
+    all of them. single_frames: clips may also be cut to one frame, whose latents are not those of a chunk. with_frames:
+    `fetch` is asked for the frames of some samples too.
     channels: C. width: D. scale: what latents are multiplied by, as in the pipeline. chunk: frames that are encoded
     together; clips have a multiple of it, or one frame. spatial_ratio: pixels per latent.
 
@@ -50,6 +51,7 @@ class EncodedSource:
         context: Context,
         views: Sequence[View] = ((None, None),),
         single_frames: bool = False,
+        with_frames: bool = False,
     ) -> None:
         parts = resolve_folder(options.parts)
         geometry = Geometry.from_configs(read_json(parts, "vae/config.json"))
@@ -72,7 +74,7 @@ class EncodedSource:
                 "chunk": self.chunk,
                 "start_multiple": self.chunk * options.stride,
                 # what is encoded once need not be kept decoded
-                "keep_mib": 0 if is_cached else options.keep_mib,
+                "keep_mib": 0 if is_cached and not with_frames else options.keep_mib,
             }
         )
         self.set = open_set(self.options)
@@ -106,25 +108,50 @@ class EncodedSource:
         """Latent frames of a clip of `num_frames` frames."""
         return self._geometry.num_latents(num_frames)
 
-    def fetch(self, indices: list[int], seed: int, bucket: Bucket, num_frames: int | None = None) -> Batch:
+    def fetch(
+        self,
+        indices: list[int],
+        seed: int,
+        bucket: Bucket,
+        num_frames: int | None = None,
+        frames_of: Collection[int] = (),
+    ) -> Batch:
         """Samples of a bucket on the CPU, for `encode` and `text`: a function of its arguments.
 
-        num_frames: cut clips to that many (1 or a multiple of `chunk`, at most the bucket's).
+        num_frames: cut clips to that many (1 or a multiple of `chunk`, at most the bucket's). frames_of: of these
+        samples the batch has "frames" too, uint8 (B, T, H, W, 3), if it comes from the cache; zeros for the others.
         """
         if num_frames is not None:
             self._check_frames(num_frames)
             assert num_frames <= bucket.num_frames, "a crop is no longer than its clip"
             bucket = bucket._replace(num_frames=num_frames)
-        if self._cache is not None:
+        if self._cache is None:
+            return fetch_samples(self.set, indices, seed, bucket)
+        if not frames_of:
             return self._cache.fetch(indices, seed, bucket)
-        return fetch_samples(self.set, indices, seed, bucket)
+        wanted = [index for index in indices if index in frames_of]
+        read = fetch_samples(self.set, wanted, seed, bucket)
+        lost = {index for index, _, _ in read.bad}
+        batch = self._cache.fetch([index for index in indices if index not in lost], seed, bucket)
+        batch.bad += read.bad
+        if len(batch):
+            frames = torch.zeros(len(batch), *bucket[1:], 3, dtype=torch.uint8)
+            rows = {index: row for row, index in enumerate(read.indices)}
+            for place, index in enumerate(batch.indices):
+                if index in rows:
+                    frames[place] = read.tensors["frames"][rows[index]]
+            batch.tensors["frames"] = frames
+        return batch
+
+    def moments(self, batch: Batch, device: str | torch.device) -> Tensor:
+        """The posterior's mean and log-variance, (B, 2C, t, h, w); kept in the batch."""
+        if "moments" not in batch.tensors:
+            batch.tensors["moments"] = self.coder.moments(batch.tensors["frames"])
+        return batch.tensors["moments"].to(device)
 
     def encode(self, batch: Batch, generator: torch.Generator, device: str | torch.device) -> Tensor:
         """Latents drawn from the posterior times `scale`: float32 (B, C, t, h, w)."""
-        if "moments" in batch.tensors:
-            moments = batch.tensors["moments"].to(device)
-        else:
-            moments = self.coder.moments(batch.tensors["frames"]).to(device)
+        moments = self.moments(batch, device)
         shape = (moments.shape[1] // 2, *moments.shape[2:])
         return draw_latents(moments, normal(generator, batch.indices, shape)) * self.scale
 

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ea_runtime.errors import UserError
+from ea_runtime.models.memory.kept import kept_for_backward
 from ea_runtime.training.data.dataset import Bucket, bucket_name
 from ea_runtime.training.data.order import BatchOrder, PhaseOrder
 from ea_runtime.training.options import TrainOptions
@@ -57,7 +58,9 @@ def recipe_of_shapes(
 ) -> Recipe:
     """The recipe as it is made for a dry run; to be called within `shapes_only`. dtype: None as `train` says."""
     dtype, checkpointing = dtype or train.dtype, train.gradient_checkpointing
-    context = Context(train.seed, "meta", out, lambda line: None, dtype, checkpointing, dry_run=True)
+    context = Context(
+        train.seed, "meta", out, lambda line: None, dtype, checkpointing, dry_run=True, task=train.task
+    )
     return recipe_class(options, context)
 
 
@@ -246,19 +249,6 @@ def activation_bytes(recipe: Recipe, phase: Phase, order: BatchOrder, step: int,
     except Exception as error:  # a loss may be undefined without values: the plan comes without it
         return f"not counted ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
     return max(sizes) * count // len(batch)
-
-
-@contextmanager
-def kept_for_backward() -> Iterator[dict[int, Tensor]]:
-    """Collects what autograd saves within the block: one tensor of each storage, by the storage's number."""
-    kept: dict[int, Tensor] = {}  # alive, so that no number is used again
-
-    def take(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(take, lambda tensor: tensor):
-        yield kept
 
 
 class NoValues(TorchDispatchMode):

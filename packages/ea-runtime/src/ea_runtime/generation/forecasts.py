@@ -1,0 +1,190 @@
+"""Forecasts of requests, carried out and compared with what a run took. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ea_runtime.errors import UserError
+from ea_runtime.generation.adapters import AdapterChoice
+from ea_runtime.generation.inputs import has_known_frames, strength_of
+from ea_runtime.generation.requests import ModelRequest, Request
+from ea_runtime.models.geometry import Geometry
+from ea_runtime.planning.calibration import learned, read_calibration, write_calibration
+from ea_runtime.planning.choose import make_forecast
+from ea_runtime.planning.forecast import Forecast
+from ea_runtime.planning.parts import joined, loaded_part, read_lora, read_parts
+from ea_runtime.planning.phases import CUDA_CONTEXT, Planner
+from ea_runtime.planning.room import Room, find_room
+from ea_runtime.planning.setting import Setting, text_length
+from ea_runtime.planning.units import in_gb, in_seconds
+
+logger = logging.getLogger("ea")
+
+
+def forecast_request(
+    request: ModelRequest,
+    folder: Path,
+    *,
+    adapters: Sequence[AdapterChoice] = (),
+    batch: int = 1,
+    memory: int | None = None,
+    kind: str | None = "mp4",
+    is_last: bool = True,
+) -> Forecast:
+    """The forecast of a request that is complete, for a model folder.
+
+    batch: videos denoised together. memory: bytes to count as free on the device. kind: of the output. is_last: no
+    other prompt follows. Raises UserError for what cannot be forecast, or is not there.
+    """
+    if request.engine != "torch":
+        raise UserError(f"plans are made for engine torch, got {request.engine!r}; leave --engine out")
+    room = find_room(request.device, memory)
+    parts = read_parts(folder)
+    geometry = Geometry.from_configs(parts["vae"].config, parts["denoiser"].config)
+    planner = Planner(parts, geometry, room.kind, request.dtype or room.dtype, read_calibration(room.kind))
+    setting = setting_of(request, geometry, batch=batch, kind=kind, adapters=adapters)
+    was_tiled = bool(parts["vae"].config.get("use_tiling"))
+    return make_forecast(
+        planner, setting, room, str(request.model), can_drop_text=is_last, was_tiled=was_tiled
+    )
+
+
+def setting_of(
+    request: Request,
+    geometry: Geometry,
+    *,
+    batch: int = 1,
+    kind: str | None = None,
+    adapters: Sequence[AdapterChoice] = (),
+) -> Setting:
+    """The numbers of a request that memory and time follow from; a LoRA that cannot be read counts nothing."""
+    prompt = request.prompt if isinstance(request.prompt, str) else next(iter(request.prompt or ()), None)
+    negative = request.negative_prompt
+    negative = negative if isinstance(negative, str) else next(iter(negative or ()), "")
+    loras = []
+    for one in adapters:
+        with suppress(UserError):  # putting it on refuses it, and says more
+            loras += [read_lora(Path(one.path))] if one.weight else []
+    strength, windows = strength_of(request), request.windows(geometry)
+    return Setting(
+        frames=request.num_frames,
+        height=request.height,
+        width=request.width,
+        steps=max(1, min(request.num_inference_steps, int(request.num_inference_steps * strength))),
+        has_guidance=request.has_guidance,
+        batch=batch,
+        is_smooth=request.smooth,
+        has_known=has_known_frames(request),
+        has_cache=request.step_cache is not None,
+        text_tokens=(24 if prompt is None else text_length(prompt), text_length(negative)),
+        lora=joined([ranks for ranks, _ in loras]),
+        lora_bytes=sum(size for _, size in loras),
+        kind=kind,
+        window=windows.longest,
+        windows=len(windows),
+    )
+
+
+def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | None = None) -> Forecast:
+    """The forecast of a checked request of `batch` videos on a pipeline that is loaded (a VideoPipeline)."""
+    import torch
+
+    from ea_runtime.machine.device import dtype_name
+    from ea_runtime.machine.memory import current_rss
+
+    modules = {"text": getattr(pipe.text, "model", pipe.text), "denoiser": pipe.denoiser, "vae": pipe.vae}
+    parts = {name: loaded_part(name, module, _config_of(module)) for name, module in modules.items()}
+    device = pipe.device
+    room = find_room(str(device), memory)
+    dtype = dtype_name(pipe.dtype)
+    calibration = read_calibration(room.kind)
+    planner = Planner(parts, pipe.geometry, room.kind, dtype, calibration)
+    held = planner.weights(("text", "denoiser", "vae"))
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        room = Room("cuda", torch.cuda.get_device_name(device), memory or free, room.host_free, room.dtype)
+    else:
+        # this program's own memory is known: what it has now besides the parts
+        program = max(current_rss() - held, calibration.program)
+        planner = replace(planner, calibration=calibration.with_program(program))
+        held += program
+    setting = setting_of(request, pipe.geometry, batch=batch)
+    return make_forecast(
+        planner,
+        setting,
+        room,
+        pipe.model or "this pipeline",
+        can_drop_text=False,
+        was_tiled=bool(getattr(pipe.vae, "use_tiling", False)),
+        held=0 if memory else held,
+        together=max(1, min(request.batch_size, batch)),
+    )
+
+
+def _config_of(module: Any) -> Mapping[str, Any]:
+    config: Any = getattr(module, "config", {})
+    return config if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else {}
+
+
+@dataclass
+class Watch:
+    """A forecast that is carried out, and then compared with the run."""
+
+    forecast: Forecast
+
+    def prepare(self, pipe: Any) -> None:
+        """Sets the pipeline up for the way that was chosen."""
+        if self.forecast.way.is_tiled and hasattr(pipe.vae, "enable_tiling"):
+            pipe.vae.enable_tiling()
+
+    def on_step(self, pipe: Any, report: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+        """Progress, that drops the text encoder where the way says so."""
+        if not self.forecast.way.drops_text:
+            return report
+
+        def step(phase: str, done: int, total: int) -> None:
+            if phase != "text" and pipe.text is not None:
+                from ea_runtime.machine.memory import free_memory
+
+                pipe.text = None
+                free_memory()
+            report(phase, done, total)
+
+        return step
+
+    def compare(self, timings: Mapping[str, float], pipe: Any) -> str:
+        """One line, predicted against measured, which the next plans learn from."""
+        import torch
+
+        from ea_runtime.machine.memory import peak_rss
+
+        if self.forecast.device == "cuda":
+            measured, program = torch.cuda.max_memory_reserved(pipe.device) + CUDA_CONTEXT, 0
+        else:
+            measured, program = peak_rss(), read_calibration(self.forecast.device).program
+        return self.learn(timings, measured, program)
+
+    def learn(self, timings: Mapping[str, float], measured: int, program: int) -> str:
+        """Remembers a run with its peak in bytes and its seconds by phase; the line."""
+        f = self.forecast
+        phases = {
+            phase.name: (phase.seconds, timings[phase.name])
+            for phase in f.phases
+            if phase.seconds is not None and phase.name in timings
+        }
+        before = read_calibration(f.device)
+        taken = sum(seconds for _, seconds in phases.values())
+        planned = sum(seconds for seconds, _ in phases.values())
+        write_calibration(f.device, learned(before, program, f.peak, measured, phases))
+        line = (
+            f"plan: peak {in_gb(f.peak)} predicted, {in_gb(measured)} measured ({measured / f.peak - 1:+.0%})"
+        )
+        if phases:
+            line += f"; {in_seconds(planned)} predicted, {in_seconds(taken)} measured ({taken / planned - 1:+.0%})"
+        logger.debug("%s", line)
+        return line

@@ -1,0 +1,161 @@
+"""This machine measured for plans, in about ten seconds and in a separate process.
+
+Rates of arithmetic, and the program's own memory.
+
+`python -m ea_runtime.generation.measure_machine DEVICE` prints them as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ea_runtime.errors import UserError
+from ea_runtime.planning.calibration import PROGRAM_BYTES, Calibration, read_calibration, write_calibration
+
+#: seconds that each rate is measured
+_SECONDS = 0.8
+#: bytes of a file that are read to measure reading
+_READ = 256 << 20
+
+
+def calibrate(device: str) -> Calibration:
+    """Measures this machine and remembers it for `device`; runs so far are forgotten, since they were compared with
+    other figures. Raises UserError if it cannot be measured."""
+    words = [sys.executable, "-m", "ea_runtime.generation.measure_machine", device]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+        calibration = Calibration(int(found["program_bytes"]), found["rates"])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise UserError(f"`--calibrate` could not measure {device}: {last[:200]}") from error
+    if not write_calibration(device, calibration):
+        raise UserError(
+            "`--calibrate` cannot write the user's cache; set EA_CACHE to a folder that can be written"
+        )
+    return calibration
+
+
+def _measure(device: str) -> dict[str, Any]:
+    from ea_runtime.machine.allocator import tune_allocator
+    from ea_runtime.machine.light_imports import import_diffusers
+
+    tune_allocator()
+    started = time.perf_counter()
+    import torch
+
+    import_diffusers()
+    import transformers
+
+    tokenizer = transformers.PreTrainedTokenizerFast  # loaded when it is asked for
+    rates = {"imports": time.perf_counter() - started}
+    program = _program_bytes(device)
+    with torch.inference_mode():
+        rates |= _rates(device)
+    rates["disk"] = _disk_rate()
+    del tokenizer
+    return {"program_bytes": program, "rates": rates}
+
+
+def _program_bytes(device: str) -> int:
+    """The peak of a picture by the bundled model, without what the plan counts for its networks."""
+    from ea_runtime.errors import MissingPackageError
+    from ea_runtime.generation.forecasts import forecast_request
+    from ea_runtime.generation.pipeline import VideoPipeline
+    from ea_runtime.generation.requests import ModelRequest
+    from ea_runtime.generation.resolve import resolve
+    from ea_runtime.machine.memory import peak_rss
+
+    if device == "cuda":
+        return PROGRAM_BYTES
+    try:
+        pipe = VideoPipeline.from_pretrained("tiny", device=device)
+    except MissingPackageError:
+        return PROGRAM_BYTES
+    settings: dict[str, Any] = {"num_frames": 1, "num_inference_steps": 1}
+    pipe("a circle", seed=0, **settings)
+    resolved = resolve(ModelRequest(prompt="a circle", model="tiny", device=device, **settings))
+    forecast = forecast_request(resolved.request, resolved.folder, kind=None)
+    return peak_rss() - (forecast.peak - read_calibration(device).program)
+
+
+def _rates(device: str) -> dict[str, float]:
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    from ea_runtime.machine.device import choose_device, choose_dtype
+
+    where: dict[str, Any] = {"device": choose_device(device)}
+    where["dtype"] = choose_dtype(where["device"])
+    is_cpu = device == "cpu"
+    scale = 1 if is_cpu else 8
+    x, linear = torch.randn(1536 * scale, 768, **where), nn.Linear(768, 3072, **where)
+    image, weight = torch.randn(1, 128, 5, 32 * scale, 32, **where), torch.randn(128, 128, 3, 3, 3, **where)
+    q = torch.randn(2 * scale, 12, 512, 64, **where)
+    large, small, norm = (
+        torch.randn(8 << 20, **where),
+        torch.randn(8, 64, **where),
+        nn.Linear(64, 64, **where),
+    )
+
+    def convolve() -> Any:
+        if is_cpu and torch.backends.mkldnn.is_available():
+            ones = (1, 1, 1)
+            return torch.mkldnn_convolution(image, weight, None, ones, ones, ones, 1)
+        return F.conv3d(image, weight, None, 1, 1)
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    positions = image.shape[2] * image.shape[3] * image.shape[4]
+    works: dict[str, tuple[Callable[[], Any], float]] = {
+        "linear": (lambda: linear(x), 2.0 * len(x) * 768 * 3072),
+        "convolution": (convolve, 2.0 * positions * 128 * 128 * 27),
+        "attention": (
+            lambda: F.scaled_dot_product_attention(q, q, q),
+            4.0 * q.shape[0] * 12 * 512 * 512 * 64,
+        ),
+        "moved": (lambda: large + large, 2.0 * large.numel() * large.element_size()),
+        "calls": (lambda: norm(small), 0.5),  # every tensor of a walk is about two calls
+    }
+    return {name: amount / _seconds(work, wait) for name, (work, amount) in works.items()}
+
+
+def _seconds(work: Callable[[], Any], wait: Callable[[], None]) -> float:
+    """The median time of one call, of as many as fit."""
+    times = []
+    work()
+    wait()
+    stop = time.perf_counter() + _SECONDS
+    while time.perf_counter() < stop or len(times) < 3:
+        started = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - started)
+    return sorted(times)[len(times) // 2]
+
+
+def _disk_rate() -> float:
+    """Bytes a second of reading a large file that is there already: torch's own library."""
+    import torch
+
+    files = sorted(
+        Path(torch.__file__).parent.rglob("*"), key=lambda path: -path.stat().st_size if path.is_file() else 0
+    )
+    buffer, done, started = bytearray(1 << 20), 0, time.perf_counter()
+    with files[0].open("rb", buffering=0) as file:
+        while done < _READ and (count := file.readinto(buffer)):
+            done += count
+    return max(done, 1) / max(time.perf_counter() - started, 1e-6)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1])))  # noqa: T201

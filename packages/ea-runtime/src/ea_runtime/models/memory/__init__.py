@@ -1,0 +1,1 @@
+"""The one predictor of memory and arithmetic: networks walked through by their configs. Imports no torch."""

@@ -1,0 +1,105 @@
+"""A count of memory and arithmetic for a network that is walked through by its shapes alone. Imports no torch.
+
+A walk calls `new` where the network makes a tensor and `free` where the last reference to it goes. The walks next to
+this file follow the forward passes line by line; their test runs the networks themselves and compares.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from math import prod
+
+#: channels of oneDNN's blocks on a CPU with AVX-512; a convolution's input and output are padded to them
+BLOCK = 16
+#: multiply-adds below which ea-vae leaves a convolution to torch
+_MIN_ONEDNN = 2_000_000
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A tensor that is alive while something refers to it."""
+
+    size: int
+    references: int = 1
+
+
+@dataclass
+class Meter:
+    """Bytes that are alive, their peak, and work by kind ("linear", "convolution", "attention": FLOPs; "moved": bytes
+    read and written by everything else; "calls").
+
+    itemsize: bytes of an element. has_scratch: counts what oneDNN's convolutions take next to their tensors.
+    """
+
+    itemsize: int = 4
+    has_scratch: bool = False
+    now: int = 0
+    peak: int = 0
+    work: Counter[str] = field(default_factory=Counter)
+
+    def new(self, *shape: int, itemsize: int | None = None, passes: float = 2) -> Held:
+        """A tensor of that shape, with one reference. passes: how often its bytes are moved to make it."""
+        size = prod(shape) * (self.itemsize if itemsize is None else itemsize)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        self.work["moved"] += int(passes * size)
+        self.work["calls"] += 1
+        return Held(size)
+
+    def keep(self, held: Held) -> Held:
+        """The same tensor, with one more reference."""
+        held.references += 1
+        return held
+
+    def free(self, *those: Held | None) -> None:
+        """Each loses a reference; with the last one it is gone."""
+        for held in those:
+            if held is not None:
+                held.references -= 1
+                self.now -= 0 if held.references else held.size
+
+    def touch(self, size: int) -> None:
+        """`size` bytes are alive for a moment."""
+        self.peak = max(self.peak, self.now + size)
+
+    def linear(self, rows: int, into: int, out: int, lora: int = 0) -> Held:
+        """A linear layer on `rows` rows. lora: rank of a LoRA on it, 0 without one (peft's forward)."""
+        self.work["linear"] += 2 * rows * into * out
+        result = self.new(rows, out, passes=0)
+        if not lora:
+            return result
+        self.work["linear"] += 2 * rows * lora * (into + out)
+        small, change = self.new(rows, lora, passes=0), self.new(rows, out, passes=0)
+        self.free(small)
+        scaled = self.new(rows, out)
+        self.free(change)
+        total = self.new(rows, out, passes=3)
+        self.free(result, scaled)
+        return total
+
+    def attention(self, batch: int, queries: int, keys: int, width: int) -> Held:
+        """Fused attention of all heads together, `width` channels in all; no scores are kept."""
+        self.work["attention"] += 4 * batch * queries * keys * width
+        return self.new(batch, queries, width, passes=0)
+
+    def convolution(
+        self, batch: int, into: int, out: int, inputs: int, outputs: int, taps: int, *, is_direct: bool = True
+    ) -> Held:
+        """A convolution: `inputs` positions of `into` channels -> `outputs` positions of `out` channels.
+
+        taps: of the filter, in all dimensions. is_direct: oneDNN is asked for it, where it is large enough.
+        """
+        self.work["convolution"] += 2 * batch * outputs * taps * into * out
+        size = batch * outputs * out * self.itemsize
+        if self.has_scratch and is_direct and batch * inputs * into * out * taps >= _MIN_ONEDNN and taps > 1:
+            # measured: the input is laid out in blocks unless it has few channels, and so is the output
+            laid_in = 0 if into <= 4 else batch * inputs * _blocks(into) * self.itemsize
+            laid_out = batch * outputs * _blocks(out) * self.itemsize
+            weights = taps * _blocks(into) * _blocks(out) * self.itemsize
+            self.touch(laid_out + weights + max(laid_in, size))
+        return self.new(batch, outputs, out, passes=0)
+
+
+def _blocks(channels: int) -> int:
+    return -(-channels // BLOCK) * BLOCK

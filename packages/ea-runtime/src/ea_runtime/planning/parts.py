@@ -1,0 +1,155 @@
+"""Facts of a model's parts that a forecast needs: from headers and configs, or from modules that are loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ea_runtime.errors import UserError
+from ea_runtime.files.safe import plain
+from ea_runtime.models.config import check_config
+from ea_runtime.models.layout import PARTS, class_name
+from ea_runtime.models.loading import read_part_config
+from ea_runtime.models.memory.denoiser import DenoiserShape, LoraRanks
+from ea_runtime.models.memory.meter import Meter
+from ea_runtime.models.memory.text import walk_text
+from ea_runtime.models.memory.vae import VaeShape
+from ea_runtime.models.weights import DTYPES, find_weights, read_header
+
+#: bytes of an element by number format
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+
+
+class NoForecastError(UserError):
+    """The memory of a network of this class is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A network.
+
+    elements: of all its tensors. wide: those that stay float32 in float16. table: those of T5's table of words, of
+    which a prompt reads a few rows. stored: bytes by file. largest: bytes of the largest tensor in its file. dtypes:
+    of its tensors ("F16").
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    elements: int
+    wide: int = 0
+    table: int = 0
+    stored: tuple[int, ...] = ()
+    largest: int = 0
+    dtypes: tuple[str, ...] = ()
+    is_loaded: bool = False
+
+    def bytes_in(self, dtype: str) -> int:
+        """Bytes of the weights in a number format."""
+        wide = self.wide if dtype == "float16" else 0
+        return (self.elements - wide) * ITEMSIZE[dtype] + wide * 4
+
+    def is_cast_to(self, dtype: str) -> bool:
+        """True if loading makes another copy of the tensors, in this format."""
+        return any(DTYPES[name][0] != dtype for name in self.dtypes)
+
+
+def read_parts(folder: Path) -> dict[str, Part]:
+    """The parts of a model folder. Raises UserError for what cannot be loaded, or is of an unknown class."""
+    return {name: _read_part(folder, name) for name in PARTS}
+
+
+def _read_part(folder: Path, name: str) -> Part:
+    spec = PARTS[name]
+    config = read_part_config(folder, spec)
+    found = class_name(config, spec)
+    if found not in spec.class_names:
+        raise NoForecastError(
+            f"memory is known for a {spec.title} of class {' or '.join(spec.class_names)}, {spec.folder}/config.json "
+            f"names {found!r}"
+        )
+    weights = find_weights(folder, spec.folder)
+    check_config(config, f"{spec.folder}/config.json", len(weights.tensors))
+    _check_shape(name, config)
+    tensors = dict(weights.tensors)
+    if name == "text" and {"shared.weight", "encoder.embed_tokens.weight"} <= set(tensors):
+        del tensors["encoder.embed_tokens.weight"]  # the same table under both names
+    by_file = dict.fromkeys(weights.files, 0)
+    for entry in weights.tensors.values():
+        by_file[entry.file] += entry.end - entry.begin
+    return Part(
+        name,
+        config,
+        elements=sum(entry.count for entry in tensors.values()),
+        wide=sum(e.count for key, e in tensors.items() if name == "text" and ".wo." in key),
+        table=max(
+            (e.count for key, e in tensors.items() if "shared" in key or "embed_tokens" in key), default=0
+        ),
+        stored=tuple(by_file.values()),
+        largest=max((e.end - e.begin for e in tensors.values()), default=0),
+        dtypes=tuple(weights.dtypes),
+    )
+
+
+def _check_shape(name: str, config: dict[str, Any]) -> None:
+    """Raises UserError for a config whose numbers are none."""
+    spec = PARTS[name]
+    try:
+        if name == "text":
+            walk_text(Meter(), config)
+            return
+        shape = (VaeShape if name == "vae" else DenoiserShape).of(config)
+        numbers = [value for value in asdict(shape).values() if type(value) is int]
+        if min(numbers) < 0:
+            raise ValueError("a number is below 0")
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(
+            f"{spec.folder}/config.json does not fit a {spec.title}: {plain(error, 120)}; `ea models check` says more"
+        ) from error
+
+
+def loaded_part(name: str, module: Any, config: Mapping[str, Any]) -> Part:
+    """A part that is in memory already. module: anything with `parameters` and `buffers`, or none of them."""
+    tensors = {id(t): t for kind in ("parameters", "buffers") for t in getattr(module, kind, lambda: ())()}
+    return Part(name, config, elements=sum(int(t.numel()) for t in tensors.values()), is_loaded=True)
+
+
+_RANK = re.compile(r"(?:lora_down|lora_A)(?:\.default)?\.weight$")
+
+
+def read_lora(path: Path) -> tuple[LoraRanks, int]:
+    """The ranks of a LoRA's layers by place, from its header, and its bytes. Raises UserError."""
+    files = (
+        [path]
+        if path.is_file()
+        else sorted([*path.glob("*.safetensors"), *path.glob("text_encoder/*.safetensors")])
+    )
+    ranks: dict[str, int] = dict.fromkeys(("attention", "mlp", "motion", "motion_mlp", "text"), 0)
+    total = 0
+    for file in files:
+        header = read_header(file)
+        total += header.num_bytes
+        for key, entry in header.tensors.items():
+            if not _RANK.search(key) or not entry.shape:
+                continue
+            place = _place(re.sub(r"[.]", "_", key))
+            if place:
+                ranks[place] = max(ranks[place], entry.shape[0])
+    return LoraRanks(**ranks), total
+
+
+def _place(key: str) -> str | None:
+    is_motion = "attn_temporal" in key or "temporal_transformer" in key
+    if "_ff_net" in key:
+        return "motion_mlp" if is_motion else "mlp"
+    if is_motion:
+        return "motion"
+    return "attention" if "_attn1_" in key else "text" if "_attn2_" in key else None
+
+
+def joined(ranks: list[LoraRanks]) -> LoraRanks:
+    """Several LoRAs on one model: the ranks add up."""
+    names = LoraRanks.__dataclass_fields__
+    return LoraRanks(**{name: sum(getattr(one, name) for one in ranks) for name in names})

@@ -1,0 +1,210 @@
+"""The phases of a generation with their peaks, for one setting and one way.
+
+On a CPU a phase's bytes are the resident set of the whole program. On a CUDA card they are what torch's allocator
+holds, and the CUDA context.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ea_runtime.models.geometry import Geometry, takes_known_frames
+from ea_runtime.models.memory.denoiser import StepInput, walk_step
+from ea_runtime.models.memory.meter import Meter
+from ea_runtime.models.memory.text import walk_text
+from ea_runtime.models.memory.vae import count_tiles, tile_edge, walk_decode, walk_encode
+from ea_runtime.planning.calibration import Calibration
+from ea_runtime.planning.forecast import Phase, Way
+from ea_runtime.planning.parts import ITEMSIZE, Part
+from ea_runtime.planning.setting import Setting
+
+#: a CUDA context with the libraries that torch loads, on the card; not measured
+CUDA_CONTEXT = 600_000_000
+#: libraries and pinned memory of CUDA in the machine's memory; not measured
+CUDA_HOST = 1_500_000_000
+#: peft, which puts LoRAs on
+LORA_PROGRAM = 25_000_000
+#: of each file's writer: its libraries, and what it keeps for each pixel of a frame
+_WRITERS = {"mp4": (30_000_000, 90), "mov": (30_000_000, 90), "webm": (60_000_000, 120)}
+_OTHER_WRITER = (5_000_000, 12)
+#: frames of 3 float32 channels that decoding holds between its chunks
+_HELD, _HELD_SMOOTH = 18, 30
+#: frames that wait for the writer, 3 bytes a pixel
+_WAITING = 21
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """A model on a device. dtype: of denoiser and text encoder. has_pipeline: the parts are loaded already."""
+
+    parts: Mapping[str, Part]
+    geometry: Geometry
+    kind: str
+    dtype: str
+    calibration: Calibration
+
+    @property
+    def is_cpu(self) -> bool:
+        """True if networks compute on the CPU."""
+        return self.kind == "cpu"
+
+    def weights(self, names: tuple[str, ...]) -> int:
+        """Bytes of parts in their formats."""
+        return sum(self.parts[name].bytes_in(self.dtype_of(name)) for name in names)
+
+    def dtype_of(self, name: str) -> str:
+        """The number format of a part: with float16 the VAE runs in float32."""
+        return "float32" if name == "vae" and self.dtype == "float16" else self.dtype
+
+    def meter(self, part: str) -> Meter:
+        """A meter for a part's activations."""
+        dtype = self.dtype_of(part)
+        return Meter(ITEMSIZE[dtype], has_scratch=self.is_cpu and dtype == "float32")
+
+    def phases(self, setting: Setting, way: Way) -> tuple[Phase, ...]:
+        """All phases of one generation, in order."""
+        found = [self.loading(setting), self.text(setting, way)]
+        if setting.has_known or takes_known_frames(self.parts["denoiser"].config):
+            found.append(self.encoding(setting, way))
+        return (*found, self.denoising(setting, way), self.decoding(setting, way))
+
+    def phase(
+        self,
+        name: str,
+        way: Way,
+        setting: Setting,
+        activations: int,
+        host: int,
+        work: Mapping[str, int],
+        disk: int = 0,
+    ) -> Phase:
+        """host: bytes in the machine's memory whatever the device, next to the program's."""
+        held = self.weights(way.parts_in(name)) + setting.lora_bytes * ITEMSIZE[self.dtype] // 2
+        program = self.calibration.program + (LORA_PROGRAM if setting.lora_bytes else 0)
+        seconds = self.calibration.seconds(name, work, disk)
+        if self.kind != "cuda":
+            total = program + held + activations + host
+            return Phase(name, total, total, work, seconds)
+        return Phase(name, CUDA_CONTEXT + held + activations, program + CUDA_HOST + host, work, seconds)
+
+    def loading(self, setting: Setting) -> Phase:
+        """The weights, one part after the other."""
+        now = widest = 0
+        order = [self.parts[name] for name in ("vae", "denoiser", "text")]
+        for part in order:
+            size = part.bytes_in(self.dtype_of(part.name))
+            if part.name == "text":
+                # files are mapped, and a file's pages stay until all its tensors are cast
+                is_cast = part.is_cast_to(self.dtype)
+                passing = max(part.stored, default=0) if is_cast or self.kind == "cuda" else 0
+                size = size if is_cast or self.kind == "cuda" else 0
+            else:
+                passing = part.largest if part.is_cast_to(self.dtype_of(part.name)) else 0
+            widest = max(widest, now + passing + size)
+            now += size if self.kind != "cuda" else 0
+        stored = sum(sum(part.stored) for part in order)
+        way = Way("loading", {"loading": () if self.kind != "cuda" else ("vae", "denoiser", "text")})
+        return self.phase("loading", way, setting, 0, widest, {"moved": stored}, stored)
+
+    def text(self, setting: Setting, way: Way) -> Phase:
+        """The prompt, and with guidance the negative prompt."""
+        meter = self.meter("text")
+        if self.parts["text"].config:  # a pipeline may have none
+            walk_text(meter, self.parts["text"].config)
+        return self.phase(
+            "text", way, setting, meter.peak - self.unread(), 0, _times(meter.work, setting.branches)
+        )
+
+    def unread(self) -> int:
+        """Bytes of the table of words that no prompt touches: a mapped file is read where it is used."""
+        text = self.parts["text"]
+        is_mapped = self.kind != "cuda" and not text.is_loaded and not text.is_cast_to(self.dtype)
+        return text.table * ITEMSIZE[self.dtype] if is_mapped else 0
+
+    def encoding(self, setting: Setting, way: Way) -> Phase:
+        """Known frames (V3: the mask and the masked video as well)."""
+        vae, pixels = self.parts["vae"].config, setting.denoised[0] * setting.height * setting.width
+        is_v3 = takes_known_frames(self.parts["denoiser"].config)
+        # float32: the video and its mask, as they came and in -1..1, of all videos; reading takes 8 as well
+        host = 8 * 4 * pixels * setting.batch
+        meter = self.meter("vae")
+        chunk = min(setting.frames, self.geometry.chunk_frames)
+        height, width, tiles = self.tiled(setting, way)
+        walk_encode(meter, vae, chunk, height, width, setting.batch)
+        passes = -(-setting.frames // chunk) * (3 if is_v3 else 1) * tiles
+        return self.phase(
+            "encoding",
+            way,
+            setting,
+            meter.peak - self.unread_in(way, "encoding"),
+            host,
+            _times(meter.work, passes),
+        )
+
+    def denoising(self, setting: Setting, way: Way) -> Phase:
+        """All steps."""
+        frames, passes = setting.denoised
+        _, _, latents, rows, columns = self.geometry.latent_shape(1, frames, setting.height, setting.width)
+        meter = self.meter("denoiser")
+        step = StepInput(
+            way.batch, setting.branches, latents, rows, columns, setting.text_tokens, setting.has_cache
+        )
+        walk_step(meter, self.parts["denoiser"].config, step, setting.lora)
+        known = (
+            5 * 4 * way.batch * self.geometry.latent_channels * latents * rows * columns * setting.has_known
+        )
+        count = setting.steps * passes * -(-setting.batch // way.batch)
+        activations = meter.peak + known - self.unread_in(way, "denoising")
+        return self.phase("denoising", way, setting, activations, 0, _times(meter.work, count))
+
+    def decoding(self, setting: Setting, way: Way) -> Phase:
+        """All chunks of one video after the other, and the file."""
+        vae, geometry = self.parts["vae"].config, self.geometry
+        height, width, tiles = self.tiled(setting, way)
+        rows, columns = height // geometry.spatial_ratio, width // geometry.spatial_ratio
+        latents = geometry.num_latents(setting.frames)
+        chunk = min(latents, geometry.chunk_latents)
+        sides = min(geometry.chunk_latents, latents - chunk) if geometry.is_slice else 0
+        meter = self.meter("vae")
+        walk_decode(meter, vae, chunk, rows, columns, before=sides, after=sides)
+        work, chunks = Counter(meter.work), -(-latents // chunk)
+        work = _times(work, chunks * tiles)
+        is_smooth = setting.is_smooth and setting.frames > geometry.chunk_frames
+        peak = meter.peak
+        if is_smooth:
+            again = self.meter("vae")
+            walk_encode(again, vae, geometry.chunk_frames, height, width)
+            peak = max(peak, again.peak)
+            twice = Counter(again.work) + Counter(meter.work)
+            work = dict(Counter(work) + Counter(_times(twice, (chunks - 1) * tiles)))
+        frame = setting.height * setting.width
+        size = ITEMSIZE[self.dtype_of("vae")]
+        held = min(setting.frames, _HELD_SMOOTH if is_smooth else _HELD) * 3 * size * frame
+        if tiles > 1:
+            held += 3 * 3 * size * frame * min(setting.frames, geometry.chunk_frames)
+        fixed, each = (
+            (0, 3 * setting.frames * setting.batch)
+            if setting.kind is None
+            else _WRITERS.get(setting.kind, _OTHER_WRITER)
+        )
+        host = fixed + (each + 3 * min(setting.frames, _WAITING)) * frame
+        activations = peak + held - self.unread_in(way, "decoding")
+        return self.phase("decoding", way, setting, activations, host, _times(work, setting.batch))
+
+    def tiled(self, setting: Setting, way: Way) -> tuple[int, int, int]:
+        """Height and width that the VAE works on at once, and the number of tiles."""
+        if not way.is_tiled:
+            return setting.height, setting.width, 1
+        ratio = self.geometry.spatial_ratio
+        tiles = count_tiles(setting.height, ratio) * count_tiles(setting.width, ratio)
+        return tile_edge(setting.height), tile_edge(setting.width), tiles
+
+    def unread_in(self, way: Way, phase: str) -> int:
+        """As `unread`, in a phase that may hold no text encoder."""
+        return self.unread() if "text" in way.parts_in(phase) else 0
+
+
+def _times(work: Mapping[str, int], count: int) -> dict[str, int]:
+    return {kind: amount * count for kind, amount in work.items()}

@@ -1,0 +1,120 @@
+"""tools/mutants.py: which faults it makes of a source, where it leaves a source alone, and the shadow of a package."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+if sys.platform == "win32":
+    pytest.skip("it forks", allow_module_level=True)
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MUTATIONS, MUTANTS = load("mutations"), load("mutants")
+
+
+def faults(source: str) -> list[str]:
+    return [one.apply(source) for one in MUTATIONS.mutations(source)]
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("a < b", ["(a <= b)"]),
+        ("a in b", ["(a not in b)"]),
+        ("a == 'ü'", ["(a != 'ü')", "(a == 'ü?')"]),
+        ("a and b and c", ["(a or b or c)", "(b and c)", "(a and c)", "(a and b)"]),
+        ("not (a or b) and c", ["(not (a or b) or c)", "(c)", "(not (a or b))", "(a or b) and c"]),
+        ("x = -a", ["x = (a)"]),
+        ("a + b * c", ["(a - b * c)", "a + (b / c)"]),
+        ("a |= b", ["a &= b"]),
+        ("a = 3", ["a = (4)"]),
+        ("a: int = 3", ["a: int = (4)"]),
+        ("a = True", ["a = False"]),
+        ("def f(a: int = 0) -> None: ...", ["def f(a: int = (1)) -> None: ..."]),
+        ("a = ('x', 'y')", ["a = (('y',))", "a = (('x',))"]),
+        ("if a: f()", ["if (not a): f()", "if a: pass"]),
+        ("raise E(1 + 2, a < b)", ["pass"]),
+        ("f(x)", ["pass"]),
+        ("try: f = 1\nexcept (A, B): g = h", ["try: f = (2)\nexcept (A, B): g = h"]),
+        ("a[1:]", ["a[(2):]"]),
+        ("[a for a in b if c(a)]", ["[a for a in b if True]"]),
+        ("while a: break", ["while (not a): break", "while a: continue"]),
+        ("def f():\n    return a", ["def f():\n    return None"]),
+    ],
+)
+def test_the_faults_of_a_source(source: str, wanted: list[str]) -> None:
+    found = faults(source)
+    assert [one for one in wanted if one not in found] == [], found
+    assert source not in found
+    assert len(set(found)) == len(found)
+
+
+def test_each_exception_of_several_is_dropped() -> None:
+    assert {one.splitlines()[1] for one in faults("try: f = g\nexcept (A, B): g = h")} == {
+        "except ((B,)): g = h",
+        "except ((A,)): g = h",
+    }
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""Has 1 < 2 and words."""',
+        "from a import b",
+        "def f(a: Literal[1, 2]) -> tuple[int, 3]: ...",
+        "logger.warning('%s is %d', a, 1 + 2)",
+        "x = f'{a + 1}'",
+        "if TYPE_CHECKING:\n    a = 1",
+        "__all__ = ['a', 'b']",
+        "def f():\n    return None",
+    ],
+)
+def test_what_is_left_alone(source: str) -> None:
+    assert faults(source) == []
+
+
+def test_a_shadow_holds_the_faulty_module_and_links_to_all_else(tmp_path: Path) -> None:
+    module: Any = MUTANTS.find_module("ea_runtime.files.safe")
+    assert module.tests[0].name == "test_safe.py"
+    shadow = MUTANTS.Shadow(module, tmp_path)
+    shadow.write("broken = True\n")
+    assert shadow.file.relative_to(shadow.folder).as_posix() == "ea_runtime/files/safe.py"
+    assert shadow.file.read_text() == "broken = True\n"
+    assert "broken" not in module.path.read_text()
+    assert (shadow.folder / "ea_runtime" / "errors.py").samefile(module.root / "ea_runtime" / "errors.py")
+    assert (shadow.folder / "ea_runtime" / "files" / "atomic.py").is_symlink()
+    assert not (shadow.folder / "ea_runtime" / "files").is_symlink()
+
+
+def test_modules_that_cannot_be_tried_are_one_line() -> None:
+    for name in ("ea_runtime.no.such", "nothing"):
+        with pytest.raises(SystemExit, match=r"`MODULE` must be the dotted name"):
+            MUTANTS.find_module(name)
+
+
+def test_every_listed_module_and_test_is_there() -> None:
+    import tomllib
+
+    table = tomllib.loads(MUTANTS.SETTINGS.read_text(encoding="utf-8"))
+    for name in table["tests"]:
+        assert all(path.is_file() for path in MUTANTS.find_module(name).tests), name
+    for one in table.get("equivalent", []):
+        source = MUTANTS.find_module(one["module"]).path.read_text(encoding="utf-8")
+        lines = [MUTANTS.changed_lines(source, fault) for fault in MUTATIONS.mutations(source)]
+        assert (one["was"], one["becomes"]) in lines, one
+        assert one["reason"]
