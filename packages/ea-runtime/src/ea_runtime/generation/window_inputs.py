@@ -139,10 +139,8 @@ class WindowInputs:
         shape = geometry.latent_shape(len(rows), window.num_frames, request.height, request.width)
         inputs = None
         if self.takes_channels:
-            alone = window.num_frames % geometry.temporal_ratio if geometry.is_slice else 0
-            chunks, rest = divmod(window.num_frames - alone, geometry.chunk_frames)
-            pieces = [alone] * bool(alone) + [geometry.chunk_frames] * chunks + [rest] * bool(rest)
-            inputs = torch.cat([self._channels(count, False) for count in pieces], dim=2)
+            pieces = geometry.pieces(window.num_frames)
+            inputs = torch.cat([self._channels(one.stop - one.start, False) for one in pieces], dim=2)
             inputs = inputs.expand(len(rows), -1, -1, -1, -1)
         like = torch.zeros(shape) if inputs is None else inputs.new_zeros(shape)
         return KnownFrames(
