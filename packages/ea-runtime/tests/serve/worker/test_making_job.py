@@ -46,10 +46,13 @@ def test_a_job_makes_what_the_command_makes(rig: Any, undisturbed: Any) -> None:
     video, picture = rig.add(), rig.add(num_frames=1, seed=5)
     other: dict[str, Any] = {"fps": 8, "guidance": 3, "sampler": "euler-a", "size": "128x64", "smooth": False}
     unlike = rig.add(**other, negative_prompt="grey")
-    assert rig.work() == 3
+    windows: dict[str, Any] = {"num_frames": 36, "prompts_at": "18f: a blue square"}
+    long = rig.add(**windows)
+    assert rig.work() == 4
     assert rig.made(video) == undisturbed()
     assert rig.made(unlike) == undisturbed(**other, negative="grey")
     assert rig.made(picture) == undisturbed(num_frames=1, seed=5)
+    assert rig.made(long) == undisturbed(**windows)
     assert rig.made(video) != undisturbed(seed=4), "the twin: another seed"
 
 
