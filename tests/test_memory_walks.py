@@ -46,7 +46,8 @@ def allocated(run: Callable[[], Any]) -> int:
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
     total = peak = 0
-    for event in sorted(seen.profiler.kineto_results.events(), key=lambda one: one.start_ns()):
+    profiler: Any = seen.profiler
+    for event in sorted(profiler.kineto_results.events(), key=lambda one: one.start_ns()):
         if event.name() == "[memory]":
             total += event.nbytes()
             peak = max(peak, total)
@@ -125,13 +126,12 @@ def test_an_encoded_piece(config: dict[str, Any], frames: int) -> None:
 
 def test_the_plan_of_a_pipeline() -> None:
     pipe = VideoPipeline(AutoencoderKLMagvit(**VAE), Transformer3DModel(**DENOISER))
-    settings: dict[str, Any] = {"num_frames": 36, "height": 128, "width": 128}
-    plan = pipe.plan("a circle", num_inference_steps=3, **settings)
+    plan = pipe.plan("a circle", num_inference_steps=3, num_frames=36, height=128, width=128)
     assert plan.fits
     assert (plan.steps, plan.dtype, plan.way.is_tiled) == (3, "float32", False)
-    small = pipe.plan("a circle", memory="500MB", **settings)
+    small = pipe.plan("a circle", memory="500MB", num_frames=36, height=128, width=128)
     assert not small.fits
-    longer = pipe.plan("a circle", **settings | {"num_frames": 72})
+    longer = pipe.plan("a circle", num_frames=72, height=128, width=128)
     assert longer.phase("denoising").flops > 1.9 * plan.phase("denoising").flops / 3
     with pytest.raises(ValueError, match="`plan` takes the arguments of a call, got 'frames'"):
         pipe.plan("a circle", frames=9)

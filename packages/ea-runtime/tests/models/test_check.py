@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from ea_runtime.errors import UserError
 from ea_runtime.models.check import FolderReport, PartReport, check_folder
 from ea_runtime.models.memory import estimates as memory
+from ea_runtime.models.memory.vae import vae_widths
 
 DENOISER_FILE = "transformer/diffusion_pytorch_model.safetensors"
 PUBLISHED_VAE = {
@@ -114,5 +115,5 @@ def test_estimates_follow_the_measured_figures() -> None:
     assert denoise.tokens == 2304 * 48
     # at batch 2 the GEGLU alone has 2.04 G elements
     assert denoise.bytes_by_dtype["bf16"] > 2 * 2.04e9
-    assert memory.vae_widths({"ch": 16, "ch_mult": [1, 2, 4, 4]}) == [16, 32, 64, 64]
+    assert vae_widths({"ch": 16, "ch_mult": [1, 2, 4, 4]}) == [16, 32, 64, 64]
     assert memory.native_size({"sample_size": 128}) == 1024

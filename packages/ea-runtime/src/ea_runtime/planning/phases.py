@@ -24,8 +24,8 @@ from ea_runtime.planning.setting import Setting
 CUDA_CONTEXT = 600_000_000
 #: libraries and pinned memory of CUDA in the machine's memory; not measured
 CUDA_HOST = 1_500_000_000
-#: peft, which puts LoRAs on
-LORA_PROGRAM = 25_000_000
+#: peft, which puts LoRAs on, and what it imports; measured
+LORA_PROGRAM = 125_000_000
 #: of each file's writer: its libraries, and what it keeps for each pixel of a frame
 _WRITERS = {"mp4": (30_000_000, 90), "mov": (30_000_000, 90), "webm": (60_000_000, 120)}
 _OTHER_WRITER = (5_000_000, 12)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 
 def in_gb(size: float) -> str:
-    """Bytes as "1.23 GB" or "456 MB"."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    """Bytes as "1.23 GB", "456 MB" or "7 kB"."""
+    if size >= 1e6:
+        return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    return f"{size / 1e3:.0f} kB"
 
 
 def in_seconds(seconds: float | None) -> str:

@@ -67,15 +67,16 @@ def lines(forecast: Forecast) -> list[str]:
 def refusal(forecast: Forecast) -> str:
     """One line for a plan that does not fit."""
     f = forecast
+    needs = "needs" if f.frames == 1 and f.batch == 1 else "need"
     what = "a picture" if f.frames == 1 else f"{f.frames} frames"
-    batch = f"{f.batch} videos of " if f.batch > 1 else ""
+    batch = f"{f.batch} x " if f.batch > 1 else ""
     use = " or ".join(f.nearest) or "a smaller model, or more memory"
     is_host = f.device == "cuda" and f.peak <= f.usable
     need, free, where = (
         (f.host_peak, f.host_usable, "this machine") if is_host else (f.peak, f.usable, _DEVICES[f.device])
     )
     return (
-        f"{batch}{what} of {f.width}x{f.height} need {in_gb(need)} on {where}, where {in_gb(free)} can be used; "
+        f"{batch}{what} of {f.width}x{f.height} {needs} {in_gb(need)} on {where}, where {in_gb(free)} can be used; "
         f"the largest that fits: {use}"
     )
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from ea_runtime.errors import UserError
+from ea_runtime.models.memory.kept import kept_for_backward
 from ea_runtime.training.data.dataset import Bucket
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
-from ea_runtime.training.run.dry_run import RunPlan, kept_for_backward, make_plan, shapes_only
+from ea_runtime.training.run.dry_run import RunPlan, make_plan, shapes_only
 from ea_runtime.training.run.loop import Trainer
 
 TRAIN: dict[str, Any] = {"steps": 12, "batch_size": 4, "lr": 1e-2, "muon_lr": 1e-2, "warmup": 3, "seed": 7}

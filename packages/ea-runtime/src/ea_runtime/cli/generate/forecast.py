@@ -44,5 +44,8 @@ def watch_jobs(plan: Plan, todo: list[int], device: str | None, console: Console
             return {}
         if not forecast.fits:
             raise UserError(f"{refusal(forecast)}; --force tries it all the same")
+        if forecast.way.why and not found:
+            line = f"note: {forecast.way.name}: {forecast.way.why}"
+            console.print(line, style="yellow", markup=False, soft_wrap=True)
         found[number] = Watch(forecast)
     return found
