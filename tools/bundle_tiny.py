@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 #: The model's own settings: `ea generate` reads them as its defaults.
 GENERATION = {"height": 64, "width": 64, "num_frames": 18, "fps": 12}
 GENERATION |= {"steps": 20, "guidance": 2.0, "sampler": "dpm++", "seed": 43}
+GENERATION |= {"keep_known": True}
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",
     "beta_start": 0.0001,

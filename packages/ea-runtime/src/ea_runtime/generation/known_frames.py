@@ -26,9 +26,9 @@ class KnownFrames:
     """The known frames of B videos, encoded.
 
     latents: (B, C, t, h, w) of the video. to_make: (B, 1, t, h, w), 1 where latents are made, 0 where they are known.
-    inputs: (B, 2C, t, h, w), further channels for the denoiser, or None for a model that has none: then latents are
-    put back. clip: (B, 768), CLIP's embedding of the picture, or None; it counts from step 1 - clip_apply_ratio on. A
-    row of zeros stands for no picture.
+    inputs: (B, 2C, t, h, w), further channels for the denoiser, or None for a model that has none. clip: (B, 768),
+    CLIP's embedding of the picture, or None; it counts from step 1 - clip_apply_ratio on. A row of zeros stands for no
+    picture. keeps: known latents are put back after each step.
     """
 
     latents: Tensor
@@ -36,6 +36,7 @@ class KnownFrames:
     inputs: Tensor | None = None
     clip: Tensor | None = None
     clip_apply_ratio: float = CLIP_APPLY_RATIO
+    keeps: bool = True
 
     def rows(self, start: int, stop: int) -> KnownFrames:
         """Videos start..stop."""
@@ -62,7 +63,7 @@ class KnownFrames:
 
         noise: the unit noise that the run started from. step: 0..count - 1, the one that gave x.
         """
-        if self.inputs is not None:
+        if not self.keeps:
             return x
         known = self.latents
         if step + 1 < len(scheduler.timesteps):
@@ -86,6 +87,7 @@ def encode_known_frames(
     generators: Sequence[torch.Generator] | None = None,
     clip: Tensor | None = None,
     clip_apply_ratio: float = CLIP_APPLY_RATIO,
+    keep_known: bool = False,
 ) -> KnownFrames:
     """Encode what is known of a video.
 
@@ -95,6 +97,7 @@ def encode_known_frames(
         posterior: "sample" draws the latents of the video from the VAE's posterior, "mode" takes its mean.
         generators: for that draw, one for each video.
         clip: (B, 768), for models that take it.
+        keep_known: known latents are put back, also for a model that takes them as channels.
     """
     draw = list(generators) if posterior == "sample" and generators is not None else None
     batch, pieces = len(video), geometry.pieces(video.shape[2])
@@ -116,13 +119,15 @@ def encode_known_frames(
         else:  # the noise of a whole video is drawn at once
             rows = zip(video.split(1), draw, strict=True)
             latents = torch.cat([encoder.whole(one * 2 - 1, [own]) for one, own in rows]) * geometry.scale
+        made = latent_mask(to_make(slice(None)), geometry).to(latents)
         if not takes_known_frames(denoiser_config):
-            return KnownFrames(latents, latent_mask(to_make(slice(None)), geometry).to(latents))
+            return KnownFrames(latents, made)
         # what the denoiser sees is not drawn: the same picture is the same input
         masks = encode(lambda *part: to_make(*part).expand_as(video[part]))
         shown = encode(lambda *part: torch.where(to_make(*part).bool(), -1.0, video[part] * 2 - 1))
     inputs = torch.cat([masks, shown], dim=1)
-    return KnownFrames(latents, torch.ones_like(latents[:, :1]), inputs, clip, clip_apply_ratio)
+    made = made if keep_known else torch.ones_like(made)
+    return KnownFrames(latents, made, inputs, clip, clip_apply_ratio, keep_known)
 
 
 class _PieceEncoder:

@@ -53,10 +53,12 @@ def encode_inputs(
     config: Any,
     batch: int,
     image_encoder: ImageEncoder | None = None,
+    keep_known: bool = False,
 ) -> tuple[KnownFrames | None, tuple[str, ...]]:
     """The known frames of a checked request of `batch` videos, encoded, and notes for the user.
 
-    config: the denoiser's. image_encoder: for one of V3. None if nothing is known and the denoiser does not ask for it.
+    config: the denoiser's. image_encoder: for one of V3. keep_known: the model's default. None if nothing is known and
+    the denoiser does not ask for it.
     """
     if request.clip_image_embeds is not None and not takes_picture(config):
         raise UserError(
@@ -83,6 +85,7 @@ def encode_inputs(
         generators=[torch.Generator().manual_seed(number) for number in range(batch)],
         clip=clip,
         clip_apply_ratio=CLIP_APPLY_RATIO if ratio is None else ratio,
+        keep_known=keep_known and is_known,
     )
     return known, (*found.notes, *of_clip)
 

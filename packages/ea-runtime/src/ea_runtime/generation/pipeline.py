@@ -319,15 +319,18 @@ class VideoPipeline:
     def _inputs(self, request: Request, windows: Windows, batch: int) -> WindowInputs:
         """The known frames of a checked request."""
         config, watch = getattr(self.denoiser, "config", None), partial(self._formats.watch, self.vae)
+        keeps = self.defaults.keep_known
 
         def encode(one: Request) -> tuple[KnownFrames | None, tuple[str, ...]]:
             with watch():
-                return encode_inputs(one, self.vae, self.geometry, config, batch, self.image_encoder)
+                return encode_inputs(one, self.vae, self.geometry, config, batch, self.image_encoder, keeps)
 
         def decode(latents: Tensor, count: int, start: int) -> Iterator[np.ndarray]:
             return self.iter_frames(latents, smooth=False, num_frames=count, start=start)
 
-        return WindowInputs(request, windows, self.vae, self.geometry, config, batch, encode, decode, watch)
+        return WindowInputs(
+            request, windows, self.vae, self.geometry, config, batch, encode, decode, watch, keeps
+        )
 
     def _with_frames(self, result: VideoOutput, output: str, step: OnStep) -> VideoOutput:
         if output == "frames":

@@ -54,10 +54,11 @@ class WindowInputs:
         encode: Encode,
         decode: Decode,
         watch: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        keep_known: bool = False,
     ) -> None:
         self.request, self.windows, self.batch = request, windows, batch
         self.vae, self.geometry, self.config, self.decode = vae, geometry, config, decode
-        self.watch = watch
+        self.watch, self.keep_known = watch, keep_known
         self.takes_channels = takes_known_frames(config)
         self.whole: KnownFrames | None = None
         self.notes: tuple[str, ...] = ()
@@ -125,8 +126,9 @@ class WindowInputs:
         for start, part in carried.items():
             stop, channels = start + part.shape[2], part.shape[1]
             latents[:, :, start:stop] = part.to(latents)
-            if inputs is None:
+            if known.keeps:
                 to_make[:, :, start:stop] = 0
+            if inputs is None:
                 continue
             mask = self._channels(self.geometry.chunk_frames, True)[:, :channels]
             inputs[:, :channels, start:stop] = mask.repeat(1, 1, part.shape[2] // mask.shape[2], 1, 1)
@@ -143,8 +145,9 @@ class WindowInputs:
             inputs = torch.cat([self._channels(one.stop - one.start, False) for one in pieces], dim=2)
             inputs = inputs.expand(len(rows), -1, -1, -1, -1)
         like = torch.zeros(shape) if inputs is None else inputs.new_zeros(shape)
+        keeps = inputs is None or self.keep_known
         return KnownFrames(
-            like, torch.ones_like(like[:, :1]), inputs, self._clip_of(rows), self._clip_apply_ratio
+            like, torch.ones_like(like[:, :1]), inputs, self._clip_of(rows), self._clip_apply_ratio, keeps
         )
 
     def _encode_piece(self, count: int, is_known: bool) -> Tensor:
@@ -169,6 +172,7 @@ class WindowInputs:
                 generators=[torch.Generator().manual_seed(number) for number in rows],
                 clip=self._clip_of(rows),
                 clip_apply_ratio=self._clip_apply_ratio,
+                keep_known=self.keep_known,
             )
 
     def _clip_of(self, rows: range) -> Tensor | None:

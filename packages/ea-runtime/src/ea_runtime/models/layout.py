@@ -67,7 +67,8 @@ PARTS: dict[str, PartSpec] = {
 class GenerationDefaults(BaseModel):
     """Settings that suit a model; read from its ea.json, otherwise those of EasyAnimate V2's script.
 
-    height, width in pixels; num_frames and fps of the video; steps, guidance and sampler of denoising.
+    height, width in pixels; num_frames and fps of the video; steps, guidance and sampler of denoising. keep_known: put
+    known latents back after each step, also if the denoiser takes them as channels.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -80,6 +81,7 @@ class GenerationDefaults(BaseModel):
     guidance: float = Field(default=6.0, ge=0.0, le=1000.0, allow_inf_nan=False)
     sampler: str = Field(default="dpm++", min_length=1, max_length=64, pattern=r"^[a-z0-9+_-]+$")
     seed: int = Field(default=43, ge=0, lt=1 << 32)
+    keep_known: bool = False
 
 
 Beta = Annotated[float, Field(gt=0, lt=1)]
