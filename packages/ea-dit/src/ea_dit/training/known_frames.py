@@ -91,12 +91,12 @@ class MaskDraw:
     def _kind(self, rng: np.random.Generator, num_frames: int, given: str) -> Kind:
         if given and num_frames > 2:
             return "ends" if given == "ends" else "start"
-        usual = dict(self.weights)
+        usual: dict[Kind, float] = dict(self.weights)
         if num_frames < 3:
-            usual = {kind: usual.get(kind, 0.0) for kind in PICTURE_KINDS}
-            usual = usual if sum(usual.values()) else {"all": 1.0}
-        names: list[Kind] = list(usual)
-        weights = np.array(list(usual.values()), dtype=np.float64)
+            usual = {kind: self.weights.get(kind, 0.0) for kind in PICTURE_KINDS}
+            if not sum(usual.values()):
+                return "all"
+        names, weights = list(usual), np.array(list(usual.values()), dtype=np.float64)
         return names[int(rng.choice(len(names), p=weights / weights.sum()))]
 
 
