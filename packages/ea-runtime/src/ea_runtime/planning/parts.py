@@ -11,7 +11,9 @@ from typing import Any
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import plain
 from ea_runtime.models.config import check_config
-from ea_runtime.models.layout import PARTS, class_name
+from ea_runtime.models.geometry import takes_picture
+from ea_runtime.models.image_encoder import has_image_encoder, plan_image_encoder
+from ea_runtime.models.layout import IMAGE_ENCODER, PARTS, class_name
 from ea_runtime.models.loading import read_part_config
 from ea_runtime.models.memory.denoiser import DenoiserShape, LoraRanks
 from ea_runtime.models.memory.meter import Meter
@@ -57,8 +59,21 @@ class Part:
 
 
 def read_parts(folder: Path) -> dict[str, Part]:
-    """The parts of a model folder. Raises UserError for what cannot be loaded, or is of an unknown class."""
-    return {name: _read_part(folder, name) for name in PARTS}
+    """The parts of a model folder, with V3's picture encoder if it has one.
+
+    Raises UserError for what cannot be loaded, or is of an unknown class.
+    """
+    parts = {name: _read_part(folder, name) for name in PARTS}
+    if takes_picture(parts["denoiser"].config) and has_image_encoder(folder):
+        plan = plan_image_encoder(folder)
+        entries = plan.weights.tensors.values()
+        parts[IMAGE_ENCODER] = Part(
+            IMAGE_ENCODER,
+            plan.vision.model_dump(),
+            elements=sum(entry.count for entry in entries),
+            stored=(sum(entry.end - entry.begin for entry in entries),),
+        )
+    return parts
 
 
 def _read_part(folder: Path, name: str) -> Part:

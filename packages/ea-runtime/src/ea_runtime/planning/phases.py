@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ea_runtime.models.geometry import Geometry, takes_known_frames
+from ea_runtime.models.layout import IMAGE_ENCODER
 from ea_runtime.models.memory.denoiser import StepInput, walk_step
 from ea_runtime.models.memory.meter import Meter
 from ea_runtime.models.memory.text import walk_text
@@ -134,13 +135,20 @@ class Planner:
         height, width, tiles = self.tiled(setting, way)
         walk_encode(meter, vae, chunk, height, width, setting.batch)
         passes = -(-setting.frames // chunk) * (3 if is_v3 else 1) * tiles
+        work = Counter(_times(meter.work, passes))
+        encoder = self.parts.get(IMAGE_ENCODER)
+        if encoder is not None and setting.has_known:
+            # read for the picture and dropped; in float32 on the CPU, whatever the device
+            host += 4 * encoder.elements
+            tokens = (encoder.config["image_size"] // encoder.config["patch_size"]) ** 2 + 1
+            work["linear"] += 2 * encoder.elements * tokens
         return self.phase(
             "encoding",
             way,
             setting,
             meter.peak - self.unread_in(way, "encoding"),
             host,
-            _times(meter.work, passes),
+            work,
         )
 
     def denoising(self, setting: Setting, way: Way) -> Phase:
