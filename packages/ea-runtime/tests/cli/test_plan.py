@@ -48,6 +48,7 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
     assert [p["name"] for p in json.loads("\n".join(text))["phases"]] == [
         "loading",
         "text",
+        "encoding",
         "denoising",
         "decoding",
     ]

@@ -135,6 +135,8 @@ class Planner:
         height, width, tiles = self.tiled(setting, way)
         walk_encode(meter, vae, chunk, height, width, setting.batch)
         passes = -(-setting.frames // chunk) * (3 if is_v3 else 1) * tiles
+        if not setting.has_known:
+            passes = 2 * tiles  # chunks of one colour are encoded once
         work = Counter(_times(meter.work, passes))
         encoder = self.parts.get(IMAGE_ENCODER)
         if encoder is not None and setting.has_known:
@@ -148,7 +150,7 @@ class Planner:
             setting,
             meter.peak - self.unread_in(way, "encoding"),
             host,
-            work,
+            dict(work),
         )
 
     def denoising(self, setting: Setting, way: Way) -> Phase:
