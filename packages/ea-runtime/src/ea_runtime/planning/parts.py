@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ea_runtime.errors import UserError
-from ea_runtime.files.safe import plain
+from ea_runtime.files.safe import inside, plain
 from ea_runtime.models.config import check_config
 from ea_runtime.models.geometry import takes_picture
-from ea_runtime.models.image_encoder import has_image_encoder, plan_image_encoder
 from ea_runtime.models.layout import IMAGE_ENCODER, PARTS, class_name
 from ea_runtime.models.loading import read_part_config
 from ea_runtime.models.memory.denoiser import DenoiserShape, LoraRanks
@@ -64,7 +63,9 @@ def read_parts(folder: Path) -> dict[str, Part]:
     Raises UserError for what cannot be loaded, or is of an unknown class.
     """
     parts = {name: _read_part(folder, name) for name in PARTS}
-    if takes_picture(parts["denoiser"].config) and has_image_encoder(folder):
+    if takes_picture(parts["denoiser"].config) and inside(folder, IMAGE_ENCODER).is_dir():
+        from ea_runtime.models.image_encoder import plan_image_encoder  # imports numpy
+
         plan = plan_image_encoder(folder)
         entries = plan.weights.tensors.values()
         parts[IMAGE_ENCODER] = Part(
