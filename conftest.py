@@ -17,6 +17,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from ea_runtime.plugins import host as plugins
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: after gradients on the meta device, a process cannot compute any in its forks."""
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """An empty cache of facts about the machine, separate from the user's."""

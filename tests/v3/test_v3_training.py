@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ea_data.draw.write import DrawConfig, write_set
+from ea_dit.training import recipe
 from ea_dit.training.options import DitOptions
 from ea_dit.training.recipe import DitRecipe
 from ea_lora.options import LoraOptions
@@ -47,33 +48,34 @@ def dit(drawn: Path, folder: Path, out: Path, **changes: Any) -> DitRecipe:
 def test_pictures_of_half_of_the_batches_reach_the_model(
     drawn: Path, v3_source: Path, tmp_path: Path
 ) -> None:
-    recipe = dit(drawn, v3_source, tmp_path)
-    batches = [recipe.fetch([0, 1], seed, 0) for seed in range(40)]
+    made = dit(drawn, v3_source, tmp_path)
+    batches = [made.fetch([0, 1], seed, 0) for seed in range(40)]
     with_picture = [batch for batch in batches if batch.tensors["has_picture"]]
     assert 10 < len(with_picture) < 30
     losses = []
     for has_picture in (True, True, False):
         batch = with_picture[0]
         batch.tensors["has_picture"] = has_picture
-        losses.append(float(recipe.loss(batch, torch.Generator().manual_seed(0), 0, "model").total.detach()))
+        losses.append(float(made.loss(batch, torch.Generator().manual_seed(0), 0, "model").total.detach()))
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_the_cache_changes_nothing(drawn: Path, v3_source: Path, tmp_path: Path) -> None:
     losses = []
     for cache in ("make", "off"):
-        recipe = dit(drawn, v3_source, tmp_path, cache=cache)
+        made = dit(drawn, v3_source, tmp_path, cache=cache)
         found = []
         for seed, indices in ((1, [0, 1]), (2, [2, 5]), (3, [3, 4])):
-            batch = recipe.fetch(indices, seed, 0)
-            found.append(
-                float(recipe.loss(batch, torch.Generator().manual_seed(0), 0, "model").total.detach())
-            )
+            batch = made.fetch(indices, seed, 0)
+            found.append(float(made.loss(batch, torch.Generator().manual_seed(0), 0, "model").total.detach()))
         losses.append(found)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_a_run_and_a_lora_train(drawn: Path, v3_source: Path, tmp_path: Path) -> None:
+def test_a_run_and_a_lora_train(
+    drawn: Path, v3_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "PICTURE_PART", 1.0)
     options = TrainOptions(steps=2, batch_size=2, lr=1e-3, warmup=1, save_every=2, task="inpaint")
     Trainer(dit(drawn, v3_source, tmp_path / "a"), options, tmp_path / "a", {"train": {}}).run(resume=False)
     before = load_file(v3_source / "transformer" / "diffusion_pytorch_model.safetensors")

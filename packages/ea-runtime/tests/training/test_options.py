@@ -95,7 +95,7 @@ def test_set_reads_toml_and_takes_the_rest_as_text(config: Path) -> None:
         ("steps=3", "`--set` must read table.key=value, for example train.steps=100, got 'steps=3'"),
         ("run.out.deep=3", "`--set run.out.deep=3`: 'out' is a value, not a table"),
         ("train.stps=3", "toy.toml [train]: unknown key `stps`; did you mean 'steps'?"),
-        ("train.zzz=3", "toy.toml [train]: unknown key `zzz`; there are: steps, batch_size,"),
+        ("train.zzz=3", "toy.toml [train]: unknown key `zzz`; there are: steps, task, batch_size,"),
         ("run.name=3", "toy.toml [run]: unknown key `name`; there are: recipe, out"),
         ("train.steps=0", "toy.toml [train]: `steps`: Input should be greater than 0, got 0"),
         ("train.steps=many", "toy.toml [train]: `steps`: Input should be a valid integer"),

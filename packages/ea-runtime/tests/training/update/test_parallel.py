@@ -22,7 +22,7 @@ from ea_runtime.machine.processes import process_group, world
 from ea_runtime.training.run.checkpoints import checkpoints
 
 Make = Callable[..., Any]
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+pytestmark = [pytest.mark.forks, pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")]
 ONE: dict[str, Any] = {
     "train": {"steps": 10, "batch_size": 5, "save_every": 4, "keep": 9, "bad_share": 1.0},
     "data": {"dropout": False},

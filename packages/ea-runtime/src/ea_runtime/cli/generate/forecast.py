@@ -42,6 +42,8 @@ def watch_jobs(plan: Plan, todo: list[int], device: str | None, console: Console
         except NoForecastError as error:
             console.print(f"note: no plan: {error}", style="yellow", markup=False, soft_wrap=True)
             return {}
+        except UserError:  # loading refuses it too, and says what to do
+            return {}
         if not forecast.fits:
             raise UserError(f"{refusal(forecast)}; --force tries it all the same")
         if forecast.way.why and not found:
