@@ -1,6 +1,6 @@
 """Plans against runs on the CPU: peak memory (resident set) and seconds of `ea generate` and of the pipeline.
 
-Each run and each plan is a process of its own; the processor time of a plan is measured too.
+Each run and each plan is a separate process; the processor time of a plan is measured too.
 
 `uv run pytest benchmarks/test_plan.py -k memory` counts bytes, which other programs on the machine do not change; `-k
 seconds` also calibrates and measures seconds, and wants an idle machine.
@@ -201,7 +201,7 @@ def options_of(case: Case, folder: Path) -> list[str]:
 
 
 def run(words: Sequence[str], folder: Path, env: dict[str, str]) -> str:
-    """What a process prints; it must succeed."""
+    """The output of a process, which must succeed."""
     done = subprocess.run(words, capture_output=True, text=True, cwd=folder, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

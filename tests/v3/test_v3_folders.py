@@ -102,7 +102,7 @@ def test_what_is_wrong_is_named(v3_folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_from_a_picture_and_again(v3_folder: Path, tmp_path: Path) -> None:
-    """`ea generate --image` in a process of its own, then text alone, and `--from` to the same bytes."""
+    """`ea generate --image` in a separate process, then text alone, and `--from` to the same bytes."""
     place = {
         name: str(tmp_path / name) for name in ("first.png", "one.mp4", "one.json", "again.mp4", "text.mp4")
     }

@@ -21,18 +21,18 @@ GIVEN = {"image": FRAMES[0], "image_end": FRAMES[-1]}
 
 def test_a_right_video_passes_and_each_fault_is_found() -> None:
     assert check_known(FRAMES, GIVEN, "right").right == {
-        "first frame": True, "last frame": True, "goes on": True, "one way": True
+        "first frame": True, "last frame": True, "continues": True, "one way": True
     }  # fmt: skip
     other = FRAMES.copy()
     other[0] = FRAMES[9]
     assert not check_known(other, GIVEN, "right").right["first frame"]
-    assert not check_known(other, GIVEN, "right").right["goes on"]
+    assert not check_known(other, GIVEN, "right").right["continues"]
     other = FRAMES[::-1]
     assert not check_known(other, GIVEN, "right").right["last frame"]
     assert not check_known(other, GIVEN, "right").right["one way"]
     assert not check_known(np.stack([FRAMES[0]] * 18), {"image": FRAMES[0]}, "right").right["one way"]
     still = check_known(np.stack([FRAMES[0]] * 18), {"image": FRAMES[0]}, "still")
-    assert still.right == {"first frame": True, "goes on": True}
+    assert still.right == {"first frame": True, "continues": True}
 
 
 def test_check_drawn_finds_the_pictures_by_the_sidecar(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_check_drawn_finds_the_pictures_by_the_sidecar(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "first frame to the given one: median 99.0 dB" in result.output
     known = json.loads((tmp_path / "found.json").read_text())["known"]
-    assert known["right"] == {"first frame": [1, 1], "goes on": [1, 1], "one way": [1, 1]}
+    assert known["right"] == {"first frame": [1, 1], "continues": [1, 1], "one way": [1, 1]}
     (tmp_path / "first.png").unlink()
     result = CliRunner().invoke(app, ["check-drawn", str(folder)])
     assert isinstance(result.exception, ValueError)

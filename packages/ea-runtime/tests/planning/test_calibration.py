@@ -1,4 +1,4 @@
-"""What runs teach the next plans, and a cache that cannot be read."""
+"""Lessons of runs for the next plans, and a cache that cannot be read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Checks whether a video shows the pictures that it was made from, and goes on from there.
+"""Checks that a video shows the pictures that it was made from, and continues from there.
 
-PSNR of the first and the last frame to the pictures given; the shape's way from frame to frame: whether it jumps, and
-whether it goes one way all the time.
+PSNR of the first and the last frame to the pictures given; the shape's way from frame to frame: jumps, and
+turning back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LEAST_WAY = 0.03
 
 @dataclass(frozen=True)
 class KnownCheck:
-    """What was found. first_psnr, last_psnr: dB to the given pictures, None if not given.
+    """The findings. first_psnr, last_psnr: dB to the given pictures, None if not given.
 
     largest_step: between two frames, as a share of the shorter side; one_way: None for a prompt without motion.
     """
@@ -43,7 +43,7 @@ class KnownCheck:
         found = {
             "first frame": None if self.first_psnr is None else self.first_psnr >= MIN_FIRST,
             "last frame": None if self.last_psnr is None else self.last_psnr >= MIN_LAST,
-            "goes on": self.largest_step <= MAX_STEP,
+            "continues": self.largest_step <= MAX_STEP,
             "one way": self.one_way,
         }
         return {name: value for name, value in found.items() if value is not None}

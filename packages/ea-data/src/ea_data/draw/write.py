@@ -61,7 +61,7 @@ class DrawConfig:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many items of each kind."""
+        """The number of items of each kind."""
         names = ("num_clips", "num_pictures", "num_continued", "num_bridged")
         return {name: getattr(self, name) for name in names}
 

@@ -59,7 +59,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class MaskDraw:
-    """How masks are drawn. weights: of the kinds. lengths: numbers of frames that may be known at an end."""
+    """A way to draw masks. weights: of the kinds. lengths: numbers of frames that may be known at an end."""
 
     weights: Mapping[Kind, float]
     lengths: Sequence[int]

@@ -20,7 +20,7 @@ from ea_runtime.models.layout import GenerationDefaults
 
 
 class Pipe(Protocol):
-    """What a call is checked against."""
+    """The parts of a pipeline that a call is checked against."""
 
     denoiser: Any
     text: Any

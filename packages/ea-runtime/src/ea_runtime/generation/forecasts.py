@@ -109,7 +109,7 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
         free, _ = torch.cuda.mem_get_info(device)
         room = Room("cuda", torch.cuda.get_device_name(device), memory or free, room.host_free, room.dtype)
     else:
-        # this program's own memory is known: what it has now besides the parts
+        # this program's own memory is known: what it has now without the parts
         program = max(current_rss() - held, calibration.program)
         planner = replace(planner, calibration=calibration.with_program(program))
         held += program

@@ -95,7 +95,7 @@ class Denoising:
         return torch.cat(finished), total
 
     def _new(self, number: int, x: Tensor) -> Tensor:
-        """What a window adds to the video: what it shares with others is theirs."""
+        """The latents that a window adds to the video: those that it shares with others are theirs."""
         windows = self.inputs.windows
         if windows.is_pixels or len(windows) == 1:
             return x

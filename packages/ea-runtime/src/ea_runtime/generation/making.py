@@ -141,7 +141,7 @@ def make_video(
 
 
 def _meter(pipe: VideoPipeline, result: VideoOutput) -> JoinMeter | None:
-    """What measures the joins of a video, if it has some."""
+    """A meter of the joins of a video, if it has some."""
     from ea_runtime.video.measures import JoinMeter
 
     windows = windows_of(result.settings, pipe.geometry)

@@ -21,7 +21,7 @@ VERSION = 1
 PROGRAM_BYTES = 640_000_000
 #: runs that are remembered
 _RUNS = 50
-#: a run tells about the program's memory if the networks take less than this times it
+#: a run says something about the program's memory if the networks take less than this times it
 _SMALL = 0.5
 
 
@@ -47,7 +47,7 @@ class Calibration:
         return own * self.factor(phase)
 
     def factor(self, phase: str) -> float:
-        """What a phase took, over what was predicted without this factor: the median of the runs."""
+        """The time that a phase took, over what was predicted without this factor: the median of the runs."""
         found = [one["factors"][phase] for one in self.runs if phase in one.get("factors", {})]
         return statistics.median(found) if found else 1.0
 
@@ -91,7 +91,7 @@ def learned(
 
 
 def read_calibration(device: str) -> Calibration:
-    """What is remembered for this machine and a device; the defaults if that is nothing or damaged."""
+    """The figures remembered for this machine and a device; the defaults if there are none or they are damaged."""
     found: Any = _stored().get(_key(device))
     try:
         rates = {str(name): float(value) for name, value in found["rates"].items()}

@@ -42,7 +42,7 @@ def table(forecast: Forecast) -> Any:
 
 
 def lines(forecast: Forecast) -> list[str]:
-    """What is asked, the verdict and why, in lines."""
+    """The request, the verdict and why, in lines."""
     f, where = forecast, _DEVICES[forecast.device]
     found = [f"peak {in_gb(f.peak)} on {where}, where {in_gb(f.usable)} can be used"]
     if f.device == "cuda":

@@ -1,4 +1,4 @@
-"""What autograd keeps of a forward pass for the backward: counted while the network itself runs, on any device.
+"""The tensors that autograd keeps for the backward pass: counted while the network itself runs, on any device.
 
 Training's dry runs and LoRA's estimates run their networks on torch's meta device under it, so nothing is computed.
 """

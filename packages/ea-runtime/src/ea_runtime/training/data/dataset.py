@@ -35,7 +35,7 @@ class Bucket(NamedTuple):
 class Item:
     """One entry of a set. `path` is absolute and beneath the set's root; sizes are 0 where unknown.
 
-    given: "start" or "ends" if the caption tells how those frames go on or come together: a training of known frames
+    given: "start" or "ends" if the caption says how those frames continue or come together: a training of known frames
     then always shows them. "": any.
     """
 
