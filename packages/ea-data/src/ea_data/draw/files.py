@@ -48,14 +48,13 @@ def read_frames(path: Path) -> np.ndarray:
 
 def read_given(clip: DrawnClip) -> dict[str, Any]:
     """The pictures that a clip was made from. Raises ValueError for one that is gone or cannot be read."""
-    from PIL import Image
+    from ea_runtime.video.pictures import open_picture, to_rgb
 
     found: dict[str, Any] = {}
     for name, path in clip.given.items():
         try:
-            with Image.open(path) as picture:
-                picture.load()
-                found[name] = picture
+            with open_picture(path) as picture:
+                found[name] = to_rgb(picture)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{clip.path} was made from {path} (`{name}`), which cannot be read: {error}; put it back there"

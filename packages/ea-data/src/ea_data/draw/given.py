@@ -57,25 +57,21 @@ def _continued(combination: Combination, rng: np.random.Generator, num_frames: i
     else:
         done, begin = so_far, 0.0
     at = {name: _mix(scene, name, done) for name in ("x", "y", "radius")}
+    end = {"x": scene.end_x, "y": scene.end_y}
     # across its way a shape may be anywhere: the motion before may have brought it there
     largest = max(scene.start_radius, scene.end_radius)
-    if scene.motion not in ("left", "right"):
-        at["x"], end_x = (_anywhere(scene.shape, 0, largest, across),) * 2
-    else:
-        end_x = scene.end_x
-    if scene.motion in ("left", "right"):
-        at["y"], end_y = (_anywhere(scene.shape, 1, largest, across),) * 2
-    elif scene.motion in ("up", "down"):
-        end_y = scene.end_y
-    else:
-        at["y"], end_y = (_anywhere(scene.shape, 1, largest, float(rng.random())),) * 2
+    moving = {"left": "x", "right": "x", "up": "y", "down": "y"}.get(scene.motion)
+    shares = {"x": across, "y": across if moving else float(rng.random())}
+    for axis, name in enumerate(shares):
+        if name != moving:
+            at[name] = end[name] = _anywhere(scene.shape, axis, largest, shares[name])
     return replace(
         scene,
         start_x=at["x"],
         start_y=at["y"],
         start_radius=at["radius"],
-        end_x=end_x,
-        end_y=end_y,
+        end_x=end["x"],
+        end_y=end["y"],
         begin=begin,
         finish=begin + max(way * (1 - done), 1e-6),
     )

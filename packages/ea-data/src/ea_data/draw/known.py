@@ -87,17 +87,17 @@ def goes_one_way(track: np.ndarray, motion: str) -> bool:
 def check_known(frames: np.ndarray, given: Mapping[str, Any], motion: str | None) -> KnownCheck:
     """Checks a video made from pictures.
 
-    frames: uint8 (T, H, W, 3). given: "image" and "image_end", pictures of Pillow or arrays (H, W, 3); others are
-    scaled and cropped to the video's size as `ea generate` does by default. motion: the prompt's.
+    frames: uint8 (T, H, W, 3). given: "image" and "image_end", arrays (H, W, 3), or pictures of Pillow (RGB), which
+    are scaled and cropped to the video's size as `ea generate` does by default. motion: the prompt's.
     """
     track = way(frames)
     steps = np.abs(np.diff(track[:, :2], axis=0)).max() if len(frames) > 1 else 0.0
-    moves = motion is not None and motion != "still" and len(frames) > 1
+    moving = None if motion == "still" or len(frames) == 1 else motion
     return KnownCheck(
         _psnr_to(frames[0], given.get("image")),
         _psnr_to(frames[-1], given.get("image_end")),
         float(steps),
-        goes_one_way(track, motion) if moves and motion is not None else None,
+        None if moving is None else goes_one_way(track, moving),
     )
 
 
@@ -106,8 +106,7 @@ def _psnr_to(frame: np.ndarray, picture: Any) -> float | None:
         return None
     if not isinstance(picture, np.ndarray):
         from ea_runtime.video.fitting import fitted
-        from ea_runtime.video.pictures import to_rgb
 
         assert isinstance(picture, Image.Image)
-        picture = np.asarray(fitted(to_rgb(picture), frame.shape[1], frame.shape[0], "crop"))
+        picture = np.asarray(fitted(picture, frame.shape[1], frame.shape[0], "crop"))
     return psnr(frame, picture)

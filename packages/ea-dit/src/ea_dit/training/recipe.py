@@ -63,6 +63,8 @@ class DitRecipe(RecipeDefaults):
         self.known: KnownChannels | None = None
         if self.model.cfg.has_known_frames:
             self.known = KnownChannels(self.source.coder, self.source.scale, self.source.chunk)
+        table = options.inpaint or InpaintTable()
+        self.draw_mask = MaskDraw(table.masks, table.known_frames)
         self.has_pictures = self.model.cfg.has_picture and has_image_encoder(resolve_folder(self.data.parts))
         if self.model.cfg.has_picture and not self.has_pictures:
             context.say(
@@ -125,10 +127,8 @@ class DitRecipe(RecipeDefaults):
             num_frames = draw_length(num_frames, self.source.chunk, seed)
         if self.known is None:
             return self.source.fetch(indices, seed, bucket, num_frames)
-        table = self.options.inpaint or InpaintTable()
-        draw = MaskDraw(table.masks, table.known_frames)
         size = (num_frames, bucket.height, bucket.width)
-        masks = {i: draw(seed, i, *size, self.source.set.item(i).given) for i in indices}
+        masks = {i: self.draw_mask(seed, i, *size, self.source.set.item(i).given) for i in indices}
         # CLIP's picture of the first frame counts in half of the batches, as in V3
         has_picture = self.has_pictures and random.Random(seed).random() < PICTURE_PART
         need = {i for i, mask in masks.items() if has_picture or self.known.needs_frames(mask, num_frames)}
