@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, ClassVar, cast
 
@@ -38,13 +38,16 @@ from diffusers.utils.outputs import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import mask_bias
+from .attention import Attention, mask_bias
 from .blocks import TransformerBlock, modulated
 from .config import TransformerConfig
+from .context_parallel import CP_PLAN, check_config, local_frames
+from .dispatch import Dispatch, choose_backend, forget_backend
 from .embeddings import AdaLayerNormSingle, PatchEmbed, TextProjection
 from .inputs import batch_timestep, check_latents, check_rows, check_text, size_conditions
 from .known_frames import PictureProjection, check_clip, with_known_frames, with_picture
 from .meta import unless_meta
+from .motion import TemporalAttention
 from .parallel import FrameSplit, VideoSplit, shares
 from .prepared import Prepared, prepare
 
@@ -70,6 +73,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
+    _cp_plan: ClassVar[dict[str, Any]] = CP_PLAN  # for enable_parallelism()
     _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]  # for compile_repeated_blocks()
 
     @register_to_config
@@ -136,6 +140,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             unless_meta(lambda: torch.randn(2, cfg.width) / cfg.width**0.5, 2, cfg.width)
         )
         self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.output_channels)
+        self.all_frames = nn.Identity()  # where diffusers' context parallel puts the frames together
         self.gradient_checkpointing = False
         self.frame_split: FrameSplit | None = None
 
@@ -276,6 +281,8 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         x = self.pos_embed(hidden_states)  # (B, T * L, D)
         split = self._split_of(num_frames, height * width)
         count = num_frames if split is None else shares(num_frames, split.size)[split.rank]
+        if self._parallel_config is not None:  # diffusers' hook has split x
+            count = local_frames(self._parallel_config, num_frames, step_cache is not None)
 
         def blocks(x: Tensor) -> Tensor:
             return self._run_blocks(x, modulation, texts, bias, (count, height, width))
@@ -287,6 +294,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             else:  # the signal is that of all frames, so that all processes decide alike
                 out = step_cache(self.blocks[0].modulated(x, modulation), mine, blocks)
 
+        out = self.all_frames(out)
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) each
         x = self.proj_out(modulated(self.norm_out, out, shift, scale))  # (B, T * L, p * p * out_channels)
         x = x if split is None else split.whole(x)
@@ -318,6 +326,25 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
                 skips.append(x)
         return x
 
+    # -- backends of attention ---------------------------------------------------------------------
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """All attention layers."""
+        return [module for module in self.modules() if isinstance(module, Attention)]
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Let a backend of diffusers' dispatcher compute all attention of this network (see dispatch.py).
+
+        Raises ValueError, in one line with the backends that work here, for one that does not.
+        """
+        table = self.scale_shift_table
+        choose_backend(self.attentions, backend.lower(), table.device, table.dtype)
+
+    def reset_attention_backend(self) -> None:
+        """torch's own attention again."""
+        forget_backend(self.attentions)
+
     # -- several processes -------------------------------------------------------------------------
 
     def spread(self, enabled: bool = True, group: Any = None) -> None:
@@ -327,6 +354,20 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         is computed whole in each.
         """
         self.frame_split = FrameSplit(group) if enabled else None
+
+    def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
+        """diffusers' context parallel: `ContextParallelConfig(ulysses_degree=N)` (see context_parallel.py).
+
+        Raises ValueError, in one line, for a split that this network cannot compute.
+        """
+        if self.frame_split is not None:
+            raise ValueError("`spread()` shares the frames out already; call spread(False) first")
+        through_time = [layer for layer in self.attentions if isinstance(layer, TemporalAttention)]
+        for num_heads in {layer.num_heads for layer in through_time}:
+            check_config(config, num_heads)
+        super().enable_parallelism(config=config, cp_plan=cp_plan)
+        for layer in through_time:
+            layer.dispatch = replace(layer.dispatch or Dispatch(), parallel=self._parallel_config)
 
     def _split_of(self, num_frames: int, num_tokens: int) -> VideoSplit | None:
         tracks = num_tokens // self.cfg.motion_block_size**2

@@ -103,7 +103,8 @@ def _shortest(layer: Attention, keys: Tensor, values: Tensor) -> Group:
 
 
 def _can_fold(layer: Attention) -> bool:
-    """True if the two linears are plain: no adapter's hook that does something, no other class, no dropout."""
+    """True if the two linears are plain: no adapter's hook that does something, no other class, no dropout, and weights
+    that are numbers (quantised ones are not)."""
     to_out, dropout = layer.to_out[0], layer.to_out[1]
     if layer.training and isinstance(dropout, nn.Dropout) and dropout.p:
         return False
@@ -113,4 +114,5 @@ def _can_fold(layer: Attention) -> bool:
 def _is_plain(linear: nn.Module) -> bool:
     hooks = [*linear._forward_hooks.values(), *linear._forward_pre_hooks.values()]
     # a LoRA at weight 0 must give the bits of none
-    return type(linear) is nn.Linear and all(getattr(hook, "is_idle", False) for hook in hooks)
+    is_number = type(linear.weight) is nn.Parameter and linear.weight.dtype.itemsize > 1
+    return type(linear) is nn.Linear and is_number and all(getattr(hook, "is_idle", False) for hook in hooks)

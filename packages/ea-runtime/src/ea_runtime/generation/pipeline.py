@@ -38,6 +38,7 @@ from ea_runtime.machine.formats import PartFormats
 from ea_runtime.models.geometry import MAX_PIXELS, Geometry
 from ea_runtime.models.image_encoder import image_encoder_of
 from ea_runtime.models.layout import GenerationDefaults
+from ea_runtime.models.quantize import Quantize, check_engine, parse_quantize
 from ea_runtime.samplers.schedule import schedule_of_model
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class VideoPipeline:
     max_pixels: int = MAX_PIXELS
     #: the engine that `from_pretrained` loaded the parts with (engines/base.py); None: the parts were given
     engine: Any = None
+    #: the forms that `from_pretrained` gave weights in fewer bits
+    quantize: Quantize | None = None
     #: of a model of V3 whose folder has one (models/image_encoder.py)
     image_encoder: Any = None
 
@@ -111,6 +114,8 @@ class VideoPipeline:
         engine: str = "torch",
         bundle: str | os.PathLike[str] | None = None,
         parts: Iterable[str] | None = None,
+        quantize: str | Mapping[str, str] | Quantize | None = None,
+        attention: str | None = None,
     ) -> VideoPipeline:
         """Load a model folder or the bundled "tiny".
 
@@ -121,13 +126,20 @@ class VideoPipeline:
         (device.py); with float16 the VAE runs in float32, as in V2. parts: of "vae", "denoiser", "text"; None
         loads all.
 
+        quantize: weights in fewer bits, "int8", "fp8", "nf4" or a .gguf file for the denoiser's layers, or
+        {"denoiser": "int8", "text": "nf4"}; None keeps them (models/quantize.py). attention: what computes the denoiser's
+        attention, such as "flash" or "sage", where its package is installed; None is torch's own.
+
         Raises MissingPackageError if a part's package is not installed, UserError for everything else.
         """
         from ea_runtime.plugins.host import get_host
 
         wanted = ("vae", "denoiser", "text") if parts is None else tuple(parts)
+        forms = parse_quantize(quantize)
+        check_engine(engine, forms, attention)
         record = get_host().get("engines", engine)
-        made = record.build(model, bundle=bundle, device=device, dtype=dtype)
+        own = {} if forms is None else {"quantize": forms}
+        made = record.build(model, bundle=bundle, device=device, dtype=dtype, **own)
         loaded = made.load(wanted)
         pipe = cls(
             loaded.vae,
@@ -138,6 +150,9 @@ class VideoPipeline:
             model=os.fspath(model),
         )
         pipe.engine = made
+        pipe.quantize = forms
+        if attention is not None:
+            pipe.set_attention(attention)
         pipe.image_encoder = image_encoder_of(loaded)
         return pipe
 
@@ -157,6 +172,11 @@ class VideoPipeline:
         """Move all parts; None leaves that as it is. With float16 the VAE goes to float32. Returns self."""
         new_device = None if device is None else choose_device(device)
         new_dtype = None if dtype is None else choose_dtype(new_device or self.device, dtype)
+        if self.quantize is not None and new_dtype not in (None, self.dtype):
+            raise UserError(
+                f"`dtype` of a quantised pipeline cannot change (it is {self.dtype}); load it with dtype="
+            )
+        new_dtype = None if self.quantize is not None else new_dtype
         for part in (self.vae, self.denoiser, self.text):
             if hasattr(part, "to"):
                 part_dtype = torch.float32 if part is self.vae and new_dtype == torch.float16 else new_dtype
@@ -165,6 +185,23 @@ class VideoPipeline:
                     continue
                 place = {"device": new_device, "dtype": part_dtype}
                 part.to(**{name: value for name, value in place.items() if value is not None})
+        return self
+
+    def set_attention(self, name: str) -> VideoPipeline:
+        """Let another backend of diffusers' compute the denoiser's attention; "native" is torch's own.
+
+        Returns self. Raises UserError for an unknown backend, one that is not installed, one that would fetch code from a
+        server, and one that does not run on this device in this number format: it is tried.
+        """
+        change = getattr(self.denoiser, "set_attention_backend", None)
+        if change is None:
+            raise UserError(
+                f"`attention` cannot be changed in a {type(self.denoiser).__name__}; leave it out"
+            )
+        try:
+            change(name)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         return self
 
     def compile(self, cuda_graphs: bool = False) -> VideoPipeline:

@@ -25,6 +25,7 @@ from ea_runtime.models.layout import (
     read_defaults,
     resolve_folder,
 )
+from ea_runtime.models.quantize import Quantize, check_packages
 from ea_runtime.models.weights import PartWeights, find_weights
 from ea_runtime.plugins.host import Host, get_host
 from ea_runtime.records import Record
@@ -32,6 +33,8 @@ from ea_runtime.records import Record
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from ea_runtime.models.quantize_layers import PutLayer
 
 logger = logging.getLogger("ea")
 
@@ -63,6 +66,7 @@ def load_parts(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     parts: Iterable[str] | None = None,
+    quantize: Quantize | None = None,
 ) -> Parts:
     """Load a model folder.
 
@@ -71,6 +75,7 @@ def load_parts(
         device: where the weights go.
         dtype: of all floating-point weights and buffers; None keeps each tensor's own (of T5: float32).
         parts: some of "vae", "denoiser", "text"; None loads all three.
+        quantize: parts whose weights are kept in fewer bits (quantize.py).
 
     Raises:
         MissingPackageError: no installed package brings the class that a part needs.
@@ -87,13 +92,17 @@ def load_parts(
     host = get_host()
     # every part's config, class and headers are checked before the first weight is read
     plans = {name: plan_part(folder, PARTS[name], host) for name in wanted}
+    if quantize is not None:
+        check_packages(quantize)
     notes: list[str] = []
     loaded: dict[str, Any] = {}
     for name, plan in plans.items():
         if name == "text":
-            loaded[name] = plan.record.build(str(folder), device=device, dtype=dtype)
+            put_layer = _layer_maker(quantize, name, dtype)
+            own = {} if put_layer is None else {"put_layer": put_layer}
+            loaded[name] = plan.record.build(str(folder), device=device, dtype=dtype, **own)
         else:
-            loaded[name] = load_part(plan, device=device, dtype=dtype, notes=notes)
+            loaded[name] = load_part(plan, device=device, dtype=dtype, notes=notes, quantize=quantize)
     for note in notes:
         logger.warning("%s", note)
     return Parts(folder, scheduler_config, defaults, tuple(notes), **loaded)
@@ -194,6 +203,7 @@ def load_part(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     notes: list[str] | None = None,
+    quantize: Quantize | None = None,
 ) -> Any:
     """A VAE or denoiser with its weights. Raises UserError; appends what is ignored to `notes`."""
     unknown = unknown_keys(plan.record.build(), plan.config)
@@ -203,8 +213,22 @@ def load_part(
             f"{plan.spec.folder}/config.json: keys that its class does not know are ignored: {shown}"
         )
     return load_module(
-        lambda: build_from_config(plan), plan.weights, plan.label, device=device, dtype=dtype, notes=notes
+        lambda: build_from_config(plan),
+        plan.weights,
+        plan.label,
+        device=device,
+        dtype=dtype,
+        notes=notes,
+        put_layer=_layer_maker(quantize, plan.spec.name, dtype),
     )
+
+
+def _layer_maker(quantize: Quantize | None, part: str, dtype: torch.dtype | None) -> PutLayer | None:
+    if quantize is None or quantize.of(part) is None:
+        return None
+    from ea_runtime.models.quantize_layers import layer_maker
+
+    return layer_maker(quantize, part, dtype)
 
 
 def load_module(
@@ -215,6 +239,7 @@ def load_module(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     notes: list[str] | None = None,
+    put_layer: PutLayer | None = None,
 ) -> Any:
     """`build()` with `weights` read straight into it; the peak is one copy of the weights.
 
@@ -228,7 +253,7 @@ def load_module(
     unexpected = meta.describe_unexpected(comparison, label)
     if unexpected and notes is not None:
         notes.append(unexpected)
-    return meta.fill(model, weights, comparison, device=device, dtype=dtype)
+    return meta.fill(model, weights, comparison, device=device, dtype=dtype, put_layer=put_layer)
 
 
 def build_from_config(plan: PartPlan) -> Any:

@@ -22,6 +22,9 @@ from torch.nn import functional as F
 
 from ea_runtime.machine.casting import dtype_of
 
+#: gives a layer of a network its weight in another form, by the tensor's name; True if it did
+PutLayer = Callable[[nn.Module, str, Tensor], bool]
+
 
 def _gelu_new(x: Tensor) -> Tensor:
     """GELU by tanh, in transformers' order: F.gelu(approximate="tanh") rounds differently."""
@@ -107,7 +110,8 @@ class T5FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.wi_0(x)) * self.wi_1(x) if self.is_gated else self.act(self.wi(x))
-        return self.wo(x.to(self.wo.weight.dtype))
+        dtype = self.wo.weight.dtype
+        return self.wo(x.to(dtype) if dtype.is_floating_point else x)  # whole numbers: it is quantised
 
 
 class Residual(nn.Module):
@@ -195,7 +199,9 @@ class T5Encoder(nn.Module):
         model.save_pretrained(folder, **settings)
 
 
-def load_t5(config: Any, files: Iterable[Path], dtype: torch.dtype) -> tuple[T5Encoder, list[str]]:
+def load_t5(
+    config: Any, files: Iterable[Path], dtype: torch.dtype, put_layer: PutLayer | None = None
+) -> tuple[T5Encoder, list[str]]:
     """The encoder with the tensors of `files`, in `dtype`, and the names of the tensors that they lack.
 
     With float16, `wo` stays in float32, as in transformers: it overflows. Raises what safetensors and torch raise for
@@ -206,15 +212,20 @@ def load_t5(config: Any, files: Iterable[Path], dtype: torch.dtype) -> tuple[T5E
     known = set(model.state_dict())
     tied = ("shared.weight", "encoder.embed_tokens.weight")
     found: dict[str, Tensor] = {}
+    put: set[str] = set()
     for file in files:
         for name, tensor in load_file(file).items():
             if name in known:
-                found[name] = tensor.to(dtype_of(model, name, dtype))
+                weight = tensor.to(dtype_of(model, name, dtype))
+                if put_layer is not None and put_layer(model, name, weight):
+                    put.add(name)
+                else:
+                    found[name] = weight
     for one, other in (tied, tied[::-1]):
         if other in found:
             found.setdefault(one, found[other])
-    missing = sorted(known - found.keys())
+    missing = sorted(known - found.keys() - put)
     if not missing:
-        model.load_state_dict(found, assign=True)
+        model.load_state_dict(found, assign=True, strict=not put)
         model.encoder.embed_tokens = model.shared  # assigned twice: one embedding again
     return model, missing
