@@ -47,6 +47,7 @@ from .known_frames import PictureProjection, check_clip, with_known_frames, with
 from .meta import unless_meta
 from .parallel import FrameSplit, VideoSplit, shares
 from .prepared import Prepared, prepare
+from .waiting import weights_of
 
 #: called as step_cache(signal, x, blocks) in place of blocks(x)
 StepCache = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -71,6 +72,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
     _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]  # for compile_repeated_blocks()
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["adaln_single", "caption_projection"]
 
     @register_to_config
     def __init__(
@@ -205,9 +207,10 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         clip = check_clip(
             self.cfg, clip_encoder_hidden_states, clip_attention_mask, len(encoder_hidden_states)
         )
-        return prepare(
-            self, encoder_hidden_states, encoder_attention_mask, timesteps, added_cond_kwargs, clip
-        )
+        with weights_of(self):
+            return prepare(
+                self, encoder_hidden_states, encoder_attention_mask, timesteps, added_cond_kwargs, clip
+            )
 
     def forward(
         self,
@@ -285,7 +288,9 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             if step_cache is None:
                 out = blocks(mine)
             else:  # the signal is that of all frames, so that all processes decide alike
-                out = step_cache(self.blocks[0].modulated(x, modulation), mine, blocks)
+                with weights_of(self.blocks[0]):
+                    signal = self.blocks[0].modulated(x, modulation)
+                out = step_cache(signal, mine, blocks)
 
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) each
         x = self.proj_out(modulated(self.norm_out, out, shift, scale))  # (B, T * L, p * p * out_channels)

@@ -25,6 +25,7 @@ from ea_runtime.generation.inputs import check_known_frames
 from ea_runtime.generation.known_frames import KnownFrames
 from ea_runtime.generation.known_inputs import encode_inputs
 from ea_runtime.generation.latents import draw_seed
+from ea_runtime.generation.offload import apply_offload, check_offload
 from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.prompts import encode_text
 from ea_runtime.generation.requests import Request, check_prompts, check_sampler
@@ -33,6 +34,7 @@ from ea_runtime.generation.step_cache import check_step_cache
 from ea_runtime.generation.window_inputs import WindowInputs
 from ea_runtime.generation.windows import Windows
 from ea_runtime.machine.casting import cast
+from ea_runtime.machine.computing import compute_device, compute_dtype
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.models.geometry import MAX_PIXELS, Geometry
@@ -71,6 +73,8 @@ class VideoPipeline:
     engine: Any = None
     #: of a model of V3 whose folder has one (models/image_encoder.py)
     image_encoder: Any = None
+    #: where weights wait that are not in use (offload.py)
+    offload: str = "none"
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class VideoPipeline:
         engine: str = "torch",
         bundle: str | os.PathLike[str] | None = None,
         parts: Iterable[str] | None = None,
+        offload: str = "none",
     ) -> VideoPipeline:
         """Load a model folder or the bundled "tiny".
 
@@ -119,7 +124,8 @@ class VideoPipeline:
 
         device: None takes cuda, mps or cpu, the first there is. dtype: None takes what suits the device
         (device.py); with float16 the VAE runs in float32, as in V2. parts: of "vae", "denoiser", "text"; None
-        loads all.
+        loads all. offload: where weights wait that are not in use: "none", "model", "group" or "sequential"
+        (offload.py); the result is the same.
 
         Raises MissingPackageError if a part's package is not installed, UserError for everything else.
         """
@@ -128,6 +134,7 @@ class VideoPipeline:
         wanted = ("vae", "denoiser", "text") if parts is None else tuple(parts)
         record = get_host().get("engines", engine)
         made = record.build(model, bundle=bundle, device=device, dtype=dtype)
+        check_offload(offload, made)
         loaded = made.load(wanted)
         pipe = cls(
             loaded.vae,
@@ -139,22 +146,31 @@ class VideoPipeline:
         )
         pipe.engine = made
         pipe.image_encoder = image_encoder_of(loaded)
+        apply_offload(pipe, offload, made)
         return pipe
 
     @property
     def device(self) -> torch.device:
-        """The denoiser's device."""
-        return next((p.device for p in _parameters(self.denoiser)), torch.device("cpu"))
+        """The device that the denoiser computes on."""
+        return compute_device(self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format that the denoiser computes in."""
-        return next((p.dtype for p in _parameters(self.denoiser)), torch.float32)
+        return compute_dtype(self.denoiser)
 
     def to(
         self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
     ) -> VideoPipeline:
-        """Move all parts; None leaves that as it is. With float16 the VAE goes to float32. Returns self."""
+        """Move all parts; None leaves that as it is. With float16 the VAE goes to float32. Returns self.
+
+        Raises UserError if weights are offloaded: they have their place and format from loading.
+        """
+        if self.offload != "none":
+            raise UserError(
+                f"this pipeline was loaded with offload={self.offload!r} and cannot be moved; load it again with "
+                "`device` and `dtype`"
+            )
         new_device = None if device is None else choose_device(device)
         new_dtype = None if dtype is None else choose_dtype(new_device or self.device, dtype)
         for part in (self.vae, self.denoiser, self.text):
@@ -420,7 +436,3 @@ def _finished(result: VideoOutput, passes: int) -> dict[str, Any]:
         "notes": result.notes,
         "timings": result.timings,
     }
-
-
-def _parameters(module: Any) -> Iterator[Tensor]:
-    return iter(module.parameters()) if hasattr(module, "parameters") else iter(())

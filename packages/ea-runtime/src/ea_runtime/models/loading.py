@@ -63,6 +63,8 @@ def load_parts(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     parts: Iterable[str] | None = None,
+    *,
+    waits: bool = False,
 ) -> Parts:
     """Load a model folder.
 
@@ -71,6 +73,7 @@ def load_parts(
         device: where the weights go.
         dtype: of all floating-point weights and buffers; None keeps each tensor's own (of T5: float32).
         parts: some of "vae", "denoiser", "text"; None loads all three.
+        waits: on the CPU, the weights of blocks stay in their files until they run (waiting.py).
 
     Raises:
         MissingPackageError: no installed package brings the class that a part needs.
@@ -90,10 +93,10 @@ def load_parts(
     notes: list[str] = []
     loaded: dict[str, Any] = {}
     for name, plan in plans.items():
-        if name == "text":
+        if name == "text" and not (waits and plan.record.name == "t5"):
             loaded[name] = plan.record.build(str(folder), device=device, dtype=dtype)
         else:
-            loaded[name] = load_part(plan, device=device, dtype=dtype, notes=notes)
+            loaded[name] = load_part(plan, device=device, dtype=dtype, notes=notes, waits=waits)
     for note in notes:
         logger.warning("%s", note)
     return Parts(folder, scheduler_config, defaults, tuple(notes), **loaded)
@@ -108,6 +111,7 @@ class PartPlan:
     config: dict[str, Any]
     record: Record
     weights: PartWeights
+    folder: Path
 
 
 def plan_part(folder: Path, spec: PartSpec, host: Host | None = None) -> PartPlan:
@@ -124,7 +128,9 @@ def plan_part(folder: Path, spec: PartSpec, host: Host | None = None) -> PartPla
                 f"{spec.folder} of model folder {quote_path(folder)} has an adapter_config.json; remove "
                 "that file"
             )
-    return PartPlan(spec, f"{spec.folder} of model folder {quote_path(folder)}", config, record, weights)
+    return PartPlan(
+        spec, f"{spec.folder} of model folder {quote_path(folder)}", config, record, weights, folder
+    )
 
 
 def read_part_config(folder: Path, spec: PartSpec) -> dict[str, Any]:
@@ -194,8 +200,23 @@ def load_part(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     notes: list[str] | None = None,
+    waits: bool = False,
 ) -> Any:
-    """A VAE or denoiser with its weights. Raises UserError; appends what is ignored to `notes`."""
+    """A part with its weights, of text encoders T5. Raises UserError; appends what is ignored to `notes`.
+
+    waits: see `load_parts`.
+    """
+    if plan.spec.name == "text":
+        import torch
+
+        from ea_runtime.text.encoder import TextEncoder
+        from ea_runtime.text.tokenizer import load_tokenizer
+
+        wanted = dtype or torch.float32
+        model = load_module(
+            lambda: build_t5(plan.config), plan.weights, plan.label, dtype=wanted, waits=waits
+        )
+        return TextEncoder(model, load_tokenizer(plan.folder / "tokenizer"))
     unknown = unknown_keys(plan.record.build(), plan.config)
     if unknown and notes is not None:
         shown = ", ".join(plain(key) for key in unknown[:10])
@@ -203,7 +224,13 @@ def load_part(
             f"{plan.spec.folder}/config.json: keys that its class does not know are ignored: {shown}"
         )
     return load_module(
-        lambda: build_from_config(plan), plan.weights, plan.label, device=device, dtype=dtype, notes=notes
+        lambda: build_from_config(plan),
+        plan.weights,
+        plan.label,
+        device=device,
+        dtype=dtype,
+        notes=notes,
+        waits=waits,
     )
 
 
@@ -215,10 +242,12 @@ def load_module(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     notes: list[str] | None = None,
+    waits: bool = False,
 ) -> Any:
     """`build()` with `weights` read straight into it; the peak is one copy of the weights.
 
-    Raises UserError if tensors are missing or have another shape; appends what is ignored to `notes`.
+    waits: see `load_parts`. Raises UserError if tensors are missing or have another shape; appends what is ignored to
+    `notes`.
     """
     from ea_runtime.models import meta
 
@@ -228,6 +257,10 @@ def load_module(
     unexpected = meta.describe_unexpected(comparison, label)
     if unexpected and notes is not None:
         notes.append(unexpected)
+    if waits:
+        from ea_runtime.models.waiting import let_wait
+
+        return let_wait(model, weights, comparison, label, dtype=dtype)
     return meta.fill(model, weights, comparison, device=device, dtype=dtype)
 
 

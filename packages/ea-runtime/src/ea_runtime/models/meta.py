@@ -112,17 +112,19 @@ def fill(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    held: Mapping[str, Tensor] | None = None,
 ) -> ModuleT:
     """Reads `weights` straight into `model` and moves the rest (computed buffers) to `device` and `dtype`.
 
     device: "meta" reads nothing and gives a model of shapes.
     dtype: of all floating-point parameters and buffers; None keeps what each tensor has in the file.
+    held: tensors that are taken as they are, and not read.
     Raises UserError if a file ends early or holds whole numbers for weights; `comparison` must fit (the caller
     checks).
     """
     assert comparison.fits
     built = model.state_dict()
-    names = set(built)
+    names = set(built) - set(held or ())
     tied = _tied(model)
     # where the device or the dtype is another, a copy of each is made anyway: read all into the same memory
     stored = {getattr(torch, DTYPES[name][0]) for name in weights.dtypes}
@@ -132,7 +134,7 @@ def fill(
         tensors = empty_tensors(weights, names)
     else:
         tensors = iter_tensors(weights, names, is_shared=is_copied)
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = dict(held or {})
     for name, tensor in tensors:
         if tensor.is_floating_point() != built[name].is_floating_point():
             raise UserError(
@@ -142,7 +144,7 @@ def fill(
         if dtype is not None and tensor.is_floating_point():
             target = dtype_of(model, name, dtype)
         state[name] = tensor.to(device=device, dtype=target, copy=is_copied)
-    state.update({name: state[source] for name, source in comparison.shared.items()})
+    state.update({name: state[source] for name, source in comparison.shared.items() if name not in state})
     model.load_state_dict(state, strict=True, assign=True)
     del state
     for group in tied:
