@@ -19,7 +19,7 @@ from torch import Tensor
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.generation.checking import check_call
 from ea_runtime.generation.decoding import decode_all, decoded
-from ea_runtime.generation.denoise import plan_steps
+from ea_runtime.generation.denoise import has_cache, plan_steps
 from ea_runtime.generation.groups import Denoising
 from ea_runtime.generation.inputs import check_known_frames
 from ea_runtime.generation.known_frames import KnownFrames
@@ -30,7 +30,7 @@ from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.prompts import encode_text
 from ea_runtime.generation.requests import Request, check_prompts, check_sampler
 from ea_runtime.generation.result import OnPreview, OnStep, VideoOutput
-from ea_runtime.generation.step_cache import check_step_cache
+from ea_runtime.generation.step_cache import StepCaching, check_step_cache
 from ea_runtime.generation.window_inputs import WindowInputs
 from ea_runtime.generation.windows import Windows
 from ea_runtime.machine.casting import cast
@@ -291,6 +291,7 @@ class VideoPipeline:
         if request.output == "frames" or windows.is_pixels:
             self._require_vae()
         caching = check_step_cache(request.step_cache)
+        cache = self._check_cache(caching, run)
         settings = request.settings | ({} if caching is None else {"step_cache": caching.text})
         scheduler = self.new_scheduler(request)
         shape = (windows.longest, request.height, request.width)
@@ -315,7 +316,7 @@ class VideoPipeline:
                 inputs = self._inputs(request, windows, len(generators))
             if inputs.is_empty:
                 del timings["encoding"]
-            notes = [*request.notes(self.defaults), *inputs.notes, *notes]
+            notes = [*request.notes(self.defaults), *inputs.notes, *notes, *cache]
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
@@ -418,6 +419,18 @@ class VideoPipeline:
         """A new scheduler: it keeps state while it runs. Raises UserError if it cannot do that many steps."""
         record = check_sampler(request.sampler)
         return plan_steps(record, self.scheduler_config, request.num_inference_steps)
+
+    def _check_cache(self, caching: StepCaching | None, run: RunState | None) -> list[str]:
+        """A note if one of diffusers' caches is on. Raises UserError for what it cannot be combined with."""
+        if not has_cache(self.denoiser):
+            return []
+        name = type(self.denoiser._cache_config).__name__
+        if caching is not None or run is not None:
+            what = "a run that is saved" if caching is None else "`step_cache`"
+            raise UserError(
+                f"{what} cannot be combined with the denoiser's {name}; call pipe.denoiser.disable_cache() first"
+            )
+        return [f"approximate: the denoiser's {name} is on"]
 
     def _require_vae(self) -> None:
         if self.vae is None:
