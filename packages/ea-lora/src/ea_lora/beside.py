@@ -53,8 +53,14 @@ class Beside(nn.Module):
         yield from ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Beside:
+        def at_least_16_bits(tensor: Tensor) -> Tensor:
+            """`fn`, but storage narrower than that (fp8) is for the module's own weight: peft computes in these."""
+            moved = fn(tensor)
+            is_narrow = moved.is_floating_point() and moved.dtype.itemsize < 2
+            return tensor.to(moved.device) if is_narrow else moved
+
         for layer in self.slots.values():
-            layer._apply(fn, recurse)
+            layer._apply(at_least_16_bits, recurse)
         return self
 
 

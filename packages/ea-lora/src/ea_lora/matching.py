@@ -15,6 +15,7 @@ from ea_lora.places import Modules, find_places
 from ea_runtime.engines.base import exported_weights
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import quote
+from ea_runtime.machine.computing import compute_dtype
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +29,11 @@ class Match:
     @property
     def weight(self) -> torch.Tensor:
         return self.module.get_parameter("weight")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format that the module computes in, whatever its weight is stored in."""
+        return compute_dtype(self.module)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,9 +171,9 @@ def _check_fit(match: Match, label: str) -> None:
             f"{label}: {quote(layer.name)} is for {layer.num_inputs} -> {layer.num_outputs} channels, "
             f"{match.path} has {inputs} -> {outputs}; it was trained on another model"
         )
-    if weight.dtype not in FLOATS:
+    if match.dtype not in FLOATS:
         raise UserError(
-            f"{match.path} has weights of {str(weight.dtype)[6:]}; LoRA needs 16-bit floats or wider"
+            f"{match.path} has weights of {str(match.dtype)[6:]}; LoRA needs 16-bit floats or wider"
         )
 
 

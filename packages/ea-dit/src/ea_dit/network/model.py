@@ -33,6 +33,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.outputs import BaseOutput
 from einops import rearrange
@@ -40,6 +41,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, mask_bias
 from .blocks import TransformerBlock, modulated
+from .caches import prepare_cache, skips_blocks
 from .config import TransformerConfig
 from .context_parallel import CP_PLAN, check_config, local_frames
 from .dispatch import Dispatch, choose_backend, forget_backend
@@ -50,6 +52,8 @@ from .meta import unless_meta
 from .motion import TemporalAttention
 from .parallel import FrameSplit, VideoSplit, shares
 from .prepared import Prepared, prepare
+from .text_groups import TextGroups
+from .waiting import weights_of
 
 #: called as step_cache(signal, x, blocks) in place of blocks(x)
 StepCache = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -62,7 +66,7 @@ class Transformer3DModelOutput(BaseOutput):
     sample: Tensor
 
 
-class Transformer3DModel(ModelMixin, ConfigMixin):
+class Transformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
     """EasyAnimate V2's and V3's transformer; loads published configs and weights as they are.
 
     The arguments are the keys of a published config.json, the defaults its values; `TransformerConfig`
@@ -75,6 +79,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
     _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
     _cp_plan: ClassVar[dict[str, Any]] = CP_PLAN  # for enable_parallelism()
     _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]  # for compile_repeated_blocks()
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["adaln_single", "caption_projection"]
 
     @register_to_config
     def __init__(
@@ -210,9 +215,10 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         clip = check_clip(
             self.cfg, clip_encoder_hidden_states, clip_attention_mask, len(encoder_hidden_states)
         )
-        return prepare(
-            self, encoder_hidden_states, encoder_attention_mask, timesteps, added_cond_kwargs, clip
-        )
+        with weights_of(self):
+            return prepare(
+                self, encoder_hidden_states, encoder_attention_mask, timesteps, added_cond_kwargs, clip
+            )
 
     def forward(
         self,
@@ -280,6 +286,9 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
 
         x = self.pos_embed(hidden_states)  # (B, T * L, D)
         split = self._split_of(num_frames, height * width)
+        if self.is_cache_enabled and (step_cache is not None or split is not None):
+            other = "`step_cache`" if split is None else "`spread`"
+            raise ValueError(f"{other} and `enable_cache` cannot be combined; call disable_cache() first")
         count = num_frames if split is None else shares(num_frames, split.size)[split.rank]
         if self._parallel_config is not None:  # diffusers' hook has split x
             count = local_frames(self._parallel_config, num_frames, step_cache is not None)
@@ -292,7 +301,9 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             if step_cache is None:
                 out = blocks(mine)
             else:  # the signal is that of all frames, so that all processes decide alike
-                out = step_cache(self.blocks[0].modulated(x, modulation), mine, blocks)
+                with weights_of(self.blocks[0]):
+                    signal = self.blocks[0].modulated(x, modulation)
+                out = step_cache(signal, mine, blocks)
 
         out = self.all_frames(out)
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) each
@@ -313,10 +324,21 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
     ) -> Tensor:
         """All blocks and skips; grid: latent frames, rows and columns of tokens."""
         skips: list[Tensor] = []
+        is_left_out = skips_blocks(self._cache_config)  # a block may be left out, with its skip
         for index, block in enumerate(self.blocks):
+            skip, copies = None, 1
             if index >= self.cfg.first_skip_block:
-                x = x + self.long_connect_fc[index - self.cfg.first_skip_block](skips.pop())
-            arguments = (x, modulation, texts[index], bias, *grid)
+                linear, before = self.long_connect_fc[index - self.cfg.first_skip_block], skips.pop()
+                if is_left_out:
+                    skip = (linear, before)
+                else:
+                    x = x + linear(before)
+            if is_left_out and index == 0 and isinstance(texts[0], TextGroups):
+                copies = sum(texts[0].rows) // len(x)
+                x = x.repeat(copies, 1, 1)
+            arguments: tuple[Any, ...] = (x, modulation, texts[index], bias, *grid)
+            if is_left_out:
+                arguments += (skip, copies)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 assert self._gradient_checkpointing_func is not None  # set by enable_gradient_checkpointing()
                 x = self._gradient_checkpointing_func(block, *arguments)
@@ -325,6 +347,19 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             if index < self.cfg.num_skips:
                 skips.append(x)
         return x
+
+    def enable_cache(self, config: Any) -> None:
+        """Turn on one of diffusers' caches for sampling (caches.py); approximate, and off by default.
+
+        Args:
+            config: diffusers' FirstBlockCacheConfig, MagCacheConfig or TaylorSeerCacheConfig.
+
+        Passes then run within `cache_context(name)`, and `_reset_stateful_cache()` comes before each run: the pipeline
+        does both. Raises ValueError, one line, for other caches, which would do nothing here.
+        """
+        if self.is_cache_enabled:
+            raise ValueError(f"{type(self._cache_config).__name__} is on already; call disable_cache() first")
+        super().enable_cache(prepare_cache(self, self.blocks, config))
 
     # -- backends of attention ---------------------------------------------------------------------
 

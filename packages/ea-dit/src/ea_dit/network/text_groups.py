@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
+from .waiting import weights_of
 
 
 class Whole(NamedTuple):
@@ -84,6 +85,12 @@ def _shortest(layer: Attention, keys: Tensor, values: Tensor) -> Group:
     if tokens > channels // 2 or not _can_fold(layer):
         return Whole(keys, values)
     to_out = cast("nn.Linear", layer.to_out[0])
+    with weights_of(to_out), weights_of(layer.to_q):
+        return _folded(layer, to_out, keys, values)
+
+
+def _folded(layer: Attention, to_out: nn.Linear, keys: Tensor, values: Tensor) -> Group:
+    tokens, channels = keys.shape[2:]
     dtype = torch.promote_types(keys.dtype, torch.float32)
     out = to_out.weight.to(dtype).unflatten(1, (-1, channels))  # (D, h, d)
     folded = torch.einsum("nhsd,whd->nhsw", values.to(dtype), out)

@@ -35,15 +35,21 @@ class TorchEngine:
         self.device = choose_device(device)
         self.dtype = choose_dtype(self.device, dtype)
         self.quantize = quantize
+        #: one of generation/offload.py's modes; set before `load`
+        self.offload = "none"
 
     def load(self, parts: Iterable[str]) -> Parts:
         """See Engine."""
         wanted = tuple(parts)
+        waits = self.offload == "group" and self.device.type == "cpu"
+        device = self.device if self.offload == "none" else "cpu"
         if self.dtype != torch.float16 or "vae" not in wanted:
-            return load_parts(self.model, self.device, self.dtype, parts=wanted, quantize=self.quantize)
+            return load_parts(
+                self.model, device, self.dtype, parts=wanted, waits=waits, quantize=self.quantize
+            )
         rest = tuple(part for part in wanted if part != "vae")
-        vae = load_parts(self.model, self.device, torch.float32, parts=("vae",))
-        others = load_parts(self.model, self.device, self.dtype, parts=rest, quantize=self.quantize)
+        vae = load_parts(self.model, device, torch.float32, parts=("vae",), waits=waits)
+        others = load_parts(self.model, device, self.dtype, parts=rest, waits=waits, quantize=self.quantize)
         return replace(others, vae=vae.vae, notes=(*vae.notes, *others.notes))
 
     def describe(self) -> str:

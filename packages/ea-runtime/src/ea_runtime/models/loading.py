@@ -66,6 +66,8 @@ def load_parts(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     parts: Iterable[str] | None = None,
+    *,
+    waits: bool = False,
     quantize: Quantize | None = None,
 ) -> Parts:
     """Load a model folder.
@@ -76,6 +78,7 @@ def load_parts(
         dtype: of all floating-point weights and buffers; None keeps each tensor's own (of T5: float32).
         parts: some of "vae", "denoiser", "text"; None loads all three.
         quantize: parts whose weights are kept in fewer bits (quantize.py).
+        waits: on the CPU, the weights of blocks stay in their files until they run (waiting.py).
 
     Raises:
         MissingPackageError: no installed package brings the class that a part needs.
@@ -97,12 +100,14 @@ def load_parts(
     notes: list[str] = []
     loaded: dict[str, Any] = {}
     for name, plan in plans.items():
-        if name == "text":
+        if name == "text" and not (waits and plan.record.name == "t5"):
             put_layer = _layer_maker(quantize, name, dtype)
             own = {} if put_layer is None else {"put_layer": put_layer}
             loaded[name] = plan.record.build(str(folder), device=device, dtype=dtype, **own)
         else:
-            loaded[name] = load_part(plan, device=device, dtype=dtype, notes=notes, quantize=quantize)
+            loaded[name] = load_part(
+                plan, device=device, dtype=dtype, notes=notes, waits=waits, quantize=quantize
+            )
     for note in notes:
         logger.warning("%s", note)
     return Parts(folder, scheduler_config, defaults, tuple(notes), **loaded)
@@ -117,6 +122,7 @@ class PartPlan:
     config: dict[str, Any]
     record: Record
     weights: PartWeights
+    folder: Path
 
 
 def plan_part(folder: Path, spec: PartSpec, host: Host | None = None) -> PartPlan:
@@ -133,7 +139,9 @@ def plan_part(folder: Path, spec: PartSpec, host: Host | None = None) -> PartPla
                 f"{spec.folder} of model folder {quote_path(folder)} has an adapter_config.json; remove "
                 "that file"
             )
-    return PartPlan(spec, f"{spec.folder} of model folder {quote_path(folder)}", config, record, weights)
+    return PartPlan(
+        spec, f"{spec.folder} of model folder {quote_path(folder)}", config, record, weights, folder
+    )
 
 
 def read_part_config(folder: Path, spec: PartSpec) -> dict[str, Any]:
@@ -204,8 +212,23 @@ def load_part(
     dtype: torch.dtype | None = None,
     notes: list[str] | None = None,
     quantize: Quantize | None = None,
+    waits: bool = False,
 ) -> Any:
-    """A VAE or denoiser with its weights. Raises UserError; appends what is ignored to `notes`."""
+    """A part with its weights, of text encoders T5. Raises UserError; appends what is ignored to `notes`.
+
+    waits: see `load_parts`.
+    """
+    if plan.spec.name == "text":
+        import torch
+
+        from ea_runtime.text.encoder import TextEncoder
+        from ea_runtime.text.tokenizer import load_tokenizer
+
+        wanted = dtype or torch.float32
+        model = load_module(
+            lambda: build_t5(plan.config), plan.weights, plan.label, dtype=wanted, waits=waits
+        )
+        return TextEncoder(model, load_tokenizer(plan.folder / "tokenizer"))
     unknown = unknown_keys(plan.record.build(), plan.config)
     if unknown and notes is not None:
         shown = ", ".join(plain(key) for key in unknown[:10])
@@ -220,6 +243,7 @@ def load_part(
         dtype=dtype,
         notes=notes,
         put_layer=_layer_maker(quantize, plan.spec.name, dtype),
+        waits=waits,
     )
 
 
@@ -240,10 +264,12 @@ def load_module(
     dtype: torch.dtype | None = None,
     notes: list[str] | None = None,
     put_layer: PutLayer | None = None,
+    waits: bool = False,
 ) -> Any:
     """`build()` with `weights` read straight into it; the peak is one copy of the weights.
 
-    Raises UserError if tensors are missing or have another shape; appends what is ignored to `notes`.
+    waits: see `load_parts`. Raises UserError if tensors are missing or have another shape; appends what is ignored to
+    `notes`.
     """
     from ea_runtime.models import meta
 
@@ -253,6 +279,10 @@ def load_module(
     unexpected = meta.describe_unexpected(comparison, label)
     if unexpected and notes is not None:
         notes.append(unexpected)
+    if waits:
+        from ea_runtime.models.waiting import let_wait
+
+        return let_wait(model, weights, comparison, label, dtype=dtype)
     return meta.fill(model, weights, comparison, device=device, dtype=dtype, put_layer=put_layer)
 
 

@@ -114,18 +114,20 @@ def fill(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     put_layer: PutLayer | None = None,
+    held: Mapping[str, Tensor] | None = None,
 ) -> ModuleT:
     """Reads `weights` straight into `model` and moves the rest (computed buffers) to `device` and `dtype`.
 
     device: "meta" reads nothing and gives a model of shapes.
     dtype: of all floating-point parameters and buffers; None keeps what each tensor has in the file.
     put_layer: gives layers their weights in another form (quantize_layers.py).
+    held: tensors that are taken as they are, and not read.
     Raises UserError if a file ends early or holds whole numbers for weights; `comparison` must fit (the caller
     checks).
     """
     assert comparison.fits
     built = model.state_dict()
-    names = set(built)
+    names = set(built) - set(held or ())
     tied = _tied(model)
     # where the device or the dtype is another, a copy of each is made anyway: read all into the same memory
     stored = {getattr(torch, DTYPES[name][0]) for name in weights.dtypes}
@@ -135,7 +137,7 @@ def fill(
         tensors = empty_tensors(weights, names)
     else:
         tensors = iter_tensors(weights, names, is_shared=is_copied)
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = dict(held or {})
     put: set[str] = set()
     for name, tensor in tensors:
         if tensor.is_floating_point() != built[name].is_floating_point():
@@ -150,7 +152,10 @@ def fill(
             put.add(name)
         else:
             state[name] = weight
-    state.update({name: state[source] for name, source in comparison.shared.items() if source in state})
+    tied_names = comparison.shared.items()
+    state.update(
+        {name: state[source] for name, source in tied_names if name not in state and source in state}
+    )
     left = model.load_state_dict(state, strict=not put, assign=True)
     # what is in another form may have further entries in the state dict
     assert all(any(name.startswith(one) for one in put) for name in left.missing_keys)

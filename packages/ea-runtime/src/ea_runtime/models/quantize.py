@@ -165,8 +165,15 @@ def stored_bytes(kind: str, shape: tuple[int, ...]) -> int:
     return -(-rows * columns // 2) + blocks + 4 * -(-blocks // _BLOCKS) + _TABLES
 
 
-def check_engine(engine: str, quantize: Quantize | None, attention: str | None) -> None:
-    """Raises UserError for what changes the layers of an engine that has none: its graphs are fixed."""
+def check_engine(
+    engine: str, quantize: Quantize | None, attention: str | None, offload: str = "none"
+) -> None:
+    """Raises UserError for what changes the layers of an engine that has none, its graphs are fixed, and for quantised
+    weights that would wait elsewhere block by block."""
+    if quantize is not None and offload not in ("none", "model"):
+        raise UserError(
+            f"`quantize` and `offload` {quote(offload)} cannot be combined; leave one of them out"
+        )
     given = "quantize" if quantize is not None else "attention" if attention is not None else None
     if given is not None and engine != "torch":
         raise UserError(
