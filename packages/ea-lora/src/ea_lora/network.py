@@ -119,7 +119,7 @@ def _prepare(match: Match) -> tuple[Tensor, Tensor]:
         if not hasattr(match.module, "_hf_hook"):
             raise UserError(f"{match.path} has no weights in memory (meta device); load the model with them")
         device = torch.device("cpu")  # offloaded by accelerate: the layer follows what comes in
-    tail = (1,) * (weight.ndim - 2)
+    tail = (1,) * (len(match.shape) - 2)
     # a pipeline runs in inference mode; tensors made there could never be used outside it
     with torch.inference_mode(False), torch.no_grad():
         down, up = (

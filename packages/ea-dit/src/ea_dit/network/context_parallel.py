@@ -1,10 +1,10 @@
 """diffusers' context parallel for this network (`enable_parallelism`): each process holds all weights and some frames.
 
-The tokens of a video lie frame after frame, so that an even split of them along the sequence is a split by frames.
+The tokens of a video are in order of frames, so an even split of them along the sequence is a split by frames.
 Attention within a frame, cross-attention and MLPs need nothing else. In attention through time, and in V3's over all
-tokens, the sequence is what was split, and diffusers' Ulysses exchanges it for heads: every process gets all frames of some
-heads. That is one all-to-all for each of queries, keys, values and output, where our own split (parallel.py) needs one
-for a whole motion module, takes any number of frames and processes, and leaves ring attention to nobody: prefer `spread`.
+tokens, the sequence is what was split, and diffusers' Ulysses exchanges it for heads: every process gets all frames of
+some heads. That takes four all-to-alls for each attention; our own split (parallel.py) takes two for a whole motion
+module, and any number of frames and processes: prefer `spread`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def check_config(config: Any, num_heads: int) -> None:
         )
     if num_heads % context.ulysses_degree:
         raise ValueError(
-            f"`ulysses_degree` must divide the {num_heads} heads of attention through time, got {context.ulysses_degree}"
+            f"`ulysses_degree` must divide the {num_heads} heads of attention through time, "
+            f"got {context.ulysses_degree}"
         )
 
 

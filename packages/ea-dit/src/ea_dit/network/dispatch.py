@@ -75,7 +75,7 @@ class Dispatched(Protocol):
 
 
 def choose_backend(layers: Iterable[Dispatched], name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Let a backend compute the attention of layers; those whose heads it does not take stay torch's own, with a warning.
+    """Let a backend compute the attention of layers; those whose heads it does not take keep torch's, with a warning.
 
     Raises ValueError as `check_backend`.
     """
@@ -106,8 +106,8 @@ def forget_backend(layers: Iterable[Dispatched]) -> None:
 def check_backend(name: str, device: torch.device, dtype: torch.dtype, channels: Iterable[int]) -> set[int]:
     """The numbers of channels of a head, among `channels`, that a backend computes on a device in a number format.
 
-    Raises ValueError, in one line with the backends that work here, for an unknown name, a backend that fetches code, one
-    whose package is not installed, and one that computes none of them.
+    Raises ValueError, in one line with the backends that work here, for an unknown name, a backend that fetches code,
+    one whose package is not installed, and one that computes none of them.
     """
     known = _known()
     if name not in known:
@@ -133,7 +133,8 @@ def check_backend(name: str, device: torch.device, dtype: torch.dtype, channels:
     if len(faults) == len(sizes):
         format = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"`attention` {name!r} does not run on {device.type} in {format} ({faults[sizes[0]]}); {_working(device, dtype)}"
+            f"`attention` {name!r} does not run on {device.type} in {format} ({faults[sizes[0]]}); "
+            f"{_working(device, dtype)}"
         )
     return set(sizes) - set(faults)
 

@@ -133,8 +133,8 @@ class VideoPipeline:
         (offload.py); the result is the same.
 
         quantize: weights in fewer bits, "int8", "fp8", "nf4" or a .gguf file for the denoiser's layers, or
-        {"denoiser": "int8", "text": "nf4"}; None keeps them (models/quantize.py). attention: what computes the denoiser's
-        attention, such as "flash" or "sage", where its package is installed; None is torch's own.
+        {"denoiser": "int8", "text": "nf4"}; None keeps them (models/quantize.py). attention: what computes the
+        denoiser's attention, such as "flash" or "sage", where its package is installed; None is torch's own.
 
         Raises MissingPackageError if a part's package is not installed, UserError for everything else.
         """
@@ -206,8 +206,8 @@ class VideoPipeline:
     def set_attention(self, name: str) -> VideoPipeline:
         """Let another backend of diffusers' compute the denoiser's attention; "native" is torch's own.
 
-        Returns self. Raises UserError for an unknown backend, one that is not installed, one that would fetch code from a
-        server, and one that does not run on this device in this number format: it is tried.
+        Returns self. Raises UserError for an unknown backend, one that is not installed, one that would fetch code from
+        a server, and one that does not run on this device in this number format: it is tried.
         """
         change = getattr(self.denoiser, "set_attention_backend", None)
         if change is None:

@@ -235,6 +235,12 @@ def load_part(
         notes.append(
             f"{plan.spec.folder}/config.json: keys that its class does not know are ignored: {shown}"
         )
+    if quantize is not None and plan.spec.name == "denoiser" and quantize.gguf is not None:
+        from ea_runtime.models.gguf_layers import load_gguf
+
+        return load_gguf(
+            lambda: build_from_config(plan), quantize.gguf, device=device, dtype=dtype, notes=notes
+        )
     return load_module(
         lambda: build_from_config(plan),
         plan.weights,

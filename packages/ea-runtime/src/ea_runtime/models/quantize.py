@@ -1,9 +1,9 @@
 """Weights in fewer bits, as asked for: which parts, in which form, and how many bytes that takes. Imports no torch.
 
-Forms: int8 and fp8 (torchao: one scale for each output channel), nf4 (bitsandbytes: blocks of 64 values of 4 bits, whose
-scales are 8 bits), and a GGUF file with the denoiser's weights. What is computed stays in the pipeline's number format:
-each layer's weight is brought back to it when the layer runs. Only linear layers within the repeated blocks have that form;
-what makes or leaves the token stream, the timestep's embedding and all convolutions keep theirs.
+Forms: int8 and fp8 (torchao: one scale for each output channel), nf4 (bitsandbytes: blocks of 64 values of 4 bits,
+whose scales are 8 bits), and a GGUF file with the denoiser's weights. What is computed stays in the pipeline's number
+format: each layer's weight is brought back to it when the layer runs. Only linear layers within the repeated blocks
+have that form; the first and last layers, the timestep's embedding and all convolutions keep theirs.
 
 Asked for by arguments alone: a model folder that asks for quantisation is refused (config.py).
 """
@@ -56,8 +56,8 @@ class Quantize:
 def parse_quantize(value: Any) -> Quantize | None:
     """The forms that `quantize` asks for; None for None and "none".
 
-    value: "int8", "fp8", "nf4" or a .gguf file, all of the denoiser; "denoiser=int8,text=nf4", or the same as a mapping.
-    Raises UserError for an unknown name or part, for a part without layers to quantise, and for a file that is not there.
+    value: "int8", "fp8", "nf4" or a .gguf file, all of the denoiser; "denoiser=int8,text=nf4", or the same as a
+    mapping. Raises UserError for an unknown name or part, a part without layers to quantise, and a missing file.
     """
     if value is None or isinstance(value, Quantize):
         return value
@@ -102,8 +102,8 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
 def _check_part(part: Any) -> None:
     if part in ("vae", "image_encoder"):
         raise UserError(
-            f"`quantize` of the {part} is not possible: its weights are convolutions, and linear layers alone have such a "
-            f"form; name {' or '.join(PARTS)}"
+            f"`quantize` of the {part} is not possible: its weights are convolutions, and linear layers alone have "
+            f"such a form; name {' or '.join(PARTS)}"
         )
     if part not in PARTS:
         raise UserError(

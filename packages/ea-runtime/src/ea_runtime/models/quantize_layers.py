@@ -1,5 +1,5 @@
-"""Linear layers whose weights are in fewer bits: made one by one while a part is loaded, so that the part is never in memory
-in its own format."""
+"""Linear layers whose weights are in fewer bits: made one by one while a part is loaded, so that the part is never
+whole in memory in its own format."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PutLayer = Callable[[nn.Module, str, Tensor], bool]
 def layer_maker(quantize: Quantize | None, part: str, dtype: torch.dtype | None = None) -> PutLayer | None:
     """What gives the layers of a part their weights in the form asked for; None if the part keeps its format.
 
-    dtype: the network's. The callable takes the network, a tensor's name in its state dict, and the tensor, on its device
-    and in the number format that the layer computes in. Raises UserError if a package is missing.
+    dtype: the network's. The callable takes the network, a tensor's name in its state dict, and the tensor, on its
+    device and in the number format that the layer computes in. Raises UserError if a package is missing.
     """
     kind = None if quantize is None else quantize.kinds.get(part)
     if quantize is None or kind is None:
@@ -46,7 +46,7 @@ def layer_maker(quantize: Quantize | None, part: str, dtype: torch.dtype | None 
 
 
 def _make_torchao(kind: str) -> Callable[[nn.Module, str, nn.Linear, Tensor], None]:
-    with _quiet_imports():
+    with quiet_imports():
         from torchao.quantization import (  # pyright: ignore[reportMissingImports]
             Float8WeightOnlyConfig,
             Int8WeightOnlyConfig,
@@ -67,7 +67,7 @@ def _make_torchao(kind: str) -> Callable[[nn.Module, str, nn.Linear, Tensor], No
 
 
 def _make_nf4() -> Callable[[nn.Module, str, nn.Linear, Tensor], None]:
-    with _quiet_imports():
+    with quiet_imports():
         import bitsandbytes  # pyright: ignore[reportMissingImports]
 
     def make(network: nn.Module, path: str, layer: nn.Linear, weight: Tensor) -> None:
@@ -91,9 +91,9 @@ def _make_nf4() -> Callable[[nn.Module, str, nn.Linear, Tensor], None]:
 
 
 @contextmanager
-def _quiet_imports() -> Iterator[None]:
-    """Imports that fetch nothing and say nothing: bitsandbytes asks the package `kernels` for code from a server, if it is
-    installed, and both warn of parts that nobody uses here."""
+def quiet_imports() -> Iterator[None]:
+    """Imports that fetch nothing and say nothing: bitsandbytes asks the package `kernels` for code from a server, if it
+    is installed, and both warn of parts that nobody uses here."""
     hidden = "kernels" not in sys.modules
     if hidden:
         sys.modules["kernels"] = None  # pyright: ignore[reportArgumentType]

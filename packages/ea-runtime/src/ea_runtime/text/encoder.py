@@ -100,8 +100,9 @@ class TextEncoder:
     ) -> TextEncoder:
         """Loads `folder`/text_encoder (config.json, *.safetensors) and `folder`/tokenizer.
 
-        dtype: float32 when not given. put_layer: gives layers their weights in another form. Raises UserError, one line each, for missing, pickled, damaged or
-        incomplete weights, a config that is not T5's, and a missing or damaged tokenizer.
+        dtype: float32 when not given. put_layer: gives layers their weights in another form (t5.py). Raises UserError,
+        one line each, for missing, pickled, damaged or incomplete weights, a config that is not T5's, and a missing or
+        damaged tokenizer.
         """
         part = Path(folder) / "text_encoder"
         model = _load_model(part, Path(folder), dtype, put_layer)
