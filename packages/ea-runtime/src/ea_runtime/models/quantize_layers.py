@@ -70,7 +70,9 @@ def _make_nf4() -> Callable[[nn.Module, str, nn.Linear, Tensor], None]:
     with quiet_imports():
         import bitsandbytes  # pyright: ignore[reportMissingImports]
 
-    class Linear4bit(bitsandbytes.nn.Linear4bit):
+    library: Any = bitsandbytes.nn
+
+    class Linear4bit(library.Linear4bit):
         """bitsandbytes' layer, with the channels of a token next to each other, as its kernels for the CPU want."""
 
         def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ def _make_nf4() -> Callable[[nn.Module, str, nn.Linear, Tensor], None]:
             quant_type="nf4",
             device="meta",
         )
-        values = bitsandbytes.nn.Params4bit(
+        values = library.Params4bit(
             weight.contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True, module=made
         )
         made.weight = values.to(weight.device)
