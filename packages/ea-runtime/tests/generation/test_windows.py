@@ -195,6 +195,37 @@ def test_pictures_and_videos_apply_to_the_windows_that_have_them(channels: int) 
     assert torch.equal(part[1], mask[:, :, 18:36])
 
 
+def test_clip_sees_the_first_frame_of_each_window_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined as pixels, CLIP sees the frame that a window begins with; carried as latents, the picture alone."""
+    pipe = make_pipe(12)
+    monkeypatch.setattr(pipe.denoiser.config, "enable_clip_in_inpaint", True, raising=False)
+    seen: list[Any] = []
+
+    def encode(one: Any) -> Any:
+        seen.append(one.image)
+        level = torch.as_tensor(one.image, dtype=torch.float32).mean()
+        known = KnownFrames(torch.zeros(1), torch.zeros(1), None, torch.full((2, 768), float(level)))
+        return known, ()
+
+    def decode(latents: Tensor, count: int, start: int) -> Any:
+        return iter(np.full((count - start, 32, 48, 3), 51, np.uint8))
+
+    made = [torch.zeros(1, 4, 6, 4, 6)]
+    for join, second in (("pixels", 0.2), ("latents", 0.7)):
+        request = pipe_request(pipe, image=torch.full((3, 32, 48), 0.7))
+        windows = plan_windows(pipe.geometry, 45, 18, join=join)
+        parts = (pipe.vae, pipe.geometry, pipe.denoiser.config, 2)
+        inputs = WindowInputs(request, windows, *parts, encode, decode)
+        for number, level in ((0, 0.7), (1, second)):
+            known = inputs.of(number, range(1, 2), made[:number])
+            assert known is not None
+            assert known.clip is not None
+            assert known.clip.shape == (1, 768)
+            # the other video of the batch is not there yet: black
+            assert float(known.clip[0, 0]) == pytest.approx(level if level == 0.7 else level / 2)
+    assert len(seen) == 3
+
+
 def test_a_long_video_keeps_a_region_of_another(tmp_path: Path) -> None:
     levels = np.random.default_rng(0).integers(40, 216, (45, 4, 6, 3))
     film = np.kron(levels, np.ones((1, 8, 8, 1), np.uint8)).astype(np.uint8)

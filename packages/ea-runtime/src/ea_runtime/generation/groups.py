@@ -131,7 +131,7 @@ class Denoising:
             self.step("denoising", done, work.total)
 
         self.step("denoising", work.before + (0 if resumed is None else resumed[0]), work.total)
-        return denoise(
+        x = denoise(
             predict,
             scheduler,
             noise,
@@ -142,6 +142,7 @@ class Denoising:
             start=start,
             first=first,
         )
+        return self.inputs.settled(work.number, rows, x)
 
     def _predictor(self, work: _Work, scheduler: Any) -> NoisePredictor:
         denoiser, request, rows = self.pipe.denoiser, self.request, work.rows
