@@ -115,6 +115,40 @@ def test_windows_share_noise_and_keep_what_is_known(sampler: str, monkeypatch: p
     assert not torch.equal(seen[1][:, :, :3], seen[0][:, :, 3:])
 
 
+@pytest.mark.parametrize("geometry", [MAGVIT, SLICE], ids=["magvit", "slice"])
+@pytest.mark.parametrize("loop", [False, True])
+def test_later_windows_begin_from_the_noise_of_the_first(geometry: Geometry, loop: bool) -> None:
+    frames, window = (144, 45) if geometry is MAGVIT else (144, 40)
+    windows = plan_windows(geometry, frames, window, loop=loop)
+    places = windows.noise_places
+    drawn = max(one.num_latents for one in windows.all)
+    assert places[:drawn] == list(range(drawn))
+    assert max(places) < drawn
+    new = [places[one.start + one.before : one.stop] for one in windows.all[1:-1]]
+    assert len(new) > 1
+    # in a loop, windows may be shifted against each other, so that its last one ends where it begins
+    assert loop or all(one == new[0] for one in new)
+    whole = plan_windows(geometry, frames)
+    assert whole.noise_places == list(range(whole.num_latents))
+
+
+def test_noise_that_is_given_is_that_of_all_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    real = groups.denoise
+
+    def denoise(predict: Any, scheduler: Any, noise: Tensor, *args: Any, **more: Any) -> Tensor:
+        seen.append(noise)
+        return real(predict, scheduler, noise, *args, **more)
+
+    monkeypatch.setattr(groups, "denoise", denoise)
+    make_pipe()("a", **LONG, output="latents")
+    assert all(torch.equal(one[:, :, 3:], seen[0][:, :, 3:]) for one in seen)
+    given = torch.randn(1, 4, 15, 4, 6, generator=torch.Generator().manual_seed(1))
+    seen.clear()
+    make_pipe()("a", **LONG, latents=given, output="latents")
+    assert [torch.equal(one, given[:, :, 3 * k : 3 * k + 6]) for k, one in enumerate(seen)] == [True] * 4
+
+
 def test_what_fits_the_window_is_as_before() -> None:
     whole = make_pipe()("a", **{**LONG, "window": 45}).latents
     plain = VideoPipeline(FakeVae(), Mixing(), FakeTextEncoder(num_tokens=40))  # V2's own 144 frames
