@@ -81,13 +81,23 @@ def ea_metrics() -> list[MetricRecord]:
     ]
     weights: list[tuple[str, str, str, str, str, str, str]] = [
         ("clip-score", "Prompt and frames by CLIP", "higher", "", "video", "clip_score", "ClipScore"),
-        ("fvd", "Fréchet distance of video features to the other folder's", "lower", "", "set", "frechet", "Fvd"),
+        (
+            "fvd",
+            "Fréchet distance of video features to the other folder's",
+            "lower",
+            "",
+            "set",
+            "frechet",
+            "Fvd",
+        ),
         ("vbench", "Dimensions of VBench, run by its own package", "higher", "", "video", "vbench", "VBench"),
     ]
     return [
         *(
             # a function is the metric itself
-            MetricRecord(name, words, Named(f"{home}.single:{name.replace('-', '_')}"), better=better, unit=unit)
+            MetricRecord(
+                name, words, Named(f"{home}.single:{name.replace('-', '_')}"), better=better, unit=unit
+            )
             for name, words, better, unit in single
         ),
         MetricRecord(

@@ -19,9 +19,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def difference_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
     """The interval of mean(ours) - mean(theirs), of two sets that were drawn apart; each is resampled by itself."""
     rng = np.random.default_rng(SEED)
-    one, other = (
-        np.concatenate(list(_means(np.asarray(values, float), rng))) for values in (ours, theirs)
-    )
+    one, other = (np.concatenate(list(_means(np.asarray(values, float), rng))) for values in (ours, theirs))
     return _ends(one - other)
 
 

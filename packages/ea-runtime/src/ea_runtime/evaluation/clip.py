@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,10 @@ class Clip:
             [
                 [
                     frame[top:bottom, left:right].mean((0, 1), dtype=np.float64)
-                    for left, right in zip(columns, columns[1:], strict=False)
+                    for left, right in pairwise(columns)
                 ]
                 for frame in self.frames
-                for top, bottom in zip(rows, rows[1:], strict=False)
+                for top, bottom in pairwise(rows)
             ]
         ).reshape(len(self.frames), len(rows) - 1, len(columns) - 1, 3)
 
@@ -70,7 +71,7 @@ class Clip:
         """Absolute differences of each frame to the one before, levels of 255: the mean, and that of the block of 8x8
         pixels that differs most. Both (T - 1,).
         """
-        pairs = [step(one, other) for one, other in zip(self.frames, self.frames[1:], strict=False)]
+        pairs = [step(one, other) for one, other in pairwise(self.frames)]
         means, most = zip(*pairs, strict=True) if pairs else ((), ())
         return np.array(means), np.array(most)
 

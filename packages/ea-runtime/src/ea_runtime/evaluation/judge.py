@@ -190,7 +190,9 @@ def _flat(name: str, value: Any) -> dict[str, float]:
     if value is None:
         return {}
     found = (
-        {f"{name}.{part}": one for part, one in value.items()} if isinstance(value, Mapping) else {name: value}
+        {f"{name}.{part}": one for part, one in value.items()}
+        if isinstance(value, Mapping)
+        else {name: value}
     )
     numbers = {key: float(one) for key, one in found.items()}
     for key, one in numbers.items():

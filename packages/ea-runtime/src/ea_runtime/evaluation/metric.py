@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,15 +38,6 @@ class SetMetric(Protocol):
 def missing(metric: Any) -> list[str]:
     """One line for each file or package that a metric lacks; none for one without a method `missing`."""
     return list(metric.missing()) if hasattr(metric, "missing") else []
-
-
-def missing_path(metric: str, option: str, value: str, what: str) -> list[str]:
-    """One line if the path in an option is not set or not there, else an empty list."""
-    if not value:
-        return [f"{metric}: `{option}` is not set; give {what}: --set {metric}.{option}=PATH"]
-    if not Path(value).expanduser().exists():
-        return [f"{metric}: `{option}` {value!r} does not exist; it should be {what}"]
-    return []
 
 
 def evenly(num_frames: int, count: int) -> Sequence[int]:

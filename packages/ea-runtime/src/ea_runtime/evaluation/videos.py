@@ -60,7 +60,9 @@ def find_videos(path: Path, argument: str = "folder") -> Folder:
     if not path.exists():
         raise UserError(f"`{argument}` must be a folder of videos, got {str(path)!r}, which is not there")
     if not path.is_dir():
-        raise UserError(f"`{argument}` must be a folder of videos, got the file {str(path)!r}; give its folder")
+        raise UserError(
+            f"`{argument}` must be a folder of videos, got the file {str(path)!r}; give its folder"
+        )
     try:
         entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     except OSError as error:
@@ -87,7 +89,7 @@ def _is_video(entry: Path) -> bool:
 
 
 def _record_of(entry: Path) -> tuple[dict[str, Any], str]:
-    """The record of a video's sidecar, or what the file itself says; {} without, and a line if a sidecar is not ours."""
+    """The record of a video's sidecar, or of the file itself; {} without. And a line on a sidecar that is not ours."""
     kind = "folder" if entry.is_dir() else KINDS.get(entry.suffix.lower(), "")
     note = ""
     for place in sidecars_of(entry, kind):

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ea_runtime.errors import UserError
 from ea_runtime.evaluation.clip import Clip
-from ea_runtime.evaluation.metric import evenly, missing_path
+from ea_runtime.evaluation.metric import evenly
+from ea_runtime.settings import missing_path
+from ea_runtime.video.clip_pictures import normalisation, prepare
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +38,7 @@ class ClipScore:
 
     def __init__(self, options: ClipScoreOptions) -> None:
         self.options = options
-        self._parts: tuple[Any, Any, Any] | None = None
+        self._parts: tuple[Any, Any, tuple[Any, ...]] | None = None
 
     def missing(self) -> list[str]:
         """A line about the folder if it is not there."""
@@ -50,11 +52,11 @@ class ClipScore:
 
         if self._parts is None:
             self._parts = self._load()
-        model, tokenizer, processor = self._parts
+        model, tokenizer, look = self._parts
         longest = model.config.text_config.max_position_embeddings
         words = tokenizer([clip.prompt], truncation=True, max_length=longest, return_tensors="pt")
         frames = [clip.frames[i] for i in evenly(len(clip.frames), self.options.frames)]
-        pixels = processor(images=frames, return_tensors="pt")["pixel_values"]
+        pixels = torch.from_numpy(np.stack([prepare(frame, *look) for frame in frames]))  # N 3 S S
         device = self.options.device
         with torch.inference_mode():
             found = model(
@@ -65,28 +67,17 @@ class ClipScore:
             cosines = _unit(found.image_embeds.float()) @ _unit(found.text_embeds.float())[0]
         return float(np.maximum(cosines.cpu().numpy(), 0).mean(dtype=np.float64)) * 100
 
-    def _load(self) -> tuple[Any, Any, Any]:
+    def _load(self) -> tuple[Any, Any, tuple[Any, ...]]:
         from transformers import AutoTokenizer, CLIPModel
 
         folder = Path(self.options.clip).expanduser()
         try:
             model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            processor = _processor(folder, model.config.vision_config.image_size)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"clip-score: {str(folder)!r} is not {_WHAT}: {error}") from error
-        return model.to(self.options.device).eval(), tokenizer, processor
-
-
-def _processor(folder: Path, size: int) -> Any:
-    """The folder's preparation of pictures; CLIP's own at the model's size if it has none."""
-    from transformers import CLIPImageProcessor
-
-    if (folder / "preprocessor_config.json").is_file():
-        return CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-    return CLIPImageProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_convert_rgb=False
-    )
+        look = (model.config.vision_config.image_size, *normalisation(folder, "clip-score"))
+        return model.to(self.options.device).eval(), tokenizer, look
 
 
 def _unit(embeds: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ea_runtime.errors import UserError
 from ea_runtime.evaluation.clip import Clip
-from ea_runtime.evaluation.metric import missing_path
+from ea_runtime.settings import missing_path
 
 _WHAT = "a TorchScript file: float (1, 3, T, H, W) in -1..1 -> features (1, D), such as I3D"
 #: arguments of I3D in circulation, and what they are to be where a network has them: frames are scaled here
@@ -64,7 +64,9 @@ class Fvd:
             try:
                 found = network(rearrange(frames, "t c h w -> 1 c t h w"), **arguments)
             except RuntimeError as error:
-                raise UserError(f"fvd: {self.options.network!r} does not take the frames: {_last(error)}") from error
+                raise UserError(
+                    f"fvd: {self.options.network!r} does not take the frames: {_last(error)}"
+                ) from error
         if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != 1:
             raise UserError(f"fvd: {self.options.network!r} must give features (1, D), got {_shape(found)}")
         return found[0].double().cpu().numpy()
@@ -72,7 +74,9 @@ class Fvd:
     def distance(self, ours: np.ndarray, theirs: np.ndarray) -> float:
         """Of features (N, D) and (M, D). Raises UserError for fewer than two videos in a set."""
         if min(len(ours), len(theirs)) < 2:
-            raise UserError(f"fvd: it needs two videos or more in each folder, got {len(ours)} and {len(theirs)}")
+            raise UserError(
+                f"fvd: it needs two videos or more in each folder, got {len(ours)} and {len(theirs)}"
+            )
         return frechet(ours, theirs)
 
     def _load(self) -> tuple[Any, dict[str, bool]]:

@@ -69,11 +69,15 @@ class VBench:
         """A line if the package is not installed."""
         if find_spec("vbench") is not None:
             return []
-        return ["vbench: the package 'vbench' is not installed here; install it with its weights, see docs/eval.md"]
+        return [
+            "vbench: the package 'vbench' is not installed here; install it with its weights, see docs/eval.md"
+        ]
 
     def prepare(self, paths: Sequence[Path], prompts: Sequence[str | None]) -> None:
         """Runs VBench over all videos. Raises UserError with its reason if it fails."""
-        usable = [(path, prompt) for path, prompt in zip(paths, prompts, strict=True) if path.suffix in _ENDINGS]
+        usable = [
+            (path, prompt) for path, prompt in zip(paths, prompts, strict=True) if path.suffix in _ENDINGS
+        ]
         if not usable:
             return
         import torch
