@@ -150,18 +150,21 @@ def _spread(
                 yield number, rows
         except BrokenProcessPool:
             pass
-    for number, task in left.items():
+    while left:
         with _pool(chosen, 1) as pool:
-            try:
-                rows = pool.submit(_work, task).result()
-            except BrokenProcessPool:
-                rows = tuple(
-                    None
-                    if video is None
-                    else Row(video.name, video.key, video.prompt, reason="the process that read it crashed")
-                    for video in (task.video, task.other)
-                )
-            yield number, rows
+            for number, task in list(left.items()):
+                del left[number]
+                try:
+                    yield number, pool.submit(_work, task).result()
+                except BrokenProcessPool:
+                    yield number, (_crashed(task.video), _crashed(task.other))
+                    break
+
+
+def _crashed(video: Video | None) -> Row | None:
+    if video is None:
+        return None
+    return Row(video.name, video.key, video.prompt, reason="the process that read it crashed")
 
 
 def _pool(chosen: Sequence[Chosen], jobs: int) -> ProcessPoolExecutor:

@@ -64,7 +64,7 @@ def _compared_cells(metric: dict[str, Any]) -> list[str]:
     ours, theirs, difference = metric["ours"], metric["theirs"], metric["difference"]
     mean = number(ours and ours["mean"])
     if metric["of"] != "video":
-        return [mean, "", "", between(ours), "to the other"]
+        return [mean, "", "", between(ours), f"of {metric['of']}s"]
     if difference is None:
         return [mean, number(theirs and theirs["mean"]), "-", "-", "-"]
     return [

@@ -11,8 +11,10 @@ import numpy as np
 from ea_runtime.evaluation.clip import Clip
 from ea_runtime.video import measures
 
-#: blocks of neighbouring frames that differ by no more are the same picture; a codec's noise is below
-STILL = 1.0
+#: levels: frames none of whose blocks differ by more are the same picture
+_STILL = 1.0
+#: so are those that a codec's noise sets apart: up to so many levels, and this share of what the steps around differ
+_NOISE, _SHARE = 3.0, 0.2
 #: pairs of frames on either side whose steps are the usual ones there
 _AROUND = 3
 #: steps below this are no motion; added to both, so that a ratio of two of them stays small
@@ -49,27 +51,24 @@ def stutter(clip: Clip) -> float | None:
     means, _ = clip.steps
     if len(means) < 3:
         return None
-    distances = []
-    for i, found in enumerate(means):
-        around = np.median(np.concatenate([means[max(i - _AROUND, 0) : i], means[i + 1 : i + 1 + _AROUND]]))
-        distances.append(abs(np.log2((found + _LEAST_STEP) / (around + _LEAST_STEP))))
+    distances = np.abs(np.log2((means + _LEAST_STEP) / (_around(means) + _LEAST_STEP)))
     return float(np.minimum(distances, _MOST_OCTAVES).mean())
 
 
 def repeated(clip: Clip) -> float | None:
     """Share of the frames after the first that equal the one before, up to a codec's noise: 0 to 1."""
-    _, most = clip.steps
-    return float((most <= STILL).mean()) if len(most) else None
+    is_still = _is_still(clip)
+    return float(is_still.mean()) if len(is_still) else None
 
 
 def frozen(clip: Clip) -> float | None:
     """The longest run of such repeated frames, as a share of the frames after the first: 0 to 1."""
-    _, most = clip.steps
+    is_still = _is_still(clip)
     longest = run = 0
-    for found in most:
-        run = run + 1 if found <= STILL else 0
+    for found in is_still:
+        run = run + 1 if found else 0
         longest = max(longest, run)
-    return longest / len(most) if len(most) else None
+    return longest / len(is_still) if len(is_still) else None
 
 
 def colour_drift(clip: Clip) -> float | None:
@@ -83,3 +82,21 @@ def colour_drift(clip: Clip) -> float | None:
     colours = measures.lab(np.stack([part.mean(0) for part in parts]))  # parts h w 3
     distances = np.linalg.norm(colours[1:] - colours[0], axis=-1)
     return float(np.quantile(distances.reshape(len(distances), -1), 0.25, axis=1).max())
+
+
+def _is_still(clip: Clip) -> np.ndarray:
+    """(T - 1,): True for a frame after the first that shows what the one before shows."""
+    _, most = clip.steps
+    if len(most) < 2:
+        return most <= _STILL
+    return (most <= _STILL) | (most <= np.minimum(_NOISE, _SHARE * _around(most)))
+
+
+def _around(steps: np.ndarray) -> np.ndarray:
+    """The median of the three steps before and the three after each of two or more."""
+    return np.array(
+        [
+            np.median(np.concatenate([steps[max(i - _AROUND, 0) : i], steps[i + 1 : i + 1 + _AROUND]]))
+            for i in range(len(steps))
+        ]
+    )
