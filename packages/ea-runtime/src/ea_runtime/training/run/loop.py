@@ -31,6 +31,7 @@ from ea_runtime.training.run.run_folder import RunFolder
 from ea_runtime.training.run.same_set import check_set
 from ea_runtime.training.run.state import load_state, save_state
 from ea_runtime.training.run.step import Stepper, seed_global, seed_of
+from ea_runtime.training.run.validation import Validator, split_phases
 from ea_runtime.training.update.average import WeightAverage
 from ea_runtime.training.update.optimizers import make_turns, tell_schedule
 from ea_runtime.training.update.parallel import choose_parallel
@@ -65,7 +66,8 @@ class Trainer:
         self.out = out
         self.say = say
         self.modules = recipe.modules()
-        self.order = PhaseOrder(recipe.phases(), options.batch_size, options.seed)
+        phases, held = split_phases(recipe.phases(), options)
+        self.order = PhaseOrder(phases, options.batch_size, options.seed)
         self.parallel = choose_parallel(options.parallel, self.modules, len(recipe.turns()))
         self.turns = make_turns(recipe, options)  # after the weights may have been sharded
         self.parallel.prepare(self.turns)
@@ -79,6 +81,11 @@ class Trainer:
         self.formats = Formats(device, DTYPES[options.dtype], say, Canary(device, canary_file()))
         self.stepper = Stepper(
             recipe, options, self.parallel, self.turns, self.averages, self.order, self.formats
+        )
+        self.validator = (
+            Validator(recipe, options, recipe.phases(), held, self.parallel.run)
+            if options.validation
+            else None
         )
         self.step = 0
         self.skipped = 0  # in a row, up to now
@@ -125,6 +132,8 @@ class Trainer:
             stop = False
             while self.step < options.steps and not stop:
                 verdict, line, stop = self._one_step(fetcher)
+                if self.validator is not None and verdict != "spike" and self.validator.is_due(self.step):
+                    line |= self._validate(self.validator)
                 with self._writing():
                     log.line(line)
                     if board is not None:
@@ -303,6 +312,17 @@ class Trainer:
                     if board is not None:
                         board.sheet(self.step, sheet)
         wait_for_all()
+
+    def _validate(self, validator: Validator) -> dict[str, float]:
+        """Figures of the held-out samples with the averaged weights."""
+        figures: dict[str, float] = {}
+        if self.rank == 0 or self.parallel.is_sharded:
+            with ExitStack() as stack:
+                self._swap_averages_in(stack)
+                stack.enter_context(self.formats.watch())
+                figures = validator.measure(self.step - 1)
+        wait_for_all()
+        return figures
 
     def _board(self, stack: ExitStack) -> Any:
         if not self.options.tensorboard or self.rank > 0:
