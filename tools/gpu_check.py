@@ -13,10 +13,10 @@ Afterwards, with the file brought back:
     uv run --frozen python tools/gpu_check.py --report results.jsonl
     uv run --frozen ea bench report -o docs/performance.md --plot docs/images/benchmarks.svg
 
-Rows run in the order of their worth (gpu_rows/rows.py) and within 9 minutes (`--minutes`). Each result is on disk before
-the next row begins, so a run that is cut off loses nothing; a row that fails, hangs or kills its process ends none of the
-others. The file is appended to: a second run with the rest of the rows (`--only`) completes it. `--cpu` rehearses all
-of it with small networks in seconds.
+Rows run in the order of their worth (gpu_rows/rows.py) and within 9 minutes (`--minutes`). Each result is on disk
+before the next row begins, so a run that is cut off loses nothing; a row that fails, hangs or kills its process ends
+none of the others. The file is appended to: a second run skips what was measured. `--cpu` rehearses all of it with
+small networks.
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ def _measure(options: argparse.Namespace) -> int:
             f"`--only` must be a part of a row's name, got {unknown[0]!r}; the rows: {'; '.join(names)}"
         )
     rows = [row for row in ROWS if not options.only or any(part in row.name for part in options.only)]
+    before = report.resumed(options.out) if options.out.exists() else []
+    done = {name for name, record in report.newest(before).items() if record["status"] == "measured"}
+    if any((record["machine"].get("gpu") is None) != options.cpu for record in before if "machine" in record):
+        raise SystemExit(f"`--out` {options.out} is of another kind of machine; give a new file")
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         paths = site.paths(options.carried, work)
@@ -79,8 +83,9 @@ def _measure(options: argparse.Namespace) -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"
         reference = site.find_reference(options.reference, options.carried)
         lease = Lease(options.out, options.minutes * 60, options.cpu, work, reference, paths)
-        records = lease.run(rows)
-    print(report.summary(records))
+        lease.facts = {name: one for record in before for name, one in record.get("facts", {}).items()}
+        records = lease.run([row for row in rows if row.name not in done])
+    print(report.summary([*before, *records]))
     return int(any(record.get("status") == "failed" for record in records))
 
 

@@ -146,11 +146,11 @@ class Bench:
         # every shape of a block counts; beyond the limit torch computes it uncompiled, without an error
         setattr(_dynamo.config, "recompile_limit", 64)  # noqa: B010
         if key not in self._compiled:
-            # a rehearsal goes through torch's tracer, but waits for no C++ compiler
-            options = (
-                {"backend": "eager"} if self.is_cpu else {"mode": "reduce-overhead"} if cuda_graphs else {}
+            # as `VideoPipeline.compile`; a rehearsal goes through torch's tracer, but waits for no C++ compiler
+            graphs = {"mode": "reduce-overhead"} if cuda_graphs else {}
+            network.compile_repeated_blocks(
+                dynamic=False, **({"backend": "eager"} if self.is_cpu else graphs)
             )
-            network.compile_repeated_blocks(dynamic=False, **options)
             self._compiled[key] = [block._compiled_call_impl for block in blocks]
         try:
             for block, call in zip(blocks, self._compiled[key], strict=True):
@@ -164,8 +164,8 @@ class Bench:
 
     def free(self) -> None:
         """Gives memory back and forgets peaks."""
-        gc.collect()
         if not self.is_cpu:
+            gc.collect()
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

@@ -15,7 +15,7 @@ _FATAL = ("CUDA error", "cuBLAS error", "CUBLAS_STATUS", "cudnn_status_execution
 
 
 def serve(link: Connection, is_cpu: bool, work: str, reference: str | None, paths: list[str]) -> None:
-    """Answers each request {"row", "run", "arguments", "seconds_left", "facts"} with a record, on `link`.
+    """Answers each request {"run", "arguments", "seconds_left", "facts"} with a record, on `link`.
 
     The first request is {"machine": True}. None ends it.
     """
@@ -40,7 +40,7 @@ def serve(link: Connection, is_cpu: bool, work: str, reference: str | None, path
 
 
 def answered(bench: Any, run: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The record of one row: {"status": "measured", "result"}, or "skipped" or "failed" with a reason."""
+    """The record of one row: {"status": "measured", "result", "facts"}, or "skipped" or "failed" with a reason."""
     import torch
 
     from gpu_rows.bench import NotHere
@@ -49,8 +49,8 @@ def answered(bench: Any, run: str, arguments: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     answer: dict[str, Any]
     try:
-        work = getattr(import_module(f"gpu_rows.{module}"), function)
-        answer = {"status": "measured", "result": work(bench, **arguments)}
+        result = getattr(import_module(module), function)(bench, **arguments)
+        answer = {"status": "measured", "facts": result.pop("facts", {}), "result": result}
     except NotHere as error:
         answer = {"status": "skipped", "reason": str(error)}
     except torch.OutOfMemoryError as error:

@@ -1,7 +1,6 @@
-"""The folder that is carried to a bare machine: the wheels that it lacks, unpacked and compressed together, and golden data.
+"""The folder that is carried to a bare machine: the packages that it lacks, compressed together, and golden data.
 
-Versions are those of the environment that runs this. One archive of files without their bytecode takes two thirds of what
-the wheels take.
+Versions are those of the environment that runs this. One archive of all files takes two thirds of what the wheels take.
 """
 
 from __future__ import annotations
@@ -23,11 +22,38 @@ from gpu_rows.site import ARCHIVE, ROOT
 OURS = ("ea-runtime", "ea-vae", "ea-dit", "ea-lora", "ea-data")
 #: of all that ours need, what the bare machine has; its packages are older or newer than ours by some versions
 ON_THE_MACHINE = frozenset(
-    """
-    accelerate click einops filelock httpx huggingface-hub jinja2 lazy-loader markupsafe numpy opencv-python-headless
-    packaging peft pillow pluggy protobuf psutil pyarrow regex requests rich safetensors sentencepiece tokenizers torch
-    tqdm transformers typer typing-extensions zipp
-    """.split()
+    [
+        "accelerate",
+        "click",
+        "einops",
+        "filelock",
+        "httpx",
+        "huggingface-hub",
+        "jinja2",
+        "lazy-loader",
+        "markupsafe",
+        "numpy",
+        "opencv-python-headless",
+        "packaging",
+        "peft",
+        "pillow",
+        "pluggy",
+        "protobuf",
+        "psutil",
+        "pyarrow",
+        "regex",
+        "requests",
+        "rich",
+        "safetensors",
+        "sentencepiece",
+        "tokenizers",
+        "torch",
+        "tqdm",
+        "transformers",
+        "typer",
+        "typing-extensions",
+        "zipp",
+    ]
 )
 PYTHON = "3.12"
 #: glibc versions whose wheels run there; pip takes each by its name

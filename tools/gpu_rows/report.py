@@ -39,6 +39,15 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def resumed(path: Path) -> list[dict[str, Any]]:
+    """The records of a file that is appended to; a last line that was cut off is removed."""
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return read_records(path) if whole else []
+
+
 def newest(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The record of each row: of several the last that was measured, else the last."""
     found: dict[str, Mapping[str, Any]] = {}
@@ -78,7 +87,7 @@ def told(result: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, st
     """A row's figures for people: seconds, GB, TFLOP/s, shares."""
     lines: dict[str, str] = {}
     for name, value in result.items():
-        if name in without or name == "facts" or value is None:
+        if name in without or value is None:
             continue
         if isinstance(value, Mapping):
             lines |= {
