@@ -55,7 +55,7 @@ class NotHere(Exception):
 class Bench:
     """A process that measures. facts: what earlier rows found, which later ones need. work: a folder for files.
 
-    seconds_left: of the lease, when the row began.
+    seconds_left: of the lease, when the row began. built: the networks that are there.
     """
 
     is_cpu: bool
@@ -63,7 +63,7 @@ class Bench:
     reference: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     seconds_left: float = 0.0
-    _parts: dict[str, Any] = field(default_factory=dict)
+    built: dict[str, Any] = field(default_factory=dict)
     _compiled: dict[tuple[str, bool], list[Any]] = field(default_factory=dict)
 
     @property
@@ -88,18 +88,18 @@ class Bench:
     # -- networks ----------------------------------------------------------------------------------
 
     def dit(self) -> Any:
-        if "dit" not in self._parts:
+        if "dit" not in self.built:
             from ea_dit import Transformer3DModel
 
-            self._parts["dit"] = self._built(lambda: Transformer3DModel(**(TOY_DIT if self.is_cpu else {})))
-        return self._parts["dit"]
+            self.built["dit"] = self._built(lambda: Transformer3DModel(**(TOY_DIT if self.is_cpu else {})))
+        return self.built["dit"]
 
     def vae(self) -> Any:
-        if "vae" not in self._parts:
+        if "vae" not in self.built:
             from ea_vae import AutoencoderKLMagvit
 
-            self._parts["vae"] = self._built(lambda: AutoencoderKLMagvit(**(TOY_VAE if self.is_cpu else VAE)))
-        return self._parts["vae"]
+            self.built["vae"] = self._built(lambda: AutoencoderKLMagvit(**(TOY_VAE if self.is_cpu else VAE)))
+        return self.built["vae"]
 
     def _built(self, make: Callable[[], Any]) -> Any:
         """A network made on the device, where drawing weights takes no time, with no parameter left at zero."""
@@ -131,7 +131,7 @@ class Bench:
 
     def drop(self) -> None:
         """Frees the networks."""
-        self._parts.clear()
+        self.built.clear()
         self._compiled.clear()
         self.free()
 
