@@ -228,7 +228,7 @@ class Bench:
 
 def count(kind: str, shape: tuple[int, int, int, int, int], is_toy: bool = True) -> float:
     """FLOPs counted on tensors without values; a multiplication with its addition is 2."""
-    from baselines import vae as reference
+    from baselines import vae as reference  # pyright: ignore[reportMissingImports]  (benchmarks/)
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 import torch
-from baselines import vae as reference
+from baselines import vae as reference  # pyright: ignore[reportMissingImports]  (benchmarks/)
 
 from gpu_rows.bench import Bench
 from gpu_rows.rows import LARGE

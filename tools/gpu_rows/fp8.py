@@ -54,7 +54,7 @@ def linears(model: nn.Module) -> Iterator[None]:
     """The blocks' linears in fp8 for as long as this lasts."""
     least = _MIN_WIDTH if next(model.parameters()).is_cuda else _MIN_WIDTH_TOY
     blocks: Any = model.get_submodule("transformer_blocks")
-    layers = [
+    layers: list[Any] = [
         m
         for m in blocks.modules()
         # the card's units want multiples of 16
@@ -77,7 +77,7 @@ def linears(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def off(model: nn.Module) -> Iterator[None]:
     """The plain linears, within `linears`."""
-    held = [m for m in model.modules() if isinstance(m, Fp8Linear)]
+    held: list[Any] = [m for m in model.modules() if isinstance(m, Fp8Linear)]
     try:
         for layer in held:
             layer.__class__ = nn.Linear

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,7 +59,9 @@ def _vae_error(folder: Any, golden: dict[str, torch.Tensor], dtype: Any, device:
     weights = folder / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():  # the slice VAE has the same weights, which are carried once
         weights = folder.parent / "vae_magvit" / weights.name
-    vae = AutoencoderKLMagvit.from_config(AutoencoderKLMagvit.load_config(folder))
+    vae: Any = AutoencoderKLMagvit.from_config(
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    )
     vae.load_state_dict(load_file(weights))
     vae = vae.eval().to(device, dtype)
     errors = []
@@ -75,7 +78,8 @@ def _vae_error(folder: Any, golden: dict[str, torch.Tensor], dtype: Any, device:
 def _dit_error(folder: Any, golden: dict[str, torch.Tensor], dtype: Any, device: torch.device) -> float:
     from ea_dit import Transformer3DModel
 
-    model = Transformer3DModel.from_pretrained(folder).eval().to(device, dtype)
+    model: Any = Transformer3DModel.from_pretrained(folder)
+    model = model.eval().to(device, dtype)
     errors = []
     for case in sorted({key.split(".")[0] for key in golden}):
         given = {key.split(".")[1]: value for key, value in golden.items() if key.startswith(f"{case}.")}

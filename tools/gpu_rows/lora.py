@@ -64,7 +64,7 @@ def _write_model(bench: Bench, folder: Path) -> Path:
     width = json.loads((tiny / "text_encoder" / "config.json").read_text(encoding="utf-8"))["d_model"]
     sizes = TOY_DIT if bench.is_cpu else {}
     with bench.device, torch.no_grad():
-        denoiser = Transformer3DModel(**{**sizes, "caption_channels": width})
+        denoiser: Any = Transformer3DModel(**{**sizes, "caption_channels": width})
     denoiser.to(bench.dtype).save_pretrained(folder / "transformer")
     del denoiser
     bench.vae().save_pretrained(folder / "vae")

@@ -114,7 +114,9 @@ def pack(folder: Path, reference: Path | None, limit: float, leave_out: list[str
         f"{', '.join(f'{name} {version}' for name, version in wanted.items())}: {_mib(folder / ARCHIVE)}",
         f"the repository's files: {own / MIB:.1f} MiB",
     ]
-    for name in GOLDENS if reference is not None else ():
+    for name in GOLDENS:
+        if reference is None:
+            break
         size = _golden(reference / name, folder / "reference" / name, limit * MIB - taken)
         taken += size
         lines.append(

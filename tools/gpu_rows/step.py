@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 import torch
-from baselines import dit as reference
+from baselines import dit as reference  # pyright: ignore[reportMissingImports]  (benchmarks/)
 
 from gpu_rows import fp8
 from gpu_rows.bench import Bench
