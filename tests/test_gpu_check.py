@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -29,6 +31,7 @@ REHEARSED = (
     f"step {SMALL}, compiled",
     f"step {SMALL}, CUDA graphs",
     f"step {SMALL}, fp8",
+    f"profile {LARGE}",
     f"whole run {LARGE}, 30 steps",
     f"plan {SMALL}",
     "group offload under 12 GB",
@@ -38,13 +41,15 @@ REHEARSED = (
     f"decoding {LARGE}, smoothed",
 )
 FAULTS = """
-import os, time
+import os
 def raises(bench):
     raise ValueError("a fault")
+def broken(bench):
+    from gpu_rows import goldens
+    bench.reference = bench.reference.parent / "broken"
+    return goldens.run(bench, "float32")
 def dies(bench):
     os._exit(3)
-def hangs(bench):
-    time.sleep(600)
 """
 
 
@@ -56,13 +61,20 @@ def own_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_rehearsal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_paths: None, capsys: Any, reference: Path
 ) -> None:
     (tmp_path / "faults.py").write_text(FAULTS)
-    (tmp_path / "golden").mkdir()
-    (tmp_path / "golden" / "dit_grid").symlink_to(reference / "dit_grid")  # the smallest
-    faults = [Row(name, f"faults:{name}", 1.0, case=name) for name in ("raises", "dies")]
+    shutil.copytree(reference / "dit_grid", tmp_path / "golden" / "dit_grid")  # the smallest
+    shutil.copytree(reference / "dit_grid", tmp_path / "broken" / "dit_grid")
+    changed = tmp_path / "broken" / "dit_grid" / "golden.safetensors"
+    tensors = load_file(changed)
+    changed.unlink()  # the copy is read-only
+    save_file(
+        {name: one * 1.01 if name.endswith(".sample") else one for name, one in tensors.items()}, changed
+    )
+    faults = [Row(name, f"faults:{name}", 1.0, case=name) for name in ("raises", "broken", "dies")]
     chosen = [row for row in ROWS if row.name in REHEARSED]
     assert len(chosen) == len(REHEARSED)
     # the first rows' process is gone by then
@@ -72,6 +84,7 @@ def test_a_rehearsal(
     assert gpu_check.main(words) == 1  # a row failed
     found = {record["row"]: record for record in report.read_records(out) if "row" in record}
     failed = {name: record["reason"] for name, record in found.items() if record["status"] == "failed"}
+    assert failed.pop("broken").startswith("AssertionError: relative errors {'dit_grid': 0.0099")
     assert failed == {"raises": "ValueError: a fault", "dies": "its process died (exit code 3)"}
     skipped = {name: record["reason"] for name, record in found.items() if record["status"] == "skipped"}
     assert skipped.pop(f"step {SMALL}, CUDA graphs") == "needs CUDA"

@@ -14,6 +14,8 @@ import torch
 from gpu_rows.bench import Bench, NotHere
 
 LENGTHS = (9, 72, 144, 720)
+#: offloading and narrow storage of this project, in versions that have them
+_OFFLOAD, _FP8 = "ea_runtime.generation.offload", "ea_runtime.models.fp8"
 
 
 def plan(bench: Bench, size: str) -> dict[str, Any]:
@@ -64,7 +66,9 @@ def capped(bench: Bench, cap: float) -> Iterator[None]:
 
 def offload(bench: Bench, size: str, cap: float) -> dict[str, Any]:
     """A pass of the denoiser whose blocks wait in main memory, against the resident one, under a cap."""
-    passes = Passes(bench, size)
+    # diffusers' hooks act on calls of forward alone; ours let `prepare` reach the weights as well
+    is_ours = find_spec(_OFFLOAD) is not None
+    passes = Passes(bench, size, prepares=is_ours)
     passes.run()
     wanted, resident_s = passes.run()
     resident_peak = bench.peak()
@@ -73,7 +77,7 @@ def offload(bench: Bench, size: str, cap: float) -> dict[str, Any]:
     bench.dit().to("cpu")
     try:
         with capped(bench, cap):
-            by = _group_offload(bench.dit(), bench.device)
+            _group_offload(bench.dit(), bench.device, is_ours)
             passes.run()
             got, offloaded_s = passes.run()
             peak = bench.peak()
@@ -89,16 +93,15 @@ def offload(bench: Bench, size: str, cap: float) -> dict[str, Any]:
         "resident_peak": resident_peak,
         "peak": peak,
         "cap": cap,
-        "by": by,
+        "by": "ea_runtime" if is_ours else "diffusers",
     }
 
 
-def _group_offload(model: Any, device: torch.device) -> str:
-    """Blocks wait on the CPU, one on the device at a time; the package whose function did it."""
-    name = "ea_runtime.generation.offload"
-    if find_spec(name) is not None:
-        import_module(name).group_offload(model, device, "block_level")
-        return "ea_runtime"
+def _group_offload(model: Any, device: torch.device, is_ours: bool) -> None:
+    """Blocks wait on the CPU, one on the device at a time."""
+    if is_ours:
+        import_module(_OFFLOAD).group_offload(model, device, "block_level")
+        return
     from diffusers.hooks import apply_group_offloading
 
     apply_group_offloading(
@@ -108,20 +111,18 @@ def _group_offload(model: Any, device: torch.device) -> str:
         offload_type="block_level",
         num_blocks_per_group=1,
     )
-    return "diffusers"
 
 
 def fp8_storage(bench: Bench, size: str) -> dict[str, Any]:
     """A pass of the denoiser whose weights are stored in fp8 and computed in its own format."""
-    name = "ea_runtime.models.fp8"
-    if find_spec(name) is None:
-        raise NotHere(f"{name} is not in this version")
-    passes = Passes(bench, size)
+    if find_spec(_FP8) is None:
+        raise NotHere(f"{_FP8} is not in this version")
+    passes = Passes(bench, size, prepares=True)
     passes.run()
     wanted, plain_s = passes.run()
     plain_peak = bench.peak()
     try:
-        import_module(name).store_in_fp8(bench.dit(), "denoiser")
+        import_module(_FP8).store_in_fp8(bench.dit(), "denoiser")
         passes.run()
         got, ours_s = passes.run()
         peak = bench.peak()
@@ -133,23 +134,27 @@ def fp8_storage(bench: Bench, size: str) -> dict[str, Any]:
 
 
 class Passes:
-    """Passes of the denoiser for one prompt, all of its 120 tokens given as they come."""
+    """Passes of the denoiser for one prompt: with `prepare`, as pipelines do, or with the text in each call."""
 
-    def __init__(self, bench: Bench, size: str) -> None:
-        self.bench, self.latents = bench, bench.noise(*bench.latent_shape(size))
+    def __init__(self, bench: Bench, size: str, prepares: bool = False) -> None:
+        self.bench, self.prepares = bench, prepares
+        self.latents = bench.noise(*bench.latent_shape(size))
         prompts = bench.prompts()
-        self.arguments = {
-            "timestep": torch.tensor([500.0], device=bench.device),
-            "encoder_hidden_states": prompts["prompt_embeds"],
-            "encoder_attention_mask": prompts["prompt_attention_mask"],
-        }
+        self.text, self.mask = prompts["prompt_embeds"], prompts["prompt_attention_mask"]
 
     def run(self) -> tuple[torch.Tensor, float]:
         """The noise and the seconds; the peak is that of this pass."""
         self.bench.free()
         started = time.perf_counter()
+        model = self.bench.dit()
         with torch.no_grad():
-            out = self.bench.dit()(self.latents, **self.arguments).sample.float().cpu()
+            if self.prepares:
+                prepared = model.prepare(self.text, self.mask, [500.0])
+                out = model(self.latents, 500.0, prepared=prepared).sample
+            else:
+                timestep = torch.tensor([500.0], device=self.bench.device)
+                out = model(self.latents, timestep, self.text, self.mask).sample
+            out = out.float().cpu()
         return out, time.perf_counter() - started
 
 

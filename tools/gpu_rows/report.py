@@ -99,7 +99,7 @@ def told(result: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, st
 
 
 def _words(name: str) -> str:
-    ends = ("_s", "_tflops", "_gb_s", "_bytes", "_peak")
+    ends = ("_gb_s", "_ms", "_s", "_tflops", "_bytes", "_peak")
     short = next((name.removesuffix(end) for end in ends if name.endswith(end)), name)
     if name.endswith("_peak"):
         short += " peak"
@@ -111,6 +111,8 @@ def _value(name: str, value: Any) -> str:
         return str(value)
     if name.endswith("_gb_s"):
         return f"{value:.0f} GB/s"
+    if name.endswith("_ms"):
+        return f"{value:.3g} ms"
     if name.endswith(("_s", "seconds")):
         return f"{value:.3g} s"
     if name.endswith("_tflops"):

@@ -72,6 +72,7 @@ ROWS: tuple[Row, ...] = (
     _step(LARGE, "compiled", 60),
     _step(LARGE, "CUDA graphs", 45, needs_cuda=True),
     _step(LARGE, "fp8", 20),
+    _own(f"profile {LARGE}", "gpu_rows.profiles:run", 12, size=LARGE),
     _own(f"whole run {LARGE}, 30 steps", "gpu_rows.video:whole", 60, size=LARGE, steps=30),
     _own(f"plan {LARGE}", "gpu_rows.memory:plan", 20, size=LARGE),
     _own(f"plan {MIDDLE}", "gpu_rows.memory:plan", 10, size=MIDDLE),
