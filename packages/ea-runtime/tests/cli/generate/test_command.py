@@ -24,6 +24,12 @@ from ea_runtime.generation.resolve import parse_size
 from ea_runtime.video.reader import read_frames
 
 
+@pytest.fixture(scope="module")
+def model(random_model: Path) -> Path:
+    """Its videos take a fraction of a second."""
+    return random_model
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)

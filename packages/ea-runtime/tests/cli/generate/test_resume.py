@@ -41,10 +41,10 @@ WORDS = [*TINY, "--model", "random"]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _models(model: Path) -> Iterator[None]:
+def _models(random_model: Path) -> Iterator[None]:
     """`random` is the name of a model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EA_MODELS_DIR", str(model.parent))
+        patch.setenv("EA_MODELS_DIR", str(random_model.parent))
         yield
 
 
