@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).resolve().parent.parent
 #: bytes of a picture above which the site has it as WebP
 MAX_PNG = 15_000
-LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\]\([^)]*\))*)\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"!\[[^\]]*\]\([^)]+\)")
 _FENCE = re.compile(r"^ *(```+)")
 _ITEM = re.compile(r"^( *)([-*]|\d+\.) +")
@@ -85,6 +85,11 @@ def with_wide_lists(text: str) -> str:
     return "\n".join(lines)
 
 
+def title(page: Path) -> str:
+    """The first heading of a page."""
+    return re.findall(r"^# (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)[0]
+
+
 class Sources:
     """The folder that the site is built from.
 
@@ -100,6 +105,7 @@ class Sources:
     def write(self) -> None:
         """Writes every page of the repository, and every file that one of them links to."""
         self.write_pictures()
+        shutil.copytree(ROOT / "docs" / "site", self.folder / "site")
         for source, place in self.homes.items():
             self.write_page(
                 place, with_wide_lists(self.linked((ROOT / source).read_text("utf-8"), source, place))
@@ -142,14 +148,18 @@ class Sources:
         """A page's text with its links, which are relative to `source`, made relative to `place`."""
 
         def lead(match: re.Match[str]) -> str:
-            target, _, anchor = match[2].partition("#")
-            if "://" in match[2] or not target:
-                return match[0]
-            inside = os.path.normpath(PurePosixPath(source).parent / target)
-            home, own_anchor = self.home(PurePosixPath(inside).as_posix())
-            there = os.path.relpath(home, PurePosixPath(place).parent)
+            is_picture, text, address = match.groups()
+            text = LINK.sub(lead, text)  # a picture may be a link
+            target, _, anchor = address.partition("#")
+            if "://" in address or not target:
+                return f"{is_picture}[{text}]({address})"
+            inside = PurePosixPath(os.path.normpath(PurePosixPath(source).parent / target)).as_posix()
+            home, own_anchor = self.home(inside)
+            there = PurePosixPath(os.path.relpath(home, PurePosixPath(place).parent)).as_posix()
             anchor = anchor or own_anchor
-            return f"{match[1]}{PurePosixPath(there).as_posix()}{'#' + anchor if anchor else ''}{match[3]}"
+            if text.endswith(".md") and inside in self.homes:
+                text = title(ROOT / inside)  # a reader of the site sees pages, not files
+            return f"{is_picture}[{text}]({there}{'#' + anchor if anchor else ''})"
 
         made = outside_fences(text, lambda line: LINK.sub(lead, line))
         first = IMAGE.search(made)
