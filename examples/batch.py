@@ -23,7 +23,7 @@ PROMPTS = (
     "a large yellow triangle grows",
     "a large green circle shrinks on a navy background",
     "a small purple triangle moves left",
-    "a large orange square moves down on a gray background",
+    "a large white square moves down on a gray background",
 )
 
 

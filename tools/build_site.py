@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import site_reference
 from site_pages import ROOT, Sources
 
 CONFIG = "zensical.toml"
+_PRE = re.compile(r"(<pre.*?</pre>)", re.DOTALL)
 
 
 def write_sources(folder: Path) -> None:
@@ -68,11 +70,12 @@ def build(work: Path) -> Path:
 
 
 def finish(site: Path) -> None:
-    """Empty heads of tables as plain cells, for screen readers; a search index with the reference's titles alone."""
+    """Empty heads of tables as plain cells, for screen readers; no indentation; an index of search with the
+    reference's titles alone."""
     for path in site.rglob("*.html"):
-        text = path.read_text(encoding="utf-8")
-        if "<th></th>" in text:
-            path.write_text(text.replace("<th></th>", "<td></td>"), encoding="utf-8")
+        parts = _PRE.split(path.read_text(encoding="utf-8").replace("<th></th>", "<td></td>"))
+        parts[::2] = [re.sub(r"\n\s+", "\n", part) for part in parts[::2]]  # every second one is code
+        path.write_text("".join(parts), encoding="utf-8")
     index = json.loads((site / "search.json").read_text(encoding="utf-8"))
     for item in index["items"]:
         if item["location"].startswith(("reference/python/", "files/")):

@@ -46,16 +46,21 @@ def homes() -> dict[str, str]:
 
 
 def outside_fences(text: str, change: Callable[[str], str]) -> str:
-    """The text with `change` applied to every line that is not code."""
-    lines, fence = [], ""
+    """The text with `change` applied to everything between blocks of code."""
+    parts: list[tuple[bool, list[str]]] = [(False, [])]
+    fence = ""
     for line in text.split("\n"):
         match = _FENCE.match(line)
         if match and not fence:
             fence = match[1]
-        elif match and match[1] == fence:
+            parts.append((True, [line]))
+            continue
+        parts[-1][1].append(line)
+        if match and match[1] == fence:
             fence = ""
-        lines.append(line if match or fence else change(line))
-    return "\n".join(lines)
+            parts.append((False, []))
+    blocks = ("\n".join(lines) if is_code else change("\n".join(lines)) for is_code, lines in parts if lines)
+    return "\n".join(blocks)
 
 
 def with_wide_lists(text: str) -> str:

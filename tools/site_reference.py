@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 #: characters of a folder's page above which each of its modules gets its own
-MAX_PAGE = 40_000
+MAX_PAGE = 35_000
 #: characters of a signature above which each argument gets its own line
 MAX_SIGNATURE = 88
 _CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)
