@@ -29,6 +29,8 @@ CUDA_CONTEXT = 600_000_000
 CUDA_HOST = 1_500_000_000
 #: peft, which puts LoRAs on, and what it imports; measured
 LORA_PROGRAM = 125_000_000
+#: the same for CLIP's picture encoder, which brings transformers' base classes; with a LoRA they are there already
+ENCODER_PROGRAM = 150_000_000
 #: torchao or bitsandbytes, and the parts of torch that they import; measured
 QUANTIZE_PROGRAM = 190_000_000
 #: of each file's writer: its libraries, and what it keeps for each pixel of a frame
@@ -109,12 +111,17 @@ class Planner:
     ) -> Phase:
         """host: bytes in the machine's memory whatever the device, next to the program's."""
         held = self.weights(way.parts_in(name)) + setting.lora_bytes * ITEMSIZE[self.dtype] // 2
-        program = self.calibration.program + (LORA_PROGRAM if setting.lora_bytes else 0) + self.program
+        program = self.calibration.program + self.imports(setting) + self.program
         seconds = self.calibration.seconds(name, work, disk)
         if self.kind != "cuda":
             total = program + held + activations + host
             return Phase(name, total, total, work, seconds)
         return Phase(name, CUDA_CONTEXT + held + activations, program + CUDA_HOST + host, work, seconds)
+
+    def imports(self, setting: Setting) -> int:
+        """Bytes of the program beyond what every run has."""
+        lora = LORA_PROGRAM if setting.lora_bytes else 0
+        return max(lora, ENCODER_PROGRAM if IMAGE_ENCODER in self.parts else 0)
 
     def loading(self, setting: Setting) -> Phase:
         """The weights, one part after the other."""
