@@ -12,6 +12,7 @@ from typing import Any
 from ea_runtime.errors import UserError
 from ea_runtime.generation.adapters import AdapterChoice
 from ea_runtime.generation.inputs import has_known_frames, strength_of
+from ea_runtime.generation.offload_modes import check_mode
 from ea_runtime.generation.requests import ModelRequest, Request
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.planning.calibration import learned, read_calibration, write_calibration
@@ -44,13 +45,20 @@ def forecast_request(
     if request.engine != "torch":
         raise UserError(f"plans are made for engine torch, got {request.engine!r}; leave --engine out")
     room = find_room(request.device, memory)
+    offload = check_mode(request.offload or "none", room.kind)
     parts = read_parts(folder)
     geometry = Geometry.from_configs(parts["vae"].config, parts["denoiser"].config)
     planner = Planner(parts, geometry, room.kind, request.dtype or room.dtype, read_calibration(room.kind))
     setting = setting_of(request, geometry, batch=batch, kind=kind, adapters=adapters)
     was_tiled = bool(parts["vae"].config.get("use_tiling"))
     return make_forecast(
-        planner, setting, room, str(request.model), can_drop_text=is_last, was_tiled=was_tiled
+        planner,
+        setting,
+        room,
+        str(request.model),
+        can_drop_text=is_last,
+        was_tiled=was_tiled,
+        offload="none" if request.compile and offload == "auto" else offload,
     )
 
 
@@ -123,6 +131,7 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
         was_tiled=bool(getattr(pipe.vae, "use_tiling", False)),
         held=0 if memory else held,
         together=max(1, min(request.batch_size, batch)),
+        offload=getattr(pipe, "offload", "none"),
     )
 
 

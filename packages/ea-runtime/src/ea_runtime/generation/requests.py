@@ -203,6 +203,7 @@ class ModelRequest(Request):
     bundle: str | None = None
     compile: bool = _LEFT_OUT
     cuda_graphs: bool = _LEFT_OUT
+    offload: str = _LEFT_OUT
     lora: Sequence[str] | None = None
 
 

@@ -66,7 +66,12 @@ def resolve(
     if flags.engine is not None or flags.bundle is not None:
         before = replace(before, engine=None, bundle=None)
     usual = ModelRequest(
-        model="tiny", engine="torch", negative_prompt="", smooth=True, compile=bool(flags.cuda_graphs)
+        model="tiny",
+        engine="torch",
+        negative_prompt="",
+        smooth=True,
+        compile=bool(flags.cuda_graphs),
+        offload="auto",
     )
     asked = flags.over(before, usual)
     folder = _model_folder(asked.model, is_recorded=flags.model is None and recorded is not None)

@@ -116,6 +116,13 @@ def generate(
         bool | None,
         Option("--cuda-graphs/--no-cuda-graphs", help="With --compile on CUDA: blocks as graphs (off)."),
     ] = None,
+    offload: Annotated[
+        str | None,
+        Option(
+            help="Where weights wait that are not in use: none, model, group or sequential; auto: the cheapest that "
+            "fits. Default: auto."
+        ),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         Option(help="LoRA file, with a weight after a colon if not 1: style.safetensors:0.8; repeatable."),
