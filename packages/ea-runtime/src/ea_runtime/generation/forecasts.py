@@ -112,7 +112,8 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
     dtype = dtype_name(pipe.dtype)
     calibration = read_calibration(room.kind)
     planner = Planner(parts, pipe.geometry, room.kind, dtype, calibration)
-    held = planner.weights(("text", "denoiser", "vae"))
+    offload = getattr(pipe, "offload", "none")
+    held = planner.held_by_pipeline(offload)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         room = Room("cuda", torch.cuda.get_device_name(device), memory or free, room.host_free, room.dtype)
@@ -131,7 +132,7 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
         was_tiled=bool(getattr(pipe.vae, "use_tiling", False)),
         held=0 if memory else held,
         together=max(1, min(request.batch_size, batch)),
-        offload=getattr(pipe, "offload", "none"),
+        offload=offload,
     )
 
 

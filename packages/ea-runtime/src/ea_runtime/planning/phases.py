@@ -111,6 +111,12 @@ class Planner:
         names = way.parts_in(phase) if self.is_cpu else (active,)
         return group + sum(self.resident(name) for name in names)
 
+    def held_by_pipeline(self, offload: str) -> int:
+        """Bytes of weights on the device between calls of a pipeline that is loaded."""
+        if offload == "none":
+            return self.weights(ALL_PARTS)
+        return sum(self.resident(name) for name in ALL_PARTS) if self.is_cpu else 0
+
     def resident(self, name: str) -> int:
         """Bytes of the weights of a part that do not wait with group offloading."""
         part = self.parts[name]
