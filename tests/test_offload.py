@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from ea_runtime.cli.main import run
 from ea_runtime.errors import UserError
 from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.models.fp8 import store_in_fp8
 from ea_runtime.models.layout import bundled_folder
 from ea_runtime.models.waiting import waiting_groups
+from ea_runtime.planning.parts import read_parts
 
 SMALL = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 3, "seed": 1}
 PROMPT = "a red circle moves right"
@@ -43,6 +45,28 @@ def test_blocks_that_wait_in_their_files_are_exact(resident: np.ndarray) -> None
         assert all(
             slot.tensor.isnan().all() for one in networks for g in waiting_groups(one) for slot in g.slots
         )
+
+
+def test_a_plan_counts_what_waits() -> None:
+    pipe = load(offload="group")
+    for name, part in read_parts(bundled_folder("tiny")).items():
+        network = pipe.text.model if name == "text" else getattr(pipe, name)
+        groups = [group.nbytes // 4 for group in waiting_groups(network)]
+        assert (part.waiting, part.group) == (sum(groups), max(groups))
+
+
+def test_memory_that_is_short_is_planned_and_bad_modes_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def planned(*options: str) -> tuple[int, str]:
+        words = ["plan", "--device", "cpu", "--num-frames", "9", *options]
+        code = run(words)
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    code, said = planned("--offload", "sequential")
+    assert (code, "'group' works there" in said) == (2, True)
+    assert "one block at a time" in planned("--offload", "group")[1]
 
 
 def test_reads_without_the_hooks_give_no_video(monkeypatch: pytest.MonkeyPatch) -> None:
