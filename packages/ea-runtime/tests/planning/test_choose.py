@@ -123,3 +123,29 @@ def test_seconds_are_unknown_until_measured() -> None:
     assert twice.phase("denoising").seconds == pytest.approx(2 * (once.phase("denoising").seconds or 0))
     # 30 steps of V2 at 512x512x144 are about 30 x 2 x 2 x 1.4 G x 49,152 multiply-adds and more
     assert once.phase("denoising").flops > 30 * 4 * 0.7e9 * 49_152
+
+
+def test_offloading_where_memory_is_short() -> None:
+    plenty = forecast(80, offload="auto")
+    assert plenty.way.offload == "none"
+    weights = {name: 2 * part.elements for name, part in PARTS.items()}
+    parts = {
+        name: replace(part, waiting=part.elements * 9 // 10, group=part.elements // 30)
+        for name, part in PARTS.items()
+    }
+    planner = Planner(parts, Geometry.from_configs(VAE, {}), "cuda", "bfloat16", Calibration())
+
+    def found(free: float, **how: Any) -> Forecast:
+        room = Room("cuda", "a card", int(free * 1e9), 64 * 10**9, "bfloat16")
+        return make_forecast(planner, replace(SETTING, frames=9), room, "V2", can_drop_text=False, **how)
+
+    first, model, group = (found(80, offload=mode) for mode in ("none", "model", "group"))
+    text = {one.way.offload: one.phase("text").device_bytes for one in (first, model, group)}
+    assert text["none"] - text["model"] == weights["vae"] + weights["denoiser"]
+    assert text["model"] - text["group"] == weights["text"] - weights["text"] // 10 - weights["text"] // 30
+    assert group.host_peak > sum(weights.values())
+    assert found(model.peak / 1e9 * 1.05, offload="auto").way.offload == "model"
+    short = found(group.peak / 1e9 * 1.05, offload="auto")
+    assert (short.way.offload, short.fits) == ("group", True)
+    assert "otherwise" in short.way.why
+    assert not found(group.peak / 1e9 * 1.05).fits  # the twin: without it nothing fits
