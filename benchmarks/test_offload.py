@@ -62,9 +62,14 @@ def write_transformer(folder: Path) -> None:
     tensors = {}
     for name, tensor in model.state_dict().items():
         scale = 1.0 if tensor.ndim < 2 else tensor[0].numel() ** -0.5
-        tensors[name] = torch.empty(tensor.shape, dtype=torch.bfloat16).normal_(std=scale, generator=generator)
+        tensors[name] = torch.empty(tensor.shape, dtype=torch.bfloat16).normal_(
+            std=scale, generator=generator
+        )
     folder.mkdir(parents=True)
-    config = {"_class_name": "Transformer3DModel", **{k: v for k, v in model.config.items() if not k.startswith("_")}}
+    config = {
+        "_class_name": "Transformer3DModel",
+        **{k: v for k, v in model.config.items() if not k.startswith("_")},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
 
@@ -83,7 +88,10 @@ def test_a_large_transformer_runs_in_less_than_half_its_memory(model_folder: Pat
     found = {}
     for mode in ("none", "group"):
         done = subprocess.run(
-            [sys.executable, "-c", _CHILD, str(model_folder), mode], check=True, capture_output=True, text=True
+            [sys.executable, "-c", _CHILD, str(model_folder), mode],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         found[mode] = json.loads(done.stdout.splitlines()[-1])
         print(mode, {k: in_gb(v) if k in ("before", "loaded", "peak") else v for k, v in found[mode].items()})

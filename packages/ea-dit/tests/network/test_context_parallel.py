@@ -11,6 +11,7 @@ import torch
 
 _CHILD = """
 import sys
+sys.modules["torchao"] = sys.modules["bitsandbytes"] = None  # diffusers imports them, for seconds, if they are here
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig

@@ -15,7 +15,7 @@ from ea_lora.places import Modules, find_places
 from ea_runtime.engines.base import exported_weights
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import quote
-from ea_runtime.machine.computing import compute_dtype
+from ea_runtime.machine.computing import hook_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,10 @@ class Match:
     def dtype(self) -> torch.dtype:
         """The format that the module computes in, whatever its weight is stored in."""
         own = getattr(self.module, "compute_dtype", None)  # of layers of 4 bits, and of GGUF's
-        return own if isinstance(own, torch.dtype) else compute_dtype(self.module)
+        if isinstance(own, torch.dtype):
+            return own
+        hook = hook_of(self.module, "layerwise_casting")
+        return self.weight.dtype if hook is None else hook.compute_dtype
 
 
 @dataclass(frozen=True, slots=True, eq=False)

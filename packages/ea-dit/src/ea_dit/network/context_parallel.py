@@ -12,14 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch.distributed as dist
-from diffusers.models._modeling_parallel import (
-    ContextParallelInput,
-    ContextParallelModelPlan,
-    ContextParallelOutput,
-)
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 
 #: split behind the patches and their places, put together behind the last block
-CP_PLAN: dict[str, ContextParallelModelPlan] = {
+CP_PLAN: dict[str, Any] = {
     "pos_embed": {0: ContextParallelInput(split_dim=1, expected_dims=3, split_output=True)},
     "all_frames": ContextParallelOutput(gather_dim=1, expected_dims=3),
 }

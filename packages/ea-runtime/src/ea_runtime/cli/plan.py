@@ -48,6 +48,13 @@ def plan(
         str | None,
         Option(help="Count this much as free on the device, such as 24GiB. Default: what is free."),
     ] = None,
+    offload: Annotated[
+        str | None,
+        Option(
+            help="Where weights wait that are not in use: none, model, group or sequential; auto: the cheapest that "
+            "fits. Default: auto."
+        ),
+    ] = None,
     target: Annotated[
         str | None, Option("--output", "-o", help="File that would be written: only its ending counts.")
     ] = None,

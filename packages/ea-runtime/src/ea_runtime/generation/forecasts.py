@@ -12,6 +12,7 @@ from typing import Any
 from ea_runtime.errors import UserError
 from ea_runtime.generation.adapters import AdapterChoice
 from ea_runtime.generation.inputs import has_known_frames, strength_of
+from ea_runtime.generation.offload_modes import check_mode
 from ea_runtime.generation.requests import ModelRequest, Request
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.quantize import KINDS, is_installed, parse_quantize
@@ -45,6 +46,7 @@ def forecast_request(
     if request.engine != "torch":
         raise UserError(f"plans are made for engine torch, got {request.engine!r}; leave --engine out")
     room = find_room(request.device, memory)
+    offload = check_mode(request.offload or "none", room.kind)
     parts = read_parts(folder)
     geometry = Geometry.from_configs(parts["vae"].config, parts["denoiser"].config)
     dtype, forms = request.dtype or room.dtype, parse_quantize(request.quantize)
@@ -59,6 +61,7 @@ def forecast_request(
         can_drop_text=is_last,
         was_tiled=was_tiled,
         can_quantize=request.quantize is None and is_installed(KINDS[INT8]),
+        offload="none" if request.compile and offload == "auto" else offload,
     )
 
 
@@ -117,7 +120,8 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
     dtype = dtype_name(pipe.dtype)
     calibration = read_calibration(room.kind)
     planner = Planner(parts, pipe.geometry, room.kind, dtype, calibration)
-    held = planner.weights(("text", "denoiser", "vae"))
+    offload = getattr(pipe, "offload", "none")
+    held = planner.held_by_pipeline(offload)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         room = Room("cuda", torch.cuda.get_device_name(device), memory or free, room.host_free, room.dtype)
@@ -136,6 +140,7 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
         was_tiled=bool(getattr(pipe.vae, "use_tiling", False)),
         held=0 if memory else held,
         together=max(1, min(request.batch_size, batch)),
+        offload=offload,
     )
 
 

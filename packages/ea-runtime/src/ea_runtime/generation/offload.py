@@ -16,31 +16,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from ea_runtime.errors import UserError, nearest
+from ea_runtime.errors import UserError
+from ea_runtime.generation.offload_modes import MODES, check_mode
 
-MODES = ("none", "model", "group", "sequential")
+#: where transformers' networks have their blocks; ours say it themselves
+_BLOCKS = {
+    "T5EncoderModel": ["encoder"],
+    "CLIPVisionModelWithProjection": ["vision_model", "encoder"],
+}
 
 
 def check_offload(mode: Any, engine: Any) -> None:
     """Tell an engine how its weights are offloaded, before it loads. Raises UserError for what cannot be done."""
-    if mode not in MODES:
-        raise UserError(
-            f"`offload` must be one of {', '.join(MODES)}, got {mode!r}{nearest(str(mode), MODES)}"
-        )
-    if mode == "none":
+    device = torch.device(getattr(engine, "device", "cpu")).type
+    if check_mode(mode, device, MODES) == "none":
         return
     if not hasattr(engine, "offload"):
         raise UserError(
             f"`offload` {mode!r} moves the weights of engine torch, and this one holds its own; leave it out"
         )
-    device = torch.device(engine.device)
-    if device.type == "cpu" and mode != "group":
-        raise UserError(
-            f"`offload` {mode!r} moves weights between a GPU and the machine's memory, and this run is on the CPU; "
-            "'group' works there: weights wait in the model's files"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"`offload` {mode!r} works on cpu and cuda, got device {device.type!r}; leave it out")
     engine.offload = mode
 
 
@@ -72,6 +66,8 @@ def group_offload(
     """
     from diffusers.hooks import apply_group_offloading
 
+    if folder is not None and kind == "leaf_level":
+        _refuse_tied(network)
     # Without streams: transfers that overlap with arithmetic are not tested here, and weights that come too late
     # would be wrong in silence.
     apply_group_offloading(
@@ -81,7 +77,19 @@ def group_offload(
         offload_type=kind,
         num_blocks_per_group=1 if kind == "block_level" else None,
         offload_to_disk_path=folder,
+        block_modules=_BLOCKS.get(type(network).__name__),
     )
+
+
+def _refuse_tied(network: nn.Module) -> None:
+    """Raises UserError for a tensor that two modules share: the second would be written to disk when it is gone."""
+    found: dict[int, str] = {}
+    for path, module in network.named_modules():
+        for leaf, tensor in module._parameters.items():
+            name = f"{path}.{leaf}"
+            if tensor is not None and found.setdefault(id(tensor), name) != name:
+                both = " and ".join(sorted((found[id(tensor)], name)))
+                raise UserError(f"{both} are one tensor, which cannot wait on disk twice; use 'block_level'")
 
 
 def take_turns(networks: list[nn.Module], device: str | torch.device) -> None:

@@ -234,6 +234,10 @@ class VideoPipeline:
 
         Returns self. Raises UserError for a denoiser that names no repeated blocks, and for graphs without CUDA.
         """
+        if self.offload != "none":
+            raise UserError(
+                f"`compile` cannot be combined with offload={self.offload!r}; leave one of them out"
+            )
         if cuda_graphs and self.device.type != "cuda":
             raise UserError(f"`cuda_graphs` needs a CUDA device, got {str(self.device)!r}; leave it out")
         if not getattr(self.denoiser, "_repeated_blocks", None):

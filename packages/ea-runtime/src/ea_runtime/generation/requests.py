@@ -205,6 +205,7 @@ class ModelRequest(Request):
     cuda_graphs: bool = _LEFT_OUT
     quantize: str | None = None
     attention: str | None = None
+    offload: str = _LEFT_OUT
     lora: Sequence[str] | None = None
 
 

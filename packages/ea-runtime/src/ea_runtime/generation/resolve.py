@@ -67,14 +67,21 @@ def resolve(
     if flags.engine is not None or flags.bundle is not None:
         before = replace(before, engine=None, bundle=None)
     usual = ModelRequest(
-        model="tiny", engine="torch", negative_prompt="", smooth=True, compile=bool(flags.cuda_graphs)
+        model="tiny",
+        engine="torch",
+        negative_prompt="",
+        smooth=True,
+        compile=bool(flags.cuda_graphs),
+        offload="auto",
     )
     asked = flags.over(before, usual)
     folder = _model_folder(asked.model, is_recorded=flags.model is None and recorded is not None)
     _, defaults = read_defaults(folder)
     _check_engine(asked)
     forms = parse_quantize(asked.quantize)
-    check_engine(asked.engine, forms, asked.attention)
+    check_engine(
+        asked.engine, forms, asked.attention, "none" if asked.offload in (None, "auto") else asked.offload
+    )
     if forms is not None:
         check_packages(forms)
     if asked.bundle is not None and read_bundle_size is not None:

@@ -44,9 +44,10 @@ def load_gguf(
     if unexpected and notes is not None:
         notes.append(unexpected)
     with quiet_imports():
-        from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter, dequantize_gguf_tensor
+        import diffusers.quantizers.gguf.utils as utils
         from gguf import GGMLQuantizationType  # pyright: ignore[reportMissingImports]
 
+    library: Any = utils
     target = dtype or torch.float32
     known, held, count = set(model.state_dict()), {}, 0
     with path.open("rb", buffering=0) as file:
@@ -58,11 +59,11 @@ def load_gguf(
                 held[name] = raw.view(_PLAIN[entry.kind]).reshape(entry.shape).to(device, target)
                 continue
             rows = raw.view(*entry.shape[:-1], -1).to(device)
-            blocks = GGUFParameter(rows, quant_type=GGMLQuantizationType(entry.type))
+            blocks = library.GGUFParameter(rows, quant_type=GGMLQuantizationType(entry.type))
             path_of = name.removesuffix(".weight")
             layer = model.get_submodule(path_of) if takes("denoiser", name, entry.shape) else None
             if type(layer) is nn.Linear:
-                made = GGUFLinear(
+                made = library.GGUFLinear(
                     layer.in_features,
                     layer.out_features,
                     layer.bias is not None,
@@ -74,7 +75,7 @@ def load_gguf(
                 held[name] = blocks
                 count += 1
             else:
-                held[name] = dequantize_gguf_tensor(blocks).as_subclass(Tensor).to(target)
+                held[name] = library.dequantize_gguf_tensor(blocks).as_subclass(Tensor).to(target)
     if not count:
         raise UserError(f"{label} has no layer in few bits; convert it to .safetensors, or give another")
     return meta.fill(model, PartWeights((), {}), comparison, device=device, dtype=dtype, held=held)

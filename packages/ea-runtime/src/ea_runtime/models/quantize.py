@@ -23,6 +23,8 @@ from ea_runtime.files.safe import is_file, quote
 #: form -> the package that it needs
 KINDS = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 GGUF = ".gguf"
+#: kinds of offloading that weights in fewer bits go with
+QUANTIZED_OFFLOADS = ("none", "model")
 #: part -> names of the tensors that change their form
 _LAYERS = {
     "denoiser": re.compile(r"(transformer_blocks\..+|long_connect_fc\.\d+)\.weight"),
@@ -170,7 +172,7 @@ def check_engine(
 ) -> None:
     """Raises UserError for what changes the layers of an engine that has none, its graphs are fixed, and for quantised
     weights that would wait elsewhere block by block."""
-    if quantize is not None and offload not in ("none", "model"):
+    if quantize is not None and offload not in QUANTIZED_OFFLOADS:
         raise UserError(
             f"`quantize` and `offload` {quote(offload)} cannot be combined; leave one of them out"
         )

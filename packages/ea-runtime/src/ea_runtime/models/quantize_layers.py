@@ -70,9 +70,17 @@ def _make_nf4() -> Callable[[nn.Module, str, nn.Linear, Tensor], None]:
     with quiet_imports():
         import bitsandbytes  # pyright: ignore[reportMissingImports]
 
+    library: Any = bitsandbytes.nn
+
+    class Linear4bit(library.Linear4bit):
+        """bitsandbytes' layer, with the channels of a token next to each other, as its kernels for the CPU want."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.contiguous())
+
     def make(network: nn.Module, path: str, layer: nn.Linear, weight: Tensor) -> None:
         has_bias = layer.bias is not None
-        made = bitsandbytes.nn.Linear4bit(
+        made = Linear4bit(
             layer.in_features,
             layer.out_features,
             bias=has_bias,
@@ -81,10 +89,12 @@ def _make_nf4() -> Callable[[nn.Module, str, nn.Linear, Tensor], None]:
             quant_type="nf4",
             device="meta",
         )
-        values = bitsandbytes.nn.Params4bit(
+        values = library.Params4bit(
             weight.contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True, module=made
         )
         made.weight = values.to(weight.device)
+        # else the first pass on a CPU with bfloat16 lays the weights out anew, and all compute in bfloat16
+        made.support_avx512bf16_for_cpu = False
         network.set_submodule(path, made)
 
     return make

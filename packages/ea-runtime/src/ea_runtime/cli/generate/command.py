@@ -128,6 +128,13 @@ def generate(
             help="Backend that computes attention, if it is installed: native, flash, sage, ... (torch's own)."
         ),
     ] = None,
+    offload: Annotated[
+        str | None,
+        Option(
+            help="Where weights wait that are not in use: none, model, group or sequential; auto: the cheapest that "
+            "fits. Default: auto."
+        ),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         Option(help="LoRA file, with a weight after a colon if not 1: style.safetensors:0.8; repeatable."),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ea_runtime.generation.forecasts import Watch
     from ea_runtime.generation.making import Made
     from ea_runtime.generation.pipeline import VideoPipeline
+    from ea_runtime.generation.requests import ModelRequest
 
 
 def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
@@ -62,6 +63,7 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
             bundle=asked.bundle,
             quantize=asked.quantize,
             attention=asked.attention,
+            offload=_offload(asked, watches.get(todo[0])),
         )
         _same_threads(plan, pipe)
         share_out(pipe)
@@ -144,6 +146,13 @@ def _imports(plan: Plan) -> list[Callable[[], Any]]:
         lambda: import_module("transformers").PreTrainedTokenizerFast,
         *(record.build for record in records if record is not None),  # loading reports one that is missing
     ]
+
+
+def _offload(request: ModelRequest, watch: Watch | None) -> str:
+    """The kind of offloading: the plan's, unless one is asked for."""
+    if request.offload not in (None, "auto"):
+        return request.offload
+    return "none" if watch is None or request.compile else watch.forecast.way.offload
 
 
 def _assist(pipe: VideoPipeline, job: Job) -> None:
