@@ -14,8 +14,9 @@ from ea_runtime.generation.adapters import AdapterChoice
 from ea_runtime.generation.inputs import has_known_frames, strength_of
 from ea_runtime.generation.requests import ModelRequest, Request
 from ea_runtime.models.geometry import Geometry
+from ea_runtime.models.quantize import KINDS, is_installed, parse_quantize
 from ea_runtime.planning.calibration import learned, read_calibration, write_calibration
-from ea_runtime.planning.choose import make_forecast
+from ea_runtime.planning.choose import INT8, make_forecast
 from ea_runtime.planning.forecast import Forecast
 from ea_runtime.planning.parts import joined, loaded_part, read_lora, read_parts
 from ea_runtime.planning.phases import CUDA_CONTEXT, Planner
@@ -46,11 +47,18 @@ def forecast_request(
     room = find_room(request.device, memory)
     parts = read_parts(folder)
     geometry = Geometry.from_configs(parts["vae"].config, parts["denoiser"].config)
-    planner = Planner(parts, geometry, room.kind, request.dtype or room.dtype, read_calibration(room.kind))
+    dtype, forms = request.dtype or room.dtype, parse_quantize(request.quantize)
+    planner = Planner(parts, geometry, room.kind, dtype, read_calibration(room.kind), forms)
     setting = setting_of(request, geometry, batch=batch, kind=kind, adapters=adapters)
     was_tiled = bool(parts["vae"].config.get("use_tiling"))
     return make_forecast(
-        planner, setting, room, str(request.model), can_drop_text=is_last, was_tiled=was_tiled
+        planner,
+        setting,
+        room,
+        str(request.model),
+        can_drop_text=is_last,
+        was_tiled=was_tiled,
+        can_quantize=request.quantize is None and is_installed(KINDS[INT8]),
     )
 
 
@@ -99,6 +107,11 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
 
     modules = {"text": getattr(pipe.text, "model", pipe.text), "denoiser": pipe.denoiser, "vae": pipe.vae}
     parts = {name: loaded_part(name, module, _config_of(module)) for name, module in modules.items()}
+    if pipe.quantize is not None:
+        from ea_runtime.models.quantize_layers import weight_bytes
+
+        sizes = {name: weight_bytes(modules[name]) for name in parts if pipe.quantize.of(name) is not None}
+        parts |= {name: replace(parts[name], held=size) for name, size in sizes.items()}
     device = pipe.device
     room = find_room(str(device), memory)
     dtype = dtype_name(pipe.dtype)

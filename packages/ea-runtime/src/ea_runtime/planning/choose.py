@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from ea_runtime.models.quantize import Quantize
 from ea_runtime.planning.forecast import SPARE, Forecast, Phase, Way
 from ea_runtime.planning.phases import Planner
 from ea_runtime.planning.room import Room
 from ea_runtime.planning.setting import Setting
 from ea_runtime.planning.units import in_gb
 
+RESIDENT = "all parts stay in memory"
+#: the form that a plan may choose by itself (models/quantize.py)
+INT8 = "int8"
 #: after the prompt is read the text encoder is not needed: nothing changes but memory
 _WITHOUT_TEXT: dict[str, tuple[str, ...]] = dict.fromkeys(("denoising", "decoding"), ("denoiser", "vae"))
 #: bytes of a frame's pixel in the frames that a long run keeps on disk
@@ -34,7 +38,7 @@ def ways(
                 ] * drops
                 names += [f"{batch} videos at a time"] * (batch < together)
                 holds = _WITHOUT_TEXT if drops else {}
-                yield Way(", ".join(names) or "all parts stay in memory", holds, is_tiled, batch)
+                yield Way(", ".join(names) or RESIDENT, holds, is_tiled, batch)
         batch //= 2
 
 
@@ -49,11 +53,13 @@ def make_forecast(
     together: int | None = None,
     held: int = 0,
     notes: tuple[str, ...] = (),
+    can_quantize: bool = False,
 ) -> Forecast:
     """The forecast of a setting on a device.
 
     can_drop_text, was_tiled, together: as for `ways`. held: bytes that this process has already, of those that are
-    counted (a loaded pipeline). notes: lines to pass on.
+    counted (a loaded pipeline). notes: lines to pass on. can_quantize: the denoiser may be kept in int8 if
+    nothing else fits.
     """
     free, host_free = room.free + held, room.host_free + held
 
@@ -64,8 +70,9 @@ def make_forecast(
     def tried(one: Setting) -> tuple[Way, tuple[Phase, ...], bool]:
         last: tuple[Way, tuple[Phase, ...], bool] | None = None
         first = None
-        for way in ways(one, can_drop_text=can_drop_text, was_tiled=was_tiled, together=together):
-            phases = planner.phases(one, way)
+        found = ways(one, can_drop_text=can_drop_text, was_tiled=was_tiled, together=together)
+        for own, way in with_int8(planner, list(found), can_quantize):
+            phases = own.phases(one, way)
             peak = max(phase.device_bytes for phase in phases)
             first = peak if first is None else first
             last = last if last is not None and _peak(last[1]) <= peak else (way, phases, False)
@@ -98,6 +105,17 @@ def make_forecast(
         nearest=nearest,
         notes=notes,
     )
+
+
+def with_int8(planner: Planner, found: list[Way], can_quantize: bool) -> Iterator[tuple[Planner, Way]]:
+    """The ways with what plans them, then the same with the denoiser's weights in int8: the result changes a little."""
+    yield from ((planner, way) for way in found)
+    if not can_quantize or planner.quantize is not None:
+        return
+    smaller = replace(planner, quantize=Quantize({"denoiser": INT8}))
+    for way in found:
+        rest = "" if way.name == RESIDENT else f", {way.name}"
+        yield smaller, replace(way, name=f"denoiser in int8{rest}", quantize=INT8)
 
 
 def _peak(phases: tuple[Phase, ...]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ea_runtime.models.geometry import Geometry, takes_known_frames
 from ea_runtime.models.layout import IMAGE_ENCODER
@@ -16,6 +17,7 @@ from ea_runtime.models.memory.denoiser import StepInput, walk_step
 from ea_runtime.models.memory.meter import Meter
 from ea_runtime.models.memory.text import walk_text
 from ea_runtime.models.memory.vae import count_tiles, tile_edge, walk_decode, walk_encode
+from ea_runtime.models.quantize import Quantize
 from ea_runtime.planning.calibration import Calibration
 from ea_runtime.planning.forecast import Phase, Way
 from ea_runtime.planning.parts import ITEMSIZE, Part
@@ -27,6 +29,10 @@ CUDA_CONTEXT = 600_000_000
 CUDA_HOST = 1_500_000_000
 #: peft, which puts LoRAs on, and what it imports; measured
 LORA_PROGRAM = 125_000_000
+#: the same for CLIP's picture encoder, which brings transformers' base classes; with a LoRA they are there already
+ENCODER_PROGRAM = 150_000_000
+#: torchao or bitsandbytes, and the parts of torch that they import; measured
+QUANTIZE_PROGRAM = 190_000_000
 #: of each file's writer: its libraries, and what it keeps for each pixel of a frame
 _WRITERS = {"mp4": (30_000_000, 90), "mov": (30_000_000, 90), "webm": (60_000_000, 120)}
 _OTHER_WRITER = (5_000_000, 12)
@@ -45,6 +51,7 @@ class Planner:
     kind: str
     dtype: str
     calibration: Calibration
+    quantize: Quantize | None = None
 
     @property
     def is_cpu(self) -> bool:
@@ -53,7 +60,28 @@ class Planner:
 
     def weights(self, names: tuple[str, ...]) -> int:
         """Bytes of parts in their formats."""
-        return sum(self.parts[name].bytes_in(self.dtype_of(name)) for name in names)
+        return sum(self.part_bytes(name) for name in names)
+
+    def part_bytes(self, name: str) -> int:
+        """Bytes of a part's weights, in the form that they are kept in."""
+        return self.parts[name].bytes_in(self.dtype_of(name), self.form_of(name))
+
+    def form_of(self, name: str) -> str | Path | None:
+        """The form of a part's layers (models/quantize.py); None: numbers."""
+        return None if self.quantize is None else self.quantize.of(name)
+
+    def widened(self, name: str) -> int:
+        """Bytes of the largest weight that a part brings back to its number format when a layer runs."""
+        dtype = self.dtype_of(name)
+        changed = self.parts[name].changed_layers(dtype, self.form_of(name))
+        return max((rows * columns for rows, columns in changed.values()), default=0) * ITEMSIZE[dtype]
+
+    @property
+    def program(self) -> int:
+        """Bytes of the packages that keep weights in fewer bits, while they are imported."""
+        if self.quantize is None or any(part.is_loaded for part in self.parts.values()):
+            return 0
+        return QUANTIZE_PROGRAM if self.quantize.kinds else 0
 
     def dtype_of(self, name: str) -> str:
         """The number format of a part: with float16 the VAE runs in float32."""
@@ -83,26 +111,32 @@ class Planner:
     ) -> Phase:
         """host: bytes in the machine's memory whatever the device, next to the program's."""
         held = self.weights(way.parts_in(name)) + setting.lora_bytes * ITEMSIZE[self.dtype] // 2
-        program = self.calibration.program + (LORA_PROGRAM if setting.lora_bytes else 0)
+        program = self.calibration.program + self.imports(setting) + self.program
         seconds = self.calibration.seconds(name, work, disk)
         if self.kind != "cuda":
             total = program + held + activations + host
             return Phase(name, total, total, work, seconds)
         return Phase(name, CUDA_CONTEXT + held + activations, program + CUDA_HOST + host, work, seconds)
 
+    def imports(self, setting: Setting) -> int:
+        """Bytes of the program beyond what every run has."""
+        lora = LORA_PROGRAM if setting.lora_bytes else 0
+        return max(lora, ENCODER_PROGRAM if IMAGE_ENCODER in self.parts else 0)
+
     def loading(self, setting: Setting) -> Phase:
         """The weights, one part after the other."""
         now = widest = 0
         order = [self.parts[name] for name in ("vae", "denoiser", "text")]
         for part in order:
-            size = part.bytes_in(self.dtype_of(part.name))
+            size, form = self.part_bytes(part.name), self.form_of(part.name)
             if part.name == "text":
                 # files are mapped, and a file's pages stay until all its tensors are cast
-                is_cast = part.is_cast_to(self.dtype)
+                is_cast = part.is_cast_to(self.dtype) or form is not None
                 passing = max(part.stored, default=0) if is_cast or self.kind == "cuda" else 0
                 size = size if is_cast or self.kind == "cuda" else 0
             else:
-                passing = part.largest if part.is_cast_to(self.dtype_of(part.name)) else 0
+                is_cast = part.is_cast_to(self.dtype_of(part.name)) or form is not None
+                passing = part.largest if is_cast else 0
             widest = max(widest, now + passing + size)
             now += size if self.kind != "cuda" else 0
         stored = sum(sum(part.stored) for part in order)
@@ -115,7 +149,12 @@ class Planner:
         if self.parts["text"].config:  # a pipeline may have none
             walk_text(meter, self.parts["text"].config)
         return self.phase(
-            "text", way, setting, meter.peak - self.unread(), 0, _times(meter.work, setting.branches)
+            "text",
+            way,
+            setting,
+            meter.peak + self.widened("text") - self.unread(),
+            0,
+            _times(meter.work, setting.branches),
         )
 
     def unread(self) -> int:
@@ -166,7 +205,7 @@ class Planner:
             5 * 4 * way.batch * self.geometry.latent_channels * latents * rows * columns * setting.has_known
         )
         count = setting.steps * passes * -(-setting.batch // way.batch)
-        activations = meter.peak + known - self.unread_in(way, "denoising")
+        activations = meter.peak + known + self.widened("denoiser") - self.unread_in(way, "denoising")
         return self.phase("denoising", way, setting, activations, 0, _times(meter.work, count))
 
     def decoding(self, setting: Setting, way: Way) -> Phase:

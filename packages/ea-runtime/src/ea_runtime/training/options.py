@@ -102,7 +102,11 @@ class TrainOptions(Table):
     keep: int = Field(2, gt=0, description="checkpoints to keep")
     sample_every: int = Field(0, ge=0, description="steps between sample sheets; 0: none")
     log_every: int = Field(1, gt=0, description="steps between lines shown; log.jsonl has every step")
+    page_every: int = Field(50, ge=0, description="steps between writes of run.html, the run's page; 0: none")
     tensorboard: bool = False
+    trackers: tuple[Literal["wandb", "trackio"], ...] = Field(
+        (), description="services that get the figures too; each needs its package"
+    )
 
 
 class RunTable(Table):

@@ -30,6 +30,10 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     _announce(plan, todo[0], console)  # before any import that takes time
     asked = plan.request
     watches = watch_jobs(plan, todo, device, console)
+    form = next((one.forecast.way.quantize for one in watches.values() if one.forecast.way.quantize), None)
+    if form is not None:  # the plan keeps weights in fewer bits, which the record says
+        asked = replace(asked, quantize=form)
+        plan = replace(plan, request=asked)
 
     from rich.markup import escape
 
@@ -51,7 +55,13 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
 
     with console.status(escape(f"loading {asked.model}")), timed("loading", shared):
         pipe = VideoPipeline.from_pretrained(
-            asked.model, device=device, dtype=asked.dtype, engine=asked.engine, bundle=asked.bundle
+            asked.model,
+            device=device,
+            dtype=asked.dtype,
+            engine=asked.engine,
+            bundle=asked.bundle,
+            quantize=asked.quantize,
+            attention=asked.attention,
         )
         _same_threads(plan, pipe)
         share_out(pipe)

@@ -17,10 +17,9 @@ from torch import nn
 from ea_runtime.errors import UserError
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Loss, Phase, Recipe
+from ea_runtime.training.run.loss_bins import loss_by_bin
 from ea_runtime.training.run.step import seed_global, seed_of
 
-#: of a recipe's timesteps, 0..999
-NUM_TIMESTEPS = 1000
 #: distinguishes these draws from those of steps
 _SALT = 0x7A11D
 
@@ -95,16 +94,7 @@ class Validator:
                         losses += found.samples.cpu().tolist()
                         timesteps += found.timesteps.cpu().tolist()
         figures = {"val_loss": total / count} if count else {}
-        return figures | self._by_bin(losses, timesteps)
-
-    def _by_bin(self, losses: Sequence[float], timesteps: Sequence[int]) -> dict[str, float]:
-        bins: dict[int, list[float]] = {}
-        for loss, timestep in zip(losses, timesteps, strict=True):
-            bins.setdefault(timestep * self.table.bins // NUM_TIMESTEPS, []).append(loss)
-        return {
-            f"val_loss_t{number * NUM_TIMESTEPS // self.table.bins:03}": sum(found) / len(found)
-            for number, found in sorted(bins.items())
-        }
+        return figures | loss_by_bin(losses, timesteps, self.table.bins, "val_loss")
 
     def _batches(self, step: int) -> Iterator[list[int]]:
         """The held-out samples of a step's phase, in batches of one bucket each."""
