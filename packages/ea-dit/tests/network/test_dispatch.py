@@ -72,7 +72,10 @@ def test_native_gives_the_same_bits_through_the_dispatcher(
     [
         ("flahs", r"'flahs' is no backend.*did you mean flash\?"),
         ("flash_hub", r"'flash_hub' fetches its code from a server"),
-        ("sage", r"'sage' (needs the package sageattention; run `pip install sageattention`|does not run on cpu)"),
+        (
+            "sage",
+            r"'sage' (needs the package sageattention; run `pip install sageattention`|does not run on cpu)",
+        ),
         ("_native_npu", r"'_native_npu' is not installed"),
         ("_native_cudnn", r"'_native_cudnn' does not run on cpu in float32"),
     ],
