@@ -21,6 +21,8 @@ import site_reference
 from site_pages import ROOT, Sources
 
 CONFIG = "zensical.toml"
+#: tokens that have the colour of plain code: names, punctuation, spaces, operators
+_PLAIN = re.compile(r'<span class="(?:n|p|w|o)">([^<]*)</span>')
 _PRE = re.compile(r"(<pre.*?</pre>)", re.DOTALL)
 
 
@@ -70,16 +72,24 @@ def build(work: Path) -> Path:
 
 
 def finish(site: Path) -> None:
-    """Empty heads of tables as plain cells, for screen readers; no indentation; an index of search with the
-    reference's titles alone."""
+    """Empty heads of tables as plain cells, for screen readers; smaller pages, without indentation and without marks
+    around code that has no colour; an index of search with the reference's titles alone."""
     for path in site.rglob("*.html"):
         parts = _PRE.split(path.read_text(encoding="utf-8").replace("<th></th>", "<td></td>"))
-        parts[::2] = [re.sub(r"\n\s+", "\n", part) for part in parts[::2]]  # every second one is code
-        path.write_text("".join(parts), encoding="utf-8")
+        parts[1::2] = [_PLAIN.sub(r"\1", part) for part in parts[1::2]]
+        parts[::2] = [re.sub(r"\n\s+", "\n", part) for part in parts[::2]]
+        text = "".join(parts)
+        if (site / "zh") in path.parents:
+            text = text.replace('<html lang="en"', '<html lang="zh"', 1)
+        path.write_text(text, encoding="utf-8")
     index = json.loads((site / "search.json").read_text(encoding="utf-8"))
-    for item in index["items"]:
-        if item["location"].startswith(("reference/python/", "files/")):
-            item["text"] = ""  # four fifths of the index, which every reader of the site loads
+    # text and methods of the reference are four fifths of the index, which every reader of the site loads
+    is_code = ("reference/python/", "files/")
+    index["items"] = [
+        item | {"text": "", "path": []} if item["location"].startswith(is_code) else item
+        for item in index["items"]
+        if item["level"] <= 3 or not item["location"].startswith(is_code)
+    ]
     text = json.dumps(index, ensure_ascii=False, separators=(",", ":"))
     (site / "search.json").write_text(text, encoding="utf-8")
 

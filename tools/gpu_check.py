@@ -25,6 +25,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
+    began = time.monotonic()
     from gpu_rows import report, site
     from gpu_rows.lease import Lease
     from gpu_rows.rows import ROWS
@@ -82,9 +84,12 @@ def _measure(options: argparse.Namespace) -> int:
         os.environ.setdefault("EA_CACHE", str(work / "cache"))
         os.environ["HF_HUB_OFFLINE"] = "1"
         reference = site.find_reference(options.reference, options.carried)
-        lease = Lease(options.out, options.minutes * 60, options.cpu, work, reference, paths)
+        lease = Lease(options.out, options.minutes * 60, options.cpu, work, reference, paths, began)
         lease.facts = {name: one for record in before for name, one in record.get("facts", {}).items()}
-        records = lease.run([row for row in rows if row.name not in done])
+        try:
+            records = lease.run([row for row in rows if row.name not in done])
+        except RuntimeError as error:
+            raise SystemExit(str(error)) from None
     print(report.summary([*before, *records]))
     return int(any(record.get("status") == "failed" for record in records))
 

@@ -159,6 +159,9 @@ class Bench:
         finally:
             for block in blocks:
                 block._compiled_call_impl = None
+            if cuda_graphs:  # they hold memory, which would count in the peaks of later rows
+                self._compiled.clear()
+                torch.compiler.reset()
 
     # -- measuring ---------------------------------------------------------------------------------
 

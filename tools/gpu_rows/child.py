@@ -30,6 +30,9 @@ def serve(link: Connection, is_cpu: bool, work: str, reference: str | None, path
     bench = Bench(is_cpu, Path(work), None if reference is None else Path(reference))
     while (request := link.recv()) is not None:
         if "machine" in request:
+            if not is_cpu and not torch.cuda.is_available():
+                link.send({"error": "torch finds no CUDA device here; `--cpu` rehearses without one"})
+                return
             link.send(machine.describe(bench))
             continue
         bench.facts, bench.seconds_left = request["facts"], request["seconds_left"]

@@ -45,7 +45,10 @@ class Lease:
         return self.seconds - (time.monotonic() - self.began)
 
     def run(self, rows: Iterable[Row]) -> list[dict[str, Any]]:
-        """Measures the rows in order and returns their records, which are in the file as well."""
+        """Measures the rows in order and returns their records, which are in the file as well.
+
+        Raises RuntimeError with one line if no child can measure here.
+        """
         records: list[dict[str, Any]] = [{"machine": self._start()}]
         self._write(records[0])
         try:
@@ -105,7 +108,11 @@ class Lease:
         try:
             self._link.send({"machine": True})
             if self._link.poll(min(_START, max(self.left, 1))):
-                return self._link.recv()
+                answer = self._link.recv()
+                if "error" not in answer:
+                    return answer
+                self._stop(at_once=True)
+                raise RuntimeError(answer["error"])
         except (EOFError, OSError):
             pass
         code = self._stop(at_once=True)

@@ -168,6 +168,17 @@ def test_a_decoder_that_crashes_takes_one_video_with_it(
     assert "not judged: v0.mp4: the metric 'fault' failed: ZeroDivisionError" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are not bytes there")
+def test_a_name_that_is_no_utf8(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(videos / "good" / "v0.mp4", os.fsencode(videos / "good") + b"/\xff\x1b[31m.mp4")
+    (videos / "good" / "v1.mp4").write_bytes(b"")
+    judged(videos / "good", "-o", videos / "report", code=1)
+    assert "?\x1b[31m.mp4" in [row["name"] for row in report(videos / "report")["videos"]]
+    out, error = capsys.readouterr()
+    assert "\x1b[31m" not in out + error
+    assert "not judged: v1.mp4: 'v1.mp4' cannot be read as a video" in error
+
+
 def test_a_sidecar_that_is_not_ours_is_a_note(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (videos / "good" / "v0.json").write_text('{"caption": "a dog"}')
     judged(videos / "good", "-o", videos / "report")

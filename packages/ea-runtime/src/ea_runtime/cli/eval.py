@@ -114,6 +114,7 @@ def _write(output: Path, report: Any) -> None:
 
 def _show(report: Any, as_json: bool) -> None:
     from ea_runtime.evaluation.table import table
+    from ea_runtime.files.safe import plain
     from ea_runtime.machine.terminal import make_console
 
     if as_json:
@@ -121,7 +122,7 @@ def _show(report: Any, as_json: bool) -> None:
     else:
         make_console(highlight=False).print(table(report.data))
     for line in report.data["notes"]:
-        typer.echo(f"note: {line}", err=True)
+        typer.echo(f"note: {plain(line, 400)}", err=True)
     for row in [*report.data["videos"], *report.data["against_videos"]]:
         if row["reason"]:
-            typer.echo(f"not judged: {row['name']}: {row['reason']}", err=True)
+            typer.echo(f"not judged: {plain(row['name'], 250)}: {plain(row['reason'], 400)}", err=True)

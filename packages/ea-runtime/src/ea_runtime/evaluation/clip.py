@@ -79,10 +79,11 @@ class Clip:
 def step(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """The mean absolute difference of two frames (H, W, 3), in levels, and that of the block that differs most."""
     differences = np.maximum(one, other) - np.minimum(one, other)  # H W 3, uint8
-    rows = np.add.reduceat(differences, np.arange(0, one.shape[0], BLOCK), axis=0, dtype=np.float32)
-    sums = np.add.reduceat(rows, np.arange(0, one.shape[1], BLOCK), axis=1).sum(-1)  # h w
-    high, wide = (np.diff(np.append(np.arange(0, side, BLOCK), side)) for side in one.shape[:2])
-    return float(sums.sum(dtype=np.float64) / one.size), float((sums / np.outer(high, wide) / 3).max())
+    tops, lefts = (np.arange(0, side, BLOCK) for side in one.shape[:2])
+    rows = np.add.reduceat(differences, tops, axis=0, dtype=np.float32)
+    sums = np.add.reduceat(rows, lefts, axis=1).sum(-1)  # h w
+    high, wide = np.minimum(BLOCK, one.shape[0] - tops), np.minimum(BLOCK, one.shape[1] - lefts)
+    return float(sums.sum(dtype=np.float64) / one.size), float((sums / (3 * high[:, None] * wide)).max())
 
 
 def read_clip(path: Path, name: str = "", record: Mapping[str, Any] | None = None) -> Clip:

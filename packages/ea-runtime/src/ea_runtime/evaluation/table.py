@@ -18,12 +18,12 @@ def table(report: dict[str, Any]) -> Table:
     folder, against = report["folder"], report["against"]
     names = ["mean", "unit", "95% of the mean", "worst"]
     if against is not None:
-        names = [_short(folder["name"]), _short(against["name"]), "difference", "95%", ""]
+        names = [_short(folder["name"]), _short(against["name"]), "difference", "95%", "verdict"]
     shown = Table(title=_title(report), title_justify="left", title_style="bold", box=None, pad_edge=False)
     shown.add_column("metric", no_wrap=True)
     shown.add_column("better")
     for name in names:
-        is_number = name not in ("unit", "worst", "")
+        is_number = name not in ("unit", "worst", "verdict")
         shown.add_column(Text(name), justify="right" if is_number else "left", no_wrap=is_number)
     for name, metric in report["metrics"].items():
         cells = _cells(metric) if against is None else _compared_cells(metric)

@@ -29,8 +29,8 @@ class Video:
 
     @property
     def name(self) -> str:
-        """Of the file or folder."""
-        return self.path.name
+        """Of the file or folder, in characters that a file can hold."""
+        return _shown(self.path.name)
 
     @property
     def prompt(self) -> str | None:
@@ -49,7 +49,7 @@ class Folder:
     @property
     def name(self) -> str:
         """Of the folder, without the way to it."""
-        return self.path.resolve().name or str(self.path)
+        return _shown(self.path.resolve().name or str(self.path))
 
 
 def find_videos(path: Path, argument: str = "folder") -> Folder:
@@ -77,9 +77,14 @@ def find_videos(path: Path, argument: str = "folder") -> Folder:
     videos, notes = [], []
     for entry in found:
         record, note = _record_of(entry)
-        videos.append(Video(entry, entry.stem if stems[entry.stem] == 1 else entry.name, record))
+        videos.append(Video(entry, _shown(entry.stem if stems[entry.stem] == 1 else entry.name), record))
         notes += [note] if note else []
     return Folder(path, tuple(videos), tuple(notes))
+
+
+def _shown(name: str) -> str:
+    """A name without what UTF-8 cannot say: names of files may be any bytes."""
+    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _is_video(entry: Path) -> bool:

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ea")
 
+#: shapes that a block may be compiled for: of V2's VAE at one size, with smoothing, more than torch's usual 8
+_SHAPES = 64
+
 
 class VideoPipeline:
     """The parts of a model and how they make a video of a prompt.
@@ -241,6 +244,10 @@ class VideoPipeline:
             raise UserError(
                 f"`compile` needs a denoiser that names its blocks, and {type(self.denoiser).__name__} does not"
             )
+        import torch._dynamo.config as dynamo  # takes as long to import as torch
+
+        # one compilation a shape; beyond 8, torch's own limit, blocks would run uncompiled
+        dynamo.recompile_limit = max(dynamo.recompile_limit, _SHAPES)
         options = {"mode": "reduce-overhead"} if cuda_graphs else {}
         for part in (self.denoiser, self.vae):
             if getattr(part, "_repeated_blocks", None):

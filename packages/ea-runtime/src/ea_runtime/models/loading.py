@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.files.safe import inside, is_file, plain, quote, quote_path, read_json
+from ea_runtime.machine.light_imports import import_diffusers
 from ea_runtime.models.config import check_config, check_no_code
 from ea_runtime.models.layout import (
     PARTS,
@@ -91,6 +93,8 @@ def load_parts(
                 f"`parts` may hold {', '.join(PARTS)}, got {quote(name)}{nearest(str(name), PARTS)}"
             )
     folder = resolve_folder(model)
+    if "diffusers" not in sys.modules:
+        import_diffusers()
     scheduler_config, defaults = read_defaults(folder)
     host = get_host()
     # every part's config, class and headers are checked before the first weight is read

@@ -87,12 +87,12 @@ class VBench:
             folder = Path(held, "videos")
             folder.mkdir()
             names: dict[str, Path] = {}
-            for number, (path, _) in enumerate(usable):
-                name = f"{number:06d}{path.suffix}"
-                (folder / name).symlink_to(path.resolve())
-                names[name] = path
-            asked = {name: prompt or "" for name, (_, prompt) in zip(names, usable, strict=True)}
             try:
+                for number, (path, _) in enumerate(usable):
+                    name = f"{number:06d}{path.suffix}"
+                    (folder / name).symlink_to(path.resolve())
+                    names[name] = path
+                asked = {name: prompt or "" for name, (_, prompt) in zip(names, usable, strict=True)}
                 with mock.patch.dict(os.environ, HF_HUB_OFFLINE="1"), redirect_stdout(None):
                     bench: Any = import_module("vbench").VBench(
                         torch.device(self.options.device), "", str(Path(held, "out"))
