@@ -44,6 +44,7 @@ from .config import TransformerConfig
 from .embeddings import AdaLayerNormSingle, PatchEmbed, TextProjection
 from .inputs import batch_timestep, check_latents, check_rows, check_text, size_conditions
 from .known_frames import PictureProjection, check_clip, with_known_frames, with_picture
+from .linear import Linear
 from .meta import unless_meta
 from .parallel import FrameSplit, VideoSplit, shares
 from .prepared import Prepared, prepare
@@ -127,7 +128,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         )
         if cfg.enable_uvit:
             self.long_connect_fc = nn.ModuleList(
-                [nn.Linear(cfg.width, cfg.width) for _ in range(cfg.num_skips)]
+                [Linear(cfg.width, cfg.width) for _ in range(cfg.num_skips)]
             )
             for parameter in self.long_connect_fc.parameters():
                 nn.init.zeros_(parameter)
@@ -135,7 +136,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         self.scale_shift_table = nn.Parameter(
             unless_meta(lambda: torch.randn(2, cfg.width) / cfg.width**0.5, 2, cfg.width)
         )
-        self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.output_channels)
+        self.proj_out = Linear(cfg.width, cfg.patch_size**2 * cfg.output_channels)
         self.gradient_checkpointing = False
         self.frame_split: FrameSplit | None = None
 

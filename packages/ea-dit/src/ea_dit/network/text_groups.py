@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
+from .linear import Linear
 
 
 class Whole(NamedTuple):
@@ -113,4 +114,4 @@ def _can_fold(layer: Attention) -> bool:
 def _is_plain(linear: nn.Module) -> bool:
     hooks = [*linear._forward_hooks.values(), *linear._forward_pre_hooks.values()]
     # a LoRA at weight 0 must give the bits of none
-    return type(linear) is nn.Linear and all(getattr(hook, "is_idle", False) for hook in hooks)
+    return type(linear) in (nn.Linear, Linear) and all(getattr(hook, "is_idle", False) for hook in hooks)
