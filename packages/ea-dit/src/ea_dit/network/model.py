@@ -327,11 +327,11 @@ class Transformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         for index, block in enumerate(self.blocks):
             skip, copies = None, 1
             if index >= self.cfg.first_skip_block:
-                linear, before = self.long_connect_fc[index - self.cfg.first_skip_block], skips.pop()
+                linear = self.long_connect_fc[index - self.cfg.first_skip_block]
                 if is_left_out:
-                    skip = (linear, before)
+                    skip = (linear, skips.pop())
                 else:
-                    x = x + linear(before)
+                    x = x + linear(skips.pop())  # nothing else keeps it
             if is_left_out and index == 0 and isinstance(texts[0], TextGroups):
                 copies = sum(texts[0].rows) // len(x)
                 x = x.repeat(copies, 1, 1)

@@ -84,11 +84,8 @@ def kept_by(module: nn.Module) -> tuple[str, ...]:
     wide = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
     # transformers' T5 casts what comes in to the format in which `wo` is stored
     is_foreign = type(module).__module__.startswith("transformers.")
-    if is_foreign or compute_dtype(module).itemsize == 2:
-        import torch
-
-        if is_foreign or compute_dtype(module) == torch.float16:
-            return (*own, *(rf"(^|\.){name}$" for name in wide))
+    if is_foreign or str(compute_dtype(module)) == "torch.float16":
+        return (*own, *(rf"(^|\.){name}$" for name in wide))
     return own
 
 

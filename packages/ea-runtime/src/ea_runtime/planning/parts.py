@@ -127,6 +127,7 @@ def _read_part(folder: Path, name: str) -> Part:
     by_file = dict.fromkeys(weights.files, 0)
     for entry in weights.tensors.values():
         by_file[entry.file] += entry.end - entry.begin
+    waiting, group = _groups({key: entry.count for key, entry in tensors.items()})
     return Part(
         name,
         config,
@@ -139,18 +140,19 @@ def _read_part(folder: Path, name: str) -> Part:
         largest=max((e.end - e.begin for e in tensors.values()), default=0),
         dtypes=tuple(weights.dtypes),
         layers={key: e.shape for key, e in tensors.items() if takes(name, key, e.shape)},
-        **_groups({key: entry.count for key, entry in tensors.items()}),
+        waiting=waiting,
+        group=group,
     )
 
 
-def _groups(counts: Mapping[str, int]) -> dict[str, int]:
+def _groups(counts: Mapping[str, int]) -> tuple[int, int]:
     """`waiting` and `group` of tensors, elements by name."""
     sizes: Counter[str] = Counter()
     for name, count in counts.items():
         item = _ITEM.match(name)
         sizes[name.rpartition(".")[0] if item is None else item[0]] += count
     waiting = [size for name, size in sizes.items() if _ITEM.match(f"{name}.") or size >= LARGE_ELEMENTS]
-    return {"waiting": sum(waiting), "group": max(waiting, default=0)}
+    return sum(waiting), max(waiting, default=0)
 
 
 def _check_shape(name: str, config: dict[str, Any]) -> None:
@@ -177,7 +179,8 @@ def loaded_part(name: str, module: Any, config: Mapping[str, Any]) -> Part:
     for kind in ("named_parameters", "named_buffers"):
         counts |= {key: int(t.numel()) for key, t in getattr(module, kind, lambda: ())()}
     elements = sum(int(t.numel()) for t in tensors.values())
-    return Part(name, config, elements=elements, is_loaded=True, **_groups(counts))
+    waiting, group = _groups(counts)
+    return Part(name, config, elements=elements, is_loaded=True, waiting=waiting, group=group)
 
 
 _RANK = re.compile(r"(?:lora_down|lora_A)(?:\.default)?\.weight$")

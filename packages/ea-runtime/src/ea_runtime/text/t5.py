@@ -148,10 +148,10 @@ class Block(nn.Module):
         """
         if bias is None:
             attention: Any = getattr(self.layer[0], "SelfAttention")  # noqa: B009
-            bias = attention.bias(x.shape[1], x.device)
+            made: Tensor = attention.bias(x.shape[1], x.device)
             if mask is not None:
-                bias = torch.where(mask.bool()[:, None, None, :], bias, torch.finfo(bias.dtype).min)
-            bias = bias.contiguous()
+                made = torch.where(mask.bool()[:, None, None, :], made, torch.finfo(made.dtype).min)
+            bias = made.contiguous()
         return self.layer[1](self.layer[0](x, bias)), bias
 
 
