@@ -60,7 +60,8 @@ def forecast_request(
         str(request.model),
         can_drop_text=is_last,
         was_tiled=was_tiled,
-        can_quantize=request.quantize is None and is_installed(KINDS[INT8]),
+        # who leaves the way to the plan carries it out
+        can_quantize=request.offload == "auto" and not request.compile and is_installed(KINDS[INT8]),
         offload="none" if request.compile and offload == "auto" else offload,
     )
 
