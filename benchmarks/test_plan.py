@@ -91,6 +91,10 @@ CASES = [
     Case("slice", "--num-frames 9 --size 128x128 --steps 1"),
     Case("v3", "--num-frames 9 --size 128x128 --steps 1"),
     Case("v3", "--num-frames 1 --size 128x128 --steps 1 --image in.png"),
+    Case("tiny", "--num-frames 18 --offload group"),
+    Case("middle", "--num-frames 9 --size 128x128 --offload group"),
+    Case("middle", "--num-frames 9 --size 128x128 --offload group --lora style.safetensors"),
+    Case("half", "--num-frames 9 --size 128x128 --steps 1 --offload group"),
 ]
 
 _COMMAND = """

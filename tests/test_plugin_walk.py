@@ -47,7 +47,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     ea = place / "bin" / "ea"
     ea.write_text(
         f"#!{place}/bin/python\nimport os, sys\nfrom ea_runtime.cli.main import main\n"
-        "os.cpu_count = lambda: 1  # a process for each core: three videos keep one busy\nsys.exit(main())\n"
+        "os.cpu_count = lambda: 1  # a process for each core: two videos keep one busy\nsys.exit(main())\n"
     )
     ea.chmod(0o755)
     env = {key: value for key, value in os.environ.items() if not key.startswith("UV_")}

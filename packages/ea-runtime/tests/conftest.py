@@ -1,4 +1,5 @@
-"""Fixtures for tests of model folders: a host with two small networks, and a whole folder of a few KB."""
+"""Fixtures for tests of model folders: a host with two small networks, a whole folder of a few KB, and one that
+makes videos."""
 
 from __future__ import annotations
 
@@ -49,6 +50,37 @@ def folder_source(fake_host: Host, tmp_path_factory: pytest.TempPathFactory) -> 
     tokenizer = train_tokenizer(["a red circle moves right"], vocab_size=400)
     config = T5Config(vocab_size=400, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=2)
     TextEncoder(T5EncoderModel(config), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights: 48x32, 18 frames, 3 steps; a quarter of a second for a video."""
+    ea_vae = pytest.importorskip("ea_vae")
+    ea_dit = pytest.importorskip("ea_dit")
+    from transformers import T5Config, T5EncoderModel
+
+    from ea_runtime.text.encoder import TextEncoder, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "random"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = ea_vae.AutoencoderKLMagvit(ch=8, ch_mult=[1, 1, 1, 1], layers_per_block=1, norm_num_groups=4)
+        vae.save_pretrained(folder / "vae")
+        motion = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 24}
+        size = {
+            "num_attention_heads": 4,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 32,
+            "caption_channels": 16,
+        }
+        denoiser = ea_dit.Transformer3DModel(num_layers=3, motion_module_kwargs=motion, **size)
+        denoiser.save_pretrained(folder / "transformer")
+        config = T5Config(vocab_size=512, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+        tokenizer = train_tokenizer(["a red circle moves right"])
+        TextEncoder(T5EncoderModel(config), tokenizer).save_pretrained(folder)
+    values = {"width": 48, "height": 32, "num_frames": 18, "fps": 12, "steps": 3, "guidance": 4.0}
+    (folder / "ea.json").write_text(json.dumps(values))
     return folder
 
 

@@ -11,6 +11,8 @@ from ea_runtime.records import (
     CommandRecord,
     DatasetRecord,
     FilterRecord,
+    MetricRecord,
+    Named,
     RecipeRecord,
     ScorerRecord,
     SplitterRecord,
@@ -160,3 +162,29 @@ def ea_filters() -> list[FilterRecord]:
 @hookimpl
 def ea_captioners() -> list[CaptionerRecord]:
     return _records(CaptionerRecord, "caption", _CAPTIONERS)
+
+
+@hookimpl
+def ea_metrics() -> list[MetricRecord]:
+    return [
+        MetricRecord(
+            "warping",
+            "Change from frame to frame that motion does not explain",
+            "ea_data.score.warping:Warping",
+            "ea_data.score.warping:WarpingOptions",
+            better="lower",
+            unit="levels",
+        ),
+        MetricRecord(
+            "adherence",
+            "Share of what a prompt of drawn scenes names that is shown",
+            Named("ea_data.draw.adherence:adherence"),
+        ),
+        MetricRecord(
+            "aesthetic",
+            "Aesthetic score: a head on CLIP",
+            "ea_data.score.aesthetic:Aesthetic",
+            "ea_data.score.aesthetic:ClipAestheticOptions",
+            needs_weights=True,
+        ),
+    ]

@@ -74,7 +74,7 @@ def colour_of(frames: np.ndarray) -> tuple[int, int, int]:
     return RED if frames[..., 0].mean() > frames[..., 1].mean() else GREEN
 
 
-DEFAULT = int(av.stream.Disposition.default)
+DEFAULT = av.stream.Disposition.default.value
 COVER = {"colour": RED, "codec": "mjpeg", "num_frames": 1, "height": 128, "width": 192}
 SEVERAL: dict[str, tuple[str, list[dict[str, Any]], int]] = {
     "largest": ("a.avi", [{"colour": RED, "height": 32, "width": 48}, {"colour": GREEN}], 1),
@@ -86,7 +86,7 @@ SEVERAL: dict[str, tuple[str, list[dict[str, Any]], int]] = {
     ),
     "cover that says so": (
         "a.mp4",
-        [{**COVER, "disposition": int(av.stream.Disposition.attached_pic)}, {"colour": GREEN}],
+        [{**COVER, "disposition": av.stream.Disposition.attached_pic.value}, {"colour": GREEN}],
         0,
     ),
     "still that does not": ("a.mov", [{**COVER, "disposition": DEFAULT}, {"colour": GREEN}], 1),

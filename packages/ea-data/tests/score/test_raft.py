@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ea_data.protocols import Frames
-from ea_data.score.motion import _dis
+from ea_data.score.motion import dis_flow
 from ea_data.score.raft import RaftOptions, RaftScorer
 from ea_data.score.weights import load_weights
 from ea_runtime.errors import MissingPackageError, UserError
@@ -23,7 +23,7 @@ class MeasuringNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flow = _dis("medium")
+        self.flow = dis_flow("medium")
         self.calls: list[tuple[tuple[int, ...], int]] = []
 
     def forward(

@@ -143,10 +143,17 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
     return build
 
 
-def train(made: DitRecipe, out: Path, steps: int, resume: bool = False) -> list[dict[str, Any]]:
-    options = TrainOptions(
-        steps=steps, batch_size=4, lr=3e-3, muon_lr=1e-2, warmup=3, ema=0.9, save_every=3, seed=3
-    )
+def train(made: DitRecipe, out: Path, steps: int, resume: bool = False, **more: Any) -> list[dict[str, Any]]:
+    table = {
+        "batch_size": 4,
+        "lr": 3e-3,
+        "muon_lr": 1e-2,
+        "warmup": 3,
+        "ema": 0.9,
+        "save_every": 3,
+        "seed": 3,
+    }
+    options = TrainOptions(**{"steps": steps, **table, **more})
     Trainer(made, options, out, {"train": {}}).run(resume=resume)
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
@@ -190,6 +197,18 @@ def test_a_run_and_its_model(make: Make, tmp_path: Path) -> None:
     assert str(tmp_path) not in (tmp_path / "run" / "final" / "config.json").read_text()
     again = make(init={"folder": str(tmp_path / "run" / "final")}, model={})
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_validation_repeats_its_draws_for_each_bin_of_timesteps(make: Make, tmp_path: Path) -> None:
+    """At a rate of almost nothing it measures the same twice; the loss of the steps, on other draws, does not."""
+    table = {"every": 2, "samples": 6, "draws": 4, "bins": 2}
+    lines = train(make(), tmp_path / "run", 4, lr=1e-12, muon_lr=0.0, validation=table)
+    names = ["val_loss", "val_loss_t000", "val_loss_t500"]
+    assert [name in lines[0] for name in names] == [False] * 3
+    one, other = ([line[name] for name in names] for line in (lines[1], lines[3]))
+    assert one == pytest.approx(other, rel=1e-5)
+    assert min(one[1:]) <= one[0] <= max(one[1:])
+    assert lines[1]["loss"] != pytest.approx(lines[3]["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize(

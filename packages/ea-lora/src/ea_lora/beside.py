@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ea_lora.keys import CONVOLUTIONS
+from ea_runtime.machine.light_imports import without_quantizers
 
 if TYPE_CHECKING:
     from ea_lora.matching import Match
@@ -53,8 +54,14 @@ class Beside(nn.Module):
         yield from ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Beside:
+        def at_least_16_bits(tensor: Tensor) -> Tensor:
+            """`fn`, but storage narrower than that (fp8) is for the module's own weight: peft computes in these."""
+            moved = fn(tensor)
+            is_narrow = moved.is_floating_point() and moved.dtype.itemsize < 2
+            return tensor.to(moved.device) if is_narrow else moved
+
         for layer in self.slots.values():
-            layer._apply(fn, recurse)
+            layer._apply(at_least_16_bits, recurse)
         return self
 
 
@@ -74,7 +81,7 @@ class LayerFactory:
     def make(self, match: Match, down: Tensor, up: Tensor) -> nn.Module:
         """A layer with these matrices, at strength 1. down (R, I, ...), up (O, R, ...), as the module's weight."""
         module, layer = match.module, match.layer
-        key = (type(module).__name__, tuple(match.weight.shape), _geometry(module), layer.rank)
+        key = (type(module).__name__, match.shape, _geometry(module), layer.rank)
         if key not in self._templates:
             self._templates[key] = _template(module, layer.rank)
         made: Any = _shallow(self._templates[key])
@@ -127,7 +134,8 @@ def _geometry(module: nn.Module) -> tuple[Any, ...]:
 
 def _template(module: nn.Module, rank: int) -> nn.Module:
     """One layer of peft's for a module of this kind and size, without matrices in memory."""
-    from peft import LoraConfig, inject_adapter_in_model
+    with without_quantizers():
+        from peft import LoraConfig, inject_adapter_in_model
 
     with torch.device("meta"):
         tree = nn.ModuleDict({"layer": _stand_in(module)})

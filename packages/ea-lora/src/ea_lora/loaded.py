@@ -41,7 +41,11 @@ class DeltaHook:
     ) -> Tensor | None:
         if self.is_idle:
             return None  # the module's own output, bit-exact
-        return carried(module, self.slot)(args[0] if args else kwargs["input"], output=output)
+        layer = carried(module, self.slot)
+        # A module whose weights wait on the CPU computes on another device; its layer is taken along once.
+        if next(layer.parameters()).device != output.device:
+            layer.to(output.device)
+        return layer(args[0] if args else kwargs["input"], output=output)
 
 
 @dataclass(eq=False)

@@ -15,6 +15,7 @@ from ea_lora.places import Modules, find_places
 from ea_runtime.engines.base import exported_weights
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import quote
+from ea_runtime.machine.computing import hook_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +29,22 @@ class Match:
     @property
     def weight(self) -> torch.Tensor:
         return self.module.get_parameter("weight")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outputs, inputs and 1 for each direction of a convolution, whatever form the weight is kept in."""
+        module = self.module
+        is_linear = isinstance(module, nn.Linear)
+        return (module.out_features, module.in_features) if is_linear else tuple(self.weight.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format that the module computes in, whatever its weight is stored in."""
+        own = getattr(self.module, "compute_dtype", None)  # of layers of 4 bits, and of GGUF's
+        if isinstance(own, torch.dtype):
+            return own
+        hook = hook_of(self.module, "layerwise_casting")
+        return self.weight.dtype if hook is None else hook.compute_dtype
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,16 +175,16 @@ def _require_text(ignored: Sequence[Layer], networks: Mapping[Part, nn.Module | 
 
 
 def _check_fit(match: Match, label: str) -> None:
-    layer, weight = match.layer, match.weight
-    outputs, inputs = weight.shape[:2]
+    layer = match.layer
+    outputs, inputs = match.shape[:2]
     if (layer.num_outputs, layer.num_inputs) != (outputs, inputs):
         raise UserError(
             f"{label}: {quote(layer.name)} is for {layer.num_inputs} -> {layer.num_outputs} channels, "
             f"{match.path} has {inputs} -> {outputs}; it was trained on another model"
         )
-    if weight.dtype not in FLOATS:
+    if match.dtype not in FLOATS:
         raise UserError(
-            f"{match.path} has weights of {str(weight.dtype)[6:]}; LoRA needs 16-bit floats or wider"
+            f"{match.path} has weights of {str(match.dtype)[6:]}; LoRA needs 16-bit floats or wider"
         )
 
 

@@ -166,6 +166,12 @@ def _specs(loras: Any) -> list[tuple[str | os.PathLike[str] | LoraFile, float]]:
 def _source_folder(model: Any) -> Path:
     if isinstance(model, (str, os.PathLike)):
         return resolve_folder(model)
+    forms = getattr(model, "quantize", None)
+    if forms is not None:
+        raise UserError(
+            f"`model` was loaded with quantize={forms.text!r}, and weights in fewer bits take no LoRA; give the "
+            "model's folder, or load it without quantize"
+        )
     name = getattr(model, "model", None)
     if not isinstance(name, (str, os.PathLike)):
         raise UserError(

@@ -113,22 +113,23 @@ def loaded_loras(pipe: Any) -> list[LoadedLora]:
 
 def _prepare(match: Match) -> tuple[Tensor, Tensor]:
     """down and up with the module's device, dtype and number of dimensions."""
-    weight = match.weight
+    weight, dtype = match.weight, match.dtype
+    device = weight.device
     if weight.is_meta:
-        raise UserError(
-            f"{match.path} has no weights in memory (meta device); load the LoRA before offloading"
-        )
-    tail = (1,) * (weight.ndim - 2)
+        if not hasattr(match.module, "_hf_hook"):
+            raise UserError(f"{match.path} has no weights in memory (meta device); load the model with them")
+        device = torch.device("cpu")  # offloaded by accelerate: the layer follows what comes in
+    tail = (1,) * (len(match.shape) - 2)
     # a pipeline runs in inference mode; tensors made there could never be used outside it
     with torch.inference_mode(False), torch.no_grad():
         down, up = (
-            matrix.to(device=weight.device, dtype=weight.dtype, copy=True).reshape(*matrix.shape, *tail)
+            matrix.to(device=device, dtype=dtype, copy=True).reshape(*matrix.shape, *tail)
             for matrix in match.layer.matrices()
         )
     for name, tensor in (("down", down), ("up", up)):
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(
-                f"LoRA layer {quote(match.layer.name)}: {name} overflows {str(weight.dtype)[6:]}; "
+                f"LoRA layer {quote(match.layer.name)}: {name} overflows {str(dtype)[6:]}; "
                 "load the model in bfloat16 or float32"
             )
     return down, up

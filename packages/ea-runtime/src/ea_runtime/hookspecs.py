@@ -22,6 +22,7 @@ from ea_runtime.records import (
     DenoiserRecord,
     EngineRecord,
     FilterRecord,
+    MetricRecord,
     PerceptualRecord,
     RecipeRecord,
     Record,
@@ -103,6 +104,11 @@ def ea_captioners() -> list[CaptionerRecord]:
 
 
 @hookspec
+def ea_metrics() -> list[MetricRecord]:
+    """Metrics of finished videos: what `ea eval --metric` accepts."""
+
+
+@hookspec
 def ea_engines() -> list[EngineRecord]:
     """Engines: what runs the networks."""
 
@@ -127,6 +133,7 @@ KINDS: dict[str, tuple[str, type[Record]]] = {
     "scorers": ("ea_scorers", ScorerRecord),
     "filters": ("ea_filters", FilterRecord),
     "captioners": ("ea_captioners", CaptionerRecord),
+    "metrics": ("ea_metrics", MetricRecord),
     "engines": ("ea_engines", EngineRecord),
     "commands": ("ea_commands", CommandRecord),
 }

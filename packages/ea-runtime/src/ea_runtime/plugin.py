@@ -8,6 +8,7 @@ from ea_runtime.hookspecs import hookimpl
 from ea_runtime.records import (
     CommandRecord,
     EngineRecord,
+    MetricRecord,
     Named,
     SamplerRecord,
     StepCacheRecord,
@@ -64,11 +65,76 @@ def ea_engines() -> list[EngineRecord]:
 
 
 @hookimpl
+def ea_metrics() -> list[MetricRecord]:
+    home = "ea_runtime.evaluation.metrics"
+    single = [
+        ("sharpness", "Variance of the Laplacian of luma, mean of the frames", "higher", "levels²"),
+        ("flicker", "Brightness that goes up and down from frame to frame", "lower", "levels"),
+        ("stutter", "Uneven steps of motion: frames dropped or repeated", "lower", "octaves"),
+        ("repeated", "Share of the frames that show what the one before shows", "lower", ""),
+        ("frozen", "Longest stretch that stands still, as a share of the video", "lower", ""),
+        ("colour-drift", "How far colours move away from those of the start", "lower", "ΔE"),
+    ]
+    pairs = [
+        ("psnr", "Equality with the video of that name in the other folder", "higher", "dB"),
+        ("ssim", "Structural similarity with the video of that name in the other folder", "higher", ""),
+    ]
+    weights: list[tuple[str, str, str, str, str, str, str]] = [
+        ("clip-score", "Prompt and frames by CLIP", "higher", "", "video", "clip_score", "ClipScore"),
+        (
+            "fvd",
+            "Fréchet distance of video features to the other folder's",
+            "lower",
+            "",
+            "set",
+            "frechet",
+            "Fvd",
+        ),
+        ("vbench", "Dimensions of VBench, run by its own package", "higher", "", "video", "vbench", "VBench"),
+    ]
+    return [
+        *(
+            # a function is the metric itself
+            MetricRecord(
+                name, words, Named(f"{home}.single:{name.replace('-', '_')}"), better=better, unit=unit
+            )
+            for name, words, better, unit in single
+        ),
+        MetricRecord(
+            "seam",
+            "Jump at the joins of chunks and windows, above that around them",
+            f"{home}.seam:Seam",
+            f"{home}.seam:SeamOptions",
+            better="lower",
+            unit="levels",
+        ),
+        *(
+            MetricRecord(name, words, Named(f"{home}.pairs:{name}"), better=better, unit=unit, of="pair")
+            for name, words, better, unit in pairs
+        ),
+        *(
+            MetricRecord(
+                name,
+                words,
+                f"{home}.{module}:{built}",
+                f"{home}.{module}:{built}Options",
+                better=better,
+                unit=unit,
+                of=of,
+                needs_weights=True,
+            )
+            for name, words, better, unit, of, module, built in weights
+        ),
+    ]
+
+
+@hookimpl
 def ea_commands() -> list[CommandRecord]:
     rows = [
         ("bench", "Turn benchmark results into a table and a plot."),
         ("bundles", "List, check and accept exported bundles."),
         ("doctor", "Check this machine: torch, number formats, devices, codecs, memory."),
+        ("eval", "Judge a folder of videos, and compare it with another."),
         ("export", "Export a model to ONNX or TensorRT, with a parity report."),
         ("generate", "Make a video or a picture from a prompt."),
         ("models", "List, check and convert model folders."),

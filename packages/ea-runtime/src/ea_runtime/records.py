@@ -190,6 +190,31 @@ class CaptionerRecord(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class MetricRecord(Record):
+    """`build(options)` returns an `ea_runtime.evaluation.metric.Metric`, or a `SetMetric` where `of` is "set".
+
+    better: "higher" or "lower". unit: of its values, such as "dB". of: "video", "pair" (of one name in two folders) or
+    "set" (all videos of two folders). needs_weights: it has a network, whose files the options name; it is measured
+    only if asked for, and in one process.
+    """
+
+    better: str = field(default="higher", kw_only=True)
+    unit: str = field(default="", kw_only=True)
+    of: str = field(default="video", kw_only=True)
+    needs_weights: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        # `super()` has no class to start from in a dataclass with slots
+        Record.__post_init__(self)
+        for attribute, allowed in (("better", ("higher", "lower")), ("of", ("video", "pair", "set"))):
+            if getattr(self, attribute) not in allowed:
+                raise ValueError(
+                    f"`{attribute}` of MetricRecord {self.name!r} must be one of {', '.join(allowed)}, "
+                    f"got {getattr(self, attribute)!r}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRecord(Record):
     """`build(model, bundle=, device=, dtype=)` returns an `ea_runtime.engines.base.Engine`: it loads a model's parts.
 

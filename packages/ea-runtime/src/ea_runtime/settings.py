@@ -111,3 +111,12 @@ def put_setting(table: dict[str, Any], keys: list[str], value: Any, text: str) -
         if not isinstance(table, dict):
             raise UserError(f"`--set {text}`: {key!r} is a value, not a table")
     table[keys[-1]] = value
+
+
+def missing_path(component: str, option: str, value: str, what: str) -> list[str]:
+    """One line if the path in an option is not set or does not exist, else an empty list."""
+    if not value:
+        return [f"{component}: `{option}` is not set; give the local path of {what}"]
+    if not Path(value).expanduser().exists():
+        return [f"{component}: `{option}`: {value!r} does not exist; it should be {what}"]
+    return []

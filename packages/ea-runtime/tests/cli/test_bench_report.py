@@ -38,7 +38,11 @@ def test_a_table(results: Path, capsys):
     assert "| decode | 768x768 | not measured: `uv run pytest benchmarks/test_x.py -m gpu` |" in said
     assert "| help | ratio 1.1; more: (a 1) |" in said
     assert "- processor a processor, cores 2, torch 2.13, 2026-01-02: decode, help" in said
-    write(results / "decode_gpu.json", {"machine": {**MACHINE, "gpu": "a card"}, "rows": [ROW]})
+    measured = {"machine": {**MACHINE, "gpu": "a card"}, "rows": [ROW], "missing": {"768x768": "too | long"}}
+    write(results / "decode_gpu.json", measured)
+    assert run(["bench", "report", "--results", str(results)]) == 0
+    assert "768x768 | not measured (too / long): `uv run" in capsys.readouterr().out
+    write(results / "decode_gpu.json", {**measured, "rows": [{**ROW, "case": "768x768"}]})
     assert run(["bench", "report", "--results", str(results)]) == 0
     said = capsys.readouterr().out
     assert "not measured" not in said

@@ -178,8 +178,8 @@ def test_no_plugins_leaves_only_ours(capsys: pytest.CaptureFixture[str]) -> None
     assert "the command 'data' comes with ea-data; run `pip install ea-data`" in capsys.readouterr().err
     assert run(["--no-plugins", "dada"]) == 2
     assert (
-        "no command is called 'dada'; there are: bench, bundles, doctor, export, generate, models, plan, plugins, "
-        "serve, train" in capsys.readouterr().err
+        "no command is called 'dada'; there are: bench, bundles, doctor, eval, export, generate, models, plan, "
+        "plugins, serve, train" in capsys.readouterr().err
     )
 
 

@@ -1,13 +1,13 @@
 """Makes videos and is killed meanwhile, over and over; run by test_kills.py as a program.
 
-    python killed_runs.py FOLDER STATE NUMBER SEED
+    python killed_runs.py MODEL FOLDER STATE,NUMBER,SEED...
 
-STATE: "whole", or a deliberately broken twin: "no-history" (the sampler's), "no-generators". Each
-video is made in a child that saves its place after every step and is killed (SIGKILL), in turn after a random step of
-denoising, after a random frame and at a random moment, until one ends by itself; the twins are killed in denoising
-only. NUMBER is the least number of kills. Prints a JSON object: "videos" has one {"sampler", "kills",
-"resumed", "same"} for each, `resumed` what each attempt found saved, `same` True if file and frames' bytes equal an
-undisturbed run's; "left" lists what the folder holds besides videos and sidecars.
+STATE: "whole", or a deliberately broken twin: "no-history" (the sampler's), "no-generators"; its files are in
+FOLDER/STATE. Each video is made in a child that saves its place after every step and is killed (SIGKILL), in turn after
+a random step of denoising, after a random frame and at a random moment, until one ends by itself; the twins are killed
+in denoising only. NUMBER is the least number of kills. Prints a JSON object with one for each state: "videos" has one
+{"sampler", "kills", "resumed", "same"} for each, `resumed` what each attempt found saved, `same` True if file and
+frames' bytes equal an undisturbed run's; "left" lists what the folder holds besides videos and sidecars.
 """
 
 from __future__ import annotations
@@ -41,19 +41,21 @@ SAMPLERS = ["unipc", "euler-a", "dpm++", "pndm", "euler", "ddim"]
 HISTORY = ("model_outputs", "last_sample", "lower_order_nums", "timestep_list", "ets", "cur_sample")
 
 
+REAL = groups.put_back
+
+
 def broken(state: str) -> None:
-    """Loses a part of what is put back."""
-    real = groups.put_back
+    """Loses a part of what is put back; nothing for "whole"."""
 
     def put_back(saved, scheduler, generators, predict, caching):
         if state == "no-generators":
             saved = {**saved, "generators": [torch.Generator().manual_seed(5).get_state()]}
         fresh = packing.attributes(scheduler)
-        real(saved, scheduler, generators, predict, caching)
+        REAL(saved, scheduler, generators, predict, caching)
         if state == "no-history":
             packing.set_attributes(scheduler, {name: fresh[name] for name in HISTORY if name in fresh})
 
-    groups.put_back = put_back
+    groups.put_back = REAL if state == "whole" else put_back
 
 
 def make(
@@ -85,7 +87,7 @@ def killed_once(
     make_it: Callable[[tuple[str, int] | None], None], way: str, took: float, rng: random.Random
 ) -> bool:
     """Makes a video in a child; True if it was killed. took: seconds that a whole video takes."""
-    after = {"step": ("denoising", rng.randrange(1, 16)), "frame": ("decoding", rng.randrange(1, 27))}.get(
+    after = {"step": ("denoising", rng.randrange(1, 16)), "frame": ("decoding", rng.randrange(1, 18))}.get(
         way
     )
     child = os.fork()
@@ -104,26 +106,24 @@ def killed_once(
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def main(folder: Path, state: str, number: int, seed: int) -> None:
-    torch.set_num_threads(1)
-    rng = random.Random(seed)
-    pipe = VideoPipeline.from_pretrained("tiny", device="cpu", dtype="float32")
-    sha256 = model_hash("tiny")
-    base = ModelRequest(
-        prompt="a red circle moves right", model="tiny", dtype="float32", device="cpu", seed=5
-    )
+def kill_all(
+    pipe: VideoPipeline, model: str, folder: Path, state: str, number: int, seed: int
+) -> dict[str, object]:
+    """The object of one state."""
+    rng, sha256 = random.Random(seed), model_hash(model)
+    base = ModelRequest(prompt="a red circle moves right", model=model, dtype="float32", device="cpu", seed=5)
     videos, kills, attempt = [], 0, 0
     while kills < number and attempt < 40:
         sampler = SAMPLERS[attempt % len(SAMPLERS)]
         more = {"step_cache": "teacache:0.05"} if attempt % 2 else {}
-        steps = replace(base, sampler=sampler, num_inference_steps=8, num_frames=27, **more)
+        steps = replace(base, sampler=sampler, num_inference_steps=8, num_frames=18, **more)
         request = resolve(steps).request
         name = f"{attempt}-{sampler.replace('+', 'p')}.mp4"
+        broken("whole")
         start = time.perf_counter()
         make(pipe, request, folder / "whole" / name, sha256)
         took = time.perf_counter() - start
-        if state != "whole":
-            broken(state)
+        broken(state)
         path = folder / "killed" / name
 
         def make_it(
@@ -145,8 +145,18 @@ def main(folder: Path, state: str, number: int, seed: int) -> None:
         kills += own_kills
         attempt += 1
     left = [one.name for one in (folder / "killed").iterdir() if one.suffix not in (".mp4", ".json")]
-    print(json.dumps({"videos": videos, "left": left}))  # noqa: T201
+    return {"videos": videos, "left": left}
+
+
+def main(model: str, folder: Path, states: list[str]) -> None:
+    torch.set_num_threads(1)
+    pipe = VideoPipeline.from_pretrained(model, device="cpu", dtype="float32")
+    found = {}
+    for words in states:
+        state, number, seed = words.split(",")
+        found[state] = kill_all(pipe, model, folder / state, state, int(number), int(seed))
+    print(json.dumps(found))  # noqa: T201
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -16,14 +16,16 @@ pytest.importorskip("ea_dit")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
 
 
-def killed(folder: Path, state: str, number: int, seed: int) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def killed(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What killed_runs.py found: of whole states, and of the twins."""
     program = [sys.executable, str(Path(__file__).with_name("killed_runs.py"))]
-    words = [str(folder), state, str(number), str(seed)]
+    folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run(
-        [*program, *words],
+        [*program, str(random_model), str(folder), "whole,15,1", "no-history,6,2", "no-generators,6,2"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -31,8 +33,8 @@ def killed(folder: Path, state: str, number: int, seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_killed_runs_give_the_same_file(tmp_path):
-    result = killed(tmp_path, "whole", 15, 1)
+def test_killed_runs_give_the_same_file(killed: dict[str, Any]) -> None:
+    result = killed["whole"]
     videos = result["videos"]
     assert sum(one["kills"] for one in videos) >= 15
     assert all(one["same"] for one in videos), videos
@@ -44,7 +46,7 @@ def test_killed_runs_give_the_same_file(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["no-history", "no-generators"])
-def test_a_state_that_lacks_a_part_is_caught(tmp_path, state):
+def test_a_state_that_lacks_a_part_is_caught(killed: dict[str, Any], state: str) -> None:
     """The twins."""
-    videos = killed(tmp_path, state, 6, 2)["videos"]
+    videos = killed[state]["videos"]
     assert not all(one["same"] for one in videos), videos

@@ -313,6 +313,8 @@ def test_another_request_is_refused(tmp_path):
         (replace(REQUEST, seed=4), "0", "settings.seed 3 -> 4"),
         (replace(REQUEST, smooth=False), "0", "settings.smooth true -> false"),
         (replace(REQUEST, compile=True), "0", "device.compiled nothing -> true"),
+        (replace(REQUEST, quantize="int8"), "0", 'device.quantize nothing -> "int8"'),
+        (replace(REQUEST, attention="flex"), "0", 'device.attention nothing -> "flex"'),
         (REQUEST, "1", 'model "0000'),
     ):
         with pytest.raises(UserError, match=told):

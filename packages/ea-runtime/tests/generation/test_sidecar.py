@@ -9,7 +9,7 @@ import pytest
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.hashes import content_hash
-from ea_runtime.generation.sidecar import plan_sidecar, read_sidecar, versions, write_sidecar
+from ea_runtime.generation.sidecar import plan_sidecar, read_sidecar, request_of, versions, write_sidecar
 from ea_runtime.video.output import plan_output
 
 RECORD = {
@@ -45,6 +45,15 @@ def test_an_editors_mark_is_read_over(tmp_path, encoding):
     text = json.dumps({"ea_sidecar": 1} | RECORD, indent=2).replace("\n", "\r\n")
     (tmp_path / "out.json").write_bytes(text.encode(encoding))
     assert read_sidecar(tmp_path / "out.json") == {"ea_sidecar": 1} | RECORD
+
+
+def test_what_changes_the_layers_is_repeated(tmp_path):
+    device = {"quantize": "denoiser=int8,text=nf4", "attention": "flash"}
+    write_sidecar(tmp_path / "out.json", RECORD | {"device": RECORD["device"] | device})
+    again = request_of(read_sidecar(tmp_path / "out.json"))
+    assert {"quantize": again.quantize, "attention": again.attention} == device
+    plain = request_of(RECORD)
+    assert (plain.quantize, plain.attention) == (None, None)
 
 
 @pytest.mark.parametrize("device", [{"threads": "many"}, {"compiled": "yes"}, {"cuda_graphs": 1}])

@@ -115,6 +115,40 @@ def test_windows_share_noise_and_keep_what_is_known(sampler: str, monkeypatch: p
     assert not torch.equal(seen[1][:, :, :3], seen[0][:, :, 3:])
 
 
+@pytest.mark.parametrize("geometry", [MAGVIT, SLICE], ids=["magvit", "slice"])
+@pytest.mark.parametrize("loop", [False, True])
+def test_later_windows_begin_from_the_noise_of_the_first(geometry: Geometry, loop: bool) -> None:
+    frames, window = (144, 45) if geometry is MAGVIT else (144, 40)
+    windows = plan_windows(geometry, frames, window, loop=loop)
+    places = windows.noise_places
+    drawn = max(one.num_latents for one in windows.all)
+    assert places[:drawn] == list(range(drawn))
+    assert max(places) < drawn
+    new = [places[one.start + one.before : one.stop] for one in windows.all[1:-1]]
+    assert len(new) > 1
+    # in a loop, windows may be shifted against each other, so that its last one ends where it begins
+    assert loop or all(one == new[0] for one in new)
+    whole = plan_windows(geometry, frames)
+    assert whole.noise_places == list(range(whole.num_latents))
+
+
+def test_noise_that_is_given_is_that_of_all_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    real = groups.denoise
+
+    def denoise(predict: Any, scheduler: Any, noise: Tensor, *args: Any, **more: Any) -> Tensor:
+        seen.append(noise)
+        return real(predict, scheduler, noise, *args, **more)
+
+    monkeypatch.setattr(groups, "denoise", denoise)
+    make_pipe()("a", **LONG, output="latents")
+    assert all(torch.equal(one[:, :, 3:], seen[0][:, :, 3:]) for one in seen)
+    given = torch.randn(1, 4, 15, 4, 6, generator=torch.Generator().manual_seed(1))
+    seen.clear()
+    make_pipe()("a", **LONG, latents=given, output="latents")
+    assert [torch.equal(one, given[:, :, 3 * k : 3 * k + 6]) for k, one in enumerate(seen)] == [True] * 4
+
+
 def test_what_fits_the_window_is_as_before() -> None:
     whole = make_pipe()("a", **{**LONG, "window": 45}).latents
     plain = VideoPipeline(FakeVae(), Mixing(), FakeTextEncoder(num_tokens=40))  # V2's own 144 frames
@@ -193,6 +227,37 @@ def test_pictures_and_videos_apply_to_the_windows_that_have_them(channels: int) 
     assert part is not None
     assert torch.equal(part[0], film[:, :, 18:36])
     assert torch.equal(part[1], mask[:, :, 18:36])
+
+
+def test_clip_sees_the_first_frame_of_each_window_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined as pixels, CLIP sees the frame that a window begins with; carried as latents, the picture alone."""
+    pipe = make_pipe(12)
+    monkeypatch.setattr(pipe.denoiser.config, "enable_clip_in_inpaint", True, raising=False)
+    seen: list[Any] = []
+
+    def encode(one: Any) -> Any:
+        seen.append(one.image)
+        level = torch.as_tensor(one.image, dtype=torch.float32).mean()
+        known = KnownFrames(torch.zeros(1), torch.zeros(1), None, torch.full((2, 768), float(level)))
+        return known, ()
+
+    def decode(latents: Tensor, count: int, start: int) -> Any:
+        return iter(np.full((count - start, 32, 48, 3), 51, np.uint8))
+
+    made = [torch.zeros(1, 4, 6, 4, 6)]
+    for join, second in (("pixels", 0.2), ("latents", 0.7)):
+        request = pipe_request(pipe, image=torch.full((3, 32, 48), 0.7))
+        windows = plan_windows(pipe.geometry, 45, 18, join=join)
+        parts = (pipe.vae, pipe.geometry, pipe.denoiser.config, 2)
+        inputs = WindowInputs(request, windows, *parts, encode, decode)
+        for number, level in ((0, 0.7), (1, second)):
+            known = inputs.of(number, range(1, 2), made[:number])
+            assert known is not None
+            assert known.clip is not None
+            assert known.clip.shape == (1, 768)
+            # the other video of the batch is not there yet: black
+            assert float(known.clip[0, 0]) == pytest.approx(level if level == 0.7 else level / 2)
+    assert len(seen) == 3
 
 
 def test_a_long_video_keeps_a_region_of_another(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from ea_runtime.models.geometry import Geometry
+from ea_runtime.models.quantize import Quantize
 from ea_runtime.planning.calibration import Calibration
 from ea_runtime.planning.choose import make_forecast
-from ea_runtime.planning.forecast import Forecast
+from ea_runtime.planning.forecast import SPARE, Forecast
 from ea_runtime.planning.parts import Part
 from ea_runtime.planning.phases import CUDA_CONTEXT, Planner
 from ea_runtime.planning.room import Room
@@ -27,10 +28,17 @@ PARTS = {
 SETTING = Setting(frames=144, height=512, width=512, steps=30)
 
 
-def forecast(free: float, setting: Setting = SETTING, **how: Any) -> Forecast:
+def forecast(
+    free: float,
+    setting: Setting = SETTING,
+    *,
+    parts: dict[str, Part] = PARTS,
+    quantize: Quantize | None = None,
+    **how: Any,
+) -> Forecast:
     """On a card with that many GB free."""
     room = Room("cuda", "a card", int(free * 1e9), 64 * 10**9, "bfloat16")
-    planner = Planner(PARTS, Geometry.from_configs(VAE, {}), "cuda", "bfloat16", Calibration())
+    planner = Planner(parts, Geometry.from_configs(VAE, {}), "cuda", "bfloat16", Calibration(), quantize)
     return make_forecast(planner, setting, room, "V2", **how)
 
 
@@ -51,6 +59,28 @@ def test_the_cheapest_way_that_fits() -> None:
     assert tiled.phase("decoding").device_bytes < whole.phase("decoding").device_bytes - 9.6e9
     several = replace(SETTING, batch=4)
     assert forecast(34, several, can_drop_text=False).way.batch in (1, 2)
+
+
+def test_int8_is_chosen_where_nothing_exact_fits() -> None:
+    layers = {f"transformer_blocks.{n}.ff.net.2.weight": (1152, 4608) for n in range(200)}
+    parts = {**PARTS, "denoiser": replace(PARTS["denoiser"], layers=layers)}
+    saved = 200 * (
+        1152 * 4608 - 5 * 1152
+    )  # of bfloat16's two bytes a weight; a scale and a zero for each row
+    short = replace(SETTING, frames=9, height=256, width=256)
+    least = max(p.device_bytes for p in forecast(1, short, parts=parts).phases)
+    just = least / 1e9 / (1 - SPARE) - 0.05
+    assert not forecast(just, short, parts=parts).fits
+    found = forecast(just, short, parts=parts, can_quantize=True)
+    assert (found.fits, found.way.quantize) == (True, "int8")
+    assert found.way.name.startswith("denoiser in int8")
+    assert "otherwise" in found.way.why
+    asked = forecast(80, short, parts=parts, quantize=Quantize({"denoiser": "int8"}))
+    plain = forecast(80, short, parts=parts, can_quantize=True)
+    assert plain.way.quantize == ""  # memory is plenty
+    one = 1152 * 4608 * 2  # a layer's weight, brought back
+    gained = plain.phase("denoising").device_bytes - asked.phase("denoising").device_bytes
+    assert gained == saved - one
 
 
 def test_a_text_encoder_that_is_still_needed_stays() -> None:
@@ -93,3 +123,29 @@ def test_seconds_are_unknown_until_measured() -> None:
     assert twice.phase("denoising").seconds == pytest.approx(2 * (once.phase("denoising").seconds or 0))
     # 30 steps of V2 at 512x512x144 are about 30 x 2 x 2 x 1.4 G x 49,152 multiply-adds and more
     assert once.phase("denoising").flops > 30 * 4 * 0.7e9 * 49_152
+
+
+def test_offloading_where_memory_is_short() -> None:
+    plenty = forecast(80, offload="auto")
+    assert plenty.way.offload == "none"
+    weights = {name: 2 * part.elements for name, part in PARTS.items()}
+    parts = {
+        name: replace(part, waiting=part.elements * 9 // 10, group=part.elements // 30)
+        for name, part in PARTS.items()
+    }
+    planner = Planner(parts, Geometry.from_configs(VAE, {}), "cuda", "bfloat16", Calibration())
+
+    def found(free: float, **how: Any) -> Forecast:
+        room = Room("cuda", "a card", int(free * 1e9), 64 * 10**9, "bfloat16")
+        return make_forecast(planner, replace(SETTING, frames=9), room, "V2", can_drop_text=False, **how)
+
+    first, model, group = (found(80, offload=mode) for mode in ("none", "model", "group"))
+    text = {one.way.offload: one.phase("text").device_bytes for one in (first, model, group)}
+    assert text["none"] - text["model"] == weights["vae"] + weights["denoiser"]
+    assert text["model"] - text["group"] == weights["text"] - weights["text"] // 10 - weights["text"] // 30
+    assert group.host_peak > sum(weights.values())
+    assert found(model.peak / 1e9 * 1.05, offload="auto").way.offload == "model"
+    short = found(group.peak / 1e9 * 1.05, offload="auto")
+    assert (short.way.offload, short.fits) == ("group", True)
+    assert "otherwise" in short.way.why
+    assert not found(group.peak / 1e9 * 1.05).fits  # the twin: without it nothing fits

@@ -28,6 +28,8 @@ pytestmark = [
 
 DRIVER = Path(__file__).parent / "driver.py"
 FIELDS: dict[str, Any] = {"prompt": "a red circle moves right", "num_frames": 18, "steps": 12}
+#: long enough to be met in the middle; one request, so that its undisturbed file is made once
+LONG: dict[str, Any] = {**FIELDS, "size": "128x128", "num_frames": 9, "steps": 30, "seed": 5}
 NEVER = 1e9
 #: seconds that one job may take at worst, a worker's start included
 PATIENCE = 240.0
@@ -188,10 +190,9 @@ def test_kills_at_random_times_lose_nothing(tmp_path: Path, undisturbed: Any) ->
 
 @pytest.mark.parametrize("is_saved", [True, False], ids=["saved", "the twin without saved state"])
 def test_a_job_killed_late_continues_where_it_was(tmp_path: Path, undisturbed: Any, is_saved: bool) -> None:
-    fields = {**FIELDS, "size": "128x128", "steps": 30, "seed": 5}
     saving = {"save_first": 0.0 if is_saved else NEVER}
     with rush(tmp_path, **saving) as one:
-        id = one.add(**fields)
+        id = one.add(**LONG)
 
         def is_late() -> bool:
             job = one.at_work()
@@ -208,7 +209,7 @@ def test_a_job_killed_late_continues_where_it_was(tmp_path: Path, undisturbed: A
         start = one.wait_until(first_step, "the job is at work again")
         assert (start >= 10) == is_saved
         one.wait_until(lambda: one.has_ended([id]), "the job ends")
-        assert one.made(id) == undisturbed(**fields)
+        assert one.made(id) == undisturbed(**LONG)
 
 
 def test_a_job_that_kills_its_worker_twice_fails_and_the_queue_goes_on(
@@ -241,9 +242,8 @@ def test_a_job_that_kills_its_worker_twice_fails_and_the_queue_goes_on(
 
 
 def test_a_server_that_is_asked_to_stop_drains(tmp_path: Path, undisturbed: Any) -> None:
-    fields = {**FIELDS, "size": "128x128", "steps": 30, "seed": 6}
     with rush(tmp_path, save_first=NEVER) as one:
-        id = one.add(**fields)
+        id = one.add(**LONG)
         one.wait_until(lambda: (job := one.at_work()) is not None and job.done >= 5, "the job is at work")
         one.server.close()
         assert one.server.process.returncode == 0
@@ -253,4 +253,4 @@ def test_a_server_that_is_asked_to_stop_drains(tmp_path: Path, undisturbed: Any)
         assert (one.store.state.run(id) / "state.json").is_file()
         one.server = Server(tmp_path, *one.saving)
         one.wait_until(lambda: one.has_ended([id]), "the job ends")
-        assert one.made(id) == undisturbed(**fields)
+        assert one.made(id) == undisturbed(**LONG)

@@ -25,7 +25,7 @@ from ea_runtime.serve.state import StateFolder
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra `ray` of ea-runtime)"
 )
-FIELDS: dict[str, Any] = {"prompt": "a red circle moves right", "num_frames": 18, "steps": 16}
+FIELDS: dict[str, Any] = {"prompt": "a red circle moves right", "num_frames": 9, "steps": 16}
 PATIENCE = 400.0
 
 

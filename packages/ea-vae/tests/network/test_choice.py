@@ -56,7 +56,7 @@ def test_measuring_is_done_once_and_remembered(noise, monkeypatch):
     conv(x)
     conv(x + 1)
     assert asked == [["direct", "summed"]]
-    conv.after_enlarging(x, "causal")
+    conv(x, "causal", True)
     assert asked[1:] == [["direct", "summed", "phase", "both"]]
     stored = json.loads(choice.cache_file().read_text())
     assert len(stored) == 2

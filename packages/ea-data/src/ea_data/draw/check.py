@@ -22,6 +22,7 @@ from ea_data.draw.caption import parse_prompt
 from ea_data.draw.hull import core_fill, fill_hulls, rim_cover
 from ea_data.draw.known import KnownCheck, check_known
 from ea_data.draw.scene import AREAS, BACKGROUNDS, COLOURS, EXTENTS, SHAPES, coverage
+from ea_runtime.video import measures
 
 ATTRIBUTES: tuple[str, ...] = ("colour", "shape", "size", "motion", "background")
 UNKNOWN = "unknown"
@@ -77,27 +78,10 @@ class Measurement:
     fill: float = 0.0
 
 
-_TO_XYZ = np.array(
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-)
-_WHITE = np.array([0.95047, 1.0, 1.08883])
-
-
-def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB (..., 3) in 0..255 to CIE L*a*b* with white D65."""
-    linear = np.asarray(rgb, np.float32) / 255
-    linear = np.where(linear <= 0.04045, linear / 12.92, ((np.maximum(linear, 0) + 0.055) / 1.055) ** 2.4)
-    xyz = linear @ _TO_XYZ.T / _WHITE
-    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
-    return np.stack(
-        [116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1
-    )
-
-
 _COLOUR_NAMES = tuple(COLOURS)
-_COLOUR_LAB = rgb_to_lab(np.array(list(COLOURS.values())))
+_COLOUR_LAB = measures.lab(np.array(list(COLOURS.values())))
 _BACKGROUND_NAMES = tuple(BACKGROUNDS)
-_BACKGROUND_LAB = rgb_to_lab(np.array(list(BACKGROUNDS.values())))
+_BACKGROUND_LAB = measures.lab(np.array(list(BACKGROUNDS.values())))
 
 
 def _smooth(frames: np.ndarray) -> np.ndarray:
@@ -153,7 +137,7 @@ def _main_piece(mask: np.ndarray) -> np.ndarray:
 
 
 def _name_background(colour: np.ndarray) -> str:
-    distance = np.linalg.norm(_BACKGROUND_LAB - rgb_to_lab(colour), axis=-1)
+    distance = np.linalg.norm(_BACKGROUND_LAB - measures.lab(colour), axis=-1)
     nearest = int(distance.argmin())
     return _BACKGROUND_NAMES[nearest] if distance[nearest] <= MAX_BACKGROUND_DISTANCE else UNKNOWN
 
@@ -163,7 +147,7 @@ def _name_colour(pixels: np.ndarray, weights: np.ndarray) -> str:
 
     By hue, as decoders wash colours out and darken them before they turn their hue; white by lack of chroma.
     """
-    lab = rgb_to_lab(pixels)
+    lab = measures.lab(pixels)
     chroma = np.hypot(lab[:, 1], lab[:, 2])
     hue = np.arctan2(lab[:, 2], lab[:, 1])
     reference = np.arctan2(_COLOUR_LAB[:, 2], _COLOUR_LAB[:, 1])

@@ -7,7 +7,6 @@ which is how they were trained. Scores run from about 1 to 10.
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -18,14 +17,15 @@ from pydantic import Field
 
 from ea_data.options import Options
 from ea_data.protocols import FrameRequest, Frames, Score
-from ea_data.score.weights import missing_path, read_state
+from ea_data.score.weights import read_state
 from ea_runtime.errors import UserError
+from ea_runtime.settings import missing_path
+from ea_runtime.video.clip_pictures import normalisation, prepare
 
 if TYPE_CHECKING:
     import torch
 
-#: CLIP's own normalisation, if its folder names none.
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    from ea_runtime.evaluation.clip import Clip
 
 
 class ClipAestheticOptions(Options):
@@ -85,8 +85,27 @@ class ClipAestheticScorer:
             raise UserError(f"clip-aesthetic: {str(folder)!r} cannot be loaded as CLIP: {error}") from error
         head = read_head(Path(self.options.head), clip.config.projection_dim)
         clip.ea_size = clip.config.image_size
-        clip.ea_mean, clip.ea_std = _normalisation(folder)
+        clip.ea_mean, clip.ea_std = normalisation(folder, "clip-aesthetic")
         return clip.to(self.options.device).eval(), head.to(self.options.device).eval()
+
+
+class Aesthetic:
+    """The metric `aesthetic`: this score of a finished video."""
+
+    def __init__(self, options: ClipAestheticOptions) -> None:
+        self._scorer = ClipAestheticScorer(options)
+
+    def missing(self) -> list[str]:
+        """One line for each file that is not there."""
+        return [line.replace("clip-aesthetic", "aesthetic", 1) for line in self._scorer.missing()]
+
+    def __call__(self, clip: Clip) -> float:
+        """About 1 to 10. Raises UserError if the files do not fit."""
+        request = self._scorer.needs
+        count, frames = len(clip.frames), int(request.value)
+        places = [min(count - 1, int((i + request.offset) * count / frames)) for i in range(frames)]
+        seen = clip.frames[sorted(set(places))]
+        return self._scorer(Frames(seen, np.zeros(len(seen))), {}).value
 
 
 def read_head(path: Path, width: int) -> torch.nn.Module:
@@ -116,35 +135,6 @@ def read_head(path: Path, width: int) -> torch.nn.Module:
     for layer, name in zip(layers, names, strict=True):
         layer.load_state_dict({"weight": state[f"{name}weight"], "bias": state[f"{name}bias"]})
     return torch.nn.Sequential(*layers)
-
-
-def prepare(frame: np.ndarray, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """uint8 (H, W, 3) -> float32 (3, size, size): shorter side to `size`, bicubic, centre cut, normalised."""
-    from PIL import Image
-
-    height, width = frame.shape[:2]
-    scale = size / min(height, width)
-    wide, high = max(size, int(width * scale)), max(size, int(height * scale))
-    image = Image.fromarray(frame).resize((wide, high), Image.Resampling.BICUBIC)
-    left, top = (wide - size) // 2, (high - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255  # S S 3
-    pixels = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return _MEAN, _STD
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        mean, std = tuple(config.get("image_mean", _MEAN)), tuple(config.get("image_std", _STD))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"clip-aesthetic: {str(file)!r} cannot be read: {error}") from error
-    is_right = len(mean) == len(std) == 3 and all(isinstance(value, int | float) for value in mean + std)
-    if not is_right or not all(std):
-        raise UserError(f"clip-aesthetic: image_mean and image_std in {str(file)!r} must be three numbers")
-    return mean, std
 
 
 def _numbers(name: str) -> tuple[int, ...]:

@@ -19,8 +19,9 @@ from pydantic import Field
 from ea_data.options import Options
 from ea_data.protocols import FrameRequest, Frames, Score
 from ea_data.score.motion import Strongest
-from ea_data.score.weights import load_weights, missing_path
+from ea_data.score.weights import load_weights
 from ea_runtime.errors import MissingPackageError, UserError
+from ea_runtime.settings import missing_path
 
 if TYPE_CHECKING:
     import torch

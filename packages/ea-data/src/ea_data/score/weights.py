@@ -11,15 +11,6 @@ if TYPE_CHECKING:
     import torch
 
 
-def missing_path(component: str, option: str, value: str, what: str) -> list[str]:
-    """One line if the path in an option is not set or does not exist, else an empty list."""
-    if not value:
-        return [f"{component}: `{option}` is not set; give the local path of {what}"]
-    if not Path(value).expanduser().exists():
-        return [f"{component}: `{option}`: {value!r} does not exist; it should be {what}"]
-    return []
-
-
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors or a torch file; nothing in it is executed.
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .dispatch import Dispatch, scaled_attention
+
 MASKED_BIAS = -10000.0  # what V2 adds to the scores of padding tokens; representable in float16
 
 
@@ -39,6 +41,14 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, inner_width, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(inner_width, width), nn.Dropout(dropout)])
 
+    #: the backend that computes it; None: torch's own
+    dispatch: Dispatch | None = None
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a head."""
+        return self.to_q.out_features // self.num_heads
+
     def _heads(self, x: Tensor) -> Tensor:
         """(N, S, D) -> (N, heads, S, D/heads), a view."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -49,7 +59,7 @@ class Attention(nn.Module):
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attend from x (N, Q, D) to ready keys and values -> (N, Q, D); scores take bias (N, 1, 1, S)."""
-        out = F.scaled_dot_product_attention(self._heads(self.to_q(x)), keys, values, attn_mask=bias)
+        out = scaled_attention(self._heads(self.to_q(x)), keys, values, bias, self.dispatch)
         return self.to_out[1](self.to_out[0](out.transpose(1, 2).flatten(2)))
 
     def forward(self, x: Tensor) -> Tensor:

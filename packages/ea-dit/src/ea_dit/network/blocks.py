@@ -46,24 +46,31 @@ class TransformerBlock(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        hidden_states: Tensor,
         modulation: Tensor,
         text: Tensor | tuple[Tensor, Tensor] | TextGroups,
         text_bias: Tensor | None,
         num_frames: int,
         height: int,
         width: int,
+        skip: tuple[nn.Module, Tensor] | None = None,
+        copies: int = 1,
     ) -> Tensor:
         """One step of the residual stream.
 
         Args:
-            x: tokens (B, T * L, D), frame after frame, each frame row by row; L = height * width.
+            hidden_states: tokens (B, T * L, D), frame after frame, each frame row by row; L = height * width.
             modulation: (B, 6, D) or (1, 6, D) from adaLN-single.
             text: tokens (B, text tokens, context width), or their `attn2.keys_values`, or groups of
                 rows (text_groups.py). Groups of r x B rows stand for r branches of the same x: everything before
                 the text is computed once for all, and r x B rows come out.
             text_bias: (B, 1, 1, text tokens) or None if every token counts.
+            skip: a linear and what it adds to the tokens first, for caches that leave a block out with its skip.
+            copies: the rows of `hidden_states` are this many times the same.
         """
+        x = hidden_states if copies == 1 else hidden_states[: len(hidden_states) // copies]
+        if skip is not None:
+            x = x + skip[0](skip[1])
         table = self.scale_shift_table + modulation  # (B, 6, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = table.chunk(6, dim=1)  # (B, 1, D)
 

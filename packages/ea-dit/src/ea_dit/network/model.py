@@ -27,26 +27,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, ClassVar, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.outputs import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import mask_bias
+from .attention import Attention, mask_bias
 from .blocks import TransformerBlock, modulated
+from .caches import prepare_cache, skips_blocks
 from .config import TransformerConfig
+from .context_parallel import CP_PLAN, check_config, local_frames
+from .dispatch import Dispatch, choose_backend, forget_backend
 from .embeddings import AdaLayerNormSingle, PatchEmbed, TextProjection
 from .inputs import batch_timestep, check_latents, check_rows, check_text, size_conditions
 from .known_frames import PictureProjection, check_clip, with_known_frames, with_picture
 from .meta import unless_meta
+from .motion import TemporalAttention
 from .parallel import FrameSplit, VideoSplit, shares
 from .prepared import Prepared, prepare
+from .text_groups import TextGroups
+from .waiting import weights_of
 
 #: called as step_cache(signal, x, blocks) in place of blocks(x)
 StepCache = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -59,7 +66,7 @@ class Transformer3DModelOutput(BaseOutput):
     sample: Tensor
 
 
-class Transformer3DModel(ModelMixin, ConfigMixin):
+class Transformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
     """EasyAnimate V2's and V3's transformer; loads published configs and weights as they are.
 
     The arguments are the keys of a published config.json, the defaults its values; `TransformerConfig`
@@ -70,7 +77,9 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
+    _cp_plan: ClassVar[dict[str, Any]] = CP_PLAN  # for enable_parallelism()
     _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]  # for compile_repeated_blocks()
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["adaln_single", "caption_projection"]
 
     @register_to_config
     def __init__(
@@ -136,6 +145,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             unless_meta(lambda: torch.randn(2, cfg.width) / cfg.width**0.5, 2, cfg.width)
         )
         self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.output_channels)
+        self.all_frames = nn.Identity()  # where diffusers' context parallel puts the frames together
         self.gradient_checkpointing = False
         self.frame_split: FrameSplit | None = None
 
@@ -205,9 +215,10 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         clip = check_clip(
             self.cfg, clip_encoder_hidden_states, clip_attention_mask, len(encoder_hidden_states)
         )
-        return prepare(
-            self, encoder_hidden_states, encoder_attention_mask, timesteps, added_cond_kwargs, clip
-        )
+        with weights_of(self):
+            return prepare(
+                self, encoder_hidden_states, encoder_attention_mask, timesteps, added_cond_kwargs, clip
+            )
 
     def forward(
         self,
@@ -275,7 +286,12 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
 
         x = self.pos_embed(hidden_states)  # (B, T * L, D)
         split = self._split_of(num_frames, height * width)
+        if self.is_cache_enabled and (step_cache is not None or split is not None):
+            other = "`step_cache`" if split is None else "`spread`"
+            raise ValueError(f"{other} and `enable_cache` cannot be combined; call disable_cache() first")
         count = num_frames if split is None else shares(num_frames, split.size)[split.rank]
+        if self._parallel_config is not None:  # diffusers' hook has split x
+            count = local_frames(self._parallel_config, num_frames, step_cache is not None)
 
         def blocks(x: Tensor) -> Tensor:
             return self._run_blocks(x, modulation, texts, bias, (count, height, width))
@@ -285,8 +301,11 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             if step_cache is None:
                 out = blocks(mine)
             else:  # the signal is that of all frames, so that all processes decide alike
-                out = step_cache(self.blocks[0].modulated(x, modulation), mine, blocks)
+                with weights_of(self.blocks[0]):
+                    signal = self.blocks[0].modulated(x, modulation)
+                out = step_cache(signal, mine, blocks)
 
+        out = self.all_frames(out)
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) each
         x = self.proj_out(modulated(self.norm_out, out, shift, scale))  # (B, T * L, p * p * out_channels)
         x = x if split is None else split.whole(x)
@@ -305,10 +324,21 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
     ) -> Tensor:
         """All blocks and skips; grid: latent frames, rows and columns of tokens."""
         skips: list[Tensor] = []
+        is_left_out = skips_blocks(self._cache_config)  # a block may be left out, with its skip
         for index, block in enumerate(self.blocks):
+            skip, copies = None, 1
             if index >= self.cfg.first_skip_block:
-                x = x + self.long_connect_fc[index - self.cfg.first_skip_block](skips.pop())
-            arguments = (x, modulation, texts[index], bias, *grid)
+                linear, before = self.long_connect_fc[index - self.cfg.first_skip_block], skips.pop()
+                if is_left_out:
+                    skip = (linear, before)
+                else:
+                    x = x + linear(before)
+            if is_left_out and index == 0 and isinstance(texts[0], TextGroups):
+                copies = sum(texts[0].rows) // len(x)
+                x = x.repeat(copies, 1, 1)
+            arguments: tuple[Any, ...] = (x, modulation, texts[index], bias, *grid)
+            if is_left_out:
+                arguments += (skip, copies)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 assert self._gradient_checkpointing_func is not None  # set by enable_gradient_checkpointing()
                 x = self._gradient_checkpointing_func(block, *arguments)
@@ -317,6 +347,38 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             if index < self.cfg.num_skips:
                 skips.append(x)
         return x
+
+    def enable_cache(self, config: Any) -> None:
+        """Turn on one of diffusers' caches for sampling (caches.py); approximate, and off by default.
+
+        Args:
+            config: diffusers' FirstBlockCacheConfig, MagCacheConfig or TaylorSeerCacheConfig.
+
+        Passes then run within `cache_context(name)`, and `_reset_stateful_cache()` comes before each run: the pipeline
+        does both. Raises ValueError, one line, for other caches, which would do nothing here.
+        """
+        if self.is_cache_enabled:
+            raise ValueError(f"{type(self._cache_config).__name__} is on already; call disable_cache() first")
+        super().enable_cache(prepare_cache(self, self.blocks, config))
+
+    # -- backends of attention ---------------------------------------------------------------------
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """All attention layers."""
+        return [module for module in self.modules() if isinstance(module, Attention)]
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Let a backend of diffusers' dispatcher compute all attention of this network (see dispatch.py).
+
+        Raises ValueError, in one line with the backends that work here, for one that does not.
+        """
+        table = self.scale_shift_table
+        choose_backend(self.attentions, backend.lower(), table.device, table.dtype)
+
+    def reset_attention_backend(self) -> None:
+        """torch's own attention again."""
+        forget_backend(self.attentions)
 
     # -- several processes -------------------------------------------------------------------------
 
@@ -327,6 +389,20 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
         is computed whole in each.
         """
         self.frame_split = FrameSplit(group) if enabled else None
+
+    def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
+        """diffusers' context parallel: `ContextParallelConfig(ulysses_degree=N)` (see context_parallel.py).
+
+        Raises ValueError, in one line, for a split that this network cannot compute.
+        """
+        if self.frame_split is not None:
+            raise ValueError("`spread()` shares the frames out already; call spread(False) first")
+        through_time = [layer for layer in self.attentions if isinstance(layer, TemporalAttention)]
+        for num_heads in {layer.num_heads for layer in through_time}:
+            check_config(config, num_heads)
+        super().enable_parallelism(config=config, cp_plan=cp_plan)
+        for layer in through_time:
+            layer.dispatch = replace(layer.dispatch or Dispatch(), parallel=self._parallel_config)
 
     def _split_of(self, num_frames: int, num_tokens: int) -> VideoSplit | None:
         tracks = num_tokens // self.cfg.motion_block_size**2

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, FeedForward
 from .config import GLOBAL, MOTION_NORM_GROUPS, MotionConfig, TransformerConfig
+from .context_parallel import first_frame
 from .meta import unless_meta
 from .parallel import VideoSplit
 
@@ -39,9 +40,9 @@ class TemporalPosition(nn.Module):
 
         self.register_buffer("pe", unless_meta(table, 1, max_len, width))
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        """(N, T * n * n, D) -> the same, each token with its frame's position added."""
-        positions = self.pe[:, :num_frames]
+    def forward(self, x: Tensor, num_frames: int, first: int = 0) -> Tensor:
+        """(N, T * n * n, D) -> the same, each token with its frame's position added; first: that of the first frame."""
+        positions = self.pe[:, first : first + num_frames]
         repeats = x.shape[1] // num_frames  # n * n tokens of a frame share its position
         return x + (positions if repeats == 1 else positions.repeat_interleave(repeats, dim=1))
 
@@ -63,11 +64,12 @@ class TemporalAttention(Attention):
         self, x: Tensor, num_frames: int = 1, batch: int = 1, split: VideoSplit | None = None
     ) -> Tensor:
         """(N, T * n * n, D) -> (N, T * n * n, D); N sequences of `batch` videos, with `split` only some of them."""
+        parallel = None if self.dispatch is None else self.dispatch.parallel
         if self.pos_encoder is not None:
-            x = self.pos_encoder(x, num_frames)
+            x = self.pos_encoder(x, num_frames, 0 if parallel is None else first_frame(parallel, num_frames))
         if self.is_global:
             return self._over_video(x, batch, split)
-        if x.shape[1] == 1 and not torch.is_grad_enabled():
+        if x.shape[1] == 1 and parallel is None and not torch.is_grad_enabled():
             # A picture: attention over one token returns its value. (In training queries and keys keep their
             # zero gradients, which data-parallel wrappers wait for.)
             return self.to_out[1](self.to_out[0](self.to_v(x)))

@@ -23,6 +23,7 @@ from .embeddings import AdaLayerNormSingle, TextProjection
 from .inputs import check_text, size_conditions
 from .known_frames import PictureProjection, with_picture
 from .text_groups import TextGroups, group_text
+from .waiting import weights_of
 
 BlockText = TextGroups | tuple[Tensor, Tensor]
 
@@ -86,7 +87,10 @@ def prepare(
         groups, bias = _with_picture(projected, mask, model.clip_projection(clip[0]), clip[1])
     texts: list[BlockText] = []
     for block in model.blocks:
-        texts.append(group_text(block.attn2, groups) if bias is None else block.attn2.keys_values(groups[0]))
+        with weights_of(block):
+            texts.append(
+                group_text(block.attn2, groups) if bias is None else block.attn2.keys_values(groups[0])
+            )
     return Prepared(tuple(texts), bias, rows, _conditioning(model, timesteps, conditions, text))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
+from .waiting import weights_of
 
 
 class Whole(NamedTuple):
@@ -84,6 +85,12 @@ def _shortest(layer: Attention, keys: Tensor, values: Tensor) -> Group:
     if tokens > channels // 2 or not _can_fold(layer):
         return Whole(keys, values)
     to_out = cast("nn.Linear", layer.to_out[0])
+    with weights_of(to_out), weights_of(layer.to_q):
+        return _folded(layer, to_out, keys, values)
+
+
+def _folded(layer: Attention, to_out: nn.Linear, keys: Tensor, values: Tensor) -> Group:
+    tokens, channels = keys.shape[2:]
     dtype = torch.promote_types(keys.dtype, torch.float32)
     out = to_out.weight.to(dtype).unflatten(1, (-1, channels))  # (D, h, d)
     folded = torch.einsum("nhsd,whd->nhsw", values.to(dtype), out)
@@ -103,7 +110,8 @@ def _shortest(layer: Attention, keys: Tensor, values: Tensor) -> Group:
 
 
 def _can_fold(layer: Attention) -> bool:
-    """True if the two linears are plain: no adapter's hook that does something, no other class, no dropout."""
+    """True if the two linears are plain: no adapter's hook that does something, no other class, no dropout, and weights
+    that are numbers (quantised ones are not)."""
     to_out, dropout = layer.to_out[0], layer.to_out[1]
     if layer.training and isinstance(dropout, nn.Dropout) and dropout.p:
         return False
@@ -113,4 +121,5 @@ def _can_fold(layer: Attention) -> bool:
 def _is_plain(linear: nn.Module) -> bool:
     hooks = [*linear._forward_hooks.values(), *linear._forward_pre_hooks.values()]
     # a LoRA at weight 0 must give the bits of none
-    return type(linear) is nn.Linear and all(getattr(hook, "is_idle", False) for hook in hooks)
+    is_number = type(linear.weight) is nn.Parameter and linear.weight.dtype.itemsize > 1
+    return type(linear) is nn.Linear and is_number and all(getattr(hook, "is_idle", False) for hook in hooks)

@@ -1,8 +1,8 @@
 """Benchmark results as a table in Markdown and as a plot in SVG.
 
 A result is a JSON file: `machine` (what it was measured on), and `rows` (case, baseline_s, ours_s, ratio, error) or
-`figures` (name: value). `gpu` names the cases that only a GPU measures, and the command for them; NAME_gpu.json holds
-them once they were measured.
+`figures` (name: value). `gpu` names the cases that only a GPU measures, and the command for them; NAME_gpu.json has
+those that were measured, and under `missing` the reasons for others.
 """
 
 from __future__ import annotations
@@ -74,20 +74,37 @@ def table(results: dict[str, dict[str, Any]]) -> str:
                 f"| {name} | {row['case']} | {_seconds(row['baseline_s'])} | {_seconds(row['ours_s'])} "
                 f"| {row['ratio']:.2f}x | {row['error']:.1e} |"
             )
-        if "gpu" in record and f"{name}_gpu" not in results:
-            for case in record["gpu"]["cases"]:
-                lines.append(f"| {name} | {case} | not measured: `{record['gpu']['command']}` | | | |")
+        if "gpu" in record:
+            lines += _not_measured(name, record["gpu"], results.get(f"{name}_gpu", {}))
     lines += ["", "| measured | figures |", "|---|---|"]
     for name, record in results.items():
-        if isinstance(record.get("figures"), dict):
+        if record.get("figures"):
             lines.append(f"| {name} | {_flat(record['figures'])} |")
     return "\n".join([*lines, "", "Measured on:", "", *_machines(results)])
+
+
+def _not_measured(name: str, gpu: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """A line for each case that a GPU would measure and has not."""
+    missing = found.get("missing") or {}
+    measured = {row["case"] for row in found.get("rows") or ()} | set(found.get("figures") or {})
+    return [
+        f"| {name} | {case} | not measured{f' ({_plain(missing[case])})' if case in missing else ''}: "
+        f"`{gpu['command']}` | | | |"
+        for case in gpu["cases"]
+        if case not in measured
+    ]
+
+
+def _plain(text: Any) -> str:
+    return " ".join(str(text).replace("|", "/").split())
 
 
 def _machines(results: dict[str, dict[str, Any]]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name, record in results.items():
         machine = record["machine"]
+        if not machine:  # nothing was measured yet
+            continue
         parts = [f"{key} {machine[key]}" for key in _MACHINE if machine.get(key) is not None]
         groups.setdefault(", ".join([*parts, str(machine.get("date", ""))]), []).append(name)
     return [f"- {machine}: {', '.join(names)}" for machine, names in groups.items()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,8 @@ class NoisePredictor:
         #: rows, and if CLIP's picture counts -> what `prepare` gave
         self.prepared: dict[tuple[int, int, bool], Any] = {}
         self.caches: dict[tuple[int, int], Any] = {}
+        if has_cache(denoiser):
+            denoiser._reset_stateful_cache()
 
     def __call__(self, x: Tensor, timestep: Tensor, step: int = 0) -> Tensor:
         """Noisy latents (N, C, t, h, w) and the timestep of a step -> noise (N, C, t, h, w), float32."""
@@ -166,7 +169,8 @@ class NoisePredictor:
             arguments["step_cache"] = self.caches[rows]
         if self.has_cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # what the last pass gave may be overwritten
-        with self.formats.watch(self.denoiser, tuple(x.shape), tuple(self.embeds.shape), rows):
+        cached = self.denoiser.cache_context(f"{start}-{stop}") if has_cache(self.denoiser) else nullcontext()
+        with cached, self.formats.watch(self.denoiser, tuple(x.shape), tuple(self.embeds.shape), rows):
             out = self.denoiser(x.to(self.dtype), **arguments).sample
         # a learned variance, the second half of the channels, is for training; the samplers have their own
         return out[:, : self.channels].float()
@@ -181,6 +185,11 @@ class NoisePredictor:
         every = torch.cat([clip] * (rows // count))[start:stop]
         mask = (has_text & every.any(dim=1))[:, None].expand(-1, CLIP_TOKENS).to(clip)  # zeros: no picture
         return {"clip_encoder_hidden_states": every, "clip_attention_mask": mask}
+
+
+def has_cache(denoiser: Any) -> bool:
+    """True if one of diffusers' caches is on (`enable_cache`), whose state belongs to one run."""
+    return bool(getattr(denoiser, "is_cache_enabled", False))
 
 
 def size_conditions(denoiser_config: Any, rows: int, height: int, width: int, like: Tensor) -> dict[str, Any]:

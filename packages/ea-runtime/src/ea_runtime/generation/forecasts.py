@@ -12,10 +12,12 @@ from typing import Any
 from ea_runtime.errors import UserError
 from ea_runtime.generation.adapters import AdapterChoice
 from ea_runtime.generation.inputs import has_known_frames, strength_of
+from ea_runtime.generation.offload_modes import check_mode
 from ea_runtime.generation.requests import ModelRequest, Request
 from ea_runtime.models.geometry import Geometry
+from ea_runtime.models.quantize import KINDS, is_installed, parse_quantize
 from ea_runtime.planning.calibration import learned, read_calibration, write_calibration
-from ea_runtime.planning.choose import make_forecast
+from ea_runtime.planning.choose import INT8, make_forecast
 from ea_runtime.planning.forecast import Forecast
 from ea_runtime.planning.parts import joined, loaded_part, read_lora, read_parts
 from ea_runtime.planning.phases import CUDA_CONTEXT, Planner
@@ -44,13 +46,22 @@ def forecast_request(
     if request.engine != "torch":
         raise UserError(f"plans are made for engine torch, got {request.engine!r}; leave --engine out")
     room = find_room(request.device, memory)
+    offload = check_mode(request.offload or "none", room.kind)
     parts = read_parts(folder)
     geometry = Geometry.from_configs(parts["vae"].config, parts["denoiser"].config)
-    planner = Planner(parts, geometry, room.kind, request.dtype or room.dtype, read_calibration(room.kind))
+    dtype, forms = request.dtype or room.dtype, parse_quantize(request.quantize)
+    planner = Planner(parts, geometry, room.kind, dtype, read_calibration(room.kind), forms)
     setting = setting_of(request, geometry, batch=batch, kind=kind, adapters=adapters)
     was_tiled = bool(parts["vae"].config.get("use_tiling"))
     return make_forecast(
-        planner, setting, room, str(request.model), can_drop_text=is_last, was_tiled=was_tiled
+        planner,
+        setting,
+        room,
+        str(request.model),
+        can_drop_text=is_last,
+        was_tiled=was_tiled,
+        can_quantize=request.quantize is None and is_installed(KINDS[INT8]),
+        offload="none" if request.compile and offload == "auto" else offload,
     )
 
 
@@ -99,12 +110,18 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
 
     modules = {"text": getattr(pipe.text, "model", pipe.text), "denoiser": pipe.denoiser, "vae": pipe.vae}
     parts = {name: loaded_part(name, module, _config_of(module)) for name, module in modules.items()}
+    if pipe.quantize is not None:
+        from ea_runtime.models.quantize_layers import weight_bytes
+
+        sizes = {name: weight_bytes(modules[name]) for name in parts if pipe.quantize.of(name) is not None}
+        parts |= {name: replace(parts[name], held=size) for name, size in sizes.items()}
     device = pipe.device
     room = find_room(str(device), memory)
     dtype = dtype_name(pipe.dtype)
     calibration = read_calibration(room.kind)
     planner = Planner(parts, pipe.geometry, room.kind, dtype, calibration)
-    held = planner.weights(("text", "denoiser", "vae"))
+    offload = getattr(pipe, "offload", "none")
+    held = planner.held_by_pipeline(offload)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         room = Room("cuda", torch.cuda.get_device_name(device), memory or free, room.host_free, room.dtype)
@@ -123,6 +140,7 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
         was_tiled=bool(getattr(pipe.vae, "use_tiling", False)),
         held=0 if memory else held,
         together=max(1, min(request.batch_size, batch)),
+        offload=offload,
     )
 
 

@@ -105,13 +105,15 @@ class Denoising:
     def _window(self, work: _Work, scheduler: Any, noise: Tensor, saved: dict[str, Any] | None) -> Tensor:
         """Latents (N, C, t, h, w) of a window of the videos that are denoised together.
 
-        noise: (N, C, t, h, w), of the whole videos.
+        noise: (N, C, t, h, w), as `_noise` gives it.
         """
         rows = work.rows
         predict = self._predictor(work, scheduler)
         first = first_step(scheduler, strength_of(self.request))
         resumed = None
-        noise = _cut(noise, self.inputs.windows.all[work.number]).to(self.pipe.device, torch.float32)
+        noise = self._noise_of(noise, self.inputs.windows.all[work.number]).to(
+            self.pipe.device, torch.float32
+        )
         if saved is not None:
             put_back(saved, scheduler, self.generators, predict, self.caching)
             resumed = place_of(saved).passes, place_of(saved).x
@@ -131,7 +133,7 @@ class Denoising:
             self.step("denoising", done, work.total)
 
         self.step("denoising", work.before + (0 if resumed is None else resumed[0]), work.total)
-        return denoise(
+        x = denoise(
             predict,
             scheduler,
             noise,
@@ -142,6 +144,7 @@ class Denoising:
             start=start,
             first=first,
         )
+        return self.inputs.settled(work.number, rows, x)
 
     def _predictor(self, work: _Work, scheduler: Any) -> NoisePredictor:
         denoiser, request, rows = self.pipe.denoiser, self.request, work.rows
@@ -163,12 +166,20 @@ class Denoising:
         )
 
     def _noise(self, rows: range) -> Tensor:
-        """Unit noise (N, C, t, h, w) of whole videos: windows share that of what they share."""
+        """Unit noise (N, C, t, h, w): of the longest window, or of whole videos if it is given."""
         request = self.request
         if request.latents is not None:
             return request.latents[rows.start : rows.stop]
         shape = self.pipe.geometry.latent_shape(len(rows), request.num_frames, request.height, request.width)
-        return draw_noise(shape, self.generators[rows.start : rows.stop])
+        drawn = max(self.inputs.windows.noise_places) + 1
+        return draw_noise((*shape[:2], drawn, *shape[3:]), self.generators[rows.start : rows.stop])
+
+    def _noise_of(self, noise: Tensor, window: Window) -> Tensor:
+        """The noise of a window: what it shares with others has theirs; past the video's end it begins again."""
+        windows = self.inputs.windows
+        is_given = self.request.latents is not None
+        places = range(windows.num_latents) if is_given else windows.noise_places
+        return noise[:, :, [places[i % windows.num_latents] for i in range(window.start, window.stop)]]
 
     def _on_clean(self, before: int) -> Callable[[int, Tensor], None] | None:
         preview = self.preview
@@ -187,10 +198,3 @@ class _Work:
     made: list[Tensor]
     before: int
     total: int
-
-
-def _cut(latents: Tensor, window: Window) -> Tensor:
-    """A window of latents (N, C, t, h, w); past the end they begin again."""
-    count = latents.shape[2]
-    part = latents[:, :, window.start : window.stop]
-    return part if window.stop <= count else torch.cat([part, latents[:, :, : window.stop - count]], dim=2)

@@ -187,13 +187,20 @@ def nothing_given(denoiser_config: Any, latents: Tensor) -> dict[str, Tensor]:
 
 def deciding_frames(num_frames: int, geometry: Geometry) -> list[int]:
     """For each latent frame of a video of `num_frames` frames, the frame by which it is known or not."""
+    return [0, *(span[-1] for span in latent_spans(num_frames, geometry)[1:])]
+
+
+def latent_spans(num_frames: int, geometry: Geometry) -> list[range]:
+    """For each latent frame of a video of `num_frames` frames, the frames that it stands for."""
     ratio = geometry.temporal_ratio
     if geometry.is_slice:
         alone = num_frames % ratio  # 1 if frame 0 is encoded alone
-        return [0, *range(alone + 2 * ratio - 1 - alone * ratio, num_frames, ratio)]
-    chunk = [0, *range(ratio, geometry.chunk_frames, ratio)]
+        spans = [range(start, start + ratio) for start in range(alone, num_frames, ratio)]
+        return [range(1), *spans] if alone else spans
+    chunk = [range(1), *(range(i + 1, i + 1 + ratio) for i in range(0, geometry.chunk_frames - 1, ratio))]
     starts = range(0, num_frames, geometry.chunk_frames)
-    return [start + frame for start in starts for frame in chunk if start + frame < num_frames]
+    spans = [range(start + span.start, start + span.stop) for start in starts for span in chunk]
+    return [span for span in spans if span[-1] < num_frames]
 
 
 def first_step(scheduler: Any, strength: float) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import NotFiniteError
 from ea_runtime.files.atomic import remove_partials_of
-from ea_runtime.files.hashes import content_hash
+from ea_runtime.files.hashes import content_hash, file_hash
 from ea_runtime.generation.inputs import input_hashes
 from ea_runtime.generation.recipe import marks_of
 from ea_runtime.generation.requests import ModelRequest
@@ -26,6 +26,7 @@ from ea_runtime.generation.sidecar import versions, write_sidecar
 from ea_runtime.generation.spread import world_size
 from ea_runtime.generation.windows import recorded_settings, windows_of
 from ea_runtime.models.hash import model_hash
+from ea_runtime.models.quantize import parse_quantize
 from ea_runtime.video.credentials import SigningKey, sign
 from ea_runtime.video.marks import Marks
 from ea_runtime.video.output import Output
@@ -289,7 +290,12 @@ def _unusual(request: ModelRequest) -> dict[str, Any]:
         "compiled": (request.compile, False),
         "cuda_graphs": (request.cuda_graphs, False),
         "vae_rewrites": (rewrites, "rule"),
+        "quantize": (request.quantize, None),
+        "attention": (None if request.attention == "native" else request.attention, None),
     }
+    forms = parse_quantize(request.quantize)
+    if forms is not None and forms.gguf is not None:
+        given["gguf_sha256"] = (file_hash(forms.gguf), None)
     return {name: value for name, (value, usual) in given.items() if value != usual}
 
 

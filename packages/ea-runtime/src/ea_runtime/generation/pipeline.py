@@ -19,25 +19,28 @@ from torch import Tensor
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.generation.checking import check_call
 from ea_runtime.generation.decoding import decode_all, decoded
-from ea_runtime.generation.denoise import plan_steps
+from ea_runtime.generation.denoise import has_cache, plan_steps
 from ea_runtime.generation.groups import Denoising
 from ea_runtime.generation.inputs import check_known_frames
 from ea_runtime.generation.known_frames import KnownFrames
 from ea_runtime.generation.known_inputs import encode_inputs
 from ea_runtime.generation.latents import draw_seed
+from ea_runtime.generation.offload import apply_offload, check_offload
 from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.prompts import encode_text
 from ea_runtime.generation.requests import Request, check_prompts, check_sampler
 from ea_runtime.generation.result import OnPreview, OnStep, VideoOutput
-from ea_runtime.generation.step_cache import check_step_cache
+from ea_runtime.generation.step_cache import StepCaching, check_step_cache
 from ea_runtime.generation.window_inputs import WindowInputs
 from ea_runtime.generation.windows import Windows
 from ea_runtime.machine.casting import cast
+from ea_runtime.machine.computing import compute_device, compute_dtype
 from ea_runtime.machine.device import Timed, choose_device, choose_dtype
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.models.geometry import MAX_PIXELS, Geometry
 from ea_runtime.models.image_encoder import image_encoder_of
 from ea_runtime.models.layout import GenerationDefaults
+from ea_runtime.models.quantize import Quantize, check_engine, parse_quantize
 from ea_runtime.samplers.schedule import schedule_of_model
 
 if TYPE_CHECKING:
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
     from ea_runtime.planning.forecast import Forecast
 
 logger = logging.getLogger("ea")
+
+#: shapes that a block may be compiled for: of V2's VAE at one size, with smoothing, more than torch's usual 8
+_SHAPES = 64
 
 
 class VideoPipeline:
@@ -69,8 +75,12 @@ class VideoPipeline:
     max_pixels: int = MAX_PIXELS
     #: the engine that `from_pretrained` loaded the parts with (engines/base.py); None: the parts were given
     engine: Any = None
+    #: the forms that `from_pretrained` gave weights in fewer bits
+    quantize: Quantize | None = None
     #: of a model of V3 whose folder has one (models/image_encoder.py)
     image_encoder: Any = None
+    #: where weights wait that are not in use (offload.py)
+    offload: str = "none"
 
     def __init__(
         self,
@@ -111,6 +121,9 @@ class VideoPipeline:
         engine: str = "torch",
         bundle: str | os.PathLike[str] | None = None,
         parts: Iterable[str] | None = None,
+        quantize: str | Mapping[str, str] | Quantize | None = None,
+        attention: str | None = None,
+        offload: str = "none",
     ) -> VideoPipeline:
         """Load a model folder or the bundled "tiny".
 
@@ -119,15 +132,24 @@ class VideoPipeline:
 
         device: None takes cuda, mps or cpu, the first there is. dtype: None takes what suits the device
         (device.py); with float16 the VAE runs in float32, as in V2. parts: of "vae", "denoiser", "text"; None
-        loads all.
+        loads all. offload: where weights wait that are not in use: "none", "model", "group" or "sequential"
+        (offload.py); the result is the same.
+
+        quantize: weights in fewer bits, "int8", "fp8", "nf4" or a .gguf file for the denoiser's layers, or
+        {"denoiser": "int8", "text": "nf4"}; None keeps them (models/quantize.py). attention: what computes the
+        denoiser's attention, such as "flash" or "sage", where its package is installed; None is torch's own.
 
         Raises MissingPackageError if a part's package is not installed, UserError for everything else.
         """
         from ea_runtime.plugins.host import get_host
 
         wanted = ("vae", "denoiser", "text") if parts is None else tuple(parts)
+        forms = parse_quantize(quantize)
+        check_engine(engine, forms, attention, offload)
         record = get_host().get("engines", engine)
-        made = record.build(model, bundle=bundle, device=device, dtype=dtype)
+        own = {} if forms is None else {"quantize": forms}
+        made = record.build(model, bundle=bundle, device=device, dtype=dtype, **own)
+        check_offload(offload, made)
         loaded = made.load(wanted)
         pipe = cls(
             loaded.vae,
@@ -138,25 +160,42 @@ class VideoPipeline:
             model=os.fspath(model),
         )
         pipe.engine = made
+        pipe.quantize = forms
+        if attention is not None:
+            pipe.set_attention(attention)
         pipe.image_encoder = image_encoder_of(loaded)
+        apply_offload(pipe, offload, made)
         return pipe
 
     @property
     def device(self) -> torch.device:
-        """The denoiser's device."""
-        return next((p.device for p in _parameters(self.denoiser)), torch.device("cpu"))
+        """The device that the denoiser computes on."""
+        return compute_device(self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format that the denoiser computes in."""
-        return next((p.dtype for p in _parameters(self.denoiser)), torch.float32)
+        return compute_dtype(self.denoiser)
 
     def to(
         self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
     ) -> VideoPipeline:
-        """Move all parts; None leaves that as it is. With float16 the VAE goes to float32. Returns self."""
+        """Move all parts; None leaves that as it is. With float16 the VAE goes to float32. Returns self.
+
+        Raises UserError if weights are offloaded: they have their place and format from loading.
+        """
+        if self.offload != "none":
+            raise UserError(
+                f"this pipeline was loaded with offload={self.offload!r} and cannot be moved; load it again with "
+                "`device` and `dtype`"
+            )
         new_device = None if device is None else choose_device(device)
         new_dtype = None if dtype is None else choose_dtype(new_device or self.device, dtype)
+        if self.quantize is not None and new_dtype not in (None, self.dtype):
+            raise UserError(
+                f"`dtype` of a quantised pipeline cannot change (it is {self.dtype}); load it with dtype="
+            )
+        new_dtype = None if self.quantize is not None else new_dtype
         for part in (self.vae, self.denoiser, self.text):
             if hasattr(part, "to"):
                 part_dtype = torch.float32 if part is self.vae and new_dtype == torch.float16 else new_dtype
@@ -165,6 +204,23 @@ class VideoPipeline:
                     continue
                 place = {"device": new_device, "dtype": part_dtype}
                 part.to(**{name: value for name, value in place.items() if value is not None})
+        return self
+
+    def set_attention(self, name: str) -> VideoPipeline:
+        """Let another backend of diffusers' compute the denoiser's attention; "native" is torch's own.
+
+        Returns self. Raises UserError for an unknown backend, one that is not installed, one that would fetch code from
+        a server, and one that does not run on this device in this number format: it is tried.
+        """
+        change = getattr(self.denoiser, "set_attention_backend", None)
+        if change is None:
+            raise UserError(
+                f"`attention` cannot be changed in a {type(self.denoiser).__name__}; leave it out"
+            )
+        try:
+            change(name)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         return self
 
     def compile(self, cuda_graphs: bool = False) -> VideoPipeline:
@@ -178,12 +234,20 @@ class VideoPipeline:
 
         Returns self. Raises UserError for a denoiser that names no repeated blocks, and for graphs without CUDA.
         """
+        if self.offload != "none":
+            raise UserError(
+                f"`compile` cannot be combined with offload={self.offload!r}; leave one of them out"
+            )
         if cuda_graphs and self.device.type != "cuda":
             raise UserError(f"`cuda_graphs` needs a CUDA device, got {str(self.device)!r}; leave it out")
         if not getattr(self.denoiser, "_repeated_blocks", None):
             raise UserError(
                 f"`compile` needs a denoiser that names its blocks, and {type(self.denoiser).__name__} does not"
             )
+        import torch._dynamo.config as dynamo  # takes as long to import as torch
+
+        # one compilation a shape; beyond 8, torch's own limit, blocks would run uncompiled
+        dynamo.recompile_limit = max(dynamo.recompile_limit, _SHAPES)
         options = {"mode": "reduce-overhead"} if cuda_graphs else {}
         for part in (self.denoiser, self.vae):
             if getattr(part, "_repeated_blocks", None):
@@ -275,6 +339,7 @@ class VideoPipeline:
         if request.output == "frames" or windows.is_pixels:
             self._require_vae()
         caching = check_step_cache(request.step_cache)
+        cache = self._check_cache(caching, run)
         settings = request.settings | ({} if caching is None else {"step_cache": caching.text})
         scheduler = self.new_scheduler(request)
         shape = (windows.longest, request.height, request.width)
@@ -299,7 +364,7 @@ class VideoPipeline:
                 inputs = self._inputs(request, windows, len(generators))
             if inputs.is_empty:
                 del timings["encoding"]
-            notes = [*request.notes(self.defaults), *inputs.notes, *notes]
+            notes = [*request.notes(self.defaults), *inputs.notes, *notes, *cache]
             for note in notes:
                 logger.warning("%s", note)
             with Timed("denoising", timings, self.device), explained("denoising", self.geometry, *shape):
@@ -403,6 +468,18 @@ class VideoPipeline:
         record = check_sampler(request.sampler)
         return plan_steps(record, self.scheduler_config, request.num_inference_steps)
 
+    def _check_cache(self, caching: StepCaching | None, run: RunState | None) -> list[str]:
+        """A note if one of diffusers' caches is on. Raises UserError for what it cannot be combined with."""
+        if not has_cache(self.denoiser):
+            return []
+        name = type(self.denoiser._cache_config).__name__
+        if caching is not None or run is not None:
+            what = "a run that is saved" if caching is None else "`step_cache`"
+            raise UserError(
+                f"{what} cannot be combined with the denoiser's {name}; call pipe.denoiser.disable_cache() first"
+            )
+        return [f"approximate: the denoiser's {name} is on"]
+
     def _require_vae(self) -> None:
         if self.vae is None:
             raise MissingPackageError(
@@ -420,7 +497,3 @@ def _finished(result: VideoOutput, passes: int) -> dict[str, Any]:
         "notes": result.notes,
         "timings": result.timings,
     }
-
-
-def _parameters(module: Any) -> Iterator[Tensor]:
-    return iter(module.parameters()) if hasattr(module, "parameters") else iter(())

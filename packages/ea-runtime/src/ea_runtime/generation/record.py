@@ -58,6 +58,9 @@ class _Device(_Model):
     threads: int = 0
     compiled: bool = False
     cuda_graphs: bool = False
+    quantize: str = ""
+    gguf_sha256: str = ""
+    attention: str = ""
 
 
 class _File(_Model):

@@ -203,6 +203,9 @@ class ModelRequest(Request):
     bundle: str | None = None
     compile: bool = _LEFT_OUT
     cuda_graphs: bool = _LEFT_OUT
+    quantize: str | None = None
+    attention: str | None = None
+    offload: str = _LEFT_OUT
     lora: Sequence[str] | None = None
 
 

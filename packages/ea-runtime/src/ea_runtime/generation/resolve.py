@@ -20,6 +20,7 @@ from ea_runtime.generation.sidecar import request_of
 from ea_runtime.machine.device import check_dtype_name
 from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.layout import PARTS, read_defaults, resolve_folder
+from ea_runtime.models.quantize import check_engine, check_packages, parse_quantize
 from ea_runtime.video.output import check_fps
 
 #: the size that follows a picture or video
@@ -66,12 +67,23 @@ def resolve(
     if flags.engine is not None or flags.bundle is not None:
         before = replace(before, engine=None, bundle=None)
     usual = ModelRequest(
-        model="tiny", engine="torch", negative_prompt="", smooth=True, compile=bool(flags.cuda_graphs)
+        model="tiny",
+        engine="torch",
+        negative_prompt="",
+        smooth=True,
+        compile=bool(flags.cuda_graphs),
+        offload="auto",
     )
     asked = flags.over(before, usual)
     folder = _model_folder(asked.model, is_recorded=flags.model is None and recorded is not None)
     _, defaults = read_defaults(folder)
     _check_engine(asked)
+    forms = parse_quantize(asked.quantize)
+    check_engine(
+        asked.engine, forms, asked.attention, "none" if asked.offload in (None, "auto") else asked.offload
+    )
+    if forms is not None:
+        check_packages(forms)
     if asked.bundle is not None and read_bundle_size is not None:
         defaults = defaults.model_copy(update=read_bundle_size(asked.bundle))
     asked = asked.over(ModelRequest.of_model(defaults, seed=defaults.seed, fps=defaults.fps))
@@ -88,6 +100,7 @@ def resolve(
         dtype=None if asked.dtype in (None, "auto") else check_dtype_name(asked.dtype),
         compile=bool(asked.compile),
         cuda_graphs=bool(asked.cuda_graphs),
+        quantize=None if forms is None else forms.text,
     )
     configs = {name: _config(folder, name) for name in ("vae", "denoiser")}
     geometry = Geometry.from_configs(configs["vae"], configs["denoiser"])

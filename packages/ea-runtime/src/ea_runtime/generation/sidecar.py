@@ -139,6 +139,8 @@ def request_of(record: Mapping[str, Any]) -> ModelRequest:
         bundle=engine.get("bundle"),
         compile=device.get("compiled"),
         cuda_graphs=device.get("cuda_graphs"),
+        quantize=device.get("quantize"),
+        attention=device.get("attention"),
     )
 
 

@@ -22,8 +22,9 @@ from ea_runtime.errors import UserError
 from ea_runtime.generation.inputs import CLIP_APPLY_RATIO, has_known_frames, strength_of
 from ea_runtime.generation.known_frames import KnownFrames, encode_known_frames
 from ea_runtime.generation.known_inputs import KnownVideo, read_known_frames
+from ea_runtime.generation.settling import settle
 from ea_runtime.generation.window_frames import check_lengths, cut_request, video_name
-from ea_runtime.models.geometry import Geometry, takes_known_frames
+from ea_runtime.models.geometry import Geometry, takes_known_frames, takes_picture
 
 if TYPE_CHECKING:
     from ea_runtime.generation.requests import Request
@@ -62,6 +63,7 @@ class WindowInputs:
         self.takes_channels = takes_known_frames(config)
         self.whole: KnownFrames | None = None
         self.notes: tuple[str, ...] = ()
+        self._encode_request = encode
         self._clip: Tensor | None = None
         self._clip_apply_ratio = CLIP_APPLY_RATIO
         self._pictures = cache(self._read_pictures)
@@ -104,7 +106,7 @@ class WindowInputs:
             shared = self._decoded(number, made[-1]).to(video)
             video, mask = video.clone(), mask.clone()
             video[:, :, : shared.shape[2]], mask[:, :, : shared.shape[2]] = shared, 0
-            return self._encode(video, mask, rows)
+            return replace(self._encode(video, mask, rows), clip=self._clip_of_frame(shared[:, :, 0], rows))
         if frames is not None:
             known = self._encode(*frames, rows)
         elif window.before or self.takes_channels:
@@ -118,6 +120,18 @@ class WindowInputs:
         if window.after:
             carried[window.num_latents - window.after] = so_far[:, :, : window.after]
         return self._carried(known, carried)
+
+    def settled(self, number: int, rows: range, x: Tensor) -> Tensor:
+        """Latents (N, C, t, h, w) of window `number`, once they are denoised, with known frames where a latent frame
+        also stands for made ones. Only for a model that keeps what is known.
+        """
+        if not self.keep_known or not has_known_frames(self.request):
+            return x
+        frames = self._frames(self.windows.all[number], rows)
+        if frames is None:
+            return x
+        with self.watch():
+            return settle(self.vae, self.geometry, x, *frames)
 
     def _carried(self, known: KnownFrames, carried: dict[int, Tensor]) -> KnownFrames:
         """Known frames with finished latents from each of these latent frames on."""
@@ -177,6 +191,18 @@ class WindowInputs:
 
     def _clip_of(self, rows: range) -> Tensor | None:
         return None if self._clip is None else self._clip[rows.start : rows.stop]
+
+    def _clip_of_frame(self, frames: Tensor, rows: range) -> Tensor | None:
+        """CLIP's embeddings of the frames (N, 3, H, W) in 0..1 that windows joined as pixels begin with."""
+        if not takes_picture(self.config) or self.request.clip_image_embeds is not None:
+            return self._clip_of(rows)
+        every = frames.new_zeros(self.batch, *frames.shape[1:])
+        every[rows.start : rows.stop] = frames
+        known, _ = self._encode_request(
+            replace(self.request, num_frames=1, image=every, image_end=None, video=None, mask=None)
+        )
+        clip = None if known is None else known.clip
+        return None if clip is None else clip[rows.start : rows.stop]
 
     def _frames(self, window: Window, rows: range) -> tuple[Tensor, Tensor] | None:
         """Frames and mask of the request in a window; None if it does not say anything about it."""

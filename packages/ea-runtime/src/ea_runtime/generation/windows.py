@@ -80,6 +80,20 @@ class Windows:
         return max(one.num_frames for one in self.all)
 
     @property
+    def noise_places(self) -> list[int]:
+        """For each latent frame of the video, the one of the drawn noise that it starts from: 0..longest window.
+
+        Windows after the first begin from its noise, as in FreeNoise (Qiu et al. 2023, arXiv 2310.15169): with noise of
+        their own, what is made wobbles from window to window.
+        """
+        drawn = max(one.num_latents for one in self.all)
+        if len(self.all) == 1:
+            return list(range(self.num_latents))
+        second = self.all[1]
+        period = second.num_latents - second.before - second.after
+        return [i if i < drawn else drawn - period + (i - drawn) % period for i in range(self.num_latents)]
+
+    @property
     def joins(self) -> list[int]:
         """The first frame after each join; 0 is the one from the last frame of a loop to its first."""
         found = [one.first_made for one in self.all[1:]]

@@ -27,6 +27,7 @@ from ea_runtime.machine.canary import (
     spec_of,
     to_float32,
 )
+from ea_runtime.machine.computing import compute_device, compute_dtype
 from ea_runtime.machine.places import RunningModules
 
 _aten = torch.ops.aten
@@ -132,15 +133,14 @@ class PartFormats:
 
         network: anything; one without torch weights, or with compiled blocks, is not watched.
         """
-        weight = next(iter(network.parameters()), None) if isinstance(network, torch.nn.Module) else None
-        if weight is None or weight.dtype not in REDUCED:
+        if not isinstance(network, torch.nn.Module) or compute_dtype(network) not in REDUCED:
             return nullcontext()
         modules = list(network.modules())
         if any(module._compiled_call_impl is not None for module in modules):
             return nullcontext()
-        where = weight.device, weight.dtype
+        where = compute_device(network), compute_dtype(network)
         if where not in self._formats:
-            self._formats[where] = Formats(*where, self.say, Canary(weight.device, canary_file()))
+            self._formats[where] = Formats(*where, self.say, Canary(where[0], canary_file()))
         whole = (type(network).__name__, len(modules), *key)  # adapters add modules
         return self._formats[where].watch(whole if key else None)
 

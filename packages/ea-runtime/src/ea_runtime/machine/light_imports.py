@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+
+#: packages that diffusers and peft import if they are installed: 200 MB and seconds, for what is not used through them
+_QUANTIZERS = ("torchao", "bitsandbytes")
 
 
 def import_diffusers() -> None:
-    """diffusers without torch._dynamo, which takes as long as torch; diffusers has a fallback for its one use."""
-    blocked = "torch._dynamo" not in sys.modules
-    if blocked:
-        sys.modules["torch._dynamo"] = None  # pyright: ignore[reportArgumentType]
-    try:
+    """diffusers without torch._dynamo, which takes as long as torch; diffusers has a fallback for its one use.
+
+    Without packages that quantise, too: models/quantize_layers.py calls them itself.
+    """
+    with _hidden("torch._dynamo"), without_quantizers():
         import_module("diffusers.utils.torch_utils")
+
+
+@contextmanager
+def without_quantizers() -> Iterator[None]:
+    """Imports inside find no torchao and no bitsandbytes, unless they were imported before."""
+    with _hidden(*_QUANTIZERS):
+        yield
+
+
+@contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Imports inside do not find these packages, unless they were imported before."""
+    hidden = [name for name in names if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
     finally:
-        if blocked:
-            del sys.modules["torch._dynamo"]
+        for name in hidden:
+            if sys.modules.get(name) is None:
+                sys.modules.pop(name, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ea_runtime.errors import MissingPackageError, UserError, nearest
 from ea_runtime.files.safe import inside, is_file, plain, quote, quote_path, read_json
+from ea_runtime.machine.light_imports import import_diffusers
 from ea_runtime.models.config import check_config, check_no_code
 from ea_runtime.models.layout import (
     PARTS,
@@ -25,6 +27,7 @@ from ea_runtime.models.layout import (
     read_defaults,
     resolve_folder,
 )
+from ea_runtime.models.quantize import Quantize, check_packages
 from ea_runtime.models.weights import PartWeights, find_weights
 from ea_runtime.plugins.host import Host, get_host
 from ea_runtime.records import Record
@@ -32,6 +35,8 @@ from ea_runtime.records import Record
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from ea_runtime.models.quantize_layers import PutLayer
 
 logger = logging.getLogger("ea")
 
@@ -63,6 +68,9 @@ def load_parts(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     parts: Iterable[str] | None = None,
+    *,
+    waits: bool = False,
+    quantize: Quantize | None = None,
 ) -> Parts:
     """Load a model folder.
 
@@ -71,6 +79,8 @@ def load_parts(
         device: where the weights go.
         dtype: of all floating-point weights and buffers; None keeps each tensor's own (of T5: float32).
         parts: some of "vae", "denoiser", "text"; None loads all three.
+        quantize: parts whose weights are kept in fewer bits (quantize.py).
+        waits: on the CPU, the weights of blocks stay in their files until they run (waiting.py).
 
     Raises:
         MissingPackageError: no installed package brings the class that a part needs.
@@ -83,17 +93,25 @@ def load_parts(
                 f"`parts` may hold {', '.join(PARTS)}, got {quote(name)}{nearest(str(name), PARTS)}"
             )
     folder = resolve_folder(model)
+    if "diffusers" not in sys.modules:
+        import_diffusers()
     scheduler_config, defaults = read_defaults(folder)
     host = get_host()
     # every part's config, class and headers are checked before the first weight is read
     plans = {name: plan_part(folder, PARTS[name], host) for name in wanted}
+    if quantize is not None:
+        check_packages(quantize)
     notes: list[str] = []
     loaded: dict[str, Any] = {}
     for name, plan in plans.items():
-        if name == "text":
-            loaded[name] = plan.record.build(str(folder), device=device, dtype=dtype)
+        if name == "text" and not (waits and plan.record.name == "t5"):
+            put_layer = _layer_maker(quantize, name, dtype)
+            own = {} if put_layer is None else {"put_layer": put_layer}
+            loaded[name] = plan.record.build(str(folder), device=device, dtype=dtype, **own)
         else:
-            loaded[name] = load_part(plan, device=device, dtype=dtype, notes=notes)
+            loaded[name] = load_part(
+                plan, device=device, dtype=dtype, notes=notes, waits=waits, quantize=quantize
+            )
     for note in notes:
         logger.warning("%s", note)
     return Parts(folder, scheduler_config, defaults, tuple(notes), **loaded)
@@ -108,6 +126,7 @@ class PartPlan:
     config: dict[str, Any]
     record: Record
     weights: PartWeights
+    folder: Path
 
 
 def plan_part(folder: Path, spec: PartSpec, host: Host | None = None) -> PartPlan:
@@ -124,7 +143,9 @@ def plan_part(folder: Path, spec: PartSpec, host: Host | None = None) -> PartPla
                 f"{spec.folder} of model folder {quote_path(folder)} has an adapter_config.json; remove "
                 "that file"
             )
-    return PartPlan(spec, f"{spec.folder} of model folder {quote_path(folder)}", config, record, weights)
+    return PartPlan(
+        spec, f"{spec.folder} of model folder {quote_path(folder)}", config, record, weights, folder
+    )
 
 
 def read_part_config(folder: Path, spec: PartSpec) -> dict[str, Any]:
@@ -194,17 +215,54 @@ def load_part(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     notes: list[str] | None = None,
+    quantize: Quantize | None = None,
+    waits: bool = False,
 ) -> Any:
-    """A VAE or denoiser with its weights. Raises UserError; appends what is ignored to `notes`."""
+    """A part with its weights, of text encoders T5. Raises UserError; appends what is ignored to `notes`.
+
+    waits: see `load_parts`.
+    """
+    if plan.spec.name == "text":
+        import torch
+
+        from ea_runtime.text.encoder import TextEncoder
+        from ea_runtime.text.tokenizer import load_tokenizer
+
+        wanted = dtype or torch.float32
+        model = load_module(
+            lambda: build_t5(plan.config), plan.weights, plan.label, dtype=wanted, waits=waits
+        )
+        return TextEncoder(model, load_tokenizer(plan.folder / "tokenizer"))
     unknown = unknown_keys(plan.record.build(), plan.config)
     if unknown and notes is not None:
         shown = ", ".join(plain(key) for key in unknown[:10])
         notes.append(
             f"{plan.spec.folder}/config.json: keys that its class does not know are ignored: {shown}"
         )
+    if quantize is not None and plan.spec.name == "denoiser" and quantize.gguf is not None:
+        from ea_runtime.models.gguf_layers import load_gguf
+
+        return load_gguf(
+            lambda: build_from_config(plan), quantize.gguf, device=device, dtype=dtype, notes=notes
+        )
     return load_module(
-        lambda: build_from_config(plan), plan.weights, plan.label, device=device, dtype=dtype, notes=notes
+        lambda: build_from_config(plan),
+        plan.weights,
+        plan.label,
+        device=device,
+        dtype=dtype,
+        notes=notes,
+        put_layer=_layer_maker(quantize, plan.spec.name, dtype),
+        waits=waits,
     )
+
+
+def _layer_maker(quantize: Quantize | None, part: str, dtype: torch.dtype | None) -> PutLayer | None:
+    if quantize is None or quantize.of(part) is None:
+        return None
+    from ea_runtime.models.quantize_layers import layer_maker
+
+    return layer_maker(quantize, part, dtype)
 
 
 def load_module(
@@ -215,10 +273,13 @@ def load_module(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     notes: list[str] | None = None,
+    put_layer: PutLayer | None = None,
+    waits: bool = False,
 ) -> Any:
     """`build()` with `weights` read straight into it; the peak is one copy of the weights.
 
-    Raises UserError if tensors are missing or have another shape; appends what is ignored to `notes`.
+    waits: see `load_parts`. Raises UserError if tensors are missing or have another shape; appends what is ignored to
+    `notes`.
     """
     from ea_runtime.models import meta
 
@@ -228,7 +289,11 @@ def load_module(
     unexpected = meta.describe_unexpected(comparison, label)
     if unexpected and notes is not None:
         notes.append(unexpected)
-    return meta.fill(model, weights, comparison, device=device, dtype=dtype)
+    if waits:
+        from ea_runtime.models.waiting import let_wait
+
+        return let_wait(model, weights, comparison, label, dtype=dtype)
+    return meta.fill(model, weights, comparison, device=device, dtype=dtype, put_layer=put_layer)
 
 
 def build_from_config(plan: PartPlan) -> Any:

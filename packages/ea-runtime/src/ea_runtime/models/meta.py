@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import plain
 from ea_runtime.machine.casting import dtype_of
+from ea_runtime.models.quantize_layers import PutLayer
 from ea_runtime.models.weights import DTYPES, PartWeights, empty_tensors, iter_tensors
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -112,17 +113,21 @@ def fill(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    put_layer: PutLayer | None = None,
+    held: Mapping[str, Tensor] | None = None,
 ) -> ModuleT:
     """Reads `weights` straight into `model` and moves the rest (computed buffers) to `device` and `dtype`.
 
     device: "meta" reads nothing and gives a model of shapes.
     dtype: of all floating-point parameters and buffers; None keeps what each tensor has in the file.
+    put_layer: gives layers their weights in another form (quantize_layers.py).
+    held: tensors that are taken as they are, and not read.
     Raises UserError if a file ends early or holds whole numbers for weights; `comparison` must fit (the caller
     checks).
     """
     assert comparison.fits
     built = model.state_dict()
-    names = set(built)
+    names = set(built) - set(held or ())
     tied = _tied(model)
     # where the device or the dtype is another, a copy of each is made anyway: read all into the same memory
     stored = {getattr(torch, DTYPES[name][0]) for name in weights.dtypes}
@@ -132,7 +137,8 @@ def fill(
         tensors = empty_tensors(weights, names)
     else:
         tensors = iter_tensors(weights, names, is_shared=is_copied)
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = dict(held or {})
+    put: set[str] = set()
     for name, tensor in tensors:
         if tensor.is_floating_point() != built[name].is_floating_point():
             raise UserError(
@@ -141,9 +147,18 @@ def fill(
         target = tensor.dtype
         if dtype is not None and tensor.is_floating_point():
             target = dtype_of(model, name, dtype)
-        state[name] = tensor.to(device=device, dtype=target, copy=is_copied)
-    state.update({name: state[source] for name, source in comparison.shared.items()})
-    model.load_state_dict(state, strict=True, assign=True)
+        weight = tensor.to(device=device, dtype=target, copy=is_copied)
+        if put_layer is not None and put_layer(model, name, weight):
+            put.add(name)
+        else:
+            state[name] = weight
+    tied_names = comparison.shared.items()
+    state.update(
+        {name: state[source] for name, source in tied_names if name not in state and source in state}
+    )
+    left = model.load_state_dict(state, strict=not put, assign=True)
+    # what is in another form may have further entries in the state dict
+    assert all(any(name.startswith(one) for one in put) for name in left.missing_keys)
     del state
     for group in tied:
         _tie(model, group)

@@ -5,36 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from ea_runtime.models.quantize import QUANTIZED_OFFLOADS, Quantize
 from ea_runtime.planning.forecast import SPARE, Forecast, Phase, Way
 from ea_runtime.planning.phases import Planner
 from ea_runtime.planning.room import Room
 from ea_runtime.planning.setting import Setting
 from ea_runtime.planning.units import in_gb
 
+#: the form that a plan may choose by itself (models/quantize.py)
+INT8 = "int8"
 #: after the prompt is read the text encoder is not needed: nothing changes but memory
 _WITHOUT_TEXT: dict[str, tuple[str, ...]] = dict.fromkeys(("denoising", "decoding"), ("denoiser", "vae"))
+#: kinds of offloading in words
+OFFLOADS = {
+    "none": "all parts stay in memory",
+    "model": "model offload: one network at a time on the card",
+    "group": "group offload: one block at a time",
+    "sequential": "sequential offload: one layer at a time",
+}
+#: those that are tried for a device, the cheapest first; "sequential" is only taken if it is asked for
+_TRIED = {"cpu": ("none", "group"), "cuda": ("none", "model", "group")}
 #: bytes of a frame's pixel in the frames that a long run keeps on disk
 _SAVED = 3
 
 
 def ways(
-    setting: Setting, *, can_drop_text: bool, was_tiled: bool = False, together: int | None = None
+    setting: Setting,
+    *,
+    can_drop_text: bool,
+    was_tiled: bool = False,
+    together: int | None = None,
+    offloads: Sequence[str] = ("none",),
 ) -> Iterator[Way]:
-    """All ways, the cheapest first: smaller batches cost time, tiles change the picture a little, the rest nothing.
+    """All ways, the cheapest first: smaller batches and offloading cost time, tiles change the picture a little.
 
     can_drop_text: no later prompt needs the encoder. was_tiled: tiles are asked for. together: videos denoised together
-    at first; None: all.
+    at first; None: all. offloads: the kinds of offloading to try, in this order.
     """
     batch = together = together or setting.batch
     while batch:
-        for is_tiled in (True,) if was_tiled else (False, True):
-            for drops in (False, True) if can_drop_text else (False,):
-                names = ["decoded in tiles"] * is_tiled + [
-                    "text encoder dropped once the prompt is read"
-                ] * drops
-                names += [f"{batch} videos at a time"] * (batch < together)
-                holds = _WITHOUT_TEXT if drops else {}
-                yield Way(", ".join(names) or "all parts stay in memory", holds, is_tiled, batch)
+        for offload in offloads:
+            for is_tiled in (True,) if was_tiled else (False, True):
+                for drops in (False, True) if can_drop_text and offload == "none" else (False,):
+                    names = [OFFLOADS[offload]] * (offload != "none") + ["decoded in tiles"] * is_tiled
+                    names += ["text encoder dropped once the prompt is read"] * drops
+                    names += [f"{batch} videos at a time"] * (batch < together)
+                    holds = _WITHOUT_TEXT if drops else {}
+                    name = ", ".join(names) or OFFLOADS["none"]
+                    yield Way(name, holds, is_tiled, batch, offload=offload)
         batch //= 2
 
 
@@ -49,12 +67,18 @@ def make_forecast(
     together: int | None = None,
     held: int = 0,
     notes: tuple[str, ...] = (),
+    can_quantize: bool = False,
+    offload: str = "none",
 ) -> Forecast:
     """The forecast of a setting on a device.
 
     can_drop_text, was_tiled, together: as for `ways`. held: bytes that this process has already, of those that are
-    counted (a loaded pipeline). notes: lines to pass on.
+    counted (a loaded pipeline). notes: lines to pass on. offload: of generation/offload.py, or "auto": the cheapest.
+    can_quantize: the denoiser may be kept in int8 if nothing else fits.
     """
+    offloads = _TRIED.get(room.kind, ("none",)) if offload == "auto" else (offload,)
+    if planner.quantize is not None and offload == "auto":
+        offloads = tuple(one for one in offloads if one in QUANTIZED_OFFLOADS)
     free, host_free = room.free + held, room.host_free + held
 
     def fits(phases: tuple[Phase, ...]) -> bool:
@@ -64,8 +88,11 @@ def make_forecast(
     def tried(one: Setting) -> tuple[Way, tuple[Phase, ...], bool]:
         last: tuple[Way, tuple[Phase, ...], bool] | None = None
         first = None
-        for way in ways(one, can_drop_text=can_drop_text, was_tiled=was_tiled, together=together):
-            phases = planner.phases(one, way)
+        found = ways(
+            one, can_drop_text=can_drop_text, was_tiled=was_tiled, together=together, offloads=offloads
+        )
+        for own, way in with_int8(planner, list(found), can_quantize):
+            phases = own.phases(one, way)
             peak = max(phase.device_bytes for phase in phases)
             first = peak if first is None else first
             last = last if last is not None and _peak(last[1]) <= peak else (way, phases, False)
@@ -98,6 +125,19 @@ def make_forecast(
         nearest=nearest,
         notes=notes,
     )
+
+
+def with_int8(planner: Planner, found: list[Way], can_quantize: bool) -> Iterator[tuple[Planner, Way]]:
+    """The ways with what plans them, then the same with the denoiser's weights in int8: the result changes a little."""
+    yield from ((planner, way) for way in found)
+    if not can_quantize or planner.quantize is not None:
+        return
+    smaller = replace(planner, quantize=Quantize({"denoiser": INT8}))
+    for way in found:
+        if way.offload not in QUANTIZED_OFFLOADS:
+            continue
+        rest = "" if way.name == OFFLOADS["none"] else f", {way.name}"
+        yield smaller, replace(way, name=f"denoiser in int8{rest}", quantize=INT8)
 
 
 def _peak(phases: tuple[Phase, ...]) -> int:

@@ -17,7 +17,8 @@ class Way:
     """A way to run: its name for people, and the parts that the device holds in each phase.
 
     holds: phase -> parts; what is not named holds all. is_tiled: decoding works tile by tile. batch: videos denoised
-    together. why: what makes it needed.
+    together. why: what makes it needed. offload: where weights wait that are not in use (generation/offload.py).
+    quantize: the form of the denoiser's weights, if the plan chose one.
     """
 
     name: str
@@ -25,6 +26,8 @@ class Way:
     is_tiled: bool = False
     batch: int = 1
     why: str = ""
+    quantize: str = ""
+    offload: str = "none"
 
     def parts_in(self, phase: str) -> tuple[str, ...]:
         """Parts on the device in a phase."""

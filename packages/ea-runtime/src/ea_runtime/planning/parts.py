@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,24 @@ from ea_runtime.errors import UserError
 from ea_runtime.files.safe import inside, plain
 from ea_runtime.models.config import check_config
 from ea_runtime.models.geometry import takes_picture
+from ea_runtime.models.gguf_header import gguf_bytes
 from ea_runtime.models.layout import IMAGE_ENCODER, PARTS, class_name
 from ea_runtime.models.loading import read_part_config
 from ea_runtime.models.memory.denoiser import DenoiserShape, LoraRanks
 from ea_runtime.models.memory.meter import Meter
 from ea_runtime.models.memory.text import walk_text
 from ea_runtime.models.memory.vae import VaeShape
+from ea_runtime.models.quantize import stored_bytes, takes
 from ea_runtime.models.weights import DTYPES, find_weights, read_header
 
 #: bytes of an element by number format
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+
+
+#: an item of a list, in a tensor's name
+_ITEM = re.compile(r".*?\.\d+(?=\.)")
+#: other layers wait from this size on
+LARGE_ELEMENTS = 1 << 18
 
 
 class NoForecastError(UserError):
@@ -34,7 +43,9 @@ class Part:
 
     elements: of all its tensors. wide: those that stay float32 in float16. table: those of T5's table of words, of
     which a prompt reads a few rows. stored: bytes by file. largest: bytes of the largest tensor in its file. dtypes:
-    of its tensors ("F16").
+    of its tensors ("F16"). layers: weights that can have another form, rows and columns by name. held: bytes of a part
+    in memory that has one. waiting: of the blocks and large layers that wait in their files with group offloading
+    (models/waiting.py). group: of the largest of these.
     """
 
     name: str
@@ -46,11 +57,32 @@ class Part:
     largest: int = 0
     dtypes: tuple[str, ...] = ()
     is_loaded: bool = False
+    layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    held: int = 0
+    waiting: int = 0
+    group: int = 0
 
-    def bytes_in(self, dtype: str) -> int:
-        """Bytes of the weights in a number format."""
+    def bytes_in(self, dtype: str, form: str | Path | None = None) -> int:
+        """Bytes of the weights in a number format; form: of its layers' weights (models/quantize.py)."""
+        if self.held:
+            return self.held
         wide = self.wide if dtype == "float16" else 0
-        return (self.elements - wide) * ITEMSIZE[dtype] + wide * 4
+        total = (self.elements - wide) * ITEMSIZE[dtype] + wide * 4
+        changed = self.changed_layers(dtype, form)
+        stored = gguf_bytes(form) if isinstance(form, Path) else {}
+        for name, shape in changed.items():
+            total -= shape[0] * shape[1] * ITEMSIZE[dtype]
+            total += stored[name] if isinstance(form, Path) else stored_bytes(str(form), shape)
+        return total
+
+    def changed_layers(self, dtype: str, form: str | Path | None) -> dict[str, tuple[int, ...]]:
+        """The weights that have another form than the number format, by name, with rows and columns."""
+        if form is None:
+            return {}
+        stored = gguf_bytes(form) if isinstance(form, Path) else self.layers
+        is_half = dtype == "float16"
+        found = {n: s for n, s in self.layers.items() if takes(self.name, n, s, is_half=is_half)}
+        return {name: shape for name, shape in found.items() if name in stored}
 
     def is_cast_to(self, dtype: str) -> bool:
         """True if loading makes another copy of the tensors, in this format."""
@@ -106,7 +138,19 @@ def _read_part(folder: Path, name: str) -> Part:
         stored=tuple(by_file.values()),
         largest=max((e.end - e.begin for e in tensors.values()), default=0),
         dtypes=tuple(weights.dtypes),
+        layers={key: e.shape for key, e in tensors.items() if takes(name, key, e.shape)},
+        **_groups({key: entry.count for key, entry in tensors.items()}),
     )
+
+
+def _groups(counts: Mapping[str, int]) -> dict[str, int]:
+    """`waiting` and `group` of tensors, elements by name."""
+    sizes: Counter[str] = Counter()
+    for name, count in counts.items():
+        item = _ITEM.match(name)
+        sizes[name.rpartition(".")[0] if item is None else item[0]] += count
+    waiting = [size for name, size in sizes.items() if _ITEM.match(f"{name}.") or size >= LARGE_ELEMENTS]
+    return {"waiting": sum(waiting), "group": max(waiting, default=0)}
 
 
 def _check_shape(name: str, config: dict[str, Any]) -> None:
@@ -129,7 +173,11 @@ def _check_shape(name: str, config: dict[str, Any]) -> None:
 def loaded_part(name: str, module: Any, config: Mapping[str, Any]) -> Part:
     """A part that is in memory already. module: anything with `parameters` and `buffers`, or none of them."""
     tensors = {id(t): t for kind in ("parameters", "buffers") for t in getattr(module, kind, lambda: ())()}
-    return Part(name, config, elements=sum(int(t.numel()) for t in tensors.values()), is_loaded=True)
+    counts: dict[str, int] = {}
+    for kind in ("named_parameters", "named_buffers"):
+        counts |= {key: int(t.numel()) for key, t in getattr(module, kind, lambda: ())()}
+    elements = sum(int(t.numel()) for t in tensors.values())
+    return Part(name, config, elements=elements, is_loaded=True, **_groups(counts))
 
 
 _RANK = re.compile(r"(?:lora_down|lora_A)(?:\.default)?\.weight$")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ea_runtime.models.geometry import Geometry, takes_known_frames
 from ea_runtime.models.layout import IMAGE_ENCODER
@@ -16,8 +17,9 @@ from ea_runtime.models.memory.denoiser import StepInput, walk_step
 from ea_runtime.models.memory.meter import Meter
 from ea_runtime.models.memory.text import walk_text
 from ea_runtime.models.memory.vae import count_tiles, tile_edge, walk_decode, walk_encode
+from ea_runtime.models.quantize import Quantize
 from ea_runtime.planning.calibration import Calibration
-from ea_runtime.planning.forecast import Phase, Way
+from ea_runtime.planning.forecast import ALL_PARTS, Phase, Way
 from ea_runtime.planning.parts import ITEMSIZE, Part
 from ea_runtime.planning.setting import Setting
 
@@ -27,6 +29,12 @@ CUDA_CONTEXT = 600_000_000
 CUDA_HOST = 1_500_000_000
 #: peft, which puts LoRAs on, and what it imports; measured
 LORA_PROGRAM = 125_000_000
+#: the same for CLIP's picture encoder, which brings transformers' base classes; with a LoRA they are there already
+ENCODER_PROGRAM = 150_000_000
+#: torchao or bitsandbytes, and the parts of torch that they import; measured
+QUANTIZE_PROGRAM = 190_000_000
+#: the network that runs in a phase
+_ACTIVE = {"text": "text", "encoding": "vae", "denoising": "denoiser", "decoding": "vae"}
 #: of each file's writer: its libraries, and what it keeps for each pixel of a frame
 _WRITERS = {"mp4": (30_000_000, 90), "mov": (30_000_000, 90), "webm": (60_000_000, 120)}
 _OTHER_WRITER = (5_000_000, 12)
@@ -45,6 +53,7 @@ class Planner:
     kind: str
     dtype: str
     calibration: Calibration
+    quantize: Quantize | None = None
 
     @property
     def is_cpu(self) -> bool:
@@ -53,7 +62,28 @@ class Planner:
 
     def weights(self, names: tuple[str, ...]) -> int:
         """Bytes of parts in their formats."""
-        return sum(self.parts[name].bytes_in(self.dtype_of(name)) for name in names)
+        return sum(self.part_bytes(name) for name in names)
+
+    def part_bytes(self, name: str) -> int:
+        """Bytes of a part's weights, in the form that they are kept in."""
+        return self.parts[name].bytes_in(self.dtype_of(name), self.form_of(name))
+
+    def form_of(self, name: str) -> str | Path | None:
+        """The form of a part's layers (models/quantize.py); None: numbers."""
+        return None if self.quantize is None else self.quantize.of(name)
+
+    def widened(self, name: str) -> int:
+        """Bytes of the largest weight that a part brings back to its number format when a layer runs."""
+        dtype = self.dtype_of(name)
+        changed = self.parts[name].changed_layers(dtype, self.form_of(name))
+        return max((rows * columns for rows, columns in changed.values()), default=0) * ITEMSIZE[dtype]
+
+    @property
+    def program(self) -> int:
+        """Bytes of the packages that keep weights in fewer bits, while they are imported."""
+        if self.quantize is None or any(part.is_loaded for part in self.parts.values()):
+            return 0
+        return QUANTIZE_PROGRAM if self.quantize.kinds else 0
 
     def dtype_of(self, name: str) -> str:
         """The number format of a part: with float16 the VAE runs in float32."""
@@ -66,7 +96,7 @@ class Planner:
 
     def phases(self, setting: Setting, way: Way) -> tuple[Phase, ...]:
         """All phases of one generation, in order."""
-        found = [self.loading(setting), self.text(setting, way)]
+        found = [self.loading(setting, way), self.text(setting, way)]
         if setting.has_known or takes_known_frames(self.parts["denoiser"].config):
             found.append(self.encoding(setting, way))
         return (*found, self.denoising(setting, way), self.decoding(setting, way))
@@ -82,41 +112,98 @@ class Planner:
         disk: int = 0,
     ) -> Phase:
         """host: bytes in the machine's memory whatever the device, next to the program's."""
-        held = self.weights(way.parts_in(name)) + setting.lora_bytes * ITEMSIZE[self.dtype] // 2
-        program = self.calibration.program + (LORA_PROGRAM if setting.lora_bytes else 0)
+        held = self.held(name, way) + setting.lora_bytes * ITEMSIZE[self.dtype] // 2
+        program = self.calibration.program + self.imports(setting) + self.program
         seconds = self.calibration.seconds(name, work, disk)
         if self.kind != "cuda":
             total = program + held + activations + host
             return Phase(name, total, total, work, seconds)
+        if way.offload != "none":
+            host += self.weights(ALL_PARTS)
         return Phase(name, CUDA_CONTEXT + held + activations, program + CUDA_HOST + host, work, seconds)
 
-    def loading(self, setting: Setting) -> Phase:
+    def imports(self, setting: Setting) -> int:
+        """Bytes of the program beyond what every run has."""
+        lora = LORA_PROGRAM if setting.lora_bytes else 0
+        return max(lora, ENCODER_PROGRAM if IMAGE_ENCODER in self.parts else 0)
+
+    def held(self, phase: str, way: Way) -> int:
+        """Bytes of the weights on the device in a phase, at its widest moment."""
+        active = _ACTIVE.get(phase)
+        if way.offload == "none" or active is None:
+            return self.weights(way.parts_in(phase))
+        if way.offload == "model":
+            return self.weights((active,))
+        part, size = self.parts[active], ITEMSIZE[self.dtype_of(active)]
+        if way.offload == "sequential":
+            return max(part.largest * size // 2, 0)
+        group = part.group * size + (
+            part.largest if self.is_cpu and part.is_cast_to(self.dtype_of(active)) else 0
+        )
+        # on the CPU what does not wait is in memory all the time
+        names = way.parts_in(phase) if self.is_cpu else (active,)
+        return group + sum(self.resident(name) for name in names)
+
+    def held_by_pipeline(self, offload: str) -> int:
+        """Bytes of weights on the device between calls of a pipeline that is loaded."""
+        if offload == "none":
+            return self.weights(ALL_PARTS)
+        return sum(self.resident(name) for name in ALL_PARTS) if self.is_cpu else 0
+
+    def resident(self, name: str) -> int:
+        """Bytes of the weights of a part that do not wait with group offloading."""
+        part = self.parts[name]
+        return (part.elements - part.waiting) * ITEMSIZE[self.dtype_of(name)]
+
+    def fetched(self, name: str, way: Way) -> int:
+        """Bytes that a pass through a part fetches."""
+        if way.offload in ("none", "model"):
+            return 0
+        return self.parts[name].waiting * ITEMSIZE[self.dtype_of(name)]
+
+    def loading(self, setting: Setting, way: Way) -> Phase:
         """The weights, one part after the other."""
+        if way.offload != "none":
+            return self._loading_offloaded(setting, way)
         now = widest = 0
         order = [self.parts[name] for name in ("vae", "denoiser", "text")]
         for part in order:
-            size = part.bytes_in(self.dtype_of(part.name))
+            size, form = self.part_bytes(part.name), self.form_of(part.name)
             if part.name == "text":
                 # files are mapped, and a file's pages stay until all its tensors are cast
-                is_cast = part.is_cast_to(self.dtype)
+                is_cast = part.is_cast_to(self.dtype) or form is not None
                 passing = max(part.stored, default=0) if is_cast or self.kind == "cuda" else 0
                 size = size if is_cast or self.kind == "cuda" else 0
             else:
-                passing = part.largest if part.is_cast_to(self.dtype_of(part.name)) else 0
+                is_cast = part.is_cast_to(self.dtype_of(part.name)) or form is not None
+                passing = part.largest if is_cast else 0
             widest = max(widest, now + passing + size)
             now += size if self.kind != "cuda" else 0
         stored = sum(sum(part.stored) for part in order)
         way = Way("loading", {"loading": () if self.kind != "cuda" else ("vae", "denoiser", "text")})
         return self.phase("loading", way, setting, 0, widest, {"moved": stored}, stored)
 
+    def _loading_offloaded(self, setting: Setting, way: Way) -> Phase:
+        """On the CPU what does not wait; for a GPU all weights, in the machine's memory."""
+        passing = max(part.largest for part in self.parts.values())
+        names = ("vae", "denoiser", "text")
+        if self.is_cpu:
+            host = sum(self.resident(name) for name in names) + passing
+            read = sum(self.resident(name) for name in names)
+        else:
+            host, read = passing, sum(sum(self.parts[name].stored) for name in names)
+        return self.phase(
+            "loading", replace(way, holds={"loading": ()}), setting, 0, host, {"moved": read}, read
+        )
+
     def text(self, setting: Setting, way: Way) -> Phase:
         """The prompt, and with guidance the negative prompt."""
         meter = self.meter("text")
         if self.parts["text"].config:  # a pipeline may have none
             walk_text(meter, self.parts["text"].config)
-        return self.phase(
-            "text", way, setting, meter.peak - self.unread(), 0, _times(meter.work, setting.branches)
-        )
+        activations = meter.peak + self.widened("text") - self.unread_in(way, "text")
+        work = _times(_with_fetched(meter.work, self.fetched("text", way)), setting.branches)
+        return self.phase("text", way, setting, activations, 0, work)
 
     def unread(self) -> int:
         """Bytes of the table of words that no prompt touches: a mapped file is read where it is used."""
@@ -137,7 +224,7 @@ class Planner:
         passes = -(-setting.frames // chunk) * (3 if is_v3 else 1) * tiles
         if not setting.has_known:
             passes = 2 * tiles  # chunks of one colour are encoded once
-        work = Counter(_times(meter.work, passes))
+        work = Counter(_times(_with_fetched(meter.work, self.fetched("vae", way) // 2), passes))
         encoder = self.parts.get(IMAGE_ENCODER)
         if encoder is not None and setting.has_known:
             # read for the picture and dropped; in float32 on the CPU, whatever the device
@@ -166,8 +253,9 @@ class Planner:
             5 * 4 * way.batch * self.geometry.latent_channels * latents * rows * columns * setting.has_known
         )
         count = setting.steps * passes * -(-setting.batch // way.batch)
-        activations = meter.peak + known - self.unread_in(way, "denoising")
-        return self.phase("denoising", way, setting, activations, 0, _times(meter.work, count))
+        activations = meter.peak + known + self.widened("denoiser") - self.unread_in(way, "denoising")
+        work = _times(_with_fetched(meter.work, self.fetched("denoiser", way)), count)
+        return self.phase("denoising", way, setting, activations, 0, work)
 
     def decoding(self, setting: Setting, way: Way) -> Phase:
         """All chunks of one video after the other, and the file."""
@@ -179,8 +267,8 @@ class Planner:
         sides = min(geometry.chunk_latents, latents - chunk) if geometry.is_slice else 0
         meter = self.meter("vae")
         walk_decode(meter, vae, chunk, rows, columns, before=sides, after=sides)
-        work, chunks = Counter(meter.work), -(-latents // chunk)
-        work = _times(work, chunks * tiles)
+        chunks = -(-latents // chunk)
+        work = _times(_with_fetched(meter.work, self.fetched("vae", way) // 2), chunks * tiles)
         is_smooth = setting.is_smooth and setting.frames > geometry.chunk_frames
         peak = meter.peak
         if is_smooth:
@@ -213,7 +301,12 @@ class Planner:
 
     def unread_in(self, way: Way, phase: str) -> int:
         """As `unread`, in a phase that may hold no text encoder."""
-        return self.unread() if "text" in way.parts_in(phase) else 0
+        return self.unread() if "text" in way.parts_in(phase) and way.offload == "none" else 0
+
+
+def _with_fetched(work: Mapping[str, int], size: int) -> dict[str, int]:
+    """The work of a pass that fetches `size` bytes of weights as well."""
+    return {**work, "moved": work.get("moved", 0) + size} if size else dict(work)
 
 
 def _times(work: Mapping[str, int], count: int) -> dict[str, int]:

@@ -44,6 +44,9 @@ _HOMES = {
     ("denoisers", "transformer3d"): "ea-dit",
     ("recipes", "dit"): "ea-dit",
     ("recipes", "text"): "ea-data",
+    ("metrics", "adherence"): "ea-data",
+    ("metrics", "warping"): "ea-data",
+    ("metrics", "aesthetic"): "ea-data",
     ("commands", "data"): "ea-data",
     ("commands", "lora"): "ea-lora",
 }

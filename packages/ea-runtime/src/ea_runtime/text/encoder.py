@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from ea_runtime.text.t5 import PutLayer
+
 __all__ = [
     "MAX_LENGTH",
     "MAX_PROMPT_BYTES",
@@ -89,15 +91,21 @@ class TextEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        put_layer: PutLayer | None = None,
     ) -> TextEncoder:
         """Loads `folder`/text_encoder (config.json, *.safetensors) and `folder`/tokenizer.
 
-        dtype: float32 when not given. Raises UserError, one line each, for missing, pickled, damaged or
-        incomplete weights, a config that is not T5's, and a missing or damaged tokenizer.
+        dtype: float32 when not given. put_layer: gives layers their weights in another form (t5.py). Raises UserError,
+        one line each, for missing, pickled, damaged or incomplete weights, a config that is not T5's, and a missing or
+        damaged tokenizer.
         """
         part = Path(folder) / "text_encoder"
-        model = _load_model(part, Path(folder), dtype)
+        model = _load_model(part, Path(folder), dtype, put_layer)
         return cls(model.to(device), load_tokenizer(Path(folder) / "tokenizer"))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -187,7 +195,9 @@ class TextEncoder:
             ).last_hidden_state
 
 
-def _load_model(part: Path, model_folder: Path, dtype: torch.dtype | None) -> Any:
+def _load_model(
+    part: Path, model_folder: Path, dtype: torch.dtype | None, put_layer: PutLayer | None = None
+) -> Any:
     config, files = check_weights(part, model_folder)
     import torch
     from transformers.models.t5.configuration_t5 import T5Config
@@ -195,7 +205,7 @@ def _load_model(part: Path, model_folder: Path, dtype: torch.dtype | None) -> An
     from ea_runtime.text.t5 import load_t5
 
     try:
-        model, missing = load_t5(T5Config(**config), files, dtype or torch.float32)
+        model, missing = load_t5(T5Config(**config), files, dtype or torch.float32, put_layer)
     except Exception as error:  # transformers and safetensors raise a dozen kinds on damaged files
         raise UserError(
             f"the text encoder in {str(part)!r} cannot be loaded ({error}); copy it again"

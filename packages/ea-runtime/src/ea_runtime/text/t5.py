@@ -21,6 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ea_runtime.machine.casting import dtype_of
+from ea_runtime.machine.computing import compute_device, compute_dtype
+
+#: gives a layer of a network its weight in another form, by the tensor's name; True if it did
+PutLayer = Callable[[nn.Module, str, Tensor], bool]
 
 
 def _gelu_new(x: Tensor) -> Tensor:
@@ -70,11 +74,11 @@ class T5Attention(nn.Module):
         if has_bias:
             self.relative_attention_bias = _embedding(config.relative_attention_num_buckets, config.num_heads)
 
-    def bias(self, length: int) -> Tensor:
+    def bias(self, length: int, device: torch.device) -> Tensor:
         """(1, H, L, L): small distances have a bucket each, larger ones share buckets by their logarithm."""
         buckets = self.config.relative_attention_num_buckets // 2
         exact = buckets // 2
-        positions = torch.arange(length, device=self.relative_attention_bias.weight.device)
+        positions = torch.arange(length, device=device)
         distances = positions[None, :] - positions[:, None]
         far = distances.abs()
         large = torch.log(far.float() / exact) / math.log(self.config.relative_attention_max_distance / exact)
@@ -107,7 +111,8 @@ class T5FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.wi_0(x)) * self.wi_1(x) if self.is_gated else self.act(self.wi(x))
-        return self.wo(x.to(self.wo.weight.dtype))
+        # not to the format that `wo` is stored in: that may be narrower than the one that it computes in
+        return self.wo(x.float() if self.wo.weight.dtype == torch.float32 else x)
 
 
 class Residual(nn.Module):
@@ -129,15 +134,25 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the feed-forward network: (B, L, D) -> (B, L, D)."""
+    """Attention, then the feed-forward network."""
 
     def __init__(self, config: Any, has_bias: bool) -> None:
         super().__init__()
         attention = Residual(config, "SelfAttention", T5Attention(config, has_bias))
         self.layer = nn.ModuleList([attention, Residual(config, "DenseReluDense", T5FeedForward(config))])
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        return self.layer[1](self.layer[0](x, bias))
+    def forward(self, x: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, L, D) -> (B, L, D), and the biases (B or 1, H, L, L) for the next block.
+
+        bias: None in the first block, which makes it: here, where hooks have put its table in place. mask: (B, L).
+        """
+        if bias is None:
+            attention: Any = getattr(self.layer[0], "SelfAttention")  # noqa: B009
+            bias = attention.bias(x.shape[1], x.device)
+            if mask is not None:
+                bias = torch.where(mask.bool()[:, None, None, :], bias, torch.finfo(bias.dtype).min)
+            bias = bias.contiguous()
+        return self.layer[1](self.layer[0](x, bias)), bias
 
 
 class Stack(nn.Module):
@@ -151,12 +166,9 @@ class Stack(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         x = self.embed_tokens(ids)
-        bias = self.block[0].layer[0].SelfAttention.bias(ids.shape[1])
-        if mask is not None:
-            bias = torch.where(mask.bool()[:, None, None, :], bias, torch.finfo(bias.dtype).min)
-        bias = bias.contiguous()
+        bias = None
         for block in self.block:
-            x = block(x, bias)
+            x, bias = block(x, bias, mask)
         return self.final_layer_norm(x)
 
 
@@ -167,6 +179,7 @@ class T5Encoder(nn.Module):
     """
 
     _keep_in_fp32_modules: ClassVar[list[str]] = ["wo"]
+    _group_offload_block_modules: ClassVar[list[str]] = ["encoder"]
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -176,11 +189,11 @@ class T5Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.shared.weight.device
+        return compute_device(self)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.shared.weight.dtype
+        return compute_dtype(self)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=self.encoder(input_ids, attention_mask))
@@ -195,7 +208,9 @@ class T5Encoder(nn.Module):
         model.save_pretrained(folder, **settings)
 
 
-def load_t5(config: Any, files: Iterable[Path], dtype: torch.dtype) -> tuple[T5Encoder, list[str]]:
+def load_t5(
+    config: Any, files: Iterable[Path], dtype: torch.dtype, put_layer: PutLayer | None = None
+) -> tuple[T5Encoder, list[str]]:
     """The encoder with the tensors of `files`, in `dtype`, and the names of the tensors that they lack.
 
     With float16, `wo` stays in float32, as in transformers: it overflows. Raises what safetensors and torch raise for
@@ -206,15 +221,20 @@ def load_t5(config: Any, files: Iterable[Path], dtype: torch.dtype) -> tuple[T5E
     known = set(model.state_dict())
     tied = ("shared.weight", "encoder.embed_tokens.weight")
     found: dict[str, Tensor] = {}
+    put: set[str] = set()
     for file in files:
         for name, tensor in load_file(file).items():
             if name in known:
-                found[name] = tensor.to(dtype_of(model, name, dtype))
+                weight = tensor.to(dtype_of(model, name, dtype))
+                if put_layer is not None and put_layer(model, name, weight):
+                    put.add(name)
+                else:
+                    found[name] = weight
     for one, other in (tied, tied[::-1]):
         if other in found:
             found.setdefault(one, found[other])
-    missing = sorted(known - found.keys())
+    missing = sorted(known - found.keys() - put)
     if not missing:
-        model.load_state_dict(found, assign=True)
+        model.load_state_dict(found, assign=True, strict=not put)
         model.encoder.embed_tokens = model.shared  # assigned twice: one embedding again
     return model, missing

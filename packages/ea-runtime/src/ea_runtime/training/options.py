@@ -38,6 +38,15 @@ class GuardOptions(Table):
     )
 
 
+class ValidationOptions(Table):
+    """[train.validation]: the loss of samples that are held out, on the same noise and timesteps each time."""
+
+    every: int = Field(gt=0, description="steps between validations; the last step has one too")
+    samples: int = Field(32, gt=0, description="samples held out of training")
+    draws: int = Field(4, gt=0, description="times that each is measured, each with another timestep")
+    bins: int = Field(5, gt=0, le=100, description="bins of timesteps that have a figure of their own")
+
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -88,11 +97,16 @@ class TrainOptions(Table):
         0.01, ge=0, le=1, description="share of the samples that may be unusable; more ends the run"
     )
     guard: GuardOptions = GuardOptions()
+    validation: ValidationOptions | None = None
     save_every: int = Field(500, gt=0)
     keep: int = Field(2, gt=0, description="checkpoints to keep")
     sample_every: int = Field(0, ge=0, description="steps between sample sheets; 0: none")
     log_every: int = Field(1, gt=0, description="steps between lines shown; log.jsonl has every step")
+    page_every: int = Field(50, ge=0, description="steps between writes of run.html, the run's page; 0: none")
     tensorboard: bool = False
+    trackers: tuple[Literal["wandb", "trackio"], ...] = Field(
+        (), description="services that get the figures too; each needs its package"
+    )
 
 
 class RunTable(Table):

@@ -71,7 +71,7 @@ def _read_av(path: Path) -> Iterator[np.ndarray]:
                 turns = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise, as phones record it
                 pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 yield np.ascontiguousarray(np.rot90(pixels, turns)) if turns % 4 else pixels
-    except (av.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:  # OSError: PyAV cannot seek in an empty file
         if isinstance(error, UserError):
             raise
         raise UserError(f"{str(path)!r} cannot be read as a video: {error}") from error

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from openai import AuthenticationError, OpenAI
 from starlette.datastructures import Headers
 
 from ea_runtime.errors import UserError
@@ -142,6 +141,8 @@ def test_addresses() -> None:
 
 
 def test_a_server_with_a_token(serving: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    from openai import AuthenticationError, OpenAI
+
     caplog.set_level(logging.INFO, "ea.serve.access")
     with serving(access=Access(TOKEN)) as server, server.client() as client:
         assert client.get("/healthz").status_code == 200

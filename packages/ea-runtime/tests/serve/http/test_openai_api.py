@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import openai
 import pytest
-from openai import OpenAI
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 FAILS = "please fail"
+
+
+@pytest.fixture(scope="module")
+def openai() -> Any:
+    """The package, which takes two seconds to import: with the first test, not for each process that collects."""
+    return import_module("openai")
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +31,8 @@ def _no_remarks() -> Iterator[None]:
 
 
 @pytest.fixture
-def client(server: Any) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as found:
+def client(server: Any, openai: Any) -> Iterator[OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as found:
         yield found
 
 
@@ -80,8 +88,11 @@ def test_lists_have_pages(client: OpenAI, server: Any) -> None:
     assert upwards == ids[3:]
 
 
-def test_a_queued_and_a_running_job_are_deleted(serving: Callable[..., Any]) -> None:
-    with serving() as server, OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+def test_a_queued_and_a_running_job_are_deleted(serving: Callable[..., Any], openai: Any) -> None:
+    with (
+        serving() as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+    ):
         server.worker.gate.clear()
         first, second = (client.videos.create(prompt=f"number {i}") for i in range(2))
         server.until(first.id, "in_progress")
@@ -103,7 +114,7 @@ def test_a_queued_and_a_running_job_are_deleted(serving: Callable[..., Any]) -> 
         assert not server.service.state.result(first.id).exists()
 
 
-def test_a_remix_keeps_all_but_the_prompt(client: OpenAI, server: Any) -> None:
+def test_a_remix_keeps_all_but_the_prompt(client: OpenAI, server: Any, openai: Any) -> None:
     extra = {"seed": 11, "steps": 3, "num_frames": 9, "guidance": 2.5}
     first = client.videos.create(prompt="a red circle", extra_body=extra)
     second = client.videos.remix(first.id, prompt="a blue square")
@@ -118,7 +129,7 @@ def test_a_remix_keeps_all_but_the_prompt(client: OpenAI, server: Any) -> None:
         client.videos.remix("video_" + "0" * 32, prompt="x")
 
 
-def test_a_failed_job_is_an_answer_like_any_other(client: OpenAI) -> None:
+def test_a_failed_job_is_an_answer_like_any_other(client: OpenAI, openai: Any) -> None:
     video = client.videos.create_and_poll(prompt=f"{FAILS}, at once")
     assert video.status == "failed"
     assert video.error is not None
@@ -143,8 +154,11 @@ def test_a_cancelled_job_is_a_failed_one(client: OpenAI, server: Any) -> None:
     assert found.error.code == "cancelled"
 
 
-def test_content_that_is_not_ready_is_not_found(serving: Callable[..., Any]) -> None:
-    with serving() as server, OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+def test_content_that_is_not_ready_is_not_found(serving: Callable[..., Any], openai: Any) -> None:
+    with (
+        serving() as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+    ):
         server.worker.gate.clear()
         video = client.videos.create(prompt="a red circle")
         with pytest.raises(openai.NotFoundError) as error:
@@ -152,10 +166,10 @@ def test_content_that_is_not_ready_is_not_found(serving: Callable[..., Any]) -> 
         assert error.value.code == "not_ready"
 
 
-def test_a_full_queue_says_when_to_come_back(serving: Callable[..., Any]) -> None:
+def test_a_full_queue_says_when_to_come_back(serving: Callable[..., Any], openai: Any) -> None:
     with (
         serving(worker=False, store={"max_queued": 3}) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
     ):
         for i in range(3):
             client.videos.create(prompt=f"number {i}")
@@ -181,7 +195,9 @@ def test_a_full_queue_says_when_to_come_back(serving: Callable[..., Any]) -> Non
         ({"input_reference": "https://example.com/a.png"}, "input_reference", "unsupported_parameter"),
     ],
 )
-def test_a_wrong_request_is_one_line(client: OpenAI, extra: dict[str, Any], param: str, code: str) -> None:
+def test_a_wrong_request_is_one_line(
+    client: OpenAI, extra: dict[str, Any], param: str, code: str, openai: Any
+) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         client.videos.create(prompt="a red circle", extra_body=extra)
     assert (error.value.param, error.value.code) == (param, code)
@@ -189,7 +205,7 @@ def test_a_wrong_request_is_one_line(client: OpenAI, extra: dict[str, Any], para
     assert "\n" not in error.value.body["message"]  # pyright: ignore[reportIndexIssue,reportOptionalSubscript]
 
 
-def test_a_damaged_picture_is_refused_in_one_line(client: OpenAI) -> None:
+def test_a_damaged_picture_is_refused_in_one_line(client: OpenAI, openai: Any) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         client.videos.create(
             prompt="a red circle", input_reference=("a.png", b"\x89PNG\r\n\x1a\n", "image/png")
@@ -197,7 +213,7 @@ def test_a_damaged_picture_is_refused_in_one_line(client: OpenAI) -> None:
     assert error.value.param == "input_reference"
 
 
-def test_loras_come_in_forms_and_in_json(client: OpenAI, server: Any) -> None:
+def test_loras_come_in_forms_and_in_json(client: OpenAI, server: Any, openai: Any) -> None:
     wanted = [{"name": "one", "scale": 0.5}, {"name": "two", "scale": 1.0}]
     for make in (
         lambda: client.videos.create(prompt="x", extra_body={"loras": wanted}),
@@ -209,7 +225,7 @@ def test_loras_come_in_forms_and_in_json(client: OpenAI, server: Any) -> None:
         assert "'one'" in str(error.value)
 
 
-def test_a_picture_is_made_while_the_client_waits(client: OpenAI, server: Any) -> None:
+def test_a_picture_is_made_while_the_client_waits(client: OpenAI, server: Any, openai: Any) -> None:
     made = client.images.generate(prompt="a red circle", model="tiny", size="64x64", extra_body={"seed": 5})  # pyright: ignore[reportCallIssue,reportArgumentType]
     assert made.data is not None
     import base64
@@ -232,7 +248,7 @@ def test_a_client_that_leaves_takes_its_picture_with_it(serving: Callable[..., A
         assert sum(server.store.counts().values()) == 0
 
 
-def test_models(client: OpenAI) -> None:
+def test_models(client: OpenAI, openai: Any) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "ea"
     with pytest.raises(openai.NotFoundError):

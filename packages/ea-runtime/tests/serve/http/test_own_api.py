@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ea_runtime.serve.crew import Worker
+from ea_runtime.serve.http import plans
 from ea_runtime.serve.http.bodies import fields_of_form, parse_object
 from ea_runtime.serve.http.errors import ApiError
 
@@ -30,6 +31,40 @@ def test_lists(server: Any) -> None:
         assert client.get("/api/loras").json() == {"loras": []}
         kinds = {one["kind"] for one in client.get("/api/plugins").json()["plugins"]}
         assert {"samplers", "commands"} <= kinds
+
+
+def test_a_plan_says_memory_and_places_nothing(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ea_runtime.generation.forecasts import forecast_request
+    from ea_runtime.generation.requests import ModelRequest
+    from ea_runtime.generation.resolve import resolve
+    from ea_runtime.models.layout import bundled_folder
+
+    with server.client() as client:
+        found = client.post("/api/plan", json={"prompt": "a red circle", "num_frames": 18}).json()
+        more = client.post("/api/plan", json={"prompt": "a", "num_frames": 18, "has_picture": True}).json()
+        wrong = client.post("/api/plan", json={"prompt": "a", "has_picture": "yes"})
+        assert client.post("/api/plan", json={"prompt": "a", "steps": 0}).json()["error"]["param"] == "steps"
+        assert client.get("/api/jobs").json()["jobs"] == []
+        monkeypatch.setattr(plans, "free_memory_of_host", lambda: 800_000_000)
+        monkeypatch.setattr(plans, "_held_by_workers", lambda: 1)
+        never = client.post("/api/plan", json={"prompt": "a", "num_frames": 18, "size": "512x512"}).json()
+    request = resolve(ModelRequest.of({"prompt": "a red circle", "num_frames": 18, "seed": 1})).request
+    wanted = forecast_request(request, bundled_folder("tiny"), is_last=False)
+    assert found["fits"]
+    assert found["peak_bytes"] == wanted.peak
+    assert found["message"] is None
+    assert [one["name"] for one in found["phases"]] == [
+        "loading",
+        "text",
+        "encoding",
+        "denoising",
+        "decoding",
+    ]
+    assert more["flops"] > found["flops"]
+    assert not never["fits"]
+    assert never["largest"]
+    assert "the largest that fits" in never["message"]
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "has_picture")
 
 
 def test_a_job_waits_is_cancelled_and_deleted(serving: Callable[..., Any]) -> None:

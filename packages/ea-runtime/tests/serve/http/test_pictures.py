@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from openai import OpenAI
 from PIL import Image
 
 from ea_runtime.serve.http import jobs_api, pictures
@@ -51,6 +50,8 @@ def png_of(width: int, height: int, body: bytes = b"") -> bytes:
 
 
 def test_openai_sends_a_picture(serving: Callable[..., Any], tmp_path: Any) -> None:
+    from openai import OpenAI
+
     (tmp_path / "first.png").write_bytes(drawn())
     with serving() as server, OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
         with (tmp_path / "first.png").open("rb") as file:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.serve.catalogue import Catalogue
@@ -59,6 +62,19 @@ def test_a_loaded_model_needs_no_room_for_its_weights(three: Catalogue) -> None:
     assert asked == [True, False]
 
 
+def test_a_long_video_needs_the_room_of_a_window_and_a_picture_encoder_its_own(three: Catalogue) -> None:
+    models, folder = Models("cpu"), Path(three.model("a").folder)
+    long, whole = (replace(REQUEST, num_frames=n, window=w) for n, w in ((720, 18), (720, 720)))
+    needed = models._needed(folder, replace(REQUEST, num_frames=18), with_weights=True)
+    assert models._needed(folder, long, with_weights=True) == needed
+    assert models._needed(folder, whole, with_weights=True) > needed
+    (folder / "image_encoder").mkdir()
+    save_file({"weight": torch.zeros(1 << 20)}, folder / "image_encoder" / "model.safetensors")
+    assert models._needed(folder, replace(REQUEST, num_frames=18), with_weights=True) == pytest.approx(
+        needed + 1.1 * 4 * (1 << 20), abs=2
+    )
+
+
 def test_a_changed_model_is_loaded_again(three: Catalogue) -> None:
     models = Models("cpu")
     first, _ = models.get(three.model("a"), REQUEST)
@@ -83,6 +99,4 @@ def test_all_others_can_be_dropped(three: Catalogue) -> None:
 
 
 def test_memory_that_is_free_is_counted() -> None:
-    import torch
-
     assert module.free_bytes(torch.device("cpu")) > 1 << 20

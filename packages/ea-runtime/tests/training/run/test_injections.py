@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,11 @@ class Denoiser(RecipeDefaults):
 Start = Callable[..., Any]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Start:
-    def start(faults: list[tuple[int, str]], seed: int = 0, steps: int = STEPS, **train: Any) -> Any:
+@pytest.fixture(scope="module")
+def start_in() -> Start:
+    def start(
+        folder: Path, faults: list[tuple[int, str]], seed: int = 0, steps: int = STEPS, **train: Any
+    ) -> Any:
         table = {
             "batch_size": 16,
             "lr": 3e-3,
@@ -134,11 +137,16 @@ def start(tmp_path: Path) -> Start:
         }
         options = TrainOptions(steps=steps, seed=seed, **table)
         torch.manual_seed(seed)
-        out = tmp_path / f"run-{seed}"
+        out = folder / f"run-{seed}"
         recipe: Any = Denoiser(Context(seed=seed, device="cpu", out=out, say=lambda line: None), faults)
         return Trainer(recipe, options, out, {"train": options.model_dump(mode="json")})
 
     return start
+
+
+@pytest.fixture
+def start(start_in: Start, tmp_path: Path) -> Start:
+    return partial(start_in, tmp_path)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -177,10 +185,10 @@ def judge(trainer: Any, faults: list[tuple[int, str]], limit: float) -> list[str
     return wrong
 
 
-@pytest.fixture
-def limit(start: Start) -> float:
+@pytest.fixture(scope="module")
+def limit(start_in: Start, tmp_path_factory: pytest.TempPathFactory) -> float:
     """Upper bound for unpoisoned states of these runs: 1.5 times the loss of a clean run at a fifth of its steps."""
-    trainer = start([], seed=99, steps=60)
+    trainer = start_in(tmp_path_factory.mktemp("clean"), [], seed=99, steps=60)
     trainer.run(resume=False)
     recipe: Any = trainer.recipe
     return 1.5 * recipe.quality()

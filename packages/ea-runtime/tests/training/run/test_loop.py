@@ -81,6 +81,7 @@ def test_what_a_run_leaves(uncut: Path, toy: ModuleType) -> None:
         "config.toml",
         "final",
         "log.jsonl",
+        "run.html",
     ]
     lines = log(uncut)
     assert [line["step"] for line in lines] == list(range(1, 13))
@@ -374,6 +375,7 @@ def test_a_full_disk_ends_the_run_with_one_line(
         "checkpoint-0",
         "config.toml",
         "log.jsonl",
+        "run.html",
     ]
 
     def full(folder: Path, needed: int) -> None:

@@ -131,7 +131,7 @@ class Upsampler(nn.Module):
 
     def forward(self, x: Tensor, mode: Mode) -> Tensor:
         if self.doubles_space:
-            x = self.conv.after_enlarging(x, mode)
+            x = self.conv(x, mode, True)
             return self._double_time(x, mode) if self.doubles_time else x
         # The sampler of time alone enlarges before the convolution.
         return self.conv(self._double_time(x, mode), mode)

@@ -42,13 +42,14 @@ class CausalConv3d(nn.Conv3d):
         self._steps = stride
         self._pad = spatial_padding
 
-    def forward(self, input: Tensor, mode: Mode = "causal") -> Tensor:
-        """(B, Cin, T, H, W) -> (B, Cout, ceil(T / stride), H', W')."""
-        return self._run(self._form(input, mode, False), input, mode)
+    def forward(self, input: Tensor, mode: Mode = "causal", enlarges: bool = False) -> Tensor:
+        """(B, Cin, T, H, W) -> (B, Cout, ceil(T / stride), H', W').
 
-    def after_enlarging(self, x: Tensor, mode: Mode) -> Tensor:
-        """The convolution of `enlarge(x)`: (B, Cin, T, H, W) -> (B, Cout, T, 2H, 2W)."""
-        return self._run_enlarging(self._form(x, mode, True), x, mode)
+        enlarges: the convolution is that of `enlarge(input)`, (B, Cin, T, 2H, 2W). In `forward` as well, where hooks
+        that move or cast weights put them in place.
+        """
+        run = self._run_enlarging if enlarges else self._run
+        return run(self._form(input, mode, enlarges), input, mode)
 
     def _run(self, form: str, x: Tensor, mode: Mode) -> Tensor:
         settings = (self._laid_out(x), self.weight, self.bias, self._steps, self._pad, mode)

@@ -49,6 +49,14 @@ class AutoencoderKLMagvit(ModelMixin, ConfigMixin, VideoCoder):
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["DownBlock", "UpBlock", "MidBlock3D"]
     _repeated_blocks: ClassVar[list[str]] = ["ResidualBlock3D", "Downsampler", "Upsampler"]
+    #: encoding and decoding call these, and not `forward`
+    _group_offload_block_modules: ClassVar[list[str]] = [
+        "encoder",
+        "decoder",
+        "quant_conv",
+        "post_quant_conv",
+    ]
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["conv_in", "conv_out", "quant_conv"]
 
     @register_to_config
     def __init__(

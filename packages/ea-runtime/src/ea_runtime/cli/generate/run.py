@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ea_runtime.generation.forecasts import Watch
     from ea_runtime.generation.making import Made
     from ea_runtime.generation.pipeline import VideoPipeline
+    from ea_runtime.generation.requests import ModelRequest
 
 
 def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
@@ -30,6 +31,10 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     _announce(plan, todo[0], console)  # before any import that takes time
     asked = plan.request
     watches = watch_jobs(plan, todo, device, console)
+    form = next((one.forecast.way.quantize for one in watches.values() if one.forecast.way.quantize), None)
+    if form is not None:  # the plan keeps weights in fewer bits, which the record says
+        asked = replace(asked, quantize=form)
+        plan = replace(plan, request=asked)
 
     from rich.markup import escape
 
@@ -51,7 +56,14 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
 
     with console.status(escape(f"loading {asked.model}")), timed("loading", shared):
         pipe = VideoPipeline.from_pretrained(
-            asked.model, device=device, dtype=asked.dtype, engine=asked.engine, bundle=asked.bundle
+            asked.model,
+            device=device,
+            dtype=asked.dtype,
+            engine=asked.engine,
+            bundle=asked.bundle,
+            quantize=asked.quantize,
+            attention=asked.attention,
+            offload=_offload(asked, watches.get(todo[0])),
         )
         _same_threads(plan, pipe)
         share_out(pipe)
@@ -134,6 +146,13 @@ def _imports(plan: Plan) -> list[Callable[[], Any]]:
         lambda: import_module("transformers").PreTrainedTokenizerFast,
         *(record.build for record in records if record is not None),  # loading reports one that is missing
     ]
+
+
+def _offload(request: ModelRequest, watch: Watch | None) -> str:
+    """The kind of offloading: the plan's, unless one is asked for."""
+    if request.offload not in (None, "auto"):
+        return request.offload
+    return "none" if watch is None or request.compile else watch.forecast.way.offload
 
 
 def _assist(pipe: VideoPipeline, job: Job) -> None:

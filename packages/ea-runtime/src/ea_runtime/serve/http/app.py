@@ -22,6 +22,7 @@ from ea_runtime.serve.http import (
     openapi,
     page,
     pictures,
+    plans,
     uploads,
 )
 from ea_runtime.serve.http.endpoints import Endpoint, routes
@@ -35,6 +36,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *openai_images.ENDPOINTS,
     *openai_models.ENDPOINTS,
     *jobs_api.ENDPOINTS,
+    *plans.ENDPOINTS,
     *uploads.ENDPOINTS,
     *events.ENDPOINTS,
     *about.ENDPOINTS,

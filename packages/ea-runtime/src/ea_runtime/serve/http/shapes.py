@@ -70,9 +70,7 @@ _Digits = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}(\.[0-9]{1,3})?$")]
 _Seconds = _Digits | Annotated[float, Field(gt=0, le=100_000)]
 
 
-class JobOrder(_Settings):
-    """A video, or a picture with `num_frames` 1; what is left out is the model's own."""
-
+class _Order(_Settings):
     prompt: Text
     seconds: _Seconds | None = Field(
         default=None, description="Rounded to a number of frames that the model can make."
@@ -97,7 +95,18 @@ class JobOrder(_Settings):
     )
     loop: bool | None = Field(default=None, description="The last frames lead into the first.")
     join: Literal["latents", "pixels"] | None = Field(default=None, description="How windows are joined.")
+
+
+class JobOrder(_Order):
+    """A video, or a picture with `num_frames` 1; what is left out is the model's own."""
+
     image_of: JobId | None = Field(default=None, description="A job whose pictures are used again.")
+
+
+class PlanOrder(_Order):
+    """An order whose memory and time are planned."""
+
+    has_picture: bool | None = Field(default=None, description="It will start from a picture.")
 
 
 class VideoOrder(JobOrder):
@@ -275,6 +284,37 @@ class JobList(Shape):
 
     jobs: list[JobView]
     has_more: bool
+
+
+class PlanPhase(Shape):
+    """A part of a job: loading, text, encoding, denoising or decoding. bytes: the device's memory at its widest moment.
+
+    seconds: None if the machine is not measured.
+    """
+
+    name: str
+    bytes: int
+    flops: int
+    seconds: float | None
+
+
+class PlanView(Shape):
+    """A plan. peak_bytes, usable_bytes: of the device, which counts what loaded models would give way to.
+
+    host_peak_bytes: of the machine's memory. largest: settings that fit, if the job does not; message says the same
+    as a line.
+    """
+
+    fits: bool
+    device: str
+    peak_bytes: int
+    usable_bytes: int
+    host_peak_bytes: int
+    flops: int
+    seconds: float | None
+    phases: list[PlanPhase]
+    largest: list[str]
+    message: str | None
 
 
 class JobDeleted(Shape):

@@ -5,16 +5,16 @@ import {settingRows} from "./settings.js"
 import {onLanguage,t} from "./words.js"
 
 export function makeCompare(actions){
-	let pair = null
-	let stop = ()=>{}
-	onLanguage(()=>pair && show(...pair))
+	let pair=null
+	let stop=()=>{}
+	onLanguage(()=>pair&&show(...pair))
 
 	function show(...jobs){
 		stop()
 		pair = jobs
-		const nodes = jobs.map(job=>media(job,{preload:"auto"}))
-		const videos = nodes.filter(node=>node.tagName === "VIDEO")
-		const controls = el("div.controls")
+		const nodes=jobs.map(job=>media(job,{preload:"auto"}))
+		const videos=nodes.filter(node=>node.tagName==="VIDEO")
+		const controls=el("div.controls")
 		stop = videos.length ? playInStep(videos,1 / Math.min(...jobs.map(job=>job.request.fps)),controls) :()=>{}
 		$.compare.replaceChildren(
 			el("div.title",el("h2",t("compare")),button(t("compare.stop"),actions.close)),
@@ -38,19 +38,19 @@ export function makeCompare(actions){
 // Plays `videos` in step. The longest sets the time; a shorter one waits on its last frame until all begin again. Those
 // more than half a `frame` (seconds) away are moved. Returns a function that ends it.
 function playInStep(videos,frame,controls){
-	let isPlaying = !calm()
-	let timer = 0
-	const longest = ()=>videos.reduce((a,b)=>((b.duration || 0) > (a.duration || 0) ? b :a))
-	const toggle = button("",()=>set(!isPlaying))
-	const position = el("input",{type:"range",min:0,max:0,step:frame,"aria-label":t("compare.position"),oninput:()=>{
+	let isPlaying=!calm()
+	let timer=0
+	const longest=()=>videos.reduce((a,b)=>((b.duration||0)>(a.duration||0) ? b :a))
+	const toggle=button("",()=>set(!isPlaying))
+	const position=el("input",{type:"range",min:0,max:0,step:frame,"aria-label":t("compare.position"),oninput:()=>{
 		set(false)
 		seek(Number(position.value))
 	}})
 	controls.append(toggle,position)
 
-	const end = video=>video.duration - frame / 4
+	const end=video=>video.duration - frame / 4
 	// the middle of a frame: on its edge, players round either way
-	const seek = time=>videos.forEach(video=>(video.currentTime = Math.min(time + frame / 2,end(video))))
+	const seek=time=>videos.forEach(video=>(video.currentTime = Math.min(time+frame / 2,end(video))))
 
 	function set(on){
 		isPlaying = on
@@ -60,16 +60,16 @@ function playInStep(videos,frame,controls){
 
 	function tick(){
 		timer = requestAnimationFrame(tick)
-		if(videos.some(video=>video.readyState < 2)) return
-		const lead = longest()
-		if(position.max !== `${lead.duration}`) position.max = lead.duration
+		if(videos.some(video=>video.readyState<2)) return
+		const lead=longest()
+		if(position.max!==`${lead.duration}`) position.max = lead.duration
 		if(!isPlaying) return
 		if(lead.ended) seek(0)
 		position.value = lead.currentTime
-		for (const video of videos){
-			const wanted = Math.min(lead.currentTime,end(video))
-			if(!video.seeking && Math.abs(video.currentTime - wanted) > frame / 2) video.currentTime = wanted
-			if(video.paused && (video === lead || wanted < end(video))) video.play().catch(()=>set(false))
+		for(const video of videos){
+			const wanted=Math.min(lead.currentTime,end(video))
+			if(!video.seeking&&Math.abs(video.currentTime - wanted)>frame / 2) video.currentTime = wanted
+			if(video.paused&&(video===lead||wanted<end(video))) video.play().catch(()=>set(false))
 		}
 	}
 
@@ -82,10 +82,10 @@ function playInStep(videos,frame,controls){
 }
 
 function differences(first,second){
-	const other = new Map(settingRows(second))
-	const rows = settingRows(first).filter(([name,text])=>text !== other.get(name))
+	const other=new Map(settingRows(second))
+	const rows=settingRows(first).filter(([name,text])=>text!==other.get(name))
 	if(!rows.length) return el("p.hint",t("compare.same"))
-	const head = [t("compare.setting"),"A","B"].map(name=>el("th",{scope:"col"},name))
-	return el("table",el("thead",el("tr",...head)),el("tbody",...rows.map(([name,text]) =>
-		el("tr",el("th",{scope:"row"},t(name)),el("td",text || "–"),el("td",other.get(name) || "–")))))
+	const head=[t("compare.setting"),"A","B"].map(name=>el("th",{scope:"col"},name))
+	return el("table",el("thead",el("tr",...head)),el("tbody",...rows.map(([name,text])=>
+		el("tr",el("th",{scope:"row"},t(name)),el("td",text||"–"),el("td",other.get(name)||"–")))))
 }

@@ -2,10 +2,10 @@
 import {$,button,el,options} from "./dom.js"
 import {t} from "./words.js"
 
-let offered = []
-let rows = []
+let offered=[]
+let rows=[]
 
-export const loraRows = ()=>rows
+export const loraRows=()=>rows
 
 export function setUpLoras(){
 	$.lora_button.onclick = ()=>{
@@ -16,12 +16,12 @@ export function setUpLoras(){
 }
 
 export function offerLoras(all,model){
-	offered = all.filter(lora=>!lora.model || lora.model === model)
+	offered = all.filter(lora=>!lora.model||lora.model===model)
 	return setLoras(rows)
 }
 
 export function setLoras(wanted){
-	const isOffered = ({name})=>offered.some(lora=>lora.name === name)
+	const isOffered=({name})=>offered.some(lora=>lora.name===name)
 	rows = wanted.filter(isOffered)
 	draw()
 	return wanted.filter(row=>!isOffered(row)).map(row=>row.name)
@@ -33,26 +33,26 @@ function changed(){
 
 function draw(){
 	$.lora_list.replaceChildren(...rows.map(line))
-	const left = offered.filter(({name})=>!rows.some(row=>row.name === name))
+	const left=offered.filter(({name})=>!rows.some(row=>row.name===name))
 	options($.lora,left.map(({name,summary})=>[name,summary ? `${name}: ${summary}` :name]))
 	$.lora_add.hidden = !left.length
-	$.lora_none.hidden = offered.length > 0
+	$.lora_none.hidden = offered.length>0
 }
 
 function line(row){
-	const {name} = row
-	const weight = el("input",{
+	const {name}=row
+	const weight=el("input",{
 		type:"number",step:"0.05",value:row.scale,"aria-label":t("loras.weight",{name}),
 		oninput:()=>(row.scale = Number(weight.value)),
 	})
-	const remove = ()=>{
-		setLoras(rows.filter(other=>other !== row))
+	const remove=()=>{
+		setLoras(rows.filter(other=>other!==row))
 		changed()
 		$.lora.focus()
 	}
-	const words = offered.find(lora=>lora.name === name).trigger_words ?? []
-	const insert = word=>{
-		if(!$.prompt.value.includes(word)) $.prompt.value = $.prompt.value.trim().replace(/(.)$/,"$1, ") + word
+	const words=offered.find(lora=>lora.name===name).trigger_words??[]
+	const insert=word=>{
+		if(!$.prompt.value.includes(word)) $.prompt.value = $.prompt.value.trim().replace(/(.)$/,"$1, ")+word
 		changed()
 	}
 	return el("li",el("span.name",name),weight,

@@ -9,6 +9,7 @@ export default {
 "form":["New video","新视频"],
 "prompt":["Prompt","提示词"],
 "prompt.hint":["","请用英文填写：模型只读得懂英文。"],
+"plan":["About {gb} GB of memory","约需 {gb} GB 内存"],
 "negative_prompt":["Negative prompt","反向提示词"],
 "model":["Model","模型"],
 "size":["Size","尺寸"],

@@ -15,10 +15,12 @@ from ea_runtime.files.safe import inside, is_file, read_json
 from ea_runtime.generation.making import ModelHash
 from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.generation.requests import ModelRequest
+from ea_runtime.generation.windows import windows_of
 from ea_runtime.machine.device import choose_device, choose_dtype
 from ea_runtime.machine.memory import free_memory
+from ea_runtime.models.geometry import Geometry
 from ea_runtime.models.hash import hashed_files
-from ea_runtime.models.layout import PARTS, resolve_folder
+from ea_runtime.models.layout import IMAGE_ENCODER, PARTS, resolve_folder
 from ea_runtime.models.memory.estimates import estimate_decode, estimate_denoise
 from ea_runtime.models.weights import find_weights
 from ea_runtime.planning.room import free_memory_of_host
@@ -115,12 +117,18 @@ class Models:
             configs["denoiser"],
             configs["vae"],
             **size,
-            num_frames=request.num_frames,
+            num_frames=self._denoised_frames(request, configs),
             batch=2 if request.has_guidance else 1,
         )
         steps.append(denoising.bytes_by_dtype[_SHORT.get(self.dtype, "fp32")])
-        weights = _weight_bytes(folder, self.dtype) if with_weights else 0
+        weights = _weight_bytes(folder, self.dtype, self.device) if with_weights else 0
         return int((max(steps) + weights) * (1 + _SPARE))
+
+    @staticmethod
+    def _denoised_frames(request: ModelRequest, configs: dict[str, dict[str, Any]]) -> int:
+        """Frames that are denoised together: of a long video one window."""
+        geometry = Geometry.from_configs(configs["vae"], configs["denoiser"])
+        return windows_of(request.settings, geometry).longest
 
 
 def free_bytes(device: torch.device) -> int:
@@ -133,8 +141,11 @@ def free_bytes(device: torch.device) -> int:
     return free_memory_of_host()
 
 
-def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:
+def _weight_bytes(folder: Path, dtype: torch.dtype, device: torch.device) -> int:
     total = 0
+    if device.type == "cpu" and inside(folder, IMAGE_ENCODER).is_dir():
+        # it is on the CPU and in float32 whatever the device
+        total += 4 * sum(entry.count for entry in find_weights(folder, IMAGE_ENCODER).tensors.values())
     for spec in PARTS.values():
         if is_file(inside(folder, f"{spec.folder}/config.json")):
             elements = sum(entry.count for entry in find_weights(folder, spec.folder).tensors.values())

@@ -23,6 +23,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from ea_runtime.files.atomic import write_atomic
+from ea_runtime.machine.computing import compute_device, compute_dtype
 from ea_runtime.machine.memory import free_memory
 from ea_runtime.models.hash import part_hash
 
@@ -153,11 +154,11 @@ def fit_map(pipe: Any) -> np.ndarray:
     (3, 9 C + 1), float32. For `tiny` it explains 80% of the variance of what the decoder gives, at latent size.
     """
     geometry = pipe.geometry
-    parameter = next(pipe.vae.parameters())
+    where = compute_device(pipe.vae), compute_dtype(pipe.vae)
     inputs, targets = [], []
     for number in range(_CLIPS):
         clip = drawn_clip(number, geometry.chunk_frames, _SIDE * geometry.spatial_ratio)
-        video = torch.from_numpy(clip).unsqueeze(0).to(parameter)  # (1, 3, T, H, W)
+        video = torch.from_numpy(clip).unsqueeze(0).to(*where)  # (1, 3, T, H, W)
         with torch.inference_mode():
             latents = pipe.vae.encode_video(video)[0].float().cpu().numpy()  # (C, t, h, w)
         inputs.append(rearrange(_neighbours(latents), "k t h w -> (t h w) k"))

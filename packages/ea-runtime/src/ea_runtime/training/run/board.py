@@ -47,7 +47,8 @@ class Board:
         for name, value in line.items():
             if name in _LEFT_OUT or not isinstance(value, (int, float)) or not math.isfinite(value):
                 continue
-            self._writer.add_scalar(f"train/{name}", float(value), step)
+            kind, name = ("validation", name[4:]) if name.startswith("val_") else ("train", name)
+            self._writer.add_scalar(f"{kind}/{name}", float(value), step)
         if line.get("seconds", 0) > 0:
             self._writer.add_scalar("train/samples_per_second", line["samples"] / line["seconds"], step)
 

@@ -29,6 +29,7 @@ from ea_runtime.training.data.dataset import Bucket, bucket_name
 from ea_runtime.training.data.order import BatchOrder, PhaseOrder
 from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Context, Phase, Recipe
+from ea_runtime.training.run.validation import split_phases
 from ea_runtime.training.update.optimizers import TurnOptimizer, make_turns
 
 #: Bytes that an optimiser keeps per parameter.
@@ -75,9 +76,12 @@ def make_plan(
         recipe = recipe_of_shapes(recipe_class, options, train, out)
         told = dict(recipe.describe())
     plan = RunPlan()
-    order = PhaseOrder(recipe.phases(), train.batch_size, train.seed)
+    phases, held = split_phases(recipe.phases(), train)
+    order = PhaseOrder(phases, train.batch_size, train.seed)
     _add_run(plan, train, name, out, device)
     _add_data(plan, order, train)
+    if train.validation is not None:
+        plan.add("Data", "held out", f"{len(held)} samples, validated every {train.validation.every} steps")
     # the loss scale of fp16 needs a real device, and does not matter here
     turns = make_turns(recipe, train.model_copy(update={"dtype": "fp32"}))
     _add_parameters(plan, recipe, turns)

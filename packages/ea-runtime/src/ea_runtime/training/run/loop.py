@@ -1,7 +1,7 @@
 """The training loop. step.py computes a step; here is everything around it: resume, saving, rollbacks, the end.
 
-A run is a folder: config.toml (as run), log.jsonl (one line per step), checkpoint-N/ (a loadable model folder `model/`
-with the averaged weights, and the training state), samples/ (sheets) and at the end `final/`.
+A run is a folder: config.toml (as run), log.jsonl (one line per step), run.html (a page of it), checkpoint-N/ (a
+loadable model folder `model/` with the averaged weights, and the training state), samples/, and at the end `final/`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from ea_runtime.training.run.run_folder import RunFolder
 from ea_runtime.training.run.same_set import check_set
 from ea_runtime.training.run.state import load_state, save_state
 from ea_runtime.training.run.step import Stepper, seed_global, seed_of
+from ea_runtime.training.run.validation import Validator, split_phases
+from ea_runtime.training.run.watchers import Watchers
 from ea_runtime.training.update.average import WeightAverage
 from ea_runtime.training.update.optimizers import make_turns, tell_schedule
 from ea_runtime.training.update.parallel import choose_parallel
@@ -65,7 +67,8 @@ class Trainer:
         self.out = out
         self.say = say
         self.modules = recipe.modules()
-        self.order = PhaseOrder(recipe.phases(), options.batch_size, options.seed)
+        phases, held = split_phases(recipe.phases(), options)
+        self.order = PhaseOrder(phases, options.batch_size, options.seed)
         self.parallel = choose_parallel(options.parallel, self.modules, len(recipe.turns()))
         self.turns = make_turns(recipe, options)  # after the weights may have been sharded
         self.parallel.prepare(self.turns)
@@ -80,12 +83,18 @@ class Trainer:
         self.stepper = Stepper(
             recipe, options, self.parallel, self.turns, self.averages, self.order, self.formats
         )
+        self.validator = (
+            Validator(recipe, options, recipe.phases(), held, self.parallel.run)
+            if options.validation
+            else None
+        )
         self.step = 0
         self.skipped = 0  # in a row, up to now
         self.rollbacks = 0
         self.saved_step: int | None = None
         self._save_is_due = False
         self._stop = False
+        self.watchers: Watchers | None = None
         self._given_up = ""  # why the run ends, after too many steps that were not finite
 
     def group_lines(self) -> list[str]:
@@ -106,12 +115,18 @@ class Trainer:
         try:
             self._open(resume)
             self._loop()
+        except (UserError, KeyboardInterrupt) as error:
+            self._end("stopped", str(error))
+            raise
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self.step < self.options.steps:
+            self._end("stopped", f"at step {self.step}; --resume continues")
             raise KeyboardInterrupt
-        return self._finish()
+        final = self._finish()
+        self._end("finished")
+        return final
 
     def _loop(self) -> None:
         options = self.options
@@ -119,16 +134,19 @@ class Trainer:
             # before anything that starts a thread: workers are forked
             fetcher = Fetcher(self.recipe.fetch, self._jobs_of, options.workers, options.steps)
             stack.callback(fetcher.close)
-            board = self._board(stack)
+            shown = self.rank == 0
+            self.watchers = Watchers(options, self.out, self.folder.config, self.step, is_on=shown)
+            stack.callback(self.watchers.close)
             progress = stack.enter_context(TrainingProgress(options.steps, self.step, show=self.rank == 0))
             log = stack.enter_context(self.folder.open_log())
             stop = False
             while self.step < options.steps and not stop:
                 verdict, line, stop = self._one_step(fetcher)
+                if self.validator is not None and verdict != "spike" and self.validator.is_due(self.step):
+                    line |= self._validate(self.validator)
                 with self._writing():
                     log.line(line)
-                    if board is not None:
-                        board.line(line)
+                    self.watchers.line(line)
                 is_last = self.step == options.steps
                 if self._given_up:
                     raise UserError(self._given_up)
@@ -142,7 +160,7 @@ class Trainer:
                 if self.step % options.log_every == 0:
                     progress.show(line)
                 if options.sample_every and self.step % options.sample_every == 0:
-                    self._sample(board)
+                    self._sample(self.watchers)
                 self._save_is_due |= stop or self.step % options.save_every == 0 or is_last
                 # a suspect state is never saved as good; at the end a skipped step leaves the last good one
                 if self._save_is_due and (self.guard.is_clean or is_last):
@@ -286,7 +304,7 @@ class Trainer:
         for average in self.averages.values():
             stack.enter_context(average.swapped_in())
 
-    def _sample(self, board: Any) -> None:
+    def _sample(self, watchers: Watchers) -> None:
         """Writes samples/step-N.png if the recipe has something to show."""
         if self.rank == 0 or self.parallel.is_sharded:
             with ExitStack() as stack:
@@ -300,16 +318,23 @@ class Trainer:
 
                 with self._writing():
                     write_sheet(self.out / "samples" / f"step-{self.step}.png", sheet)
-                    if board is not None:
-                        board.sheet(self.step, sheet)
+                    watchers.sheet(self.step, sheet)
         wait_for_all()
 
-    def _board(self, stack: ExitStack) -> Any:
-        if not self.options.tensorboard or self.rank > 0:
-            return None
-        from ea_runtime.training.run.board import Board
+    def _validate(self, validator: Validator) -> dict[str, float]:
+        """Figures of the held-out samples with the averaged weights."""
+        figures: dict[str, float] = {}
+        if self.rank == 0 or self.parallel.is_sharded:
+            with ExitStack() as stack:
+                self._swap_averages_in(stack)
+                stack.enter_context(self.formats.watch())
+                figures = validator.measure(self.step - 1)
+        wait_for_all()
+        return figures
 
-        return stack.enter_context(Board(self.out, self.step))
+    def _end(self, state: str, note: str = "") -> None:
+        if self.watchers is not None:
+            self.watchers.end(state, note)
 
     def _finish(self) -> Path:
         """Installs the averages, lets the recipe finish, and writes `final/`."""

@@ -72,7 +72,7 @@ class TrainingProgress:
         ]
         if line.get("memory"):
             parts.append(f"{line['memory'] / 1000:.2f} GB")
-        parts.append(f"{_duration((self.steps - line['step']) * (self.step_seconds or 0.0))} left")
+        parts.append(f"{duration((self.steps - line['step']) * (self.step_seconds or 0.0))} left")
         if line.get("wait", 0.0) > 0.2 * seconds:
             parts.append(f"{line['wait'] / seconds:.0%} waiting for data")
         counts = (
@@ -88,7 +88,7 @@ def _running(mean: float | None, value: float) -> float:
     return value if mean is None else 0.95 * mean + 0.05 * value
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """48 s, 12.5 min, 3.4 h, 2.1 d."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:

@@ -20,7 +20,10 @@ from ea_runtime.training.run.checkpoints import checkpoints, newest_complete
 CONFIG = "config.toml"
 
 #: Keys that may change when a run resumes: where and how often it saves and shows, and how it uses the machine.
-_MAY = "save_every keep log_every sample_every tensorboard threads workers processes parallel device"
+_MAY = (
+    "save_every keep log_every sample_every page_every tensorboard trackers "
+    "threads workers processes parallel device"
+)
 #: All of them, with the folder and the length of the run.
 MAY_CHANGE = {"run.out", "train.steps", *(f"train.{name}" for name in _MAY.split())}
 #: Keys for the places of its set, which may change if set.jsonl shows that the set is the same.

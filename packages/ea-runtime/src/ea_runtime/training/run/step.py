@@ -21,6 +21,7 @@ from ea_runtime.training.options import TrainOptions
 from ea_runtime.training.recipe import Batch, Loss, Recipe
 from ea_runtime.training.run.budget import ErrorBudget
 from ea_runtime.training.run.guard import Guard
+from ea_runtime.training.run.loss_bins import loss_by_bin
 from ea_runtime.training.run.not_finite import find_first
 from ea_runtime.training.update.average import WeightAverage
 from ea_runtime.training.update.optimizers import TurnOptimizer, all_turns_train, only_turn_trains, rate
@@ -146,6 +147,8 @@ class Stepper:
                 }
                 if not result.is_trained:
                     continue
+                if number == 0 and result.samples is not None and result.timesteps is not None:
+                    line |= loss_by_bin(result.samples, result.timesteps)
                 if number == 0:
                     seen = result.samples, result.timesteps
                     verdict = guard.check(step, result.loss, result.grad_norm, *seen, group)

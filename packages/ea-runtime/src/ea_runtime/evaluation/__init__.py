@@ -1,0 +1,1 @@
+"""Finished videos are judged: metrics, a folder against another, table, JSON and page. docs/eval.md."""
