@@ -86,7 +86,8 @@ def test_a_package_depends_on_the_host_alone(package: str) -> None:
 
 def test_tests_benchmarks_and_tools_import_what_the_workspace_declares() -> None:
     workspace = project(ROOT)
-    declared = names(workspace["project"]["dependencies"]) | names(workspace["dependency-groups"]["dev"])
+    groups = [one for group in workspace["dependency-groups"].values() for one in group]
+    declared = names(workspace["project"]["dependencies"]) | names(o for o in groups if isinstance(o, str))
     for package in PACKAGES:
         table = project(ROOT / "packages" / package)["project"]
         declared |= names(table["dependencies"])
