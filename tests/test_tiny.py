@@ -55,3 +55,19 @@ def test_prompts_that_training_never_saw(pipe: VideoPipeline) -> None:
         right, asked = report.counts[attribute]
         assert asked == 12
         assert right >= least, f"{attribute}: {right} of {asked}"
+
+
+def test_sheets_of_a_training_run_name_no_better_size(
+    pipe: VideoPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ea_dit.training.options import SampleTable
+    from ea_dit.training.samples import sample_videos
+    from ea_runtime.training.recipe import Context
+
+    table = SampleTable(sample_prompts=("a red circle",), steps=2, guidance=1)
+    context = Context(seed=0, device="cpu", out=Path("."), say=lambda line: None)
+    videos = sample_videos(pipe.denoiser, table, "tiny", (1, 64, 64), context)
+    assert videos.shape == (1, 1, 64, 64, 3)
+    assert "is far from" not in caplog.text
+    pipe("a red circle", num_frames=1, height=128, width=128, num_inference_steps=1)  # four times its pixels
+    assert "128x128 is far from 64x64" in caplog.text

@@ -332,5 +332,5 @@ def test_ctrl_c_while_a_plugin_loads_stops_the_program_and_names_it(
 
 
 def test_every_kind_has_a_hook_and_a_record_class() -> None:
-    assert len(KINDS) == 15
+    assert len(KINDS) == 16
     assert all(hook == f"ea_{kind}" for kind, (hook, _) in KINDS.items())

@@ -35,6 +35,13 @@ def test_the_rule():
     assert rule((1, 512, 3, 16, 16), 512, enlarges=True, causal=False) == "phase"
     assert rule((1, 512, 3, 8, 8), 512, enlarges=True) == "summed"
     assert rule((1, 4, 2, 4, 4), 4, causal=False) == "summed"
+    tiles = {"has_tiles": True}
+    assert rule((1, 128, 9, 64, 64), 128, **tiles) == "winograd"
+    assert rule((1, 512, 1, 32, 32), 512, **tiles) == "winograd"
+    assert rule((1, 512, 3, 16, 16), 512, **tiles) == "summed"  # its taps would cost more than it saves
+    assert rule((1, 32, 9, 64, 64), 32, **tiles) == "summed"
+    assert rule((1, 512, 3, 16, 16), 512, enlarges=True, **tiles) == "winograd"
+    assert rule((1, 128, 5, 32, 32), 128, enlarges=True, **tiles) == "both"
 
 
 def test_the_rule_never_asks_a_clock(make_vae, noise, monkeypatch):
@@ -55,9 +62,9 @@ def test_measuring_is_done_once_and_remembered(noise, monkeypatch):
     monkeypatch.setattr(choice, "fastest", lambda forms: asked.append(list(forms)) or "summed")
     conv(x)
     conv(x + 1)
-    assert asked == [["direct", "summed"]]
+    assert asked == [["direct", "summed", "winograd"]]
     conv(x, "causal", True)
-    assert asked[1:] == [["direct", "summed", "phase", "both"]]
+    assert asked[1:] == [["direct", "summed", "phase", "both", "winograd"]]
     stored = json.loads(choice.cache_file().read_text())
     assert len(stored) == 2
     assert all(torch.__version__ in key and "float32" in key for key in stored)
@@ -75,7 +82,11 @@ def test_a_lost_or_damaged_memory_is_made_again(noise, damage):
     choice.cache_file().write_text(damage)
     choice.memory.cache_clear()
     assert torch.allclose(conv(x), conv._run("plain", x, "causal"), atol=1e-5)
-    assert next(iter(json.loads(choice.cache_file().read_text()).values())) in ("direct", "summed")
+    assert next(iter(json.loads(choice.cache_file().read_text()).values())) in (
+        "direct",
+        "summed",
+        "winograd",
+    )
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dispatch import Dispatch, scaled_attention
+from .linear import Linear
 
 MASKED_BIAS = -10000.0  # what V2 adds to the scores of padding tokens; representable in float16
 
@@ -36,10 +37,10 @@ class Attention(nn.Module):
         inner_width = inner_width or width
         context_width = context_width or width
         self.num_heads = num_heads
-        self.to_q = nn.Linear(width, inner_width, bias=bias)
-        self.to_k = nn.Linear(context_width, inner_width, bias=bias)
-        self.to_v = nn.Linear(context_width, inner_width, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(inner_width, width), nn.Dropout(dropout)])
+        self.to_q = Linear(width, inner_width, bias=bias)
+        self.to_k = Linear(context_width, inner_width, bias=bias)
+        self.to_v = Linear(context_width, inner_width, bias=bias)
+        self.to_out = nn.ModuleList([Linear(inner_width, width), nn.Dropout(dropout)])
 
     #: the backend that computes it; None: torch's own
     dispatch: Dispatch | None = None
@@ -82,11 +83,14 @@ class GELU(nn.Module):
 
     def __init__(self, width: int, inner_width: int, approximate: str) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, inner_width)
+        self.proj = Linear(width, inner_width)
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate=self.approximate)
+        hidden = self.proj(x)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return F.gelu(hidden, approximate=self.approximate)
+        return torch.ops.aten.gelu_(hidden, approximate=self.approximate)
 
 
 class GEGLU(nn.Module):
@@ -94,7 +98,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, width: int, inner_width: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner_width)
+        self.proj = Linear(width, 2 * inner_width)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -110,7 +114,7 @@ class FeedForward(nn.Module):
         inner = 4 * width
         approximate = "tanh" if activation == "gelu-approximate" else "none"
         first = GEGLU(width, inner) if activation == "geglu" else GELU(width, inner, approximate)
-        self.net = nn.ModuleList([first, nn.Dropout(dropout), nn.Linear(inner, width)])
+        self.net = nn.ModuleList([first, nn.Dropout(dropout), Linear(inner, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.net:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import TIME_CHANNELS, TransformerConfig
+from .linear import Linear
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Tensor:
@@ -76,8 +77,8 @@ class FeatureMLP(nn.Module):
 
     def __init__(self, out_channels: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(TIME_CHANNELS, out_channels)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.linear_1 = Linear(TIME_CHANNELS, out_channels)
+        self.linear_2 = Linear(out_channels, out_channels)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(features)))
@@ -117,7 +118,7 @@ class AdaLayerNormSingle(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.emb = ConditionEmbedding(config)
-        self.linear = nn.Linear(config.width, 6 * config.width)
+        self.linear = Linear(config.width, 6 * config.width)
 
     def forward(
         self, timestep: Tensor, resolution: Tensor | None, aspect_ratio: Tensor | None, dtype: torch.dtype
@@ -132,8 +133,8 @@ class TextProjection(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.linear_1 = Linear(in_channels, out_channels)
+        self.linear_2 = Linear(out_channels, out_channels)
 
     def forward(self, text: Tensor) -> Tensor:
         return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))

@@ -48,6 +48,7 @@ from .dispatch import Dispatch, choose_backend, forget_backend
 from .embeddings import AdaLayerNormSingle, PatchEmbed, TextProjection
 from .inputs import batch_timestep, check_latents, check_rows, check_text, size_conditions
 from .known_frames import PictureProjection, check_clip, with_known_frames, with_picture
+from .linear import Linear
 from .meta import unless_meta
 from .motion import TemporalAttention
 from .parallel import FrameSplit, VideoSplit, shares
@@ -135,16 +136,14 @@ class Transformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
             [TransformerBlock(cfg, index) for index in range(cfg.num_layers)]
         )
         if cfg.enable_uvit:
-            self.long_connect_fc = nn.ModuleList(
-                [nn.Linear(cfg.width, cfg.width) for _ in range(cfg.num_skips)]
-            )
+            self.long_connect_fc = nn.ModuleList([Linear(cfg.width, cfg.width) for _ in range(cfg.num_skips)])
             for parameter in self.long_connect_fc.parameters():
                 nn.init.zeros_(parameter)
         self.norm_out = nn.LayerNorm(cfg.width, eps=1e-6, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(
             unless_meta(lambda: torch.randn(2, cfg.width) / cfg.width**0.5, 2, cfg.width)
         )
-        self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.output_channels)
+        self.proj_out = Linear(cfg.width, cfg.patch_size**2 * cfg.output_channels)
         self.all_frames = nn.Identity()  # where diffusers' context parallel puts the frames together
         self.gradient_checkpointing = False
         self.frame_split: FrameSplit | None = None

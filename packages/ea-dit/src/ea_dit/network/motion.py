@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .attention import Attention, FeedForward
 from .config import GLOBAL, MOTION_NORM_GROUPS, MotionConfig, TransformerConfig
 from .context_parallel import first_frame
+from .linear import Linear
 from .meta import unless_meta
 from .parallel import VideoSplit
 
@@ -41,10 +42,14 @@ class TemporalPosition(nn.Module):
         self.register_buffer("pe", unless_meta(table, 1, max_len, width))
 
     def forward(self, x: Tensor, num_frames: int, first: int = 0) -> Tensor:
-        """(N, T * n * n, D) -> the same, each token with its frame's position added; first: that of the first frame."""
+        """(N, T * n * n, D) -> the same, each token with its frame's position added; overwrites x without gradients.
+
+        first: the position of the first frame.
+        """
         positions = self.pe[:, first : first + num_frames]
         repeats = x.shape[1] // num_frames  # n * n tokens of a frame share its position
-        return x + (positions if repeats == 1 else positions.repeat_interleave(repeats, dim=1))
+        positions = positions if repeats == 1 else positions.repeat_interleave(repeats, dim=1)
+        return x + positions if torch.is_grad_enabled() else x.add_(positions)
 
 
 class TemporalAttention(Attention):
@@ -116,11 +121,11 @@ class TemporalTransformer(nn.Module):
         self.block_size = config.motion_block_size
         self.split: VideoSplit | None = None  # while a pass runs over several processes
         self.norm = nn.GroupNorm(MOTION_NORM_GROUPS, config.width, eps=1e-6)
-        self.proj_in = nn.Linear(config.width, inner)
+        self.proj_in = Linear(config.width, inner)
         self.transformer_blocks = nn.ModuleList(
             [TemporalBlock(inner, motion) for _ in range(motion.num_transformer_block)]
         )
-        self.proj_out = nn.Linear(inner, config.width)
+        self.proj_out = Linear(inner, config.width)
         if motion.zero_initialize:
             nn.init.zeros_(self.proj_out.weight)
             nn.init.zeros_(self.proj_out.bias)

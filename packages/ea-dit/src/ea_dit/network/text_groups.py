@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
+from .linear import Linear
 from .waiting import weights_of
 
 
@@ -122,4 +123,5 @@ def _is_plain(linear: nn.Module) -> bool:
     hooks = [*linear._forward_hooks.values(), *linear._forward_pre_hooks.values()]
     # a LoRA at weight 0 must give the bits of none
     is_number = type(linear.weight) is nn.Parameter and linear.weight.dtype.itemsize > 1
-    return type(linear) is nn.Linear and is_number and all(getattr(hook, "is_idle", False) for hook in hooks)
+    is_linear = type(linear) in (nn.Linear, Linear) and is_number
+    return is_linear and all(getattr(hook, "is_idle", False) for hook in hooks)

@@ -36,6 +36,7 @@ def sample_videos(
 ) -> np.ndarray:
     """uint8 (N, T, H, W, 3), one for each prompt. The network is in training mode again afterwards."""
     from ea_runtime.generation.pipeline import VideoPipeline
+    from ea_runtime.models.layout import GenerationDefaults
     from ea_runtime.models.loading import load_parts
     from ea_runtime.samplers.schedule import schedule_of_model
 
@@ -43,7 +44,9 @@ def sample_videos(
     loaded = load_parts(parts, device=context.device, parts=("vae", "text"))
     was_training = model.training
     schedule = schedule_of_model(loaded.scheduler_config)
-    pipe = VideoPipeline(vae=loaded.vae, denoiser=model, text=loaded.text, scheduler_config=schedule)
+    # what a run trains at is the size that suits its model; V2's own would be noted as the better one
+    own = GenerationDefaults(num_frames=num_frames, height=height, width=width)
+    pipe = VideoPipeline(loaded.vae, model, loaded.text, scheduler_config=schedule, defaults=own)
     prompts = list(table.sample_prompts)
     wanted: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width, "seed": table.seed}
     wanted |= {"num_inference_steps": table.steps, "guidance_scale": table.guidance}

@@ -62,7 +62,7 @@ def load_gguf(
             blocks = library.GGUFParameter(rows, quant_type=GGMLQuantizationType(entry.type))
             path_of = name.removesuffix(".weight")
             layer = model.get_submodule(path_of) if takes("denoiser", name, entry.shape) else None
-            if type(layer) is nn.Linear:
+            if isinstance(layer, nn.Linear):
                 made = library.GGUFLinear(
                     layer.in_features,
                     layer.out_features,

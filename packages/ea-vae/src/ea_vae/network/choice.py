@@ -35,6 +35,8 @@ VARIABLE = "EA_VAE_REWRITES"
 _SMALL_WEIGHT = 1 << 18
 _MIN_WORK = {"summed": 300_000_000, "phase": 150_000_000}  # multiply-adds of the plain form
 _MIN_POSITIONS = {"summed": (192, 512), "phase": (192, 768)}  # small weights, others
+# Winograd's form (winograd.py) has transforms besides: of each tile, which wide layers pay for, and of the taps.
+_WINOGRAD = {"channels": 64, "image": 1024, "positions": 3072}  # enlarging: 4 times the channels
 _MIN_WORK_CUDA = 1_000_000_000  # counted, not measured: below this a kernel takes less than its launch
 
 
@@ -56,8 +58,11 @@ def check(value: str, name: str) -> str:
     return value
 
 
-def by_rule(x: Tensor, weight: Tensor, *, causal: bool, enlarges: bool) -> str:
-    """The form for this shape: "direct", "summed", "phase" or "both"."""
+def by_rule(x: Tensor, weight: Tensor, *, causal: bool, enlarges: bool, has_tiles: bool = False) -> str:
+    """The form for this shape: "direct", "summed", "phase", "both" or "winograd".
+
+    has_tiles: Winograd's form can compute it.
+    """
     positions = x.shape[2] * x.shape[3] * x.shape[4]
     work = x.shape[0] * positions * weight.numel() * (4 if enlarges else 1)
     if x.device.type == "cuda":
@@ -66,6 +71,8 @@ def by_rule(x: Tensor, weight: Tensor, *, causal: bool, enlarges: bool) -> str:
         return ("both" if causal else "phase") if enlarges else "summed"
     if x.device.type != "cpu":
         return "direct"
+    if has_tiles and _is_for_winograd(x, weight, enlarges):
+        return "winograd"
     large = int(weight.numel() > _SMALL_WEIGHT)
     if enlarges:
         if positions >= _MIN_POSITIONS["phase"][large] and work >= _MIN_WORK["phase"]:
@@ -78,6 +85,16 @@ def by_rule(x: Tensor, weight: Tensor, *, causal: bool, enlarges: bool) -> str:
         return "summed"  # only who pads differs
     pays = positions >= _MIN_POSITIONS["summed"][large] and work >= _MIN_WORK["summed"]
     return "summed" if pays else "direct"
+
+
+def _is_for_winograd(x: Tensor, weight: Tensor, enlarges: bool) -> bool:
+    image = x.shape[3] * x.shape[4] * (4 if enlarges else 1)
+    frames = 3 if x.shape[2] == 1 else x.shape[2]  # a picture has one set of taps to transform, not five
+    return (
+        min(weight.shape[:2]) >= _WINOGRAD["channels"] * (4 if enlarges else 1)
+        and image >= _WINOGRAD["image"]
+        and image * frames >= _WINOGRAD["positions"]
+    )
 
 
 class Memory:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import choice
 from .rewrites import Mode, convolve, convolve_summed, enlarge, enlarge_convolve
+from .winograd import convolve_winograd
 
 __all__ = ["CausalConv3d", "Mode"]
 
@@ -52,12 +53,16 @@ class CausalConv3d(nn.Conv3d):
         return run(self._form(input, mode, enlarges), input, mode)
 
     def _run(self, form: str, x: Tensor, mode: Mode) -> Tensor:
+        if form == "winograd":
+            return convolve_winograd(x, self.weight, self.bias, mode)
         settings = (self._laid_out(x), self.weight, self.bias, self._steps, self._pad, mode)
         return convolve_summed(*settings) if form == "summed" else convolve(*settings, direct=form != "plain")
 
     def _run_enlarging(self, form: str, x: Tensor, mode: Mode) -> Tensor:
         if form in ("plain", "direct", "summed"):
             return self._run(form, enlarge(x), mode)
+        if form == "winograd":
+            return convolve_winograd(x, self.weight, self.bias, mode, enlarges=True)
         return enlarge_convolve(self._laid_out(x), self.weight, self.bias, mode, form == "both")
 
     def _form(self, x: Tensor, mode: Mode, enlarges: bool) -> str:
@@ -70,16 +75,26 @@ class CausalConv3d(nn.Conv3d):
         causal = mode == "causal"
         if torch.is_grad_enabled():
             return "summed" if causal and x.shape[2] == 1 else "plain"
+        has_tiles = self._has_tiles(x)
         if chosen == "always":
-            return "both" if enlarges else "summed"
+            return "winograd" if has_tiles else "both" if enlarges else "summed"
         if chosen == "rule":
-            return choice.by_rule(x, self.weight, causal=causal, enlarges=enlarges)
+            return choice.by_rule(x, self.weight, causal=causal, enlarges=enlarges, has_tiles=has_tiles)
         names = ("direct", "summed", "phase", "both") if enlarges else ("direct", "summed")
+        names = (*names, "winograd") if has_tiles else names
         run = self._run_enlarging if enlarges else self._run
         key = choice.describe_key(x, self.weight, self._steps, mode, enlarges)
         return choice.memory(choice.cache_file()).choose(
             key, {name: partial(run, name, x, mode) for name in names}
         )
+
+    def _has_tiles(self, x: Tensor) -> bool:
+        """True if Winograd's form can run: on a CPU, in 32 bits or more, on memory that is there."""
+        if self._steps != (1, 1, 1) or self._pad != 1 or x.device.type != "cpu" or type(x) is not Tensor:
+            return False
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return False
+        return x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64)
 
     @staticmethod
     def _laid_out(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from mmap import mmap
 
 import torch
 from torch import Tensor
@@ -163,7 +164,7 @@ class VideoCoder:
         first, frame = find_frame(pieces, start, self.settings)
         unwanted = start - frame
         for frames in self._decode_pieces(pieces[first:], lambda start, stop: latents[:, :, start:stop]):
-            yield frames.clamp(-1, 1)[:, :, unwanted:]
+            yield _clamped(frames)[:, :, unwanted:]
             unwanted = 0
 
     @torch.no_grad()
@@ -207,13 +208,26 @@ class VideoCoder:
             pieces[first:], self._decode_pieces(pieces[first:], again_latents.get), strict=True
         ):
             stop = done + again.shape[2]
-            mean = ((frames.get(done, stop) + again) / 2).clamp(-1, 1)
-            yield mean[:, :, max(start - done, 0) :]
+            mean = (frames.get(done, stop) + again).div_(2)
+            yield _clamped(mean)[:, :, max(start - done, 0) :]
             frames.release(stop)
             # the next slice looks back that far
             again_latents.release(max(piece.stop - config.mini_batch_decoder, latent))
             done = stop
         yield frames.get(done, total).clone()
+
+
+def _clamped(frames: Tensor) -> Tensor:
+    """Frames in -1..1, on a CPU in memory of their own.
+
+    They live while the next chunk is computed. In the allocator's heap each would split the room that the chunks use
+    again and again, and the heap would grow with the video.
+    """
+    if type(frames) is not Tensor or frames.device.type != "cpu" or torch.is_grad_enabled():
+        return frames.clamp(-1, 1)
+    pages = mmap(-1, frames.numel() * frames.element_size())
+    own = torch.frombuffer(pages, dtype=frames.dtype).view(frames.shape)
+    return torch.clamp(frames, -1, 1, out=own)
 
 
 def _noise(generator: Generators, pieces: Sequence[Piece], config: VaeConfig, first: int = 0) -> NoiseStream:

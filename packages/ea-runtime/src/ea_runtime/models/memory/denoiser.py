@@ -237,8 +237,10 @@ class Pass:
     def mlp(self, n: int, width: int, is_gated: bool, lora: int) -> Held:
         m, inner = self.m, 4 * width
         hidden = m.linear(n, width, 2 * inner if is_gated else inner, lora)
-        active = m.new(n, inner, passes=5 if is_gated else 2)
-        m.free(hidden)
+        active = hidden  # GELU overwrites it
+        if is_gated:
+            active = m.new(n, inner, passes=5)
+            m.free(hidden)
         out = m.linear(n, inner, width, lora)
         m.free(active)
         return out
@@ -289,9 +291,8 @@ class Pass:
             own = None  # the caller holds the block's input
             for is_global in motion.is_global:
                 normed = m.new(n, width)
-                placed = m.new(n, width) if motion.has_position else None
                 change = self.through_time(n, length, width, is_global, lora.motion)
-                m.free(normed, placed)
+                m.free(normed)
                 total = m.new(n, width, passes=3)
                 m.free(change, own)
                 own = total

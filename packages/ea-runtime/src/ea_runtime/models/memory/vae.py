@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ea_runtime.models.memory.meter import Held, Meter
+from ea_runtime.models.memory.winograd import Tiled
 
 Mode = Literal["causal", "slice", "single"]
 #: as ea-vae's choice.py: below these a convolution keeps its plain form
@@ -265,6 +266,12 @@ class _Pass:
     def enlarge(self, x: Held, width: int) -> Held:
         """Twice as high and wide, and a convolution; takes over `x`."""
         m, (t, h, w) = self.m, self.size
+        tiled = Tiled(width, width, self.size, enlarges=True)
+        if self.has_tiles and tiled.pays:
+            out = tiled.walk(m, self.batch, self.mode == "causal")
+            m.free(x)
+            self.size = (t, 2 * h, 2 * w)
+            return out
         form = self.form(width, width, enlarges=True)
         after = (t, 2 * h, 2 * w)
         if form in ("direct", "summed"):
@@ -297,6 +304,9 @@ class _Pass:
         """A convolution of 3 taps in time and `area` in space, whose input the caller holds. after: (T, H, W) of its
         output. slows: it halves the frames."""
         m, (t, h, w) = self.m, self.size
+        tiled = Tiled(into, out, self.size)
+        if self.has_tiles and after is None and form is None and tiled.pays:
+            return tiled.walk(m, self.batch, self.mode == "causal")
         after = after or self.size
         form = form or self.form(into, out, slows=slows)
         plane, image = h * w, after[1] * after[2]
@@ -328,6 +338,11 @@ class _Pass:
         result = run()
         self.m.free(part)
         return result
+
+    @property
+    def has_tiles(self) -> bool:
+        """True where ea-vae may take Winograd's form: on a CPU, in float32 or more."""
+        return self.m.has_scratch and self.m.itemsize >= 4
 
     def form(self, into: int, out: int, *, enlarges: bool = False, slows: bool = False) -> str:
         """The form of a convolution without gradients: see ea-vae's choice.py."""
