@@ -82,7 +82,11 @@ def test_a_lost_or_damaged_memory_is_made_again(noise, damage):
     choice.cache_file().write_text(damage)
     choice.memory.cache_clear()
     assert torch.allclose(conv(x), conv._run("plain", x, "causal"), atol=1e-5)
-    assert next(iter(json.loads(choice.cache_file().read_text()).values())) in ("direct", "summed", "winograd")
+    assert next(iter(json.loads(choice.cache_file().read_text()).values())) in (
+        "direct",
+        "summed",
+        "winograd",
+    )
 
 
 @torch.no_grad()

@@ -127,9 +127,7 @@ class Transformer3DModel(ModelMixin, ConfigMixin):
             [TransformerBlock(cfg, index) for index in range(cfg.num_layers)]
         )
         if cfg.enable_uvit:
-            self.long_connect_fc = nn.ModuleList(
-                [Linear(cfg.width, cfg.width) for _ in range(cfg.num_skips)]
-            )
+            self.long_connect_fc = nn.ModuleList([Linear(cfg.width, cfg.width) for _ in range(cfg.num_skips)])
             for parameter in self.long_connect_fc.parameters():
                 nn.init.zeros_(parameter)
         self.norm_out = nn.LayerNorm(cfg.width, eps=1e-6, elementwise_affine=False)

@@ -54,9 +54,7 @@ class Tiled:
             meter.new(names * _PRODUCTS * self.into * block, passes=1),
         ]
         seen = min(-(-high // scale), height) * width * self.into
-        temporary = max(
-            2 * 9 * self.into * block, seen, 2 * 6 * tiles * self.into, 4 * 6 * tiles * block
-        )
+        temporary = max(2 * 9 * self.into * block, seen, 2 * 6 * tiles * self.into, 4 * 6 * tiles * block)
         meter.touch(temporary * meter.itemsize)
         meter.free(*held)
         kinds = 2 * frames if not is_causal else {1: 1, 2: 3}.get(frames, 3 * frames - 3)
