@@ -10,8 +10,12 @@ from ea_dit.network import linear
 from ea_dit.network.linear import Linear
 
 
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.fixture
-def wide(noise):
+def wide():
     layer = Linear(1024, 1024)
     with torch.no_grad():
         layer.weight.copy_(noise(1024, 1024) / 32)
@@ -32,7 +36,7 @@ def calls(monkeypatch):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 @torch.no_grad()
-def test_both_products_agree(wide, noise, calls):
+def test_both_products_agree(wide, calls):
     x = noise(2, 16, 1024, seed=2)
     found, wanted = wide(x), F.linear(x, wide.weight, wide.bias)
     assert calls == [(2, 16, 1024)]
@@ -41,7 +45,7 @@ def test_both_products_agree(wide, noise, calls):
     assert torch.equal(wide(x), found)
 
 
-def test_gradients_few_rows_and_other_formats_keep_torchs_own(wide, noise, calls):
+def test_gradients_few_rows_and_other_formats_keep_torchs_own(wide, calls):
     wide(noise(16, 1024)).sum().backward()
     assert wide.weight.grad is not None
     with torch.no_grad():
