@@ -17,7 +17,7 @@ def tune_allocator() -> bool:
     By default glibc raises its threshold with each large block that is freed and then serves the next ones from heaps
     that do not shrink: while a video is decoded chunk by chunk, the resident set creeps up by some 15% though no
     more is in use. A mapped block is returned whole, but each of its pages costs a fault when it is mapped again: so
-    small blocks stay in one heap, which keeps up to 64 MB at its end and does not grow, since decoded frames, which
+    small blocks stay in one heap, which keeps up to 64 MB at its end and hardly grows, since decoded frames, which
     outlive a chunk, have memory of their own (ea-vae's streaming.py). Mapped blocks get pages of 2 MB if the system
     grants them (THP_MEM_ALLOC_ENABLE, which torch reads once; a value that is set stays).
 
