@@ -42,6 +42,13 @@ def test_a_step(benchmark: Any, report: Any) -> None:
             step(small, "tiny, 128x128, 18 frames", noise(1, 4, 6, 16, 16), 7),
             step(small, "tiny, 64x64 picture", noise(1, 4, 1, 8, 8), 15),
             step(wide, "width 1,152, 4 blocks, 128x128, 9 frames", noise(1, 4, 3, 16, 16), 5),
+            step(
+                wide,
+                "width 1,152, 4 blocks, 128x128, 9 frames, 20 words",
+                noise(1, 4, 3, 16, 16),
+                5,
+                words=20,
+            ),
             step(wide, "width 1,152, 4 blocks, 256x256, 9 frames", noise(1, 4, 3, 32, 32), 2),
             step(wide, "width 1,152, 4 blocks, 256x256 picture", noise(1, 4, 1, 32, 32), 3),
         ]

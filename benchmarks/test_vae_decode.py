@@ -40,6 +40,7 @@ def test_chunks(benchmark: Any, report: Any) -> None:
             decoding(full, "published widths, 128x128 chunk", noise(1, 4, 3, 16, 16), 0),
             decoding(full, "published widths, 64x64 picture", noise(1, 4, 1, 8, 8), 1),
             encoding(full, "published widths, 64x64 chunk encoded", noise(1, 3, 9, 64, 64), 1),
+            encoding(full, "published widths, 128x128 chunk encoded", noise(1, 3, 9, 128, 128), 0),
         ]
 
     rows = benchmark.pedantic(measure, rounds=1)

@@ -96,7 +96,7 @@ def _multiply(out: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 class _Taps:
-    """Transformed taps of some filters: `of[name]` (P, Cin, Cout); the name has the taps in time that are summed."""
+    """The transformed taps of some filters: `of[name]` (P, Cin, Cout); a name is the taps in time that it sums."""
 
     def __init__(self, weight: Tensor, steps: Steps, outer: int) -> None:
         one = weight.new_tensor(_FILTER)
@@ -106,6 +106,7 @@ class _Taps:
         self.of: dict[str, Tensor] = {}
 
     def transform(self, weight: Tensor) -> None:
+        """Makes `of` for these filters (n, Cin, 3, 3, 3), n up to `outer`."""
         outer, inner = weight.shape[:2]
         for name, memory in zip(self.names, self.memory, strict=True):
             summed = sum((weight[:, :, int(tap)] for tap in name[1:]), weight[:, :, int(name[0])])
