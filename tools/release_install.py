@@ -18,15 +18,20 @@ RESOLUTIONS = ("highest", "lowest-direct")
 EXTRAS = ("serve", "onnx", "c2pa", "ocr", "shots")
 #: tests that are run in each environment
 SMOKE = (
+    "packages/ea-runtime/tests/text/test_encoder.py",
     "packages/ea-runtime/tests/samplers",
-    "packages/ea-runtime/tests/text",
-    "packages/ea-runtime/tests/plugins",
-    "packages/ea-runtime/tests/models",
-    "packages/ea-vae/tests/network",
-    "packages/ea-dit/tests/network",
-    "packages/ea-lora/tests",
-    "packages/ea-data/tests/records",
-    "packages/ea-data/tests/media",
+    "packages/ea-vae/tests/network/test_config.py",
+    "packages/ea-vae/tests/network/test_model.py",
+    "packages/ea-vae/tests/network/test_golden.py",
+    "packages/ea-dit/tests/network/test_config.py",
+    "packages/ea-dit/tests/network/test_model.py",
+    "packages/ea-dit/tests/network/test_golden.py",
+    "packages/ea-lora/tests/test_keys.py",
+    "packages/ea-lora/tests/test_merge.py",
+    "packages/ea-lora/tests/test_io.py",
+    "packages/ea-lora/tests/test_network.py",
+    "packages/ea-data/tests/media/test_streams.py",
+    "packages/ea-data/tests/media/test_pictures.py",
 )
 TEST_TOOLS = ("pytest>=8.3", "pytest-xdist>=3.8", "hypothesis>=6.100", "packaging>=24")
 IMPORT_ALL = """
