@@ -8,18 +8,17 @@ import sys
 
 #: malloc.h of glibc
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_LARGE, _KEPT = 4 << 20, 64 << 20
+_LARGE, _KEPT = 512 << 10, 64 << 20
 
 
 def tune_allocator() -> bool:
-    """Makes glibc map blocks from 4 MB separately, and torch ask for huge pages; call it before importing torch.
+    """Makes glibc map blocks from 512 KB separately, and torch ask for huge pages; call it before importing torch.
 
     By default glibc raises its threshold with each large block that is freed and then serves the next ones from heaps
     that do not shrink: while a video is decoded chunk by chunk, the resident set creeps up by some 15% though no
     more is in use. A mapped block is returned whole, but each of its pages costs a fault when it is mapped again: so
-    small blocks stay in one heap, which keeps up to 64 MB at its end and hardly grows, since decoded frames, which
-    outlive a chunk, have memory of their own (ea-vae's streaming.py). Mapped blocks get pages of 2 MB if the system
-    grants them (THP_MEM_ALLOC_ENABLE, which torch reads once; a value that is set stays).
+    small blocks stay in one heap, which keeps up to 64 MB at its end, and those above 2 MB get pages of 2 MB if the
+    system grants them (THP_MEM_ALLOC_ENABLE, which torch reads once; a value that is set stays).
 
     Returns True if glibc took the settings; elsewhere nothing changes. Figures: docs/performance.md.
     """
