@@ -59,6 +59,14 @@ class OnnxSession:
             raise UserError(f"ONNX Runtime cannot load {path.name}: {text}{hint}") from error
         self.inputs = {one.name: _TO_TORCH[one.type] for one in self.session.get_inputs()}
         self.outputs = {one.name: _TO_TORCH[one.type] for one in self.session.get_outputs()}
+        #: of the outputs; our graphs have one shape
+        self.shapes = {one.name: tuple(one.shape) for one in self.session.get_outputs()}
+        for name, shape in self.shapes.items():
+            if not all(isinstance(side, int) for side in shape):
+                raise UserError(
+                    f"ONNX Runtime cannot run {path.name}: its output {plain(name, 60)!r} has no fixed shape; export "
+                    "the model again with `ea export --onnx`"
+                )
 
     @property
     def providers(self) -> list[str]:
@@ -66,19 +74,33 @@ class OnnxSession:
         return list(self.session.get_providers())
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs by name, float32 (or whole numbers) on the CPU."""
-        runtime = require_onnxruntime()
-        values = {}
-        held = []
+        """Outputs by name, float32 (or whole numbers) on the CPU.
+
+        Inputs are read where they are, and outputs written into new tensors (IO binding): nothing is copied that is on
+        the CPU, contiguous and in the graph's format.
+        """
+        binding = self.session.io_binding()
+        held = []  # until the run is done
         for name, dtype in self.inputs.items():
-            value, memory = _ort_value(runtime, inputs[name].detach().cpu().to(dtype))
-            values[name] = value
-            held.append(memory)
-        found = self.session.run_with_ort_values(list(self.outputs), values)
-        return {
-            name: _tensor(value, dtype)
-            for (name, dtype), value in zip(self.outputs.items(), found, strict=True)
-        }
+            tensor = inputs[name].detach().to("cpu", dtype).contiguous()
+            held.append(tensor)
+            binding.bind_input(name, "cpu", 0, _element_type(dtype), tuple(tensor.shape), tensor.data_ptr())
+        outputs = {}
+        for name, dtype in self.outputs.items():
+            tensor = torch.empty(self.shapes[name], dtype=dtype)
+            outputs[name] = tensor
+            binding.bind_output(name, "cpu", 0, _element_type(dtype), tuple(tensor.shape), tensor.data_ptr())
+        self.session.run_with_iobinding(binding)
+        return {name: one.float() if one.is_floating_point() else one for name, one in outputs.items()}
+
+
+def _element_type(dtype: torch.dtype) -> Any:
+    """The type of a bound tensor's elements as ONNX Runtime takes it: numpy's, or ONNX's number for bfloat16."""
+    if dtype == torch.bfloat16:
+        import onnx
+
+        return int(onnx.TensorProto.BFLOAT16)
+    return torch.empty(0, dtype=dtype).numpy().dtype.type
 
 
 def _ort_value(runtime: Any, tensor: Tensor) -> tuple[Any, np.ndarray]:
@@ -91,10 +113,3 @@ def _ort_value(runtime: Any, tensor: Tensor) -> tuple[Any, np.ndarray]:
         return runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, onnx.TensorProto.BFLOAT16), array
     array = tensor.numpy().copy()
     return runtime.OrtValue.ortvalue_from_numpy(array), array
-
-
-def _tensor(value: Any, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.bfloat16:
-        return torch.from_dlpack(value._ortvalue.to_dlpack()).float()
-    tensor = torch.from_numpy(np.array(value.numpy()))
-    return tensor.float() if tensor.is_floating_point() else tensor
