@@ -16,6 +16,7 @@ from torch import Tensor
 from ea_lora import load_lora, merge_lora
 from ea_runtime import VideoPipeline
 from ea_runtime.errors import UserError
+from ea_runtime.models import quantize_layers
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.models.quantize import KINDS, is_installed
 from ea_runtime.models.quantize_layers import count_quantized, weight_bytes
@@ -96,6 +97,13 @@ def test_the_denoiser_in_fewer_bits(kind: str, most: float, plain: VideoPipeline
         merge_lora(pipe, lora, "/nowhere/else")
     with pytest.raises(UserError, match=r"`dtype` of a quantised pipeline cannot change"):
         pipe.to(dtype="bfloat16")
+
+
+def test_a_form_that_no_layer_takes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("torchao")
+    monkeypatch.setattr(quantize_layers, "takes", lambda *arguments, **more: False)
+    with pytest.raises(UserError, match=r"`quantize` 'int8' found no layer of the denoiser"):
+        load(quantize="int8")
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])

@@ -112,6 +112,8 @@ def load_parts(
             loaded[name] = load_part(
                 plan, device=device, dtype=dtype, notes=notes, waits=waits, quantize=quantize
             )
+    if quantize is not None:
+        _check_quantized(quantize, loaded)
     for note in notes:
         logger.warning("%s", note)
     return Parts(folder, scheduler_config, defaults, tuple(notes), **loaded)
@@ -255,6 +257,19 @@ def load_part(
         put_layer=_layer_maker(quantize, plan.spec.name, dtype),
         waits=waits,
     )
+
+
+def _check_quantized(quantize: Quantize, loaded: Mapping[str, Any]) -> None:
+    """Raises UserError for a part none of whose layers is in the form that was asked for."""
+    from ea_runtime.models.quantize_layers import count_quantized
+
+    for name, part in loaded.items():
+        kind = quantize.of(name)
+        if kind is not None and not count_quantized(getattr(part, "model", part)):
+            raise UserError(
+                f"`quantize` {kind!r} found no layer of the {PARTS[name].title} that it can store in fewer bits; leave "
+                "it out for this model"
+            )
 
 
 def _layer_maker(quantize: Quantize | None, part: str, dtype: torch.dtype | None) -> PutLayer | None:

@@ -37,7 +37,7 @@ def layer_maker(quantize: Quantize | None, part: str, dtype: torch.dtype | None 
             return False
         path = name.removesuffix(".weight")
         layer = network.get_submodule(path)
-        if type(layer) is not nn.Linear:
+        if not isinstance(layer, nn.Linear):
             return False
         make(network, path, layer, weight)
         return True
