@@ -90,7 +90,7 @@ def known(tools: Any) -> dict[str, Any]:
 
 
 def fault(words: list[str], known: dict[str, Any], tools: Any, is_whole: bool = True) -> str:
-    """What is wrong with a command; "" if nothing is."""
+    """The fault of a command; "" if there is none."""
     program, *rest = words
     if program == "uv" and rest[:1] == ["run"]:
         while len(words) > 2 and words[2].startswith("-"):

@@ -75,7 +75,7 @@ def test_the_sampler_is_found_and_of_second_order() -> None:
 
 
 def gaussian_error(scheduler, num_steps: int) -> float:
-    """How far a sampler ends from the exact solution for data of one point's neighbourhood, N(1, 0.5^2), where the
+    """Distance of a sampler's end from the exact solution for data of one point's neighbourhood, N(1, 0.5^2), where the
     noise of x at level s is s (x - 1) / (0.25 + s^2)."""
     import torch
 

@@ -55,7 +55,7 @@ def dies(bench):
 
 @pytest.fixture
 def own_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What `main` changes in this process is put back."""
+    """Puts back what `main` changes in this process."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     for name in ("PYTHONPATH", "EA_CACHE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, str(tmp_path))

@@ -95,7 +95,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def sbom(root: Path, work: Path) -> dict[str, Any]:
-    """What the packages and their extras may install, with versions, as CycloneDX 1.5, without addresses.
+    """Packages that ours and their extras may install, with versions, as CycloneDX 1.5, without addresses.
 
     uv makes it of the committed lock, which has no address. Its serial number and time follow from the contents and
     the commit, so that one commit has one SBOM.

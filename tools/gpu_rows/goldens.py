@@ -1,4 +1,4 @@
-"""What EasyAnimate V2 itself computed, against ours on this device."""
+"""EasyAnimate V2's own results, against ours on this device."""
 
 from __future__ import annotations
 

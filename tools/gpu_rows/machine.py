@@ -16,7 +16,7 @@ from gpu_rows.bench import Bench
 
 
 def describe(bench: Bench) -> dict[str, Any]:
-    """What a figure depends on besides the code."""
+    """Settings that a figure depends on besides the code."""
     found: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": _processor(),

@@ -17,7 +17,7 @@ ARCHIVE = "site.tar.xz"
 
 
 def paths(carried: Path | None, work: Path) -> list[str]:
-    """What must be on sys.path, in front. work: a folder to unpack into."""
+    """Paths that must be on sys.path, in front. work: a folder to unpack into."""
     found = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
     if carried is not None:
         archive = carried / ARCHIVE

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked ch
 
 @pytest.fixture(scope="module")
 def killed(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What killed_runs.py found: of whole states, and of the twins."""
+    """Findings of killed_runs.py: on whole states, and on the twins."""
     program = [sys.executable, str(Path(__file__).with_name("killed_runs.py"))]
     folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run(

@@ -27,7 +27,7 @@ _WORTH = 12
 
 @dataclass
 class Row:
-    """What was found of one video. values: by metric, or metric.part. notes: lines about metrics that could not be
+    """Findings on one video. values: by metric, or metric.part. notes: lines about metrics that could not be
     measured. reason: the line that says why it could not be read, or why a metric failed; "" if all is well.
     """
 

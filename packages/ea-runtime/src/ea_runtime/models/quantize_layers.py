@@ -21,7 +21,7 @@ PutLayer = Callable[[nn.Module, str, Tensor], bool]
 
 
 def layer_maker(quantize: Quantize | None, part: str, dtype: torch.dtype | None = None) -> PutLayer | None:
-    """What gives the layers of a part their weights in the form asked for; None if the part keeps its format.
+    """A function that gives the layers of a part their weights in another form; None if the part keeps its format.
 
     dtype: the network's. The callable takes the network, a tensor's name in its state dict, and the tensor, on its
     device and in the number format that the layer computes in. Raises UserError if a package is missing.

@@ -20,7 +20,7 @@ class SeamOptions(BaseModel):
 
 
 class Seam:
-    """How much more changes across a join than around it, in levels of 255: the mean over the joins; 0 is none.
+    """Change across a join beyond that around it, in levels of 255: the mean over the joins; 0 is none.
 
     Joins are at each chunk of 9 frames, as MagViT codes them, and where the sidecar says that windows meet; 0 there is
     the join from a loop's end to its start. None for a video without a join.

@@ -28,7 +28,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What a template draws, in a box of WIDTH x HEIGHT. marks: x and text of vertical lines. dots: x, y, text."""
+    """A chart as a template draws it, in WIDTH x HEIGHT. marks: x and text of vertical lines. dots: x, y, text."""
 
     title: str
     curves: list[dict[str, str]] = field(default_factory=list)

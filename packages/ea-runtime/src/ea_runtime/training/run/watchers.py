@@ -1,4 +1,4 @@
-"""What shows a run while it lasts, next to its log: run.html, TensorBoard, services. One process has them."""
+"""Displays of a run next to its log: run.html, TensorBoard, services. One process has them."""
 
 from __future__ import annotations
 
