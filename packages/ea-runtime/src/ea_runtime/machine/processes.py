@@ -101,6 +101,8 @@ def _joined(device: str, rank: int, size: int, store: Path | None) -> Iterator[N
         file = dist.FileStore(str(store), size)
         dist.init_process_group(backend, store=file, rank=rank, world_size=size, timeout=_PATIENCE)
     _keep(dist.group.WORLD)
+    # whatever used accelerate before in this process found no group, and DDP would be left out for ever
+    _forget_accelerate()
     try:
         yield
     except BaseException as error:
@@ -128,7 +130,7 @@ def local_device(device: str) -> str:
 
 
 def _forget_accelerate() -> None:
-    """Resets what accelerate keeps for the process: it belongs to a group that is gone."""
+    """Resets what accelerate keeps for the process: it belongs to a group that is gone, or to none."""
     if "accelerate.state" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 

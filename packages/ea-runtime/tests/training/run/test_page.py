@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
 from ea_runtime.errors import UserError
@@ -152,6 +153,7 @@ def test_trackers_get_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with Tracking(["wandb"], tmp_path / "mine", {"train": {"lr": 0.1, "betas": [1, 2]}}) as tracking:
         tracking.line(line(3, 0.5, grad_norm=float("nan")))
+    assert not PartialState._shared_state
     assert seen[0][0]["name"] == "mine"
     assert seen[1][0] == {"train.lr": 0.1, "train.betas": "[1, 2]"}
     assert seen[2][1] == 3

@@ -27,6 +27,7 @@ class Tracking:
             )
         from accelerate import PartialState
 
+        self._had_state = bool(PartialState._shared_state)
         PartialState()  # accelerate's trackers ask it which process they are in
         self._trackers = [_BUILD[name](folder) for name in names]
         for tracker in self._trackers:
@@ -39,6 +40,10 @@ class Tracking:
     def __exit__(self, *_: object) -> None:
         for tracker in self._trackers:
             tracker.finish()
+        if not self._had_state:
+            from accelerate import PartialState
+
+            PartialState._reset_state()  # it would say so to a later run of several processes, too
 
     def line(self, line: dict[str, Any]) -> None:
         """Hands over the numbers of a line."""
