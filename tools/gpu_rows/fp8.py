@@ -30,6 +30,7 @@ class Fp8Linear(nn.Linear):
 
     fp8_weight: Tensor  # (I, O)
     fp8_scale: Tensor  # (1, O)
+    plain_class: type[nn.Linear]
 
     def forward(self, input: Tensor) -> Tensor:
         rows, scale = scaled(input.reshape(-1, input.shape[-1]))
@@ -58,20 +59,23 @@ def linears(model: nn.Module) -> Iterator[None]:
         m
         for m in blocks.modules()
         # the card's units want multiples of 16
-        if type(m) is nn.Linear and min(m.weight.shape) >= least and not any(n % 16 for n in m.weight.shape)
+        if isinstance(m, nn.Linear)
+        and min(m.weight.shape) >= least
+        and not any(n % 16 for n in m.weight.shape)
     ]
     with torch.no_grad():
         for layer in layers:
             weight, scale = scaled(layer.weight)
             layer.register_buffer("fp8_weight", weight.t(), persistent=False)
             layer.register_buffer("fp8_scale", scale.t().contiguous(), persistent=False)
+            layer.plain_class = type(layer)
             layer.__class__ = Fp8Linear
     try:
         yield
     finally:
         for layer in layers:
-            layer.__class__ = nn.Linear
-            del layer.fp8_weight, layer.fp8_scale
+            layer.__class__ = layer.plain_class
+            del layer.fp8_weight, layer.fp8_scale, layer.plain_class
 
 
 @contextlib.contextmanager
@@ -80,7 +84,7 @@ def off(model: nn.Module) -> Iterator[None]:
     held: list[Any] = [m for m in model.modules() if isinstance(m, Fp8Linear)]
     try:
         for layer in held:
-            layer.__class__ = nn.Linear
+            layer.__class__ = layer.plain_class
         yield
     finally:
         for layer in held:

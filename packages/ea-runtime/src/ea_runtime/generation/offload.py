@@ -28,7 +28,8 @@ _BLOCKS = {
 
 def check_offload(mode: Any, engine: Any) -> None:
     """Tell an engine how its weights are offloaded, before it loads. Raises UserError for what cannot be done."""
-    device = torch.device(getattr(engine, "device", "cpu")).type
+    # an engine that was asked for no device chooses one later
+    device = torch.device(getattr(engine, "device", None) or "cpu").type
     if check_mode(mode, device, MODES) == "none":
         return
     if not hasattr(engine, "offload"):
