@@ -67,7 +67,7 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
         context = chromium.new_context(
             **{"locale": "en-US", "viewport": {"width": 1280, "height": 900}} | options
         )
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(error))  # no builtin: playwright marks handlers
