@@ -1,4 +1,4 @@
-"""The process that measures: one row after the other, until it is told to stop or a row leaves it unusable."""
+"""The process that measures: one row after another, until it is asked to stop or a row leaves it unusable."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def answered(bench: Any, run: str, arguments: dict[str, Any]) -> dict[str, Any]:
         answer = {"status": "skipped", "reason": str(error)}
     except torch.OutOfMemoryError as error:
         answer = {"status": "failed", "reason": f"out of memory: {str(error).splitlines()[0][:300]}"}
-    except Exception as error:  # whatever it is, the next row runs
+    except Exception as error:  # of any kind: the next row runs all the same
         traceback.print_exc()
         text = f"{type(error).__name__}: {(str(error) or '-').splitlines()[0][:300]}"
         answer = {"status": "failed", "reason": text, "is_fatal": any(word in str(error) for word in _FATAL)}

@@ -20,7 +20,7 @@ from ea_runtime.generation.latents import iter_frames
 from ea_runtime.generation.out_of_memory import explained
 from ea_runtime.generation.result import OnStep, VideoOutput
 from ea_runtime.generation.windows import Windows, windows_of
-from ea_runtime.machine.computing import compute_device, compute_dtype
+from ea_runtime.machine.computing import for_network
 from ea_runtime.machine.formats import PartFormats
 from ea_runtime.models.geometry import Geometry
 
@@ -66,9 +66,7 @@ def decoded(
         raise UserError(f"`latents` must be of one video (1, C, t, h, w), got shape {tuple(latents.shape)}")
     count = geometry.num_frames(latents.shape[2]) if num_frames is None else num_frames
     height, width = (side * geometry.spatial_ratio for side in latents.shape[3:])
-    scaled = latents.float() / geometry.scale
-    if hasattr(vae, "parameters"):
-        scaled = scaled.to(compute_device(vae), compute_dtype(vae))
+    scaled = for_network(vae, latents.float() / geometry.scale)
     frames = iter_frames(
         vae, scaled, smooth=smooth, seed=seed, num_frames=count, start=start, is_tiled=is_tiled
     )

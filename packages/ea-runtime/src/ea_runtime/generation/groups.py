@@ -105,15 +105,13 @@ class Denoising:
     def _window(self, work: _Work, scheduler: Any, noise: Tensor, saved: dict[str, Any] | None) -> Tensor:
         """Latents (N, C, t, h, w) of a window of the videos that are denoised together.
 
-        noise: (N, C, t, h, w), as `_noise` gives it.
+        noise: (N, C, t, h, w), of the whole videos.
         """
         rows = work.rows
         predict = self._predictor(work, scheduler)
         first = first_step(scheduler, strength_of(self.request))
         resumed = None
-        noise = self._noise_of(noise, self.inputs.windows.all[work.number]).to(
-            self.pipe.device, torch.float32
-        )
+        noise = _cut(noise, self.inputs.windows.all[work.number]).to(self.pipe.device, torch.float32)
         if saved is not None:
             put_back(saved, scheduler, self.generators, predict, self.caching)
             resumed = place_of(saved).passes, place_of(saved).x
@@ -166,20 +164,14 @@ class Denoising:
         )
 
     def _noise(self, rows: range) -> Tensor:
-        """Unit noise (N, C, t, h, w): of the longest window, or of whole videos if it is given."""
+        """Unit noise (N, C, t, h, w) of whole videos: drawn for a window and repeated, unless it is given."""
         request = self.request
         if request.latents is not None:
             return request.latents[rows.start : rows.stop]
         shape = self.pipe.geometry.latent_shape(len(rows), request.num_frames, request.height, request.width)
-        drawn = max(self.inputs.windows.noise_places) + 1
-        return draw_noise((*shape[:2], drawn, *shape[3:]), self.generators[rows.start : rows.stop])
-
-    def _noise_of(self, noise: Tensor, window: Window) -> Tensor:
-        """The noise of a window: what it shares with others has theirs; past the video's end it begins again."""
-        windows = self.inputs.windows
-        is_given = self.request.latents is not None
-        places = range(windows.num_latents) if is_given else windows.noise_places
-        return noise[:, :, [places[i % windows.num_latents] for i in range(window.start, window.stop)]]
+        places = self.inputs.windows.noise_places
+        drawn = (*shape[:2], max(places) + 1, *shape[3:])
+        return draw_noise(drawn, self.generators[rows.start : rows.stop])[:, :, places]
 
     def _on_clean(self, before: int) -> Callable[[int, Tensor], None] | None:
         preview = self.preview
@@ -198,3 +190,10 @@ class _Work:
     made: list[Tensor]
     before: int
     total: int
+
+
+def _cut(latents: Tensor, window: Window) -> Tensor:
+    """A window of latents (N, C, t, h, w); past the end they begin again."""
+    count = latents.shape[2]
+    part = latents[:, :, window.start : window.stop]
+    return part if window.stop <= count else torch.cat([part, latents[:, :, : window.stop - count]], dim=2)

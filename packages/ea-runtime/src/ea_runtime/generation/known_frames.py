@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ea_runtime.generation.inputs import CLIP_APPLY_RATIO
+from ea_runtime.machine.computing import for_network
 from ea_runtime.models.geometry import Geometry, takes_known_frames
 
 
@@ -149,11 +150,7 @@ class _PieceEncoder:
 
     def whole(self, frames: Tensor, generators: list[torch.Generator] | None) -> Tensor:
         """Frames (1, 3, T, H, W) in -1..1 -> latents (1, C, t, h, w), float32."""
-        # an exported VAE has no parameters, and takes what it is given
-        parameter = next(self.vae.parameters(), None) if hasattr(self.vae, "parameters") else None
-        if parameter is not None:
-            frames = frames.to(parameter.device, parameter.dtype)
-        return self.vae.encode_video(frames, generators).float()
+        return self.vae.encode_video(for_network(self.vae, frames), generators).float()
 
     def _encode(self, piece: Tensor) -> Tensor:
         colour = piece[0, 0, 0, 0, 0]

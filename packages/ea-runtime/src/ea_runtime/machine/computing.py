@@ -42,6 +42,13 @@ def compute_device(network: Any) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def for_network(network: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor where a network computes, in its number format; as it is for an exported network."""
+    if not hasattr(network, "parameters"):
+        return tensor
+    return tensor.to(compute_device(network), compute_dtype(network))
+
+
 def _floats(network: Any) -> Any:
     """A network's floating-point parameters."""
     return (

@@ -28,6 +28,7 @@ from statistics import median
 from typing import Any, Literal
 
 from ea_runtime.training.options import GuardOptions
+from ea_runtime.training.run.loss_bins import bin_of
 
 #: Steps in a bin's median, and those that a group remembers.
 WINDOW, GROUP_WINDOW = 64, 48
@@ -40,7 +41,6 @@ MARGIN = 5
 #: Batches below this size are noisier than their deviation shows; their limit is raised.
 SMALL = 6
 _FLOOR = 1e-3
-_NUM_TIMESTEPS = 1000
 _MAD_TO_SIGMA = 1.4826
 
 Row = list[tuple[int, float, int]]  # (bin, mean log loss, samples) of one step
@@ -155,9 +155,7 @@ class Guard:
         """The step's mean log loss by bin. A loss of 0 or less has no logarithm and is ignored."""
         places, floor = [0] * len(values), 10 * _FLOOR
         if timesteps is not None:
-            places = [
-                min(int(t), _NUM_TIMESTEPS - 1) * self.options.bins // _NUM_TIMESTEPS for t in timesteps
-            ]
+            places = [bin_of(timestep, self.options.bins) for timestep in timesteps]
             floor = _FLOOR
         found: dict[int, list[float]] = {}
         for place, value in zip(places, values, strict=True):

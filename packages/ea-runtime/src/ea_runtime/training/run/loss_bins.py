@@ -10,13 +10,18 @@ NUM_TIMESTEPS = 1000
 LOG_BINS = 5
 
 
+def bin_of(timestep: float, bins: int) -> int:
+    """The bin of a timestep, counted from 0."""
+    return min(int(timestep), NUM_TIMESTEPS - 1) * bins // NUM_TIMESTEPS
+
+
 def loss_by_bin(
     losses: Sequence[float], timesteps: Sequence[int], bins: int = LOG_BINS, prefix: str = "loss"
 ) -> dict[str, float]:
     """`prefix`_tN of each bin of timesteps that has a sample: its mean loss; N is the timestep that it starts at."""
     found: dict[int, list[float]] = {}
     for loss, timestep in zip(losses, timesteps, strict=True):
-        found.setdefault(min(int(timestep), NUM_TIMESTEPS - 1) * bins // NUM_TIMESTEPS, []).append(loss)
+        found.setdefault(bin_of(timestep, bins), []).append(loss)
     return {
         f"{prefix}_t{number * NUM_TIMESTEPS // bins:03}": sum(one) / len(one)
         for number, one in sorted(found.items())

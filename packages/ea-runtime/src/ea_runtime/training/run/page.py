@@ -112,12 +112,10 @@ class RunPage:
         return [
             draw_chart("Loss", losses, last, marks=marks, dots=dots),
             *(
-                draw_chart(
-                    title, [_line(f"from t = {int(first)}", curve) for first, curve in bins.items()], last
-                )
-                for title, bins in (
-                    ("Loss by timestep", _smooth(history.bins("loss"))),
-                    ("Loss of held-out samples by timestep", history.bins("val_loss")),
+                draw_chart(title, [one(f"from t = {int(t)}", curve) for t, curve in bins.items()], last)
+                for title, bins, one in (
+                    ("Loss by timestep", history.bins("loss"), _mean_line),
+                    ("Loss of held-out samples by timestep", history.bins("val_loss"), _line),
                 )
             ),
             draw_chart("Samples a second", self._lines({"samples a second": "speed"}), last, from_zero=True),
@@ -144,21 +142,13 @@ def _line(name: str, curve: Curve, dim: bool = False) -> Line:
     return Line(name, *curve.numbers(), dim=dim)
 
 
-def _smooth(bins: dict[str, Curve]) -> dict[str, Curve]:
+def _mean_line(name: str, curve: Curve) -> Line:
     """Running means: one step has few samples of a bin."""
-    found = {}
-    for name, curve in bins.items():
-        steps, values = curve.numbers()
-        size = min(_RECENT, max(len(values), 1))
-        sums = np.cumsum(np.concatenate([[0.0], values]))
-        ends = np.arange(1, len(values) + 1)
-        starts = np.maximum(ends - size, 0)
-        means = (sums[ends] - sums[starts]) / (ends - starts)
-        smooth = Curve()
-        for step, value in zip(steps.astype(int), means, strict=True):
-            smooth.add(int(step), float(value))
-        found[name] = smooth
-    return found
+    steps, values = curve.numbers()
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - _RECENT, 0)
+    return Line(name, steps, (sums[ends] - sums[starts]) / (ends - starts))
 
 
 def _picture(path: Path) -> str:

@@ -106,7 +106,7 @@ class RunFolder:
 
     def continue_config(self) -> None:
         """Writes the config of a resumed run, if something in it has changed."""
-        if self.writes and self._config_before() != _flat(self.config):
+        if self.writes and self._config_before() != flat(self.config):
             write_atomic(self.out / CONFIG, tomli_w.dumps(self.config))
 
     def open_log(self) -> RunLog:
@@ -129,7 +129,7 @@ class RunFolder:
 
     def _same_config(self) -> None:
         """Raises UserError naming the keys that differ from the run's own config."""
-        before, now = self._config_before(), _flat(self.config)
+        before, now = self._config_before(), flat(self.config)
         may_change = MAY_CHANGE | (PLACES if (self.out / set_record.NAME).exists() else set())
         keys = sorted(
             k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in may_change
@@ -144,7 +144,7 @@ class RunFolder:
     def _config_before(self) -> dict[str, Any]:
         path = self.out / CONFIG
         try:
-            return _flat(tomllib.loads(path.read_text(encoding="utf-8")))
+            return flat(tomllib.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{str(path)!r} must be the config of the run that --resume continues: {error}"
@@ -203,11 +203,12 @@ def _bare(value: Any) -> Any:
     return value if isinstance(value, (str, bool, int, float)) else str(value)
 
 
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A table of tables as one, its keys joined by dots."""
+    found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ea_runtime.errors import UserError
+from ea_runtime.training.run.run_folder import flat
 
 
 class Tracking:
@@ -32,7 +33,7 @@ class Tracking:
         self._trackers = [_BUILD[name](folder) for name in names]
         for tracker in self._trackers:
             tracker.start()
-            tracker.store_init_configuration(_flat(config))
+            tracker.store_init_configuration(_plain(config))
 
     def __enter__(self) -> Tracking:
         return self
@@ -71,11 +72,8 @@ def _trackio(folder: Path) -> Any:
 _BUILD: dict[str, Callable[[Path], Any]] = {"wandb": _wandb, "trackio": _trackio}
 
 
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (str, bool, int, float)) else str(value)
-    return flat
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value if isinstance(value, (str, bool, int, float)) else str(value)
+        for key, value in flat(config).items()
+    }
