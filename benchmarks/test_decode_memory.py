@@ -19,7 +19,7 @@ LENGTHS = (9, 72, 144, 720)
 _CHILD = """
 import os, sys
 os.environ["OMP_NUM_THREADS"] = "1"
-from ea_runtime.machine.allocator import tune_allocator
+from ea_runtime.machine.allocator import return_free_memory, tune_allocator
 tune_allocator()  # as `ea generate` does
 import torch
 from ea_runtime.models.loading import load_parts
@@ -32,6 +32,8 @@ count = 0
 with torch.inference_mode():
     for frames in vae.iter_decode(latents, smooth=smooth):
         count += frames.shape[2]
+        del frames
+        return_free_memory()
 assert count == num_frames, count
 print(peak_rss())
 """

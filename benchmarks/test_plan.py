@@ -238,9 +238,10 @@ def measured(
     else:
         words = ["generate", *options_of(case, folder), "--overwrite"]
         output = [] if "-o" in words else ["-o", "out.png" if plan["frames"] == 1 else "out.mp4"]
+        for old in folder.glob("out.*"):  # a sidecar of that name would stay with its file
+            old.unlink()
         lines = run([sys.executable, "-c", _COMMAND, *words, *output], folder, env).splitlines()
-        sidecar = next(p for p in (folder / "out.json",) if p.is_file())
-        timings = json.loads(sidecar.read_text())["timings"]
+        timings = json.loads((folder / "out.json").read_text())["timings"]
     return int(next(line for line in lines if line.startswith("peak")).split()[1]), timings
 
 

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ea_runtime.errors import NotFiniteError, UserError
+from ea_runtime.machine.allocator import return_free_memory
 from ea_runtime.machine.memory import free_memory, is_out_of_memory
 
 
@@ -101,6 +102,8 @@ def _decode(
             if chunk is None:
                 return
             frames = to_uint8(chunk)
+        del chunk
+        return_free_memory()
         yield from frames[unwanted:]
         unwanted = max(unwanted - len(frames), 0)
 

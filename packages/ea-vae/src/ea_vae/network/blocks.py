@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .config import BlockSpec, VaeConfig
-from .conv import CausalConv3d, Mode
+from .conv import CausalConv3d, Mode, PointwiseConv3d
 from .rewrites import double_time
 
 NORM_EPS = 1e-6
@@ -59,7 +59,7 @@ class ResidualBlock3D(nn.Module):
         self.norm2 = nn.GroupNorm(config.norm_num_groups, out_channels, eps=NORM_EPS)
         self.conv2 = CausalConv3d(out_channels, out_channels)
         same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
+        self.shortcut = nn.Identity() if same else PointwiseConv3d(in_channels, out_channels)
         self.activation = partial(_activate, config.act_fn)
 
     def forward(self, x: Tensor, mode: Mode) -> Tensor:

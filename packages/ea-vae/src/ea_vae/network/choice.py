@@ -33,7 +33,7 @@ VARIABLE = "EA_VAE_REWRITES"
 # Found on a CPU with AVX2 (float32, one thread, oneDNN): below these a form loses what its sums of weights and its
 # extra calls cost. POSITIONS are T * H * W of the input; weights above SMALL elements leave the processor's cache.
 _SMALL_WEIGHT = 1 << 18
-_MIN_WORK = {"summed": 300_000_000, "phase": 150_000_000}  # multiply-adds of the plain form
+_MIN_WORK = {"summed": 130_000_000, "phase": 150_000_000}  # multiply-adds of the plain form
 _MIN_POSITIONS = {"summed": (192, 512), "phase": (192, 768)}  # small weights, others
 # Winograd's form (winograd.py) has transforms besides: of each tile, which wide layers pay for, and of the taps.
 _WINOGRAD = {"channels": 64, "image": 1024, "positions": 3072}  # enlarging: 4 times the channels

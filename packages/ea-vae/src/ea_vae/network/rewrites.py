@@ -32,6 +32,8 @@ single: Slice VAE's frame 0, encoded alone: padded as a slice, never enlarged in
 Stride = tuple[int, int, int]
 
 _MIN_ONEDNN = 2_000_000  # multiply-adds; below, its set-up of 0.1 ms is more than torch's own kernel takes
+# measured at 16 to 512 channels, one thread, AVX-512 and AVX2 (docs/performance.md)
+_MIN_LAST, _MAX_LAST = 2048, 128  # positions T * H * W, and channels of the narrower side
 # Which taps of a 3-tap filter fall on which of the two low-resolution neighbours, for an even and an odd output.
 _PHASES = ([[1.0, 0, 0], [0, 1, 1]], [[1.0, 1, 0], [0, 0, 1]])
 
@@ -90,14 +92,15 @@ def enlarge_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, mode: Mode,
     biases = None if bias is None else bias.repeat(4)
     phases = run(x, phase_weight(weight), biases, (1, 1, 1), 1, mode)  # B 4*Cout T H+1 W+1
     batch, _, frames, height, width = phases.shape
-    phases = phases.reshape(batch, 2, 2, -1, frames, height, width)  # row phase, column phase
+    outer = weight.shape[0]
     height, width = height - 1, width - 1
-    out = phases.new_empty(batch, phases.shape[3], frames, height, 2, width, 2)
+    out = empty_like(x, batch, outer, frames, 2 * height, 2 * width)
     for row in (0, 1):
         for column in (0, 1):
-            part = phases[:, row, column, :, :, row : row + height, column : column + width]
-            out[:, :, :, :, row, :, column] = part
-    return out.flatten(3, 4).flatten(4, 5)  # B Cout T 2H 2W
+            filters = slice((2 * row + column) * outer, (2 * row + column + 1) * outer)
+            part = phases[:, filters, :, row : row + height, column : column + width]
+            out[:, :, :, row::2, column::2] = part
+    return out
 
 
 def phase_weight(weight: Tensor) -> Tensor:
@@ -116,7 +119,7 @@ def double_time(x: Tensor, keep_first: bool) -> Tensor:
     """
     first = int(keep_first)
     batch, channels, frames, height, width = x.shape
-    out = x.new_empty(batch, channels, 2 * frames - first, height, width)
+    out = empty_like(x, batch, channels, 2 * frames - first, height, width)
     if keep_first:
         out[:, :, 0] = x[:, :, 0]
     source, target = x[:, :, first:], out[:, :, first:]
@@ -128,13 +131,55 @@ def double_time(x: Tensor, keep_first: bool) -> Tensor:
     return out
 
 
+def lay_out(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """x, channels last where a convolution without gradients reads it faster so; other tensors stay as they are.
+
+    On CUDA these are the tensor cores' 16 bits. On a CPU in float32 oneDNN copies plain input and output to blocks and
+    back in each convolution, which channels that are last save it; but then it takes longer to lay out weights, so that
+    wide layers on few positions stay plain. weight: None for Winograd's form, which always reads channels last.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(x) is not Tensor:
+        return x
+    if x.is_cuda:
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        return x.contiguous(memory_format=torch.channels_last_3d) if half else x
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return x
+    last = weight is None or (
+        x.shape[2] * x.shape[3] * x.shape[4] >= _MIN_LAST and min(weight.shape[:2]) <= _MAX_LAST
+    )
+    return x.contiguous(memory_format=torch.channels_last_3d if last else torch.contiguous_format)
+
+
+def is_last(x: Tensor) -> bool:
+    """True if the channels of a position are neighbours in memory."""
+    return x.stride(1) == 1 and x.shape[1] > 1
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels last if x is, else as torch lays out a new tensor."""
+    if not is_last(x):
+        return torch.contiguous_format
+    return torch.channels_last_3d if x.ndim == 5 else torch.channels_last
+
+
+def empty_like(x: Tensor, *shape: int) -> Tensor:
+    """A tensor of another shape (B, C, T, H, W) in x's layout, without values."""
+    if not is_last(x):
+        return x.new_empty(shape)
+    batch, channels, *rest = shape
+    return x.new_empty(batch, *rest, channels).movedim(-1, 1)
+
+
 def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
 ) -> Tensor:
     """A 2-D or 3-D convolution, by oneDNN if it is available and pays for its set-up."""
     if _is_for_onednn(x, weight):
         ones = (1,) * len(stride)
-        return torch.mkldnn_convolution(x.contiguous(), weight.contiguous(), bias, padding, stride, ones, 1)
+        layout = memory_format(x)
+        x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, ones, 1)
     run = F.conv3d if len(stride) == 3 else F.conv2d
     return run(x, weight, bias, stride, padding)
 

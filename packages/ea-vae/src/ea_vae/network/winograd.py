@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .rewrites import empty_like, is_last
+
 _POINTS = 6
 _OUT = 4
 #: elements of a band's tiles times channels, and of a block's transformed taps: 5 MB a frame, 12 MB
@@ -48,7 +50,7 @@ def convolve_winograd(
     down = -(-height * scale // _OUT)
     rows, block = _sizes(inner, outer, across, down)
     steps = _steps(frames, mode)
-    out = x.new_empty(batch, outer, frames, height * scale, width * scale)
+    out = empty_like(x, batch, outer, frames, height * scale, width * scale)
     band = _Band(x, rows, across, min(frames, 3) if block >= outer else frames, scale)
     scratch = _Scratch(x, band.tiles, block)
     taps = _Taps(weight, steps, block)
@@ -132,7 +134,7 @@ class _Band:
         self.done = x.new_empty(slots, _POINTS, _POINTS, rows, across, channels)
         self.held = [-1] * slots
         self.place: tuple[int, int] | None = None
-        self.flat = x.new_empty(channels, x.shape[3] * x.shape[4])
+        self.flat = None if is_last(x) else x.new_empty(channels, x.shape[3] * x.shape[4])
 
     def start(self, x: Tensor, top: int) -> None:
         """x (Cin, T, H, W); top: the band's first row of tiles."""
@@ -164,10 +166,13 @@ class _Band:
         first = self.top * _OUT - 1
         start, stop = max(first, 0), min(first + high, height * scale)
         above, below = start // scale, -(-stop // scale)
-        flat = self.flat[:, : (below - above) * width]
-        # a contiguous copy first: rows a power of two apart share the lines of the cache
-        flat.copy_(image[:, above:below].flatten(1))
-        lines = flat.t().contiguous().view(below - above, width, channels)
+        if self.flat is None:
+            lines = image[:, above:below].permute(1, 2, 0)
+        else:
+            flat = self.flat[:, : (below - above) * width]
+            # a contiguous copy first: rows a power of two apart share the lines of the cache
+            flat.copy_(image[:, above:below].flatten(1))
+            lines = flat.t().contiguous().view(below - above, width, channels)
         columns = self.columns
         columns[:, : start - first] = 0
         columns[:, stop - first :] = 0

@@ -84,11 +84,21 @@ class Meter:
         return self.new(batch, queries, width, passes=0)
 
     def convolution(
-        self, batch: int, into: int, out: int, inputs: int, outputs: int, taps: int, *, is_direct: bool = True
+        self,
+        batch: int,
+        into: int,
+        out: int,
+        inputs: int,
+        outputs: int,
+        taps: int,
+        *,
+        is_direct: bool = True,
+        is_last: bool = False,
     ) -> Held:
         """A convolution: `inputs` positions of `into` channels -> `outputs` positions of `out` channels.
 
-        taps: of the filter, in all dimensions. is_direct: oneDNN is asked for it, where it is large enough.
+        taps: of the filter, in all dimensions. is_direct: oneDNN is asked for it, where it is large enough. is_last:
+        with channels last, which it reads and writes as they are.
         """
         self.work["convolution"] += 2 * batch * outputs * taps * into * out
         size = batch * outputs * out * self.itemsize
@@ -97,7 +107,7 @@ class Meter:
             laid_in = 0 if into <= 4 else batch * inputs * _blocks(into) * self.itemsize
             laid_out = batch * outputs * _blocks(out) * self.itemsize
             weights = taps * _blocks(into) * _blocks(out) * self.itemsize
-            self.touch(laid_out + weights + max(laid_in, size))
+            self.touch(2 * weights + size if is_last else laid_out + weights + max(laid_in, size))
         return self.new(batch, outputs, out, passes=0)
 
 

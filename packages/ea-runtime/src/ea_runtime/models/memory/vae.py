@@ -15,9 +15,11 @@ from ea_runtime.models.memory.winograd import Tiled
 Mode = Literal["causal", "slice", "single"]
 #: as ea-vae's choice.py: below these a convolution keeps its plain form
 _SMALL_WEIGHT = 1 << 18
-_MIN_WORK = {"summed": 300_000_000, "phase": 150_000_000}
+_MIN_WORK = {"summed": 130_000_000, "phase": 150_000_000}
 _MIN_POSITIONS = {"summed": (192, 512), "phase": (192, 768)}
 _MIN_WORK_CUDA = 1_000_000_000
+#: as ea-vae's rewrites.py: where channels are last
+_MIN_LAST, _MAX_LAST = 2048, 128
 #: tiles of EasyAnimate: the side in pixels, and the share of it that neighbours have in common
 TILE, OVERLAP, _MIN_SHARED = 384, 0.25, 3
 
@@ -311,8 +313,12 @@ class _Pass:
         form = form or self.form(into, out, slows=slows)
         plane, image = h * w, after[1] * after[2]
 
+        is_last = self.has_tiles and self.positions >= _MIN_LAST and min(into, out) <= _MAX_LAST
+
         def run(frames: int, given: int, taps: int) -> Held:
-            return m.convolution(self.batch, into, out, given * plane, frames * image, taps * area)
+            return m.convolution(
+                self.batch, into, out, given * plane, frames * image, taps * area, is_last=is_last
+            )
 
         if form == "direct" or (form == "summed" and self.mode != "causal" and t > 1):
             is_padded = form == "direct"

@@ -49,7 +49,6 @@ class Tiled:
             meter.new(4 * high * (across + 1) * self.into),
             meter.new(6 * high * across * self.into, passes=2 * frames),
             meter.new(slots * _PRODUCTS * tiles * self.into, passes=2 * frames),
-            meter.new(self.into * height * width),
             meter.new((_PRODUCTS + 24 + 16) * tiles * block, passes=2 * frames),
             meter.new(names * _PRODUCTS * self.into * block, passes=1),
         ]
