@@ -3,7 +3,8 @@
 Each run and each plan is a separate process; the processor time of a plan is measured too.
 
 `uv run pytest benchmarks/test_plan.py -k memory` counts bytes, which other programs on the machine do not change; `-k
-seconds` also calibrates and measures seconds, and wants an idle machine.
+seconds` measures seconds, and wants an idle machine. Both calibrate first: how much of its libraries a program holds
+depends on the system (120 MB between two kernels).
 """
 
 from __future__ import annotations
@@ -140,6 +141,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def calibrated(folder: Path) -> tuple[str, float]:
+    """What `ea plan --calibrate` remembers of this machine, and its seconds."""
+    env = environment(folder / "calibrated")
+    started = time.perf_counter()
+    run([sys.executable, "-m", "ea_runtime.cli.main", "plan", "--calibrate", "--device", "cpu"], folder, env)
+    return (folder / "calibrated/plans.json").read_text(), time.perf_counter() - started
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """One thread, unless OMP_NUM_THREADS says otherwise, and a cache."""
+    return os.environ | {"EA_CACHE": str(cache), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
 def write_model(folder: Path, denoiser: dict[str, Any], vae: dict[str, Any], dtype: torch.dtype) -> None:
     """A model folder with random weights and tiny's tokenizer."""
     from transformers import T5Config
@@ -245,14 +260,20 @@ def measured(
     return int(next(line for line in lines if line.startswith("peak")).split()[1]), timings
 
 
-def test_memory(folder: Path, report: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    threads = os.environ.get("OMP_NUM_THREADS", "1")
+def test_memory(
+    folder: Path,
+    calibrated: tuple[str, float],
+    report: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     rows = []
     only = os.environ.get("EA_PLAN_CASES")  # numbers, to look at some
     chosen = CASES if only is None else [CASES[int(number)] for number in only.split(",")]
-    for number, case in enumerate(chosen):
-        # a new cache each time: no plan learns from the run before
-        env = os.environ | {"EA_CACHE": str(folder / f"cache{number}"), "OMP_NUM_THREADS": threads}
+    cache = folder / "memory"
+    cache.mkdir()
+    env = environment(cache)
+    for case in chosen:
+        (cache / "plans.json").write_text(calibrated[0])  # no plan learns from the run before
         plan, spent = planned(case, folder, env)
         peak, _ = measured(case, folder, plan, env)
         error = plan["peak"] / peak - 1
@@ -277,21 +298,21 @@ def test_memory(folder: Path, report: Callable[..., None], capsys: pytest.Captur
     assert statistics.median(errors) <= 0.05
 
 
-def test_seconds(folder: Path, report: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_seconds(
+    folder: Path,
+    calibrated: tuple[str, float],
+    report: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Seconds of all phases but the imports, after a calibration and without learning from the runs."""
-    env = os.environ | {
-        "EA_CACHE": str(folder / "calibrated"),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-    }
-    started = time.perf_counter()
-    run([sys.executable, "-m", "ea_runtime.cli.main", "plan", "--calibrate", "--device", "cpu"], folder, env)
-    spent = time.perf_counter() - started
-    cache = folder / "calibrated" / "plans.json"
-    calibrated = cache.read_text()
+    text, spent = calibrated
+    cache = folder / "seconds"
+    cache.mkdir()
+    env = environment(cache)
     figures: dict[str, Any] = {"calibration": f"{spent:.1f} s"}
     errors = []
     for case in CASES:
-        cache.write_text(calibrated)
+        (cache / "plans.json").write_text(text)
         plan, _ = planned(case, folder, env)
         _, timings = measured(case, folder, plan, env)
         phases = {phase["name"]: phase["seconds"] for phase in plan["phases"]}

@@ -1,6 +1,7 @@
 """This machine measured for plans, in about ten seconds and in a separate process.
 
-Rates of arithmetic, and the program's own memory.
+Rates of single operations, rates at which the networks run (measure_networks.py), what the first video of a process
+takes once, and the program's own memory.
 
 `python -m ea_runtime.generation.measure_machine DEVICE` prints them as JSON.
 """
@@ -16,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ea_runtime.errors import UserError
-from ea_runtime.planning.calibration import PROGRAM_BYTES, Calibration, read_calibration, write_calibration
+from ea_runtime.planning.calibration import PROGRAM_BYTES, Calibration, write_calibration
 
 #: seconds that each rate is measured
-_SECONDS = 0.8
+_SECONDS = 0.3
 #: bytes of a file that are read to measure reading
 _READ = 256 << 20
 
@@ -31,7 +32,7 @@ def calibrate(device: str) -> Calibration:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     try:
         found = json.loads(done.stdout.splitlines()[-1])
-        calibration = Calibration(int(found["program_bytes"]), found["rates"])
+        calibration = Calibration(int(found["program_bytes"]), found["rates"], starts=found["starts"])
     except (ValueError, KeyError, IndexError, TypeError) as error:
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise UserError(f"`--calibrate` could not measure {device}: {last[:200]}") from error
@@ -54,38 +55,34 @@ def _measure(device: str) -> dict[str, Any]:
     import transformers
 
     tokenizer = transformers.PreTrainedTokenizerFast  # loaded when it is asked for
-    rates = {"imports": time.perf_counter() - started}
-    program = _program_bytes(device)
-    with torch.inference_mode():
-        rates |= _rates(device)
-    rates["disk"] = _disk_rate()
-    del tokenizer
-    return {"program_bytes": program, "rates": rates}
+    imports = time.perf_counter() - started
 
-
-def _program_bytes(device: str) -> int:
-    """The peak of a picture by the bundled model, without what the plan counts for its networks."""
     from ea_runtime.errors import MissingPackageError
-    from ea_runtime.generation.forecasts import forecast_request
+    from ea_runtime.generation import measure_networks as networks
     from ea_runtime.generation.pipeline import VideoPipeline
-    from ea_runtime.generation.requests import ModelRequest
-    from ea_runtime.generation.resolve import resolve
     from ea_runtime.machine.memory import peak_rss
 
-    if device == "cuda":
-        return PROGRAM_BYTES
+    program, starts = PROGRAM_BYTES, {}
     try:
         pipe = VideoPipeline.from_pretrained("tiny", device=device)
     except MissingPackageError:
-        return PROGRAM_BYTES
-    settings: dict[str, Any] = {"num_frames": 1, "num_inference_steps": 1}
-    pipe("a circle", seed=0, **settings)
-    resolved = resolve(ModelRequest(prompt="a circle", model="tiny", device=device, **settings))
-    forecast = forecast_request(resolved.request, resolved.folder, kind=None)
-    return peak_rss() - (forecast.peak - read_calibration(device).program)
+        pipe = None  # then no model can run: rates of single operations will do
+    else:
+        first = networks.first_picture(pipe)
+        if device == "cpu":
+            program = peak_rss() - networks.bytes_of_networks(device)
+    with torch.inference_mode():
+        rates = {"imports": imports} | _rates(device)
+    rates["disk"] = _disk_rate()
+    if pipe is not None:
+        rates = networks.rates(pipe, device, rates)
+        starts = networks.starts(device, rates, first)
+    del tokenizer
+    return {"program_bytes": program, "rates": rates, "starts": starts}
 
 
 def _rates(device: str) -> dict[str, float]:
+    """Rates by kind of work, of one operation each."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -94,8 +91,7 @@ def _rates(device: str) -> dict[str, float]:
 
     where: dict[str, Any] = {"device": choose_device(device)}
     where["dtype"] = choose_dtype(where["device"])
-    is_cpu = device == "cpu"
-    scale = 1 if is_cpu else 8
+    scale = 1 if device == "cpu" else 8
     x, linear = torch.randn(1536 * scale, 768, **where), nn.Linear(768, 3072, **where)
     image, weight = torch.randn(1, 128, 5, 32 * scale, 32, **where), torch.randn(128, 128, 3, 3, 3, **where)
     q = torch.randn(2 * scale, 12, 512, 64, **where)
@@ -104,12 +100,11 @@ def _rates(device: str) -> dict[str, float]:
         torch.randn(8, 64, **where),
         nn.Linear(64, 64, **where),
     )
+    frames = torch.randn(1, 32, 9, 128, 128 * scale, **where).contiguous(memory_format=torch.channels_last_3d)
 
-    def convolve() -> Any:
-        if is_cpu and torch.backends.mkldnn.is_available():
-            ones = (1, 1, 1)
-            return torch.mkldnn_convolution(image, weight, None, ones, ones, ones, 1)
-        return F.conv3d(image, weight, None, 1, 1)
+    def sweep() -> Any:
+        """As the VAE's residual blocks, which count 8 passes."""
+        return F.silu(F.group_norm(frames, 8), inplace=True).add_(frames)
 
     def wait() -> None:
         if device == "cuda":
@@ -118,15 +113,17 @@ def _rates(device: str) -> dict[str, float]:
     positions = image.shape[2] * image.shape[3] * image.shape[4]
     works: dict[str, tuple[Callable[[], Any], float]] = {
         "linear": (lambda: linear(x), 2.0 * len(x) * 768 * 3072),
-        "convolution": (convolve, 2.0 * positions * 128 * 128 * 27),
+        "convolution": (lambda: F.conv3d(image, weight, None, 1, 1), 2.0 * positions * 128 * 128 * 27),
         "attention": (
             lambda: F.scaled_dot_product_attention(q, q, q),
             4.0 * q.shape[0] * 12 * 512 * 512 * 64,
         ),
         "moved": (lambda: large + large, 2.0 * large.numel() * large.element_size()),
+        "swept": (sweep, 8.0 * frames.numel() * frames.element_size()),
         "calls": (lambda: norm(small), 0.5),  # every tensor of a walk is about two calls
     }
-    return {name: amount / _seconds(work, wait) for name, (work, amount) in works.items()}
+    rates = {name: amount / _seconds(work, wait) for name, (work, amount) in works.items()}
+    return rates | {"winograd": rates["convolution"]}
 
 
 def _seconds(work: Callable[[], Any], wait: Callable[[], None]) -> float:

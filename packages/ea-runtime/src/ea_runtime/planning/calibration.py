@@ -16,7 +16,7 @@ from ea_runtime.files.atomic import write_atomic
 from ea_runtime.machine.processor import processor_name
 
 #: of the file's format
-VERSION = 1
+VERSION = 2
 #: memory of Python with torch, diffusers and transformers once networks have run; measured (benchmarks/test_plan.py)
 PROGRAM_BYTES = 640_000_000
 #: runs that are remembered
@@ -29,14 +29,15 @@ _SMALL = 0.5
 class Calibration:
     """This machine with one device.
 
-    program_bytes: of the program itself. rates: FLOP/s by kind of work, "moved" bytes a second, "calls" a second,
-    "disk" bytes a second, "imports" seconds; empty until measured. runs: what finished runs were predicted to take,
-    and took.
+    program_bytes: of the program itself. rates: FLOP/s by kind of work, "moved" and "swept" bytes a second, "calls" a
+    second, "disk" bytes a second, "imports" seconds; empty until measured. runs: what finished runs were predicted to
+    take, and took. starts: seconds that a phase takes once, before its first arithmetic.
     """
 
     program_bytes: int = PROGRAM_BYTES
     rates: Mapping[str, float] = field(default_factory=dict)
     runs: tuple[Mapping[str, Any], ...] = ()
+    starts: Mapping[str, float] = field(default_factory=dict)
 
     def seconds(self, phase: str, work: Mapping[str, float], disk: int = 0) -> float | None:
         """Seconds of a phase, corrected by the runs so far; None without rates."""
@@ -44,6 +45,7 @@ class Calibration:
             return None
         own = sum(amount / self.rates[kind] for kind, amount in work.items() if kind in self.rates)
         own += disk / self.rates["disk"] + (self.rates["imports"] if phase == "loading" else 0)
+        own += self.starts.get(phase, 0.0)
         return own * self.factor(phase)
 
     def factor(self, phase: str) -> float:
@@ -87,7 +89,7 @@ def learned(
     }
     if measured is not None and predicted - program < _SMALL * program:
         run["program"] = max(measured - (predicted - program), program // 2)
-    return Calibration(before.program_bytes, before.rates, (*before.runs, run)[-_RUNS:])
+    return replace(before, runs=(*before.runs, run)[-_RUNS:])
 
 
 def read_calibration(device: str) -> Calibration:
@@ -97,8 +99,11 @@ def read_calibration(device: str) -> Calibration:
         rates = {str(name): float(value) for name, value in found["rates"].items()}
         if any(not value > 0 for value in rates.values()):
             raise ValueError
+        starts = {str(name): float(value) for name, value in found["starts"].items()}
+        if any(not value >= 0 for value in starts.values()):
+            raise ValueError
         runs = tuple(run for run in found["runs"] if _is_sound(run))
-        return Calibration(int(found["program_bytes"]), rates, runs)
+        return Calibration(int(found["program_bytes"]), rates, runs, starts)
     except (TypeError, KeyError, ValueError, AttributeError):
         return Calibration()
 

@@ -55,7 +55,7 @@ class Phase:
     @property
     def flops(self) -> int:
         """Arithmetic, multiply-adds counted as two."""
-        return sum(self.work.get(kind, 0) for kind in ("linear", "convolution", "attention"))
+        return sum(self.work.get(kind, 0) for kind in ("linear", "convolution", "winograd", "attention"))
 
 
 @dataclass(frozen=True, slots=True)

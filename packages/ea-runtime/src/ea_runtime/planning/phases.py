@@ -92,7 +92,8 @@ class Planner:
     def meter(self, part: str) -> Meter:
         """A meter for a part's activations."""
         dtype = self.dtype_of(part)
-        return Meter(ITEMSIZE[dtype], has_scratch=self.is_cpu and dtype == "float32")
+        moves = "swept" if part == "vae" else "moved"
+        return Meter(ITEMSIZE[dtype], has_scratch=self.is_cpu and dtype == "float32", moves=moves)
 
     def phases(self, setting: Setting, way: Way) -> tuple[Phase, ...]:
         """All phases of one generation, in order."""
@@ -181,7 +182,7 @@ class Planner:
             now += size if self.kind != "cuda" else 0
         stored = sum(sum(part.stored) for part in order)
         way = Way("loading", {"loading": () if self.kind != "cuda" else ("vae", "denoiser", "text")})
-        return self.phase("loading", way, setting, 0, widest, {"moved": stored}, stored)
+        return self.phase("loading", way, setting, 0, widest, {"swept": stored}, stored)
 
     def _loading_offloaded(self, setting: Setting, way: Way) -> Phase:
         """On the CPU what does not wait; for a GPU all weights, in the machine's memory."""
@@ -193,7 +194,7 @@ class Planner:
         else:
             host, read = passing, sum(sum(self.parts[name].stored) for name in names)
         return self.phase(
-            "loading", replace(way, holds={"loading": ()}), setting, 0, host, {"moved": read}, read
+            "loading", replace(way, holds={"loading": ()}), setting, 0, host, {"swept": read}, read
         )
 
     def text(self, setting: Setting, way: Way) -> Phase:
@@ -222,9 +223,15 @@ class Planner:
         height, width, tiles = self.tiled(setting, way)
         walk_encode(meter, vae, chunk, height, width, setting.batch)
         passes = -(-setting.frames // chunk) * (3 if is_v3 else 1) * tiles
+        work = meter.work
         if not setting.has_known:
-            passes = 2 * tiles  # chunks of one colour are encoded once
-        work = Counter(_times(_with_fetched(meter.work, self.fetched("vae", way) // 2), passes))
+            passes, alone = (
+                2 * tiles,
+                self.meter("vae"),
+            )  # chunks of one colour are encoded once, for all videos
+            walk_encode(alone, vae, chunk, height, width)
+            work = alone.work
+        work = Counter(_times(_with_fetched(work, self.fetched("vae", way) // 2), passes))
         encoder = self.parts.get(IMAGE_ENCODER)
         if encoder is not None and setting.has_known:
             # read for the picture and dropped; in float32 on the CPU, whatever the device
@@ -306,7 +313,7 @@ class Planner:
 
 def _with_fetched(work: Mapping[str, int], size: int) -> dict[str, int]:
     """The work of a pass that fetches `size` bytes of weights as well."""
-    return {**work, "moved": work.get("moved", 0) + size} if size else dict(work)
+    return {**work, "swept": work.get("swept", 0) + size} if size else dict(work)
 
 
 def _times(work: Mapping[str, int], count: int) -> dict[str, int]:

@@ -26,14 +26,16 @@ class Held:
 
 @dataclass
 class Meter:
-    """Bytes that are alive, their peak, and work by kind ("linear", "convolution", "attention": FLOPs; "moved": bytes
-    read and written by everything else; "calls").
+    """Bytes that are alive, their peak, and work by kind ("linear", "convolution", "winograd", "attention": FLOPs;
+    "moved" or "swept": bytes read and written by everything else; "calls").
 
-    itemsize: bytes of an element. has_scratch: counts what oneDNN's convolutions take next to their tensors.
+    itemsize: bytes of an element. has_scratch: counts what oneDNN's convolutions take next to their tensors. moves: the
+    kind of bytes moved: "swept" for the VAE, whose tensors are larger than the processor's cache.
     """
 
     itemsize: int = 4
     has_scratch: bool = False
+    moves: str = "moved"
     now: int = 0
     peak: int = 0
     work: Counter[str] = field(default_factory=Counter)
@@ -43,7 +45,7 @@ class Meter:
         size = prod(shape) * (self.itemsize if itemsize is None else itemsize)
         self.now += size
         self.peak = max(self.peak, self.now)
-        self.work["moved"] += int(passes * size)
+        self.work[self.moves] += int(passes * size)
         self.work["calls"] += 1
         return Held(size)
 
@@ -100,7 +102,8 @@ class Meter:
         taps: of the filter, in all dimensions. is_direct: oneDNN is asked for it, where it is large enough. is_last:
         with channels last, which it reads and writes as they are.
         """
-        self.work["convolution"] += 2 * batch * outputs * taps * into * out
+        # few filters leave lanes idle
+        self.work["convolution"] += 2 * batch * outputs * taps * into * (_blocks(out) if is_last else out)
         size = batch * outputs * out * self.itemsize
         if self.has_scratch and is_direct and batch * inputs * into * out * taps >= _MIN_ONEDNN and taps > 1:
             # measured: the input is laid out in blocks unless it has few channels, and so is the output

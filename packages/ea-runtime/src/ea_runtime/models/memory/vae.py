@@ -213,7 +213,7 @@ class _Pass:
         m.free(normed, h)
         if into != out:
             m.free(m.convolution(self.batch, into, out, self.positions, self.positions, 1))
-        m.work["moved"] += 3 * changed.size
+        m.work[m.moves] += 3 * changed.size
         m.free(x)
         return changed
 

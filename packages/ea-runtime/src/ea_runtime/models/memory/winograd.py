@@ -33,7 +33,10 @@ class Tiled:
         )
 
     def walk(self, meter: Meter, batch: int, is_causal: bool) -> Held:
-        """Adds the convolution, whose input the caller holds; returns its output."""
+        """Adds the convolution, whose input the caller holds; returns its output.
+
+        Its work is that of its matrix products; the transforms between them stay in the cache and slow them down.
+        """
         frames, height, width = self.size
         scale = 2 if self.enlarges else 1
         across, down = -(-width * scale // 4), -(-height * scale // 4)
@@ -46,16 +49,16 @@ class Tiled:
         names = (1, 3, 5)[min(frames, 3) - 1] if is_causal else 3 if frames > 1 else 1
         result = meter.new(batch, self.out, frames, height * width * scale**2, passes=0)
         held = [
-            meter.new(4 * high * (across + 1) * self.into),
-            meter.new(6 * high * across * self.into, passes=2 * frames),
-            meter.new(slots * _PRODUCTS * tiles * self.into, passes=2 * frames),
-            meter.new((_PRODUCTS + 24 + 16) * tiles * block, passes=2 * frames),
-            meter.new(names * _PRODUCTS * self.into * block, passes=1),
+            meter.new(4 * high * (across + 1) * self.into, passes=0),
+            meter.new(6 * high * across * self.into, passes=0),
+            meter.new(slots * _PRODUCTS * tiles * self.into, passes=0),
+            meter.new((_PRODUCTS + 24 + 16) * tiles * block, passes=0),
+            meter.new(names * _PRODUCTS * self.into * block, passes=0),
         ]
         seen = min(-(-high // scale), height) * width * self.into
         temporary = max(2 * 9 * self.into * block, seen, 2 * 6 * tiles * self.into, 4 * 6 * tiles * block)
         meter.touch(temporary * meter.itemsize)
         meter.free(*held)
         kinds = 2 * frames if not is_causal else {1: 1, 2: 3}.get(frames, 3 * frames - 3)
-        meter.work["convolution"] += 2 * batch * kinds * down * across * _PRODUCTS * self.into * self.out
+        meter.work["winograd"] += 2 * batch * kinds * down * across * _PRODUCTS * self.into * self.out
         return result

@@ -1,0 +1,112 @@
+"""Rates of work as the networks themselves reach them, for plans (measure_machine.py).
+
+A network's time is the sum of its work by kind over their rates. Linear layers and attention are measured as single
+operations; what lies between them in the denoiser ("calls", "moved") and the VAE's convolutions follow from runs of the
+bundled model and of a wider VAE with random weights: each run gives the one rate that is still unknown in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ea_runtime.generation.forecasts import forecast_request
+from ea_runtime.generation.requests import ModelRequest
+from ea_runtime.generation.resolve import resolve
+from ea_runtime.models.memory.meter import Meter
+from ea_runtime.models.memory.vae import walk_decode
+from ea_runtime.planning.calibration import PROGRAM_BYTES, Calibration
+from ea_runtime.planning.forecast import Forecast
+
+#: the first picture: smallest, so that a phase's time is mostly what it takes once
+_FIRST: Mapping[str, Any] = {"num_frames": 1, "num_inference_steps": 2}
+_MIDDLE: Mapping[str, Any] = {"num_frames": 18, "num_inference_steps": 2, "height": 128, "width": 128}
+#: a VAE whose layers run in Winograd's form; a chunk of 9 frames of 64x64
+_WIDE = {"block_out_channels": [64, 128, 256, 256], "layers_per_block": 1, "norm_num_groups": 32}
+_CHUNK, _LATENTS = 3, 8
+#: a rate is at most this many times that of the single operation, and at least its inverse
+_RANGE = 10.0
+
+
+def first_picture(pipe: Any) -> dict[str, float]:
+    """Seconds by phase of the first picture in this process."""
+    return dict(pipe("a circle", seed=0, **_FIRST).timings)
+
+
+def bytes_of_networks(device: str) -> int:
+    """What a plan counts for the first picture, without the program."""
+    return _forecast(device, _FIRST).peak - PROGRAM_BYTES
+
+
+def starts(device: str, rates: Mapping[str, float], first: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that each phase takes once: the first picture's time without its work."""
+    calibration = Calibration(rates=rates)
+    work = {phase.name: phase.work for phase in _forecast(device, _FIRST).phases}
+    return {
+        name: max(seconds - (calibration.seconds(name, work[name]) or 0.0), 0.0)
+        for name, seconds in first.items()
+        if name in work
+    }
+
+
+def rates(pipe: Any, device: str, single: Mapping[str, float]) -> dict[str, float]:
+    """All rates. pipe: of the bundled model. single: those of single operations, which bound what is found here."""
+    found = dict(single)
+    small, middle = _forecast(device, _FIRST), _forecast(device, _MIDDLE)
+    timings = [_fastest(pipe, _FIRST), _fastest(pipe, _MIDDLE)]
+    _solve(found, single, "calls", _work(small, "denoising"), timings[0]["denoising"])
+    _solve(found, single, "moved", _work(middle, "denoising"), timings[1]["denoising"])
+    _solve(found, single, "convolution", _work(middle, "decoding"), timings[1]["decoding"])
+    if device == "cpu":
+        work, seconds = _wide_chunk(type(pipe.vae))
+        _solve(found, single, "winograd", work, seconds)
+    return found
+
+
+def _solve(
+    rates: dict[str, float],
+    single: Mapping[str, float],
+    kind: str,
+    work: Mapping[str, float],
+    seconds: float,
+) -> None:
+    """Sets the rate of `kind` so that `work` takes `seconds`."""
+    others = sum(amount / rates[name] for name, amount in work.items() if name != kind and name in rates)
+    slowest = single[kind] / _RANGE
+    left = seconds - others
+    rates[kind] = min(max(work[kind] / left, slowest), single[kind] * _RANGE) if left > 0 else single[kind]
+
+
+def _fastest(pipe: Any, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds by phase, the median of three runs after one that warms up."""
+    runs = [pipe("a circle", seed=0, **settings).timings for _ in range(4)][1:]
+    return {name: sorted(run[name] for run in runs)[1] for name in runs[0]}
+
+
+def _forecast(device: str, settings: Mapping[str, Any]) -> Forecast:
+    resolved = resolve(ModelRequest(prompt="a circle", model="tiny", device=device, **settings))
+    return forecast_request(resolved.request, resolved.folder, kind=None)
+
+
+def _work(forecast: Forecast, phase: str) -> Mapping[str, float]:
+    return next(one.work for one in forecast.phases if one.name == phase)
+
+
+def _wide_chunk(vae_class: Any) -> tuple[Mapping[str, float], float]:
+    """Work and seconds of a chunk decoded by the wider VAE, in float32 on the CPU."""
+    import torch
+
+    meter = Meter(4, has_scratch=True, moves="swept")
+    walk_decode(meter, _WIDE, _CHUNK, _LATENTS, _LATENTS)
+    vae = vae_class.from_config(_WIDE).eval()
+    latents = torch.randn(1, 4, _CHUNK, _LATENTS, _LATENTS, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        seconds = [_timed(lambda: vae.decode(latents)) for _ in range(4)][1:]
+    return meter.work, sorted(seconds)[1]
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
