@@ -62,7 +62,7 @@ def _measure(device: str) -> dict[str, Any]:
     from ea_runtime.generation.pipeline import VideoPipeline
     from ea_runtime.machine.memory import peak_rss
 
-    program, starts = PROGRAM_BYTES, {}
+    program, first = PROGRAM_BYTES, {}
     try:
         pipe = VideoPipeline.from_pretrained("tiny", device=device)
     except MissingPackageError:
@@ -76,9 +76,8 @@ def _measure(device: str) -> dict[str, Any]:
     rates["disk"] = _disk_rate()
     if pipe is not None:
         rates = networks.rates(pipe, device, rates)
-        starts = networks.starts(device, rates, first)
     del tokenizer
-    return {"program_bytes": program, "rates": rates, "starts": starts}
+    return {"program_bytes": program, "rates": rates, "starts": networks.starts(device, rates, first)}
 
 
 def _rates(device: str) -> dict[str, float]:
