@@ -11,6 +11,7 @@ import pytest
 
 from ea_data.training.dataset_json import read_list
 from ea_runtime.errors import UserError
+from ea_runtime.training.data.dataset import Item
 
 ROW: dict[str, Any] = {"file_path": "0.png", "text": "a circle", "type": "image", "width": 16, "height": 16}
 
@@ -111,6 +112,11 @@ def test_links_within_the_set_are_followed(tmp_path: Path) -> None:
         ({**ROW, "width": True}, "`width` must be a number of pixels, got True"),
         ({**ROW, "width": float("nan")}, "`width` must be a number of pixels, got nan"),
         ({**ROW, "num_frames": "many"}, "`num_frames` must be a number of frames, got 'many'"),
+        ({**ROW, "width": 1 << 20}, "`width` must be a number of pixels, got 1048576"),
+        ({**ROW, "num_frames": 1 << 30}, "`num_frames` must be a number of frames, got 1073741824"),
+        ({**ROW, "width": [16]}, "`width` must be a number of pixels, got [16]"),
+        ({**ROW, "given": "end"}, "`given` must be 'start' or 'ends', or left out, got 'end'"),
+        ({**ROW, "file_path": "C:/a.png"}, "`file_path` must stay beneath the set's folder"),
     ],
 )
 def test_wrong_entries(row: Any, expected: str, tmp_path: Path) -> None:
@@ -150,3 +156,34 @@ def test_no_set_there(tmp_path: Path) -> None:
     assert "is not valid JSON" in told(lambda: read_list(tmp_path / "latin"))
     write(tmp_path / "latin", ROW)
     assert "`data.root` must be a folder" in told(lambda: read_list(tmp_path / "latin", tmp_path / "none"))
+
+
+def test_every_column_is_read_and_taken_along(tmp_path: Path) -> None:
+    rows = [
+        {**ROW, "width": (1 << 20) - 1, "height": "32.0", "num_frames": (1 << 30) - 1, "given": "start"},
+        {**ROW, "file_path": "a.mp4", "type": " Video", "width": 0, "height": " ", "given": "ends"},
+        {**ROW, "file_path": "b.png", "type": None, "width": None, "given": None},
+    ]
+    entries = read_list(write(tmp_path, *rows))
+    columns = ("names", "texts", "videos", "widths", "heights", "num_frames", "typed", "given")
+    found = [[getattr(entries, name)[row] for name in columns] for row in range(3)]
+    assert found == [
+        ["0.png", "a circle", False, (1 << 20) - 1, 32, (1 << 30) - 1, True, "start"],
+        ["a.mp4", "a circle", True, 0, 0, 0, True, "ends"],
+        ["b.png", "a circle", False, 0, 16, 0, False, ""],
+    ]
+    assert all(type(value) is int for value in (*entries.widths, *entries.heights, *entries.num_frames))
+    taken = entries.take([2, 0])
+    assert [[getattr(taken, name)[row] for name in columns] for row in range(2)] == [found[2], found[0]]
+    assert taken.root == entries.root == tmp_path
+    assert not hasattr(entries, "__dict__")
+    assert entries[0] == Item(tmp_path / "0.png", "a circle", False, (1 << 20) - 1, 32, "start")
+
+
+def test_of_several_lists_in_a_folder_one_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "dataset.jsonl").write_text(json.dumps({**ROW, "text": "lines"}))
+    assert read_list(tmp_path).texts == ["lines"]
+    (tmp_path / "dataset.csv").write_text("file_path,text\n0.png,csv\n")
+    assert read_list(tmp_path).texts == ["csv"]
+    write(tmp_path, {**ROW, "text": "json"})
+    assert read_list(tmp_path).texts == ["json"]
