@@ -96,6 +96,7 @@ def test_the_last_frame_is_as_long_as_the_rate_says_and_at_least_a_tick() -> Non
     assert (Place(1, 2).is_counted, line([0]).is_counted) == (False, False)
     with pytest.raises(AttributeError):
         one.pts = counted.pts  # type: ignore[misc]
+    assert {Place(1, 2), Place(1, 2), Place(1, 2, is_counted=True)} == {Place(1, 2), Place(1, 2, True)}
 
 
 # -- rates, gaps, pauses
@@ -144,10 +145,10 @@ def test_a_rate_varies_if_many_intervals_differ(count: int, off: int, is_uneven:
 
 
 def test_intervals_differ_by_a_tenth_or_more_than_a_tick() -> None:
-    assert not line(even(8, *[44] * 4)).is_variable
-    assert not line(even(8, *[4] * 4, usual=3)).is_variable
-    assert line(even(8, *[5] * 4, usual=4)).is_variable is False
-    assert line(even(20, *[5] * 4, usual=3)).is_variable
+    assert not line(even(20, *[44] * 4)).is_variable
+    assert line(even(20, *[45] * 4)).is_variable
+    assert not line(even(20, *[5] * 4, usual=4)).is_variable
+    assert line(even(20, *[6] * 4, usual=4)).is_variable
 
 
 def test_gaps_are_longer_than_one_and_a_half_intervals_and_a_tick() -> None:
@@ -293,6 +294,9 @@ def test_frames_without_times_are_counted(packets: list[Packet], more: dict[str,
     packets = [Packet(-40, None, is_keyframe=False, size=5, gives=[]), *packets]  # never shown
     one = read(packets, rates=(Fraction(20), Fraction(30)), **more)
     assert (one.pts.tolist(), len(one.sizes)) == ([0, 1, 2], 3)
+    for packet in packets:  # none is marked as a key frame, so none comes before the first
+        packet.is_keyframe = False
+    assert read(packets, **more).pts.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +339,13 @@ def test_times_that_ascend_but_do_not_fit_the_frames(gives: list[Any], is_counte
     assert read(packets, form="mkv", reorders=True).is_counted is is_counted
 
 
+@pytest.mark.parametrize(("odd", "is_counted"), [(47, True), (48, False)])
+def test_the_times_of_the_first_48_frames_are_looked_at(odd: int, is_counted: bool) -> None:
+    packets = plain(*[40 * number for number in range(60)])
+    packets[odd].gives = [0]
+    assert read(packets, form="mkv", reorders=True).is_counted is is_counted
+
+
 def test_packets_numbered_otherwise_after_a_seek() -> None:
     """FFmpeg may not know yet how late the decoder is; the second reading counts, unless it lacks a time."""
     many = [40 * number for number in range(60)]
@@ -342,16 +353,24 @@ def test_packets_numbered_otherwise_after_a_seek() -> None:
     assert read(plain(*many), plain(*later)).pts.tolist() == later
     assert read(plain(*many), plain(*many)).pts.tolist() == many
     assert read(plain(*many), plain(None, *later[1:])).pts.tolist() == many
+    # the first 48 are compared; decoding times may be missing
+    assert read(plain(*many), plain(*many[:48], *later[48:])).pts.tolist() == many
+    assert read(plain(*many), plain(*many[:47], *later[47:])).pts.tolist() == many[:47] + later[47:]
+    undecoded = plain(*later)
+    undecoded[3].dts = None
+    assert read(plain(*many), undecoded).pts.tolist() == later
+    file = File(plain(*many))
+    read_timeline(file, file)
+    assert file.seeks == 2  # no third reading without need
 
 
 def test_a_file_without_a_frame_that_decodes() -> None:
     with pytest.raises(av.InvalidDataError, match="packet at 40"):
         read([Packet(0, gives=None), Packet(40, gives=None)])
     with pytest.raises(BadFile, match="it holds no frame that can be decoded"):
-        read([Packet(number, gives=[]) for number in range(2100)] + plain(9000))
-    assert read([Packet(number, number, gives=[]) for number in range(1900)] + plain(9000)).pts.tolist() == [
-        9000
-    ]
+        read([Packet(number, gives=[]) for number in range(2002)] + plain(9000))
+    late = [Packet(number, number, gives=[]) for number in range(2001)]
+    assert read([*late, *plain(9000)]).pts.tolist() == [9000]
 
 
 def test_packets_that_do_not_decode_are_skipped() -> None:
@@ -368,7 +387,7 @@ def test_key_frames_at_a_distance() -> None:
     packets = plain(*times)
     packets[6].is_keyframe = False
     packets[7].gives = None
-    packets.append(Packet(None, size=0))
+    packets.append(Packet(None, is_keyframe=False, size=0))
     file = File(packets)
     file.at = 3
     # from the beginning; a time may be missing, a packet broken, and times begin again where recordings were joined
@@ -377,5 +396,8 @@ def test_key_frames_at_a_distance() -> None:
     assert list(key_frames(file, file, 1.0, lambda packet: [packet.pts])) == [  # type: ignore[arg-type]
         *(0, 1000, None, 3000, 500, 1500, None)
     ]
+    note = Packet(100, is_keyframe=False, size=0)  # of a frame that was left out: the decoder's to judge
+    file = File([*plain(0), note])
+    assert list(key_frames(file, file, 1.0, lambda packet: [packet.pts])) == [0, 100]  # type: ignore[arg-type]
     file = File(plain(0, 0, 1))
     assert [frame.pts for frame in key_frames(file, file, 1.0)] == [0]
