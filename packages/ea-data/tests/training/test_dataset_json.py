@@ -64,6 +64,7 @@ def test_csv(tmp_path: Path) -> None:
     [
         "../secret.png",
         "/etc/hostname",
+        "/0.png",
         "a/../../secret.png",
         "link.png",
         "folder/secret.png",
@@ -187,3 +188,36 @@ def test_of_several_lists_in_a_folder_one_is_taken(tmp_path: Path) -> None:
     assert read_list(tmp_path).texts == ["csv"]
     write(tmp_path, {**ROW, "text": "json"})
     assert read_list(tmp_path).texts == ["json"]
+
+
+@pytest.mark.parametrize("error", [OSError(40, "Too many levels"), RuntimeError("Symlink loop")])
+def test_a_folder_that_cannot_be_followed_is_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A loop of links raises one or the other, by the version of Python."""
+    (tmp_path / "loop").symlink_to("loop")
+    write(tmp_path, {**ROW, "file_path": "loop/0.png"})
+    real = Path.resolve
+
+    def resolve(path: Path, strict: bool = False) -> Path:
+        if path.name == "loop":
+            raise error
+        return real(path, strict)
+
+    monkeypatch.setattr(Path, "resolve", resolve)
+    assert "must stay beneath the set's folder" in told(lambda: read_list(tmp_path))
+
+
+def test_each_folder_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of millions: one look for each folder, and none for a file that is no link."""
+    seen: list[Path] = []
+    real = Path.resolve
+    write(
+        tmp_path, *({**ROW, "file_path": f"{folder}/{number}.png"} for folder in "ab" for number in range(3))
+    )
+    monkeypatch.setattr(
+        Path, "resolve", lambda path, strict=False: (seen.append(path), real(path, strict))[1]
+    )
+    assert len(read_list(tmp_path)) == 6
+    assert [path.name for path in seen if path.parent == tmp_path] == ["a", "b"]
+    assert not [path for path in seen if path.suffix == ".png"]

@@ -114,6 +114,8 @@ def wrong(folder: Path, name: str, text: str) -> str:
         ("a.json", "[]\n[]", "is not valid JSON: "),
         ("a.csv", "file_path;text;file_path\n", "line 1: has the column 'file_path' twice; remove one"),
         ("a.csv", "file_path,text," + 200_000 * "x", "is not valid CSV: field larger than field limit"),
+        # the name decides: only a .json file may hold something else
+        ("a.csv", '{"file_path": "0.png", "text": "a"}\n{}', "line 1: must name the columns"),
     ],
 )
 def test_errors_name_the_line(name: str, text: str, expected: str, tmp_path: Path) -> None:
@@ -127,8 +129,8 @@ def test_what_spreadsheets_add(tmp_path: Path) -> None:
     text = 'file_path, "text",mine,mine\n0.png,a,,,, ,\n,,,\n1.png,,x,y\n2.png,\n'
     (tmp_path / "a.csv").write_text(text)
     assert read_list(tmp_path / "a.csv").texts == ["a", "", ""]
-    (tmp_path / "b.csv").write_text("file_path,text\n0.png,\n")
-    assert read_list(tmp_path / "b.csv").texts == [""]
+    (tmp_path / "b.csv").write_text("file_path,text\n0.png,\n1.png,a,\n")
+    assert read_list(tmp_path / "b.csv").texts == ["", "a"]
     (tmp_path / "two.json").write_text(
         '{"file_path": "0.png", "text": "a"}\n{"file_path": "1.png", "text": "b"}'
     )
