@@ -221,3 +221,9 @@ def test_each_folder_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(read_list(tmp_path)) == 6
     assert [path.name for path in seen if path.parent == tmp_path] == ["a", "b"]
     assert not [path for path in seen if path.suffix == ".png"]
+
+
+@pytest.mark.parametrize("blank", ["", " ", None])
+def test_a_type_may_be_left_blank(tmp_path: Path, blank: str | None) -> None:
+    entries = read_list(write(tmp_path, {**ROW, "type": blank}, {**ROW, "file_path": "a.mp4", "type": blank}))
+    assert (entries.videos, entries.typed) == ([False, True], [False, False])
