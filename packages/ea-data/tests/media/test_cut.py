@@ -153,6 +153,22 @@ def test_a_rate_and_a_size(whole: Record, tmp_path: Path) -> None:
     assert write_clip(varying, root, tmp_path / "c.mp4").num_frames == 12
 
 
+@pytest.mark.parametrize(("is_variable", "asked"), [(False, "frame_ticks"), (True, "time_ticks")])
+def test_frames_are_placed_by_their_numbers_or_by_their_times(
+    whole: Record, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_variable: bool, asked: str
+) -> None:
+    """At a constant rate by numbers: containers round the times."""
+    seen: list[str] = []
+    for name in ("frame_ticks", "time_ticks"):
+        real = getattr(cut, name)
+        monkeypatch.setattr(
+            cut, name, lambda *given, name=name, real=real: (seen.append(name), real(*given))[1]
+        )
+    record = whole | {"is_whole": False, "is_variable_rate": is_variable}
+    write_clip(record, Path(whole["path"]).parent, tmp_path / "a.mp4")
+    assert seen == [asked]
+
+
 def test_frames_that_change_their_size(
     whole: Record, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -175,7 +191,7 @@ def test_frames_that_change_their_size(
 
 @pytest.mark.parametrize(
     ("numbers", "missing"),
-    [([0, 1, 2], None), ([], 0), ([1, 2], 0), ([0, 2], 1), ([0, 1], 2), ([0, 1, 1], 2)],
+    [([0, 1, 2], None), ([], 0), ([1, 2], 0), ([0, 2], 1), ([0, 1], 2), ([0, 1, 1], 2), ([1, 0, 1, 2], 0)],
 )
 def test_a_clip_has_every_frame_in_order(numbers: list[int], missing: int | None) -> None:
     seen: list[int] = []
