@@ -11,6 +11,7 @@ import pytest
 
 from ea_data.training.dataset_json import read_list
 from ea_runtime.errors import UserError
+from ea_runtime.training.data.dataset import Item
 
 ROW: dict[str, Any] = {"file_path": "0.png", "text": "a circle", "type": "image", "width": 16, "height": 16}
 
@@ -63,6 +64,7 @@ def test_csv(tmp_path: Path) -> None:
     [
         "../secret.png",
         "/etc/hostname",
+        "/0.png",
         "a/../../secret.png",
         "link.png",
         "folder/secret.png",
@@ -111,6 +113,11 @@ def test_links_within_the_set_are_followed(tmp_path: Path) -> None:
         ({**ROW, "width": True}, "`width` must be a number of pixels, got True"),
         ({**ROW, "width": float("nan")}, "`width` must be a number of pixels, got nan"),
         ({**ROW, "num_frames": "many"}, "`num_frames` must be a number of frames, got 'many'"),
+        ({**ROW, "width": 1 << 20}, "`width` must be a number of pixels, got 1048576"),
+        ({**ROW, "num_frames": 1 << 30}, "`num_frames` must be a number of frames, got 1073741824"),
+        ({**ROW, "width": [16]}, "`width` must be a number of pixels, got [16]"),
+        ({**ROW, "given": "end"}, "`given` must be 'start' or 'ends', or left out, got 'end'"),
+        ({**ROW, "file_path": "C:/a.png"}, "`file_path` must stay beneath the set's folder"),
     ],
 )
 def test_wrong_entries(row: Any, expected: str, tmp_path: Path) -> None:
@@ -150,3 +157,73 @@ def test_no_set_there(tmp_path: Path) -> None:
     assert "is not valid JSON" in told(lambda: read_list(tmp_path / "latin"))
     write(tmp_path / "latin", ROW)
     assert "`data.root` must be a folder" in told(lambda: read_list(tmp_path / "latin", tmp_path / "none"))
+
+
+def test_every_column_is_read_and_taken_along(tmp_path: Path) -> None:
+    rows = [
+        {**ROW, "width": (1 << 20) - 1, "height": "32.0", "num_frames": (1 << 30) - 1, "given": "start"},
+        {**ROW, "file_path": "a.mp4", "type": " Video", "width": 0, "height": " ", "given": "ends"},
+        {**ROW, "file_path": "b.png", "type": None, "width": None, "given": None},
+    ]
+    entries = read_list(write(tmp_path, *rows))
+    columns = ("names", "texts", "videos", "widths", "heights", "num_frames", "typed", "given")
+    found = [[getattr(entries, name)[row] for name in columns] for row in range(3)]
+    assert found == [
+        ["0.png", "a circle", False, (1 << 20) - 1, 32, (1 << 30) - 1, True, "start"],
+        ["a.mp4", "a circle", True, 0, 0, 0, True, "ends"],
+        ["b.png", "a circle", False, 0, 16, 0, False, ""],
+    ]
+    assert all(type(value) is int for value in (*entries.widths, *entries.heights, *entries.num_frames))
+    taken = entries.take([2, 0])
+    assert [[getattr(taken, name)[row] for name in columns] for row in range(2)] == [found[2], found[0]]
+    assert taken.root == entries.root == tmp_path
+    assert not hasattr(entries, "__dict__")
+    assert entries[0] == Item(tmp_path / "0.png", "a circle", False, (1 << 20) - 1, 32, "start")
+
+
+def test_of_several_lists_in_a_folder_one_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "dataset.jsonl").write_text(json.dumps({**ROW, "text": "lines"}))
+    assert read_list(tmp_path).texts == ["lines"]
+    (tmp_path / "dataset.csv").write_text("file_path,text\n0.png,csv\n")
+    assert read_list(tmp_path).texts == ["csv"]
+    write(tmp_path, {**ROW, "text": "json"})
+    assert read_list(tmp_path).texts == ["json"]
+
+
+@pytest.mark.parametrize("error", [OSError(40, "Too many levels"), RuntimeError("Symlink loop")])
+def test_a_folder_that_cannot_be_followed_is_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A loop of links raises one or the other, by the version of Python."""
+    (tmp_path / "loop").symlink_to("loop")
+    write(tmp_path, {**ROW, "file_path": "loop/0.png"})
+    real = Path.resolve
+
+    def resolve(path: Path, strict: bool = False) -> Path:
+        if path.name == "loop":
+            raise error
+        return real(path, strict)
+
+    monkeypatch.setattr(Path, "resolve", resolve)
+    assert "must stay beneath the set's folder" in told(lambda: read_list(tmp_path))
+
+
+def test_each_folder_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of millions: one look for each folder, and none for a file that is no link."""
+    seen: list[Path] = []
+    real = Path.resolve
+    write(
+        tmp_path, *({**ROW, "file_path": f"{folder}/{number}.png"} for folder in "ab" for number in range(3))
+    )
+    monkeypatch.setattr(
+        Path, "resolve", lambda path, strict=False: (seen.append(path), real(path, strict))[1]
+    )
+    assert len(read_list(tmp_path)) == 6
+    assert [path.name for path in seen if path.parent == tmp_path] == ["a", "b"]
+    assert not [path for path in seen if path.suffix == ".png"]
+
+
+@pytest.mark.parametrize("blank", ["", " ", None])
+def test_a_type_may_be_left_blank(tmp_path: Path, blank: str | None) -> None:
+    entries = read_list(write(tmp_path, {**ROW, "type": blank}, {**ROW, "file_path": "a.mp4", "type": blank}))
+    assert (entries.videos, entries.typed) == ([False, True], [False, False])

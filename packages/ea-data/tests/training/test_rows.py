@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import json
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ea_data.training.dataset_json import Entries, read_list
 from ea_runtime.errors import UserError
@@ -99,12 +105,83 @@ def wrong(folder: Path, name: str, text: str) -> str:
         ("a.json", '[\n{"file_path": "0.png", "text": "a"},\n{"file_path": "1.png"}\n]', "line 3: `text`"),
         ("a.json", '[\n{"file_path": "0.png", "text": "a"},\n{"file_path"}\n]', "line 3"),
         ("a.json", '{"file_path": "0.png", "text": "a"}', "must be a list of entries, got dict"),
+        ("a.json", '{"file_path": "0.png", "text": "a"}\n\n', "must be a list of entries, got dict"),
+        ("a.json", '{\n"file_path": "0.png"}', "must be a list of entries, got dict"),
+        ("a.json", '\n[{"file_path": "0.png"}]', "line 2: `text`"),
+        # a .json file that holds JSON lines
+        ("a.json", '{"file_path": "0.png", "text": "a"}\n[]', "line 2: must be an object, got list"),
+        ("a.json", '{"file_path": "0.png", "text": "a"}\n{"a', "is not valid JSON lines: line 2: "),
+        ("a.json", "[]\n[]", "is not valid JSON: "),
+        ("a.csv", "file_path;text;file_path\n", "line 1: has the column 'file_path' twice; remove one"),
+        ("a.csv", "file_path,text," + 200_000 * "x", "is not valid CSV: field larger than field limit"),
+        # the name decides: only a .json file may hold something else
+        ("a.csv", '{"file_path": "0.png", "text": "a"}\n{}', "line 1: must name the columns"),
     ],
 )
 def test_errors_name_the_line(name: str, text: str, expected: str, tmp_path: Path) -> None:
     error = wrong(tmp_path, name, text)
     assert expected in error
     assert name in error
+
+
+def test_what_spreadsheets_add(tmp_path: Path) -> None:
+    """Empty columns and rows, a column of the user's, quoted names after a space; a caption may be empty."""
+    text = 'file_path, "text",mine,mine\n0.png,a,,,, ,\n,,,\n1.png,,x,y\n2.png,\n'
+    (tmp_path / "a.csv").write_text(text)
+    assert read_list(tmp_path / "a.csv").texts == ["a", "", ""]
+    (tmp_path / "b.csv").write_text("file_path,text\n0.png,\n1.png,a,\n")
+    assert read_list(tmp_path / "b.csv").texts == ["", "a"]
+    (tmp_path / "two.json").write_text(
+        '{"file_path": "0.png", "text": "a"}\n{"file_path": "1.png", "text": "b"}'
+    )
+    assert read_list(tmp_path / "two.json").texts == ["a", "b"]
+
+
+def csv_text(separator: str, rows: list[dict[str, Any]]) -> str:
+    out = StringIO(newline="")
+    writer = csv.DictWriter(out, list(rows[0]), delimiter=separator, quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+WRITERS = {
+    "a.json": json.dumps,
+    "indented.json": lambda rows: json.dumps(rows, indent=2, ensure_ascii=False),
+    "a.jsonl": lambda rows: "\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+    **{f"{number}.csv": lambda rows, by=by: csv_text(by, rows) for number, by in enumerate(",;\t|")},
+}
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)  # the same cases each time, no limit by the clock
+@given(
+    st.sampled_from(list(WRITERS)),
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "file_path": st.text("ab .,;|é", min_size=1, max_size=6).map(lambda name: f"x{name}.png"),
+                "text": st.text(
+                    st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12
+                ),
+                "type": st.sampled_from(("image", "video")),
+                "width": st.integers(0, (1 << 20) - 1),
+                "num_frames": st.integers(0, (1 << 30) - 1),
+                "given": st.sampled_from(("", "start", "ends")),
+            }
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_every_form_gives_back_what_was_written(name: str, rows: list[dict[str, Any]]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_text(WRITERS[name](rows), encoding="utf-8", newline="")
+        entries = read_list(path)
+    columns = (entries.names, entries.texts, entries.widths, entries.num_frames, entries.given)
+    keys = ("file_path", "text", "width", "num_frames", "given")
+    assert list(zip(*columns, strict=True)) == [tuple(row[key] for key in keys) for row in rows]
+    assert entries.videos == [row["type"] == "video" for row in rows]
 
 
 def test_the_remedy_for_a_comma_in_a_caption(tmp_path: Path) -> None:

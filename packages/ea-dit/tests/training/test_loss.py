@@ -55,6 +55,38 @@ def test_the_bound_equals_the_textbook_one() -> None:
     )
 
 
+def test_the_last_step_is_the_likelihood_of_grey_levels() -> None:
+    """At t = 0 in float64: the probability of x_0's bin, 2/255 wide; the outermost bins have no end."""
+    beta = 1e-4
+    next_beta = 1e-4 + (0.02 - 1e-4) / 999
+    posterior = next_beta * beta / (1 - (1 - beta) * (1 - next_beta))  # of t = 1, as that of t = 0 is 0
+
+    def cdf(x: float) -> float:  # as published, within 3e-4 of the normal one
+        return 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    for x in (-3.0, -0.7, 0.2, 1.1):
+        assert cdf(x) == pytest.approx(0.5 * (1 + math.erf(x / math.sqrt(2))), abs=3e-4)
+    x_start = torch.tensor([-1.0, -0.9991, -0.999, 0.0, 0.999, 0.9991, 1.0, 0.5], dtype=torch.float64)
+    errors = torch.tensor([0.3, -0.4, 0.5, -0.6, 0.7, -0.2, 0.1, 900.0], dtype=torch.float64)
+    variances = torch.tensor([-1.0, -0.5, 0.0, 0.4, 0.8, 1.0, 1.1, 0.0], dtype=torch.float64)
+    wanted = []
+    for x, error, v in zip(x_start.tolist(), errors.tolist(), variances.tolist(), strict=True):
+        fraction = (v + 1) / 2
+        sigma = math.sqrt(beta**fraction * posterior ** (1 - fraction))
+        off = error * math.sqrt(1 / (1 - beta) - 1)  # how far p's mean is below x_0
+        above, below = cdf((off + 1 / 255) / sigma), cdf((off - 1 / 255) / sigma)
+        probability = above if x < -0.999 else 1 - below if x > 0.999 else above - below
+        wanted.append(-math.log2(max(probability, 1e-12)))
+    shape = (1, 1, 1, 2, 4)
+    noise = torch.randn(shape, dtype=torch.float64)
+    output = torch.cat([noise + errors.reshape(shape), variances.reshape(shape)], dim=1)
+    found = training_loss(output, x_start.reshape(shape), noise, torch.zeros(1, dtype=torch.long))
+    assert found["vb"].item() == pytest.approx(sum(wanted) / 8, rel=1e-9)
+    assert found["mse"].item() == pytest.approx(errors.square().mean().item())
+    assert found["loss"].item() == pytest.approx(found["mse"].item() + found["vb"].item())
+    assert wanted[-1] == pytest.approx(12 * math.log2(10))  # no probability is less than 1e-12
+
+
 @pytest.mark.parametrize("snr", [False, True])
 def test_gradients_equal_finite_differences(snr: bool) -> None:
     output, x_start, noise = make()

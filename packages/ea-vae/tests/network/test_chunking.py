@@ -86,6 +86,7 @@ def test_numbers_for_the_pipeline(magvit, sliced):
 def test_a_piece_sees_nobody_unless_told():
     piece = Piece(3, 6, "causal")
     assert (piece.start, piece.stop, piece.num_before, piece.num_after) == (3, 6, 0, 0)
+    assert len({piece, Piece(3, 6, "causal"), Piece(3, 6, "slice")}) == 2  # plans do not change, and compare
 
 
 CONFIGS = (MAGVIT, SLICE, VaeConfig(mini_batch_encoder=5, mini_batch_decoder=2))

@@ -1,9 +1,18 @@
 from __future__ import annotations
 
 import weakref
+from mmap import mmap
 
 import pytest
 import torch
+from torch import Tensor
+
+from ea_vae import VaeConfig
+from ea_vae.network import streaming
+from ea_vae.network.chunking import decode_pieces, encode_pieces
+from ea_vae.network.conv import Mode
+from ea_vae.network.posterior import Posterior
+from ea_vae.network.streaming import VideoCoder
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -177,3 +186,159 @@ def test_no_gradients_are_kept(magvit, noise):
     assert torch.is_grad_enabled()
     for _ in magvit.iter_decode(z):
         assert torch.is_grad_enabled()
+
+
+class Toy(VideoCoder):
+    """Codes a piece by sums that depend on every frame of it; latents are as high and wide as frames."""
+
+    def __init__(self, settings: VaeConfig) -> None:
+        self.settings = settings
+        self.calls: list[tuple[str, int, Mode]] = []
+
+    def encode_piece(self, x: Tensor, mode: Mode) -> Tensor:
+        self.calls.append(("encode", x.shape[2], mode))
+        num = -(-x.shape[2] // 4)
+        mean = torch.stack([x[:, :1, 4 * at : 4 * at + 4].mean(2) for at in range(num)], 2)
+        mean = (mean + 0.1 * x[:, :1].mean(2, keepdim=True)).expand(-1, 4, -1, -1, -1)
+        return torch.cat([mean, torch.full_like(mean, -2.0)], dim=1)
+
+    def decode_piece(self, z: Tensor, mode: Mode, num_before: int = 0, num_after: int = 0) -> Tensor:
+        self.calls.append(("decode", z.shape[2], mode))
+        around = z[:, :3].mean(2, keepdim=True)
+        z = z[:, :3, num_before : z.shape[2] - num_after]
+        count = {"causal": 4 * z.shape[2] - 3, "slice": 4 * z.shape[2], "single": 1}[mode]
+        frames = z.repeat_interleave(4, dim=2)[:, :, :count]
+        return frames + 0.1 * around + 0.01 * torch.arange(count)[:, None, None]
+
+
+TOYS = [
+    VaeConfig(),
+    VaeConfig(mini_batch_encoder=5, mini_batch_decoder=2),
+    VaeConfig(slice_compression_vae=True, mini_batch_encoder=8, mini_batch_decoder=2),
+]
+
+
+def by_hand(toy: Toy, z: Tensor, smooth: bool, num_frames: int | None) -> Tensor:
+    """The frames by the definition: everything at once, and no stream."""
+
+    def decode(latents: Tensor, alone: bool | None) -> Tensor:
+        parts = [
+            toy.decode_piece(
+                latents[:, :, one.start - one.num_before : one.stop + one.num_after],
+                one.mode,
+                one.num_before,
+                one.num_after,
+            )
+            for one in decode_pieces(latents.shape[2], toy.settings, first_alone=alone)
+        ]
+        return torch.cat(parts, dim=2)
+
+    alone = None if num_frames is None else num_frames % 2 == 1
+    frames = decode(z, alone if toy.settings.slice_compression_vae else None).clamp(-1, 1)
+    size = toy.settings.mini_batch_encoder
+    if smooth and frames.shape[2] > size:
+        first = size // 2
+        inner = frames[:, :, first : frames.shape[2] - (size - first)]
+        moments = [
+            toy.encode_piece(inner[:, :, one.start : one.stop], one.mode)
+            for one in encode_pieces(inner.shape[2], toy.settings)
+        ]
+        generator = seeded(7)
+        if toy.settings.slice_compression_vae:
+            latents = Posterior(torch.cat(moments, dim=2)).sample(generator)
+        else:
+            latents = torch.cat([Posterior(one).sample(generator) for one in moments], dim=2)
+        again = decode(latents, inner.shape[2] % 2 == 1 if toy.settings.slice_compression_vae else None)
+        frames[:, :, first : first + inner.shape[2]] = ((inner + again) / 2).clamp(-1, 1)
+    return frames
+
+
+@pytest.mark.parametrize("config", TOYS, ids=["chunks of 9", "chunks of 5", "slices"])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_stream_gives_the_frames_of_the_definition(config, smooth):
+    """Short and long videos from every first frame on, in float64."""
+    for num in (1, 3, 4, 6, 9):
+        z = torch.randn(2, 4, num, 1, 2, generator=seeded(num), dtype=torch.float64)
+        options = (4 * num - 3, 4 * num) if config.slice_compression_vae else (None,)
+        for num_frames in options:
+            toy = Toy(config)
+            whole = by_hand(toy, z, smooth, num_frames)
+            num_done = len(toy.calls)
+            toy.calls.clear()
+            found = toy.decode_video(z, smooth, seeded(7), num_frames)
+            torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)
+            assert len(toy.calls) == num_done  # nothing twice
+            for start in range(whole.shape[2]):
+                parts = list(toy.iter_decode(z, smooth, seeded(7), num_frames, start))
+                torch.testing.assert_close(torch.cat(parts, dim=2), whole[:, :, start:], rtol=0, atol=1e-12)
+                assert all(0 < part.shape[2] <= 9 for part in parts)
+            for start in (-1, whole.shape[2]):
+                with pytest.raises(ValueError, match=f"`start` must be from 0 to {whole.shape[2] - 1} for"):
+                    toy.iter_decode(z, smooth, seeded(7), num_frames, start)
+
+
+@pytest.mark.parametrize("config", TOYS)
+def test_smoothing_is_the_default(config):
+    z = torch.randn(1, 4, 7, 1, 2, generator=seeded(1), dtype=torch.float64)
+    toy, smooth = Toy(config), by_hand(Toy(config), z, True, None)
+    torch.testing.assert_close(toy.decode_video(z, generator=seeded(7)), smooth)
+    torch.testing.assert_close(torch.cat(list(toy.iter_decode(z, generator=seeded(7))), 2), smooth)
+    assert not torch.equal(by_hand(toy, z, False, None), smooth)
+
+
+def test_frames_are_clamped_on_every_way(monkeypatch):
+    """On a CPU each in its own pages, which go back to the system; with gradients and subclasses, plainly."""
+    values = torch.tensor([-1.5, -1.0, 0.25, 1.0, 1.5], dtype=torch.float64).reshape(1, 1, 5, 1, 1)
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(streaming, "mmap", lambda *given: (made.append(given), mmap(*given))[1])
+
+    class Other(Tensor):
+        pass
+
+    with torch.no_grad():
+        assert streaming._clamped(values).flatten().tolist() == [-1, -1, 0.25, 1, 1]
+        assert made == [(-1, 40)]
+        found = streaming._clamped(values.as_subclass(Other))
+        assert (type(found), found.flatten().tolist()) == (Other, [-1, -1, 0.25, 1, 1])
+        assert streaming._clamped(values.to("meta")).device.type == "meta"
+    with_gradient = streaming._clamped(values.requires_grad_())
+    assert with_gradient.requires_grad
+    assert with_gradient.flatten().tolist() == [-1, -1, 0.25, 1, 1]
+    assert len(made) == 1
+
+
+def test_a_window_holds_what_was_not_released():
+    parts = [torch.arange(at, at + 3, dtype=torch.float32).reshape(1, 1, 3, 1, 1) for at in (10, 13, 16)]
+    window = streaming._Window(iter(parts), 10)
+    assert window.get(11, 13).flatten().tolist() == [11, 12]
+    assert len(window.parts) == 1  # no more is pulled than needed
+    assert window.get(12, 15).flatten().tolist() == [12, 13, 14]
+    window.release(14)
+    assert window.get(14, 16).flatten().tolist() == [14, 15]
+    assert window.parts[0].untyped_storage().nbytes() == 2 * 4
+    with pytest.raises(AssertionError, match="the stream ended early"):
+        window.get(14, 20)
+    fresh = streaming._Window(iter(parts))
+    with pytest.raises(AssertionError, match="release follows get"):
+        fresh.release(1)
+    assert fresh.get(0, 2).flatten().tolist() == [10, 11]
+
+
+def test_a_subclass_says_how_a_piece_is_coded():
+    with pytest.raises(NotImplementedError):
+        VideoCoder().encode_piece(torch.zeros(1, 3, 1, 8, 8), "single")
+    with pytest.raises(NotImplementedError):
+        VideoCoder().decode_piece(torch.zeros(1, 4, 1, 1, 1), "single")
+
+
+def test_generators_must_be_one_or_as_many_as_videos(magvit):
+    z, x = torch.zeros(2, 4, 3, 2, 2), torch.zeros(2, 3, 9, 16, 16)
+    for wrong in (1, 4):
+        generators = [seeded(at) for at in range(wrong)]
+        with pytest.raises(ValueError, match=f"a list of 2, one for each video, got {wrong} in it"):
+            magvit.iter_decode(z, generator=generators)
+        with pytest.raises(ValueError, match=f"a list of 2, one for each video, got {wrong} in it"):
+            magvit.encode_video(x, generators)
+    with pytest.raises(ValueError, match="use 19 or 23"):
+        magvit.num_latents_for(20)
+    assert magvit.num_latents_for(10) == 4

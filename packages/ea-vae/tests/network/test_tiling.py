@@ -41,6 +41,62 @@ def test_tiles_are_whole_evenly_spread_and_share_enough(tile, overlap):
         assert max(shared, default=0) - min(shared, default=0) <= 1
 
 
+@pytest.mark.parametrize(
+    ("length", "tile", "overlap", "spans"),
+    [
+        (3, 4, 0.25, [(0, 3)]),
+        (4, 4, 0.25, [(0, 4)]),
+        (8, 4, 0.0, [(0, 4), (4, 8)]),  # none is wanted
+        (13, 8, 0.1, [(0, 8), (5, 13)]),  # at least three positions
+        (6, 4, 0.1, [(0, 4), (2, 6)]),  # but no more than half a tile
+        (7, 4, 0.1, [(0, 4), (1, 5), (3, 7)]),
+        (20, 8, 0.5, [(0, 8), (4, 12), (8, 16), (12, 20)]),
+        (21, 8, 0.5, [(0, 8), (3, 11), (6, 14), (9, 17), (13, 21)]),
+    ],
+)
+def test_as_few_tiles_as_share_enough(length, tile, overlap, spans):
+    assert tile_spans(length, tile, overlap) == spans
+
+
+def joined_by_hand(rows, columns, ratio: int, values: torch.Tensor) -> torch.Tensor:
+    """Tiles of one value each: pixel by pixel, first cross-faded with the tile above, then with the one on the left."""
+    tiles: dict[tuple[int, int], torch.Tensor] = {}
+    canvas = torch.full((rows[-1][1] * ratio, columns[-1][1] * ratio), torch.nan, dtype=values.dtype)
+    for row, (top, bottom) in enumerate(rows):
+        for column, (left, right) in enumerate(columns):
+            tile = values[row, column].expand((bottom - top) * ratio, (right - left) * ratio).clone()
+            shared = (rows[row - 1][1] - top) * ratio if row else 0
+            for at in range(shared):
+                above = tiles[row - 1, column][at - shared]
+                tile[at] = above + (tile[at] - above) * at / shared
+            shared = (columns[column - 1][1] - left) * ratio if column else 0
+            for at in range(shared):
+                before = tiles[row, column - 1][:, at - shared]
+                tile[:, at] = before + (tile[:, at] - before) * at / shared
+            tiles[row, column] = tile
+            canvas[top * ratio : bottom * ratio, left * ratio : right * ratio] = tile
+    return canvas
+
+
+#: neighbours that share three positions, one or none; tiles of different sizes
+UNEVEN = [(0, 5), (2, 6), (5, 9), (9, 12)]
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+def test_neighbours_are_cross_faded_over_all_that_they_share(ratio):
+    rows, columns = UNEVEN, [(0, 4), (3, 7), (4, 9)]
+    values = torch.rand(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    seen = iter(values.flatten())
+    x = torch.zeros(1, 1, 1, 12, 9, dtype=torch.float64)
+
+    def network(part: torch.Tensor) -> torch.Tensor:
+        return next(seen) * torch.ones_like(part).repeat_interleave(ratio, 3).repeat_interleave(ratio, 4)
+
+    found = run_tiled(network, x, rows, columns, 1, ratio)
+    torch.testing.assert_close(found[0, 0, 0], joined_by_hand(rows, columns, ratio, values))
+    assert next(seen, None) is None
+
+
 @torch.no_grad()
 def test_tiling_starts_above_the_tile(magvit, noise):
     z = noise(1, 4, 3, 4, 4)

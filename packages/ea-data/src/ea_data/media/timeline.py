@@ -160,7 +160,7 @@ def place_of(record: Mapping[str, Any]) -> Place:
 
 
 def _agree(stated: Fraction, measured: float) -> bool:
-    return bool(stated) and abs(float(stated) / measured - 1) < 0.01
+    return abs(float(stated) / measured - 1) < 0.01
 
 
 def read_timeline(container: Any, stream: Any) -> tuple[Timeline, Any]:

@@ -67,7 +67,6 @@ class FileFigures:
     def __init__(self) -> None:
         self.first: Record = {}
         self.clips = 0
-        self.kept = 0
         self.seconds: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()

@@ -76,8 +76,6 @@ class Ledger:
         except OSError as error:
             raise UserError(f"{str(folder)!r} cannot be written: {error.strerror or error}") from error
         self._part: FileIO | None = None
-        self._number = 0
-        self._size = 0
         self._unwritten: list[tuple[bytes, str, str, bytes]] = []
         self._pending: dict[bytes, dict[tuple[str, str], Any]] = {}
         self._flushed = time.monotonic()
@@ -154,7 +152,6 @@ class Ledger:
         finally:
             for fd in self._readers.values():
                 os.close(fd)
-            self._readers.clear()
             self._index.close()
             self._lock.release()
 

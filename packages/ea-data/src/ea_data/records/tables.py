@@ -23,8 +23,16 @@ def table_writer(path: Path, columns: Iterable[str]) -> Iterator[Callable[[Itera
     """Takes rows one by one; the file is written when the block succeeds. Raises OSError."""
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
+        # before Python 3.13, a carriage return alone is not quoted and ends the row for whoever reads it
+        quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         out.writerow(columns)
-        yield lambda row: out.writerow([safe_cell(cell) if isinstance(cell, str) else cell for cell in row])
+
+        def add(row: Iterable[Any]) -> None:
+            cells = [safe_cell(cell) if isinstance(cell, str) else cell for cell in row]
+            has_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+            (quoted if has_return else out).writerow(cells)
+
+        yield add
 
 
 def read_table(path: Path) -> Iterator[dict[str, str]]:

@@ -158,7 +158,7 @@ def _fits(num_frames: int, config: VaeConfig, chunked: bool) -> bool:
     if config.slice_compression_vae:
         return (num_frames - num_frames % 2) % ratio == 0
     rest = num_frames % config.mini_batch_encoder if chunked else num_frames
-    return (chunked and rest == 0) or (rest - 1) % ratio == 0
+    return rest == 0 or (rest - 1) % ratio == 0
 
 
 def _rule(config: VaeConfig, chunked: bool) -> str:
