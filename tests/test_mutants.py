@@ -81,6 +81,7 @@ def test_each_exception_of_several_is_dropped() -> None:
         "x = f'{a + 1}'",
         "if TYPE_CHECKING:\n    a = 1",
         "__all__ = ['a', 'b']",
+        "@dataclass(slots=True)\nclass A: ...",
         "def f():\n    return None",
     ],
 )
@@ -99,6 +100,14 @@ def test_a_shadow_holds_the_faulty_module_and_links_to_all_else(tmp_path: Path) 
     assert (shadow.folder / "ea_runtime" / "errors.py").samefile(module.root / "ea_runtime" / "errors.py")
     assert (shadow.folder / "ea_runtime" / "files" / "atomic.py").is_symlink()
     assert not (shadow.folder / "ea_runtime" / "files").is_symlink()
+
+
+def test_a_sample_is_always_the_same_and_in_order() -> None:
+    every = MUTATIONS.mutations("a = 1 + 2 * 3\n" * 5)
+    found = MUTANTS.drawn(every, 4)
+    assert MUTANTS.drawn(every, 4) == found == [one for one in every if one in found]
+    assert (len(set(found)), found == every[:4]) == (4, False)
+    assert MUTANTS.drawn(every, None) == MUTANTS.drawn(every, len(every)) == every
 
 
 def test_modules_that_cannot_be_tried_are_one_line() -> None:

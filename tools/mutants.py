@@ -3,6 +3,7 @@
     uv run poe mutants ea_runtime.files.safe            all faults of tools/mutations.py, as many at once as cores
     uv run poe mutants ea_runtime.files.safe --list     the faults alone
     uv run poe mutants ... -n 4 --line 61               in four processes; the faults of one line
+    uv run poe mutants ... --sample 60                  60 of the faults, always the same ones
 
 A module's tests are those of the same place under `tests`: src/ea_x/a/b.py is tested by tests/a/test_b.py.
 tools/mutants.toml adds others, and names faults that change nothing, each with its reason.
@@ -21,6 +22,7 @@ import difflib
 import importlib
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -321,6 +323,13 @@ def changed_lines(source: str, one: Mutation) -> tuple[str, str]:
     return was, becomes
 
 
+def drawn(faults: list[Mutation], number: int | None) -> list[Mutation]:
+    """That many of the faults at random, the same ones in each run, in their order; all of them for None."""
+    if number is None or number >= len(faults):
+        return faults
+    return [faults[place] for place in sorted(random.Random(0).sample(range(len(faults)), number))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Faults in a module that its tests miss.")
     parser.add_argument("module", metavar="MODULE", help="dotted, such as ea_runtime.files.safe")
@@ -328,11 +337,15 @@ def main() -> None:
     parser.add_argument(
         "--line", type=int, action="append", help="the faults of this line alone; may be repeated"
     )
+    parser.add_argument("--sample", type=int, metavar="N", help="N of the faults, always the same ones")
     parser.add_argument("--list", action="store_true", help="shows the faults and runs nothing")
     options = parser.parse_args()
     module = find_module(options.module)
     source = module.path.read_text(encoding="utf-8")
-    faults = [one for one in mutations(source) if not options.line or one.line in options.line]
+    if options.sample is not None and options.sample < 1:
+        parser.error(f"`--sample` must be 1 or more, got {options.sample}")
+    every = [one for one in mutations(source) if not options.line or one.line in options.line]
+    faults = drawn(every, options.sample)
     counted = [one for one in faults if changed_lines(source, one) not in module.equivalent]
     if options.list:
         for one in faults:
@@ -365,6 +378,7 @@ def main() -> None:
     print(
         f"\n{module.name}: {count['killed']} killed, {count['survived']} survived, {count['timeout']} timeout, "
         f"{len(faults) - len(counted)} equivalent; {share:.0f}% noticed, {time.monotonic() - began:.0f} s"
+        + (f"; sample of {len(faults)} of {len(every)}" if len(faults) < len(every) else "")
     )
     sys.exit(count["survived"] > 0)
 

@@ -2,7 +2,7 @@
 
 Places are those where a promise can break without an error: comparisons, conditions, operands of `and` and `or`,
 arithmetic, numbers and names, defaults of parameters and of fields, calls, `raise` and `return`. Left alone are
-docstrings, annotations, imports, log lines and the wording of errors.
+docstrings, annotations, imports, log lines, the wording of errors and `slots`.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _is_left_alone(parent: ast.AST, child: ast.AST) -> bool:
             return True
         case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name))) if name in _SPOKEN:
             return True
-        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")) | ast.keyword(arg="slots"):  # memory alone
             return True
         case ast.Assign(targets=[ast.Name(id="__all__")]):
             return True

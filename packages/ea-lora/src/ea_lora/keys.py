@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 Part = Literal["denoiser", "text"]
-PARTS: tuple[Part, ...] = ("denoiser", "text")
+PARTS: tuple[Part, ...] = get_args(Part)
 #: the layouts that are written, see layouts.py; "other": names of any other trainer, see places.py
 Layout = Literal["kohya", "diffusers", "peft", "comfyui"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
