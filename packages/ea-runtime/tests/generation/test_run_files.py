@@ -93,7 +93,8 @@ def test_a_save_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> None
     (first,) = tmp_path.glob("*.safetensors")
     assert first.name.startswith("denoising-3-")
     (tmp_path / "note.txt").write_text("mine")
-    partial = tmp_path / ".state.json.partial-1"
+    partial = tmp_path / ".state.json.01234567.part"  # of a save that was killed
+    partial.write_text("x")
     written(tmp_path, done=4)
     (second,) = tmp_path.glob("*.safetensors")
     assert second != first
@@ -102,6 +103,13 @@ def test_a_save_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> None
     body = json.loads((tmp_path / "state.json").read_text(encoding="utf-8"))
     assert (body["ea_run"], body["file"], body["done"]) == (1, second.name, 4)
     assert body["sha256"] == hashlib.sha256(second.read_bytes()).hexdigest()
+
+
+def test_a_file_that_is_gone_already_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [folder / "gone.safetensors"])
+    written(tmp_path)
+    remove_state(tmp_path, keep_folder=True)
+    assert not (tmp_path / "state.json").exists()
 
 
 def test_what_cannot_be_packed_leaves_the_state_before(tmp_path: Path) -> None:
@@ -247,7 +255,7 @@ def test_a_file_in_the_outputs_place_is_the_runs_once_it_was_marked(tmp_path: Pa
 def test_removing_a_run_removes_all_of_it_and_nothing_else(tmp_path: Path, keep_folder: bool) -> None:
     folder = written(tmp_path / "run")
     mark_writing(folder)
-    for name in ("frames.raw", "frames.jsonl"):
+    for name in ("frames.raw", "frames.jsonl", ".state.json.01234567.part"):
         (folder / name).write_text("x")
     remove_state(folder, keep_folder)
     assert folder.exists() is keep_folder

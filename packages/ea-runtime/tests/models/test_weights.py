@@ -79,17 +79,23 @@ def test_a_header_gives_each_tensor_its_place(tmp_path: Path) -> None:
     [
         ({"a": {**entry(), "more": 1}}, "'a' must have dtype, shape and data_offsets"),
         ({"a": {"dtype": "F32", "shape": [2]}}, "must have dtype, shape and data_offsets"),
-        ({"a": [1, 2, 3]}, "must have dtype, shape and data_offsets"),
+        *(
+            ({"a": item}, "must have dtype, shape and data_offsets")
+            for item in (7, None, [1, 2, 3], list(entry()))
+        ),
         ({"a": entry(dtype="F31")}, "has dtype 'F31', not one of F64, F32"),
-        ({"a": entry(dtype=["F32"])}, "has dtype"),
+        *(({"a": entry(dtype=dtype)}, "has dtype") for dtype in (["F32"], {}, None, 7)),
         ({"a": entry(shape=(-2,))}, "has shape"),
         ({"a": entry(shape=(True, 2))}, "has shape"),
         ({"a": entry(shape=(2.0,))}, "has shape"),
-        ({"a": entry(shape="2")}, "has shape"),
+        *(({"a": entry(shape=shape, end=4)}, "has shape") for shape in ("2", "", 7, None, {})),
         ({"a": entry(shape=(*[1] * 16, 2))}, "has shape"),
         ({"a": entry(shape=(1 << 48, 0), end=0)}, "has shape"),
         ({"a": {**entry(), "data_offsets": [0, 8, 8]}}, "has data_offsets"),
-        ({"a": {**entry(), "data_offsets": "08"}}, "has data_offsets"),
+        *(
+            ({"a": {**entry(), "data_offsets": one}}, "has data_offsets")
+            for one in ("08", 7, None, {"0": 0, "8": 8})
+        ),
         ({"a": {**entry(), "data_offsets": [-8, 0]}}, "has data_offsets"),
         ({"a": {**entry(), "data_offsets": [False, 8]}}, "has data_offsets"),
         ({"a": entry(end=7)}, "takes 7 bytes, its shape needs 8"),
@@ -228,9 +234,10 @@ def test_tensors_are_read_as_stored_in_the_order_of_their_bytes(tmp_path: Path, 
         assert tensor.dtype == tensors[name].dtype
         begins.append(found.tensors[name].begin)
         places.add(tensor.data_ptr())
+        assert tensor.untyped_storage().nbytes() == (20 if is_shared else tensor.nbytes)
     assert begins == sorted(begins)
     assert len(begins) == 2
-    assert not is_shared or len(places) == 1  # one memory for all
+    assert not is_shared or len(places) == 1  # one memory for all, of the largest's size
     assert [name for name, _ in empty_tensors(found, ["c"])] == ["c"]
     assert list(iter_tensors(found, [], is_shared=is_shared)) == []
 
