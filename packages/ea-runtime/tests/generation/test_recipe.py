@@ -84,10 +84,10 @@ def test_other_programs_read_its_settings() -> None:
     changed = {
         **RECORD,
         "loras": (),
-        "settings": {**SETTINGS, "negative_prompt": "", "sampler": "mine: own, too"},
+        "settings": {**SETTINGS, "negative_prompt": "", "sampler": "größer: own, too"},
     }
     parameters = marks_of(changed).parameters
-    assert 'Sampler: "mine: own, too", CFG' in parameters
+    assert 'Sampler: "größer: own, too", CFG' in parameters
     assert "Negative" not in parameters
     assert "Lora" not in parameters
     two = marks_of({**RECORD, "loras": [LORA, {**LORA, "file": "x.safetensors", "weight": 1.0}]}).parameters
@@ -151,12 +151,19 @@ def test_outputs_that_say_nothing_usable(tmp_path: Path, text: str, message: str
     assert message in refused(written(f"{tmp_path}/out.png", Marks(text)))
 
 
-def test_outputs_that_cannot_be_read(tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(tmp_path / "none.png").endswith(
         "cannot be read: No such file or directory; give an output of `ea generate`"
     )
     (tmp_path / "x.png").write_text("x")
     assert "cannot be read: cannot identify image file" in refused(tmp_path / "x.png")
+    for error in (ValueError("x" * 200), RecursionError("x" * 200)):
+
+        def fail(place: Path, kind: str, error: Exception = error) -> str:
+            raise error
+
+        monkeypatch.setattr(recipe, "read_recipe", fail)
+        assert f"cannot be read: {'x' * 100}; give" in refused(tmp_path / "x.png")
 
 
 def test_a_signed_output_has_no_hash_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
