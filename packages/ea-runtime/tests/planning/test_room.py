@@ -162,6 +162,7 @@ class Library:
         self.fails = fails
         self.asked: list[Any] = []
         self.is_open = False
+        self.names: list[str] = []
 
     def nvmlInit_v2(self) -> int:
         self.is_open = "init" not in self.fails
@@ -184,6 +185,7 @@ class Library:
         return int("memory" in self.fails)
 
     def nvmlDeviceGetName(self, card: Any, name: Any, size: int) -> None:
+        assert size == ctypes.sizeof(name)  # what the driver may write
         name.value = b"a card"
 
     def nvmlDeviceGetCudaComputeCapability(self, card: Any, major: Any, minor: Any) -> None:
@@ -195,7 +197,7 @@ class Library:
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     found = Library()
     monkeypatch.setattr(room, "version", lambda name: "2.13.0")
-    monkeypatch.setattr(room.ctypes, "CDLL", lambda name: found)
+    monkeypatch.setattr(room.ctypes, "CDLL", lambda name: found.names.append(name) or found)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return found
 
@@ -222,6 +224,15 @@ def test_the_card_that_is_visible(
     assert found == (None if asked is None else room._Card("a card", 60, (9, 1)))
     assert library.asked == ([] if asked is None else [asked])
     assert not library.is_open
+
+
+@pytest.mark.parametrize(("system", "name"), [("linux", "libnvidia-ml.so.1"), ("win32", "nvml.dll")])
+def test_the_library_comes_with_the_driver(
+    library: Library, monkeypatch: pytest.MonkeyPatch, system: str, name: str
+) -> None:
+    monkeypatch.setattr(room.sys, "platform", system)
+    assert room._find_card(0) is not None
+    assert library.names == [name]
 
 
 @pytest.mark.parametrize("fault", ["init", "card", "memory"])
