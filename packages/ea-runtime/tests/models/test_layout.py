@@ -16,6 +16,7 @@ from ea_runtime.models.layout import (
     PARTS,
     PREPROCESSOR_FOLDERS,
     GenerationDefaults,
+    NoiseSchedule,
     bundled_folder,
     class_name,
     known_models,
@@ -226,7 +227,12 @@ def test_each_setting_has_limits(models: Path, key: str, good: tuple[Any, ...], 
         assert f"`{key}`" in line
 
 
-SCHEDULE = {"num_train_timesteps": 4, "beta_start": 0.1, "beta_end": 0.2, "beta_schedule": "linear"}
+SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 4,
+    "beta_start": 0.1,
+    "beta_end": 0.2,
+    "beta_schedule": "linear",
+}
 
 
 def schedule(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -239,6 +245,14 @@ def test_the_noise_that_a_model_was_trained_with(models: Path) -> None:
     found = schedule(models / "mine", SCHEDULE)
     assert {key: found[key] for key in SCHEDULE} == SCHEDULE
     assert read_defaults(models / "other")[0]["num_train_timesteps"] == 1000
+    assert NoiseSchedule(**SCHEDULE).model_dump() == {  # as diffusers' schedulers have it
+        **SCHEDULE,
+        "trained_betas": [],
+        "prediction_type": "epsilon",
+        "rescale_betas_zero_snr": False,
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+    }
 
 
 @pytest.mark.parametrize(
