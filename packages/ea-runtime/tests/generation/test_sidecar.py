@@ -182,6 +182,7 @@ def test_a_link_that_leads_nowhere_is_not_replaced(tmp_path):
 def test_where_it_goes(tmp_path):
     assert plan_sidecar(plan_output(tmp_path / "out.mp4")) == tmp_path / "out.json"
     assert plan_sidecar(plan_output(f"{tmp_path}/frames/")) == tmp_path / "frames.json"
+    assert plan_sidecar(plan_output(f"{tmp_path}/take.2/")) == tmp_path / "take.2.json"
     write_sidecar(tmp_path / "out.json", RECORD)  # about out.mp4
     assert plan_sidecar(plan_output(tmp_path / "out.gif")) == tmp_path / "out.gif.json"
     with pytest.raises(UserError, match="exists already"):
@@ -207,6 +208,9 @@ BAD = [
     ("[" * 100_000, "no valid JSON"),
     ("[]", "no sidecar"),
     ("{}", "no sidecar"),
+    ('["ea_sidecar"]', "no sidecar"),
+    ('"ea_sidecar"', "no sidecar"),
+    ("7", "no sidecar"),
     (json.dumps(changed(ea_sidecar=2)), "version 2"),
     (json.dumps(changed(settings=[])), "`settings`: must be a table of keys"),
     (json.dumps(changed(settings=RECORD["settings"] | {"seed": "1"})), "`settings.seed`"),

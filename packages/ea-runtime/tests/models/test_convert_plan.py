@@ -198,8 +198,10 @@ def test_links_within_a_folder_are_copied_and_others_refused(tmp_path: Path) -> 
     copy_rest(folder, tmp_path / "out")
     assert files_of(tmp_path / "out") == ["link.json", "vae/config.json"]
     assert not (tmp_path / "out" / "link.json").is_symlink()
-    (folder / "secret.json").symlink_to("/etc/hostname")
-    assert "secret.json" in refused(copy_rest, folder, tmp_path / "out")
+    for target in ("/etc/hostname", "/etc"):
+        (folder / "secret").symlink_to(target)
+        assert "secret" in refused(copy_rest, folder, tmp_path / "out")
+        (folder / "secret").unlink()
 
 
 @pytest.mark.parametrize(

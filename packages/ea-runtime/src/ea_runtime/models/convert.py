@@ -137,7 +137,7 @@ def copy_rest(folder: Path, target: Path) -> None:
     """Copies everything but pickles: configs, tokenizer, safetensors. Links that leave the folder are refused."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if is_pickle(name) or name.endswith(".bin.index.json") or path.is_dir():
+        if is_pickle(name) or name.endswith(".bin.index.json"):
             continue
         real = inside(folder, name)
         if is_file(real):
