@@ -139,6 +139,18 @@ def test_nothing_is_saved_before_the_key_is_known_for_nothing(tmp_path: Path, no
     run.offer("denoising", 3, 9, capture)
     assert done_in(tmp_path / "run") == 3
     assert asked == [1]
+    bound = RunState(tmp_path / "bound", first_after=0, every=0)
+    bound.bind(key)  # it takes no time
+    assert bound.begin() is None
+    bound.offer("denoising", 1, 9, capture)
+    assert done_in(tmp_path / "bound") == 1
+    ready[0] = False
+    late = RunState(tmp_path / "late", first_after=0, every=0)
+    late.bind(key, lambda: ready[0])
+    late.begin()
+    late.offer("denoised", 9, 9, capture)
+    late.keep_frame(0, 1, np.zeros((2, 2, 3), np.uint8), False)
+    assert not (tmp_path / "late").exists()
 
 
 def test_a_key_that_was_given_is_the_key(tmp_path: Path) -> None:
@@ -192,6 +204,7 @@ def test_a_saved_place_is_resumed_and_said(tmp_path: Path) -> None:
     run = make(tmp_path, lines)
     assert lines == [f"continues the saved run in {tmp_path}: step 3 of 6"]
     assert run.found is not None
+    assert run.begin() is run.found
     assert run.is_open
     state = run.load(CPU)
     assert state is not None
@@ -291,6 +304,16 @@ def test_a_place_that_cannot_be_written_is_said_once(
     run.mark_writing()
     run.keep_frame(0, 1, np.zeros((2, 2, 3), np.uint8), False)
     assert lines == [f"the run's place cannot be saved in {tmp_path}: {error.strerror or error}"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_that_cannot_be_packed_is_said_once(tmp_path: Path) -> None:
+    run = make(tmp_path, lines := [])
+    for number in (1, 2):
+        run.offer("denoising", number, 6, lambda: {"hook": print})
+    assert [line.startswith("this run cannot be saved and resumed: state.hook is a ") for line in lines] == [
+        True
+    ]
     assert not list(tmp_path.iterdir())
 
 

@@ -149,7 +149,7 @@ def _convert_jobs(folder: Path, out: Path, jobs: list[_PartFiles]) -> list[Conve
     """Writes the targets of all jobs beneath `out`, in part folders."""
     pairs = []
     for job in jobs:
-        (out / job.part).mkdir(parents=True, exist_ok=True)
+        (out / job.part).mkdir(exist_ok=True)
         pairs += [(inside(folder, f"{job.part}/{old}"), out / job.part / new) for old, new in job.files]
     written = _convert_files(pairs) if pairs else []
     for job in jobs:
