@@ -402,6 +402,9 @@ def test_frames_need_room_for_all_that_are_left(
         "if the run is ended now, it resumes before decoding"
     )
     assert lines[1:] == ([] if is_kept else [said])
+    monkeypatch.setattr(run_state.shutil, "disk_usage", usage(10**9))
+    run.keep_frame(4, 5, FRAME, False)  # one that is off stays off
+    assert (tmp_path / "frames.raw").exists() is is_kept
 
 
 @pytest.mark.parametrize(
