@@ -129,6 +129,8 @@ def test_the_posterior_is_drawn_if_asked_for_with_each_videos_generator(
         assert torch.equal(found.latents, mean)
         return
     assert [one for one, _ in vae.passes] == [18, 18]  # the noise of a whole video at once
+    with pytest.raises(ValueError, match="argument"):  # a generator for each video
+        encode_known_frames(vae, MAGVIT, {}, frames, mask(), generators=[draw(1)])
     for row, seed in ((0, 1), (1, 2)):
         noise = torch.randn(4, 6, 2, 2, generator=draw(seed)) * 0.5
         assert torch.allclose(found.latents[row] - noise, mean[row], atol=1e-6)
@@ -167,6 +169,15 @@ def test_pieces_of_one_colour_and_equal_ones_are_encoded_once() -> None:
     assert [one for one, _ in vae.passes] == [9, 9]
     assert torch.equal(found.latents[:, :, :3], found.latents[:, :, 3:6])
     assert not torch.equal(found.latents[:, :, 6:], found.latents[:, :, 3:6])
+    # pieces that begin with one colour are not of one colour, and grey ones are known after others, too
+    vae, mixed = Vae(), torch.full((1, 3, 36, 16, 16), 0.25)
+    mixed[:, :, 9:18] = video(1, 9)
+    mixed[:, :, 27:] = video(1, 9).flip(4)
+    mixed[:, :, 27, 0, 0] = mixed[:, :, 9, 0, 0]
+    found = encode_known_frames(vae, MAGVIT, {}, mixed, mask(36), posterior="mode")
+    assert len(vae.passes) == 3
+    assert torch.equal(found.latents[:, :, 6:9], found.latents[:, :, :3])
+    assert not torch.equal(found.latents[:, :, 9:], found.latents[:, :, 3:6])
     # one colour of another length is another piece
     vae = Vae()
     encode_known_frames(vae, SLICE, {}, torch.zeros(1, 3, 9, 16, 16), mask(9), posterior="mode")
