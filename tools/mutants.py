@@ -358,6 +358,8 @@ def main() -> None:
         print(f"{len(faults)} faults")
         return
     os.environ |= {"OMP_NUM_THREADS": "1"}
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False  # else each fork compiles pytest's plugins and the tests again
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         folder = Path(name)

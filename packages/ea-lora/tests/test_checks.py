@@ -164,6 +164,17 @@ def test_several_adapters() -> None:
     assert set(group_tensors(tensors, "a file").layers) == {"a"}
     tensors |= {f"b.lora_{side}.two.weight": DOWN for side in "AB"}
     assert "holds 2 adapters, 'one' and 'two'; save one adapter alone" in ungrouped(tensors)
+    for name in ("three", "four"):
+        tensors |= {f"{name}.lora_{side}.{name}.weight": DOWN for side in "AB"}
+    assert "holds 4 adapters, 'four' and 'one' and 'three'; save" in ungrouped(tensors)
+
+
+def test_tensors_without_an_adapters_name_are_of_the_one_that_is_named() -> None:
+    tensors = {f"a.lora_{side}.one.weight": DOWN for side in "AB"} | {"a.alpha": torch.tensor(1.0)}
+    found = group_tensors(tensors, "a file")
+    assert set(found.layers["a"]) == {"down", "up", "alpha"}
+    with pytest.raises(AttributeError):
+        found.notes = ()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_relatives_of_lora_are_named() -> None:

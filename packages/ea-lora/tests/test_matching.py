@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,3 +184,50 @@ def test_networks_of_what_there_is(small: Any) -> None:
     for wrong in (SimpleNamespace(denoiser=None), "model", SimpleNamespace(denoiser=lambda x: x)):
         with pytest.raises(UserError, match="`pipe` must be a VideoPipeline or a torch module, got"):
             networks_of(wrong)
+
+
+def test_convolutions_and_packed_weights_have_the_shape_of_their_layer(networks: Networks) -> None:
+    """A weight of 4 bits is packed: the numbers of inputs and outputs are the module's, its dtype is not the LoRA's."""
+    denoiser = networks["denoiser"]
+    assert denoiser is not None
+    found = match([layer("lora_unet__proj_in"), layer("lora_unet__mix"), Q], networks)
+    assert [one.shape for one in found.matches] == [(8, 8, 1, 1), (8, 8, 1), (8, 8)]
+    assert {one.dtype for one in found.matches} == {torch.float32}
+    module: Any = denoiser.get_submodule("blocks.0.to_q")
+    module.weight = nn.Parameter(torch.zeros(32, 1, dtype=torch.uint8), requires_grad=False)
+    module.compute_dtype = torch.bfloat16
+    (one,) = match([Q], networks).matches
+    assert (one.shape, one.dtype) == ((8, 8), torch.bfloat16)
+    module.compute_dtype = "bfloat16"
+    assert "has weights of uint8" in refused([Q], networks)
+
+
+def test_layers_without_a_module_are_ignored_with_exclusions_too(networks: Networks) -> None:
+    found = match([Q, K, STRANGER], networks, exclude=["blocks.1.*"])
+    assert found.names() == {"matched": (Q.name,), "ignored": (STRANGER.name,), "left_out": (K.name,)}
+
+
+def test_matches_are_compared_by_identity_and_never_changed(networks: Networks) -> None:
+    """Two of them with equal tensors are two: `==` over tensors has no single answer."""
+    first = match([Q], networks)
+    assert first != replace(first)
+    assert first.matches[0] != replace(first.matches[0])
+    for held, name in ((first, "ignored"), (first.matches[0], "path")):
+        with pytest.raises(AttributeError):
+            setattr(held, name, "other")
+
+
+def test_networks_that_another_engine_runs_are_those_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Linear(8, 8, device="meta")
+    held = {"denoiser": SimpleNamespace(network=network)}
+    monkeypatch.setattr("ea_lora.matching.exported_weights", lambda pipe: held)
+    assert networks_of(SimpleNamespace(denoiser=lambda x: x)) == {"denoiser": network, "text": None}
+
+
+def test_what_would_match_without_a_prefix_is_said(networks: Networks) -> None:
+    mixed = [layer("other.blocks.0.to_q"), layer("other.blocks.1.to_q"), layer("strange_one")]
+    line = refused(mixed, networks)
+    assert line.endswith(
+        "without the prefix 'other.', which the others do not have; it was trained on another model"
+    )
+    assert "; 2 would match" in line

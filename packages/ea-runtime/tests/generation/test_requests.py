@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +13,18 @@ import torch
 
 from ea_runtime.errors import UserError
 from ea_runtime.generation.pipeline import VideoPipeline
-from ea_runtime.generation.requests import Request, check_sampler, check_seeds
+from ea_runtime.generation.requests import (
+    ModelRequest,
+    Request,
+    check_guidance,
+    check_negatives,
+    check_prompts,
+    check_sampler,
+    check_seeds,
+    random_seed,
+)
 from ea_runtime.models.geometry import Geometry, latent_scale
+from ea_runtime.models.layout import GenerationDefaults
 from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
 
 SMALL = {"num_frames": 9, "height": 32, "width": 32, "num_inference_steps": 1, "seed": 1}
@@ -269,3 +279,208 @@ def test_a_pipeline_with_a_larger_budget_takes_larger_sizes():
         UserError, match=r"at most 268,435,456 pixels, got 32768x16384; use up to 16384x16384"
     ):
         Geometry().check_size(16384, 32768)
+
+
+# --- a request by itself, without a pipeline -----------------------------------------------------------------
+
+OWN = GenerationDefaults(num_frames=18, fps=12, height=64, width=96, steps=3, guidance=2.0, sampler="ddim")
+
+
+def request(**more):
+    given = {"num_frames": 18, "height": 32, "width": 48, "num_inference_steps": 3, "guidance_scale": 2.0}
+    return Request(**{"prompt": "a", "sampler": "euler", "smooth": True, "output": "frames", **given, **more})
+
+
+def refused(call, *arguments, **more):
+    with pytest.raises(UserError) as error:
+        call(*arguments, **more)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_request_is_of_arguments_or_of_a_model():
+    assert Request.of({"seed": 1, "self": 2, "prompt": None, "other": 3}) == Request(seed=1)
+    assert Request.of_model(OWN, seed=7).settings == {
+        "num_frames": 18,
+        "height": 64,
+        "width": 96,
+        "num_inference_steps": 3,
+        "guidance_scale": 2.0,
+        "sampler": "ddim",
+        "seed": 7,
+    }
+    assert Request().settings == {}
+    with pytest.raises(AttributeError):
+        Request().seed = 1
+    with pytest.raises(TypeError):
+        Request("a prompt")
+    with pytest.raises(TypeError):
+        ModelRequest("a prompt")
+
+
+def test_a_checked_request_has_whole_numbers_and_settled_windows():
+    found = request(num_frames=45, guidance_scale=2, seed=1).checked(MAGVIT, defaults=OWN)
+    assert found.settings == request(num_frames=45, window=18, seed=1).settings
+    assert type(found.guidance_scale) is float
+    whole = request(window=18, loop=False, join="latents").checked(MAGVIT, defaults=OWN)
+    assert (whole.window, whole.loop, whole.join) == (None, None, None)
+    assert len(whole.windows(MAGVIT)) == 1
+    loop = request(loop=True).checked(MAGVIT, defaults=OWN)
+    assert (loop.window, loop.loop, loop.windows(MAGVIT).is_loop) == (18, True, True)
+    pixels = request(num_frames=45, join="pixels").checked(MAGVIT, defaults=OWN)
+    assert (pixels.join, pixels.windows(MAGVIT).is_pixels) == ("pixels", True)
+    assert request(num_frames=144).checked(MAGVIT).window is None  # V2's own number
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"join": "mix"}, "`join` must be one of latents, pixels, got str 'mix'"),
+        (
+            {"join": "pixels"},
+            "`join` 'pixels' is for videos of several windows, and this video is made in one piece",
+        ),
+        ({"join": "pixels", "loop": True}, "and a loop is joined as latents; leave it out"),
+        ({"loop": 2}, "`loop` must be True or False, got int 2"),
+        ({"loop": "yes"}, "`loop` must be True or False"),
+        ({"num_frames": 100_001}, "`num_frames` must be at most 100,000, got 100,001"),
+        ({"num_frames": 20}, "use 18 or 27"),
+        ({"num_frames": 45, "window": 9}, "`window` must be at least 18 frames"),
+        ({"num_frames": 45, "window": 20}, "`window` must be 1 or a multiple of 9, got 20; use 18 or 27"),
+        ({"num_inference_steps": 0}, "from 1 to 1000, got 0"),
+        ({"num_inference_steps": 1001}, "from 1 to 1000, got 1001"),
+        ({"smooth": None}, "`smooth` must be True or False, got None"),
+        ({"step_cache": "x"}, "x"),
+        ({"sampler": None}, "`sampler` must be one of euler, euler-a, "),
+        ({"sampler": "x"}, "no sampler is called 'x'"),
+    ],
+)
+def test_each_wrong_value_is_refused(more, message):
+    assert message in refused(request(**more).checked, MAGVIT, defaults=OWN)
+
+
+def test_the_most_frames_and_steps():
+    assert request(num_frames=99_999, output="latents").checked(MAGVIT, defaults=OWN).num_frames == 99_999
+    assert request(num_inference_steps=1000).checked(MAGVIT, defaults=OWN).num_inference_steps == 1000
+    assert "for this denoiser" in refused(
+        request(num_frames=45, window=27).checked, replace(MAGVIT, max_latent_frames=6)
+    )
+    six = request(num_frames=45, window=18).checked(replace(MAGVIT, max_latent_frames=6), defaults=OWN)
+    assert six.window == 18  # positions bound a window, not the video
+
+
+def test_what_is_in_memory_at_once_is_bound():
+    """All frames of the videos, or with output "latents" those of a window."""
+    frames = {"num_frames": 45, "window": 18}
+    request(**frames).checked(MAGVIT, 2, 2 * 45 * 32 * 48, OWN)
+    assert "at most" in refused(request(**frames).checked, MAGVIT, 2, 2 * 45 * 32 * 48 - 1, OWN)
+    request(**frames, output="latents").checked(MAGVIT, 2, 2 * 18 * 32 * 48, OWN)
+    assert "at most" in refused(
+        request(**frames, output="latents").checked, MAGVIT, 2, 2 * 18 * 32 * 48 - 1, OWN
+    )
+    assert request().checked(MAGVIT, max_pixels=18 * 32 * 48, defaults=OWN)
+    assert "at most" in refused(request().checked, MAGVIT, max_pixels=18 * 32 * 48 - 1, defaults=OWN)
+
+
+def test_prompts_by_time_count_in_the_models_frames():
+    """Or, where a request has a frame rate, in its own."""
+    long = {"num_frames": 45, "prompts_at": "1s: b | 2s: c"}
+    assert request(**long).checked(MAGVIT, defaults=OWN).prompts_at == [["12f", "b"], ["24f", "c"]]
+    own = OWN.model_copy(update={"fps": 10})
+    assert request(**long).checked(MAGVIT, defaults=own).prompts_at == [["10f", "b"], ["20f", "c"]]
+    model = ModelRequest(**request(**long).settings, model="tiny", fps=16)
+    assert model.checked(MAGVIT, defaults=OWN).prompts_at == [["16f", "b"], ["32f", "c"]]
+    assert "have rising times" in refused(
+        request(**long | {"prompts_at": "2s: b | 1s: c"}).checked, MAGVIT, defaults=OWN
+    )
+
+
+def test_the_text_at_the_beginning_is_the_prompt():
+    both = request(prompt=None, prompts_at="0s: a | 1s: b").with_first_prompt()
+    assert (both.prompt, both.prompts_at) == ("a", [["1s", "b"]])
+    later = request(prompts_at="1s: b").with_first_prompt()
+    assert (later.prompt, later.prompts_at) == ("a", [["1s", "b"]])
+    alone = request(prompt=None, prompts_at="0f: a").with_first_prompt()
+    assert (alone.prompt, alone.prompts_at) == ("a", None)
+    assert request().with_first_prompt() == request()
+    for more in ({"prompt": "x"}, {"prompt": None, "prompt_embeds": torch.zeros(1, 2, 8)}):
+        assert "there is a prompt" in refused(request(prompts_at="0s: a", **more).with_first_prompt)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "has"), [(0, False), (1, False), (1.0, False), (1.001, True), (1000, True)]
+)
+def test_guidance_above_one_needs_a_second_pass(guidance, has):
+    assert request(guidance_scale=guidance).has_guidance is has
+    assert check_guidance(guidance) == guidance
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1000.1, float("nan"), float("-inf"), True, "2", None, 2j])
+def test_guidance_is_a_number_from_0_to_1000(wrong):
+    assert "`guidance_scale` must be a" in refused(check_guidance, wrong)
+
+
+def test_what_is_not_used_or_far_from_the_model_is_noted():
+    size = {"height": 64, "width": 96}
+    assert request(**size).notes(OWN) == []
+    note = "the negative prompt is not used at guidance 1; give guidance above 1"
+    for negative in ("x", ["", "x"]):
+        assert request(**size, negative_prompt=negative, guidance_scale=1).notes(OWN) == [note]
+        assert request(**size, negative_prompt=negative, guidance_scale=2).notes(OWN) == []
+    for negative in ("", ["", ""], None):
+        assert request(**size, negative_prompt=negative, guidance_scale=1).notes(OWN) == []
+    far = "is far from 96x64, the size that suits this model; expect poorer pictures"
+    for height, width, is_far in ((64, 288, False), (64, 304, True), (64, 32, False), (48, 32, True)):
+        found = request(height=height, width=width).notes(OWN)
+        assert found == ([f"{width}x{height} {far}"] if is_far else [])
+
+
+def test_seeds_of_several_videos():
+    assert check_seeds(0, 1) == [0]
+    assert check_seeds((1, 2), 2) == [1, 2]
+    assert check_seeds(2**32 - 1, 1) == [2**32 - 1]
+    assert check_seeds([2**32 - 1] * 2, 2) == [2**32 - 1] * 2
+    assert "must be one number or a list of 2, one for each video, got 1" in refused(check_seeds, [1], 2)
+    assert "`seed` must be a whole number of 0 or more, got -1" in refused(check_seeds, [-1, 1], 2)
+    assert "`seed` must be a whole number of 0 or more, got str '1'" in refused(check_seeds, "1", 1)
+    assert "`seed` must be a whole number" in refused(check_seeds, b"1", 1)
+    line = refused(check_seeds, 2**32, 1)
+    assert (
+        "at most 4,294,967,295, got 4294967296; the noise depends on the low 32 bits alone, so 0 draws"
+        in line
+    )
+
+
+def test_a_seed_at_random_leaves_room_for_a_batch(monkeypatch):
+    found = {random_seed() for _ in range(50)}
+    assert len(found) > 40
+    monkeypatch.setattr(
+        "ea_runtime.generation.requests.os.urandom", lambda count: b"\xff" * (count - 1) + b"\xfe"
+    )
+    assert random_seed() == 0x7FFFFFFF
+    monkeypatch.setattr("ea_runtime.generation.requests.os.urandom", lambda count: b"\1" + bytes(count - 1))
+    assert random_seed() == 1 << 23  # as the first byte is the highest
+
+
+def test_prompts_are_texts():
+    assert check_prompts("a") == ["a"]
+    assert check_prompts(("a", "b")) == ["a", "b"]
+    assert check_prompts("") == [""]
+    for wrong, message in (
+        (None, "`prompt` must be text or a list of texts, got NoneType None"),
+        ({"a"}, "`prompt` must be text or a list of texts, got set"),
+        ([], "`prompt` must hold at least one text, got an empty list; an empty prompt is ''"),
+        (["a", None], "got a list with NoneType None"),
+        ("x" * 20_000, "`prompt` must take at most"),
+    ):
+        assert message in refused(check_prompts, wrong)
+    assert "`mine` must be text" in refused(check_prompts, 7, "mine")
+
+
+def test_negative_prompts_are_one_or_one_for_each():
+    assert check_negatives(None, 2) == ["", ""]
+    assert check_negatives("a", 2) == ["a", "a"]
+    assert check_negatives(["a", "b"], 2) == ["a", "b"]
+    line = refused(check_negatives, ["a", "b", "c"], 2)
+    assert "`negative_prompt` must be one text or a list of 2, one for each prompt, got 3" in line
+    assert "`negative_prompt`" in refused(check_negatives, 7, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import namedtuple
 from dataclasses import replace
@@ -336,3 +337,98 @@ def test_another_request_is_refused(tmp_path):
             model_sha256=lambda: "0" * 64,
             run=saving(tmp_path / "run", must_match=True),
         )
+
+
+# --- the two files by themselves -------------------------------------------------------------------------------
+
+
+def index_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / INDEX).read_text().splitlines()]
+
+
+def test_a_frame_is_its_bytes_and_then_a_line_that_vouches_for_them(tmp_path):
+    made = stored(tmp_path, 2, first=7)
+    assert (tmp_path / RAW).read_bytes() == made[0].tobytes() + made[1].tobytes()
+    digests = [hashlib.sha256(frame.tobytes()).hexdigest() for frame in made]
+    assert index_of(tmp_path) == [
+        {"frame": 7 + number, "sha256": digest, "is_tiled": False} for number, digest in enumerate(digests)
+    ]
+    saved = SavedFrames(tmp_path, 8, 16)
+    assert saved.shape == (8, 16, 3)
+    assert [(one.shape, one.dtype, one.flags.writeable) for one in saved.read()] == [
+        ((8, 16, 3), np.uint8, True)
+    ] * 2
+
+
+def test_frames_come_in_order_and_the_first_has_any_number(tmp_path):
+    made = stored(tmp_path, 2)
+    saved = SavedFrames(tmp_path, 8, 16)
+    for number in (1, 3):
+        with pytest.raises(AssertionError, match="in order"):
+            saved.append(number, made[0], False)
+    saved.append(2, made[0][:, ::-1], False)  # any layout in memory
+    assert np.array_equal(list(SavedFrames(tmp_path, 8, 16).read())[2], made[0][:, ::-1])
+    empty = SavedFrames(tmp_path / "none", 8, 16)
+    assert (empty.first, empty.stop, empty.is_tiled, empty.damaged) == (0, 0, False, None)
+
+
+@pytest.mark.parametrize("gone", [RAW, INDEX])
+def test_one_file_without_the_other_is_dropped(tmp_path, gone):
+    stored(tmp_path)
+    (tmp_path / gone).unlink()
+    saved = SavedFrames(tmp_path, 8, 16)
+    assert (saved.first, saved.stop, saved.damaged) == (0, 0, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_dropped_is_gone_from_both_files(tmp_path):
+    made = stored(tmp_path)
+    raw = bytearray((tmp_path / RAW).read_bytes())
+    raw[2 * 384] ^= 1
+    (tmp_path / RAW).write_bytes(bytes(raw) + b"more")
+    saved = SavedFrames(tmp_path, 8, 16)
+    assert (saved.first, saved.stop, saved.is_tiled, saved.damaged) == (0, 2, False, 2)
+    assert (tmp_path / RAW).read_bytes() == made[0].tobytes() + made[1].tobytes()
+    assert [line["frame"] for line in index_of(tmp_path)] == [0, 1]
+    saved.append(2, made[2], True)
+    again = SavedFrames(tmp_path, 8, 16)
+    assert (again.stop, again.is_tiled, again.damaged) == (3, True, None)
+    assert all(np.array_equal(a, b) for a, b in zip(again.read(), made[:3], strict=True))
+
+
+def test_damage_of_the_first_frame_leaves_none(tmp_path):
+    made = stored(tmp_path, first=4)
+    (tmp_path / RAW).write_bytes(bytes(5 * 384))
+    saved = SavedFrames(tmp_path, 8, 16)
+    assert (saved.first, saved.stop, saved.damaged) == (0, 0, 4)
+    assert list(tmp_path.iterdir()) == []
+    saved.append(9, made[0], False)
+    assert (saved.first, saved.stop) == (9, 10)
+
+
+def test_frames_of_another_size_are_not_these(tmp_path):
+    stored(tmp_path)
+    assert SavedFrames(tmp_path, 16, 16).stop == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "is_taken"),
+    [
+        ({"frame": 2}, False),
+        ({"frame": 2, "sha256": "0"}, False),
+        ({"frame": 1, "sha256": "", "is_tiled": False}, False),
+        ({"frame": 3, "sha256": "", "is_tiled": False}, False),
+        ({"frame": 2.0, "sha256": "", "is_tiled": False}, False),
+        ({"frame": True, "sha256": "", "is_tiled": False}, False),
+        ("[" * 100_000, False),
+        (None, True),
+    ],
+)
+def test_lines_that_are_none_end_the_index(tmp_path, line, is_taken):
+    stored(tmp_path, 3)
+    lines = (tmp_path / INDEX).read_text().splitlines()
+    if line is not None:
+        lines[2] = line if isinstance(line, str) else json.dumps(line)
+    (tmp_path / INDEX).write_text("\n".join(lines) + "\n")
+    saved = SavedFrames(tmp_path, 8, 16)
+    assert (saved.stop, saved.damaged) == (3 if is_taken else 2, None)

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,3 +165,220 @@ def test_results_are_in_ea_cache_or_the_users_cache(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":
         assert module.canary_file() == tmp_path / "ea" / "canaries.json"
+
+
+# --- each part by itself -------------------------------------------------------------------------------------
+
+
+def test_what_counts_as_wrong() -> None:
+    """An error of more than 5% of the norm, a value off by more than half of the root mean square, not finite."""
+    assert (module.TOLERANCE, module.OUTLIER) == (0.05, 0.5)
+    assert list(module.REDUCED) == [torch.bfloat16, torch.float16]
+    high = torch.full((10_000,), 2.0)
+    assert compare(high, high) == (0.0, False)
+    for share, is_wrong in ((0.0625, True), (0.046875, False)):
+        error, found = compare(high * (1 + share), high)
+        assert (error, found) == (pytest.approx(share), is_wrong)
+    low = high.clone()
+    low[3] += 1.0  # half of 2
+    assert compare(low, high)[1] is False
+    low[3] += 0.125
+    assert compare(low, high)[1] is True
+    for value in (math.nan, math.inf, -math.inf):
+        low[3] = value
+        assert compare(low, high) == (math.inf, True)
+    nothing = torch.zeros(5)
+    assert compare(nothing, nothing) == (0.0, False)
+    assert compare(nothing + 1e-3, nothing)[1] is True
+
+
+def test_specs_are_text_with_the_layout_where_it_is_not_the_usual_one() -> None:
+    assert str(Spec((2, 3), (3, 1), torch.bfloat16)) == "bf16[2x3]"
+    assert str(Spec((2, 3), (1, 2), torch.float16)) == "fp16[2x3/1.2]"
+    assert str(Spec((2,), (1,), torch.float32)) == "fp32[2]"
+    assert module.dtype_name(torch.int64) == "int64"
+    assert spec_of([torch.empty(2, 3), 7, "x"]) == (Spec((2, 3), (3, 1), torch.float32), 7, "x")
+    assert spec_of(torch.empty(2), torch.bfloat16).dtype == torch.bfloat16
+    assert spec_of(torch.empty(2, dtype=torch.float64), torch.bfloat16).dtype == torch.float64
+    with pytest.raises(AttributeError):
+        Spec((2,), (1,), torch.float32).shape = (3,)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_trials_have_names_shapes_and_a_key() -> None:
+    one = gradients()
+    assert one.name == "convolution"
+    assert one.outputs == ("input gradient", "weight gradient", "bias gradient")
+    assert one.shapes == "1x5x1x6x6, 1x4x3x6x6, 5x4x3x3x3"
+    assert one.key.startswith(
+        "convolution_backward bf16[1x5x1x6x6] bf16[1x4x3x6x6] bf16[5x4x3x3x3] None (1,1,1)"
+    )
+    assert (convolution().name, convolution().outputs) == ("convolution", ("output",))
+    norm = Trial(_aten.native_layer_norm.default, (spec_of(torch.empty(6, 4)), (4,)), (("eps", 1e-6),))
+    assert (norm.name, norm.outputs) == ("layer norm", ("output",))
+    assert norm.key == "native_layer_norm fp32[6x4] (4) eps=1e-06"
+    whole = Trial(module.attention, ())
+    assert (whole.name, whole.key) == ("attention", "attention")
+    assert whole.outputs == ("output", "query gradient", "key gradient", "value gradient")
+
+
+def conv(x: Any, weight: Any) -> Trial:
+    return trial(_aten.convolution.default, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+
+
+def test_equal_work_is_tried_once() -> None:
+    """On a CPU two samples stand for a batch, and the input is laid out as the weight is."""
+    x, weight = torch.empty(5, 4, 6, 6), torch.empty(8, 4, 3, 3)
+    last = weight.contiguous(memory_format=torch.channels_last)
+    plain = module.as_computed(conv(x, weight), CPU).args[0]
+    assert (plain.shape, plain.stride) == ((2, 4, 6, 6), (144, 36, 6, 1))
+    assert module.as_computed(conv(x[:1], weight), CPU).args[0].shape == (1, 4, 6, 6)
+    assert module.as_computed(conv(x, last), CPU).args[0].stride == (144, 1, 24, 4)
+    assert module.as_computed(conv(x, weight), torch.device("cuda")).args[0].shape == (5, 4, 6, 6)
+    back = Trial(_aten.convolution_backward.default, (spec_of(torch.empty(5, 8, 6, 6)), *conv(x, last).args))
+    grad, into, kernel = module.as_computed(back, CPU).args[:3]
+    assert (grad.shape, into.shape, kernel.shape) == ((2, 8, 6, 6), (2, 4, 6, 6), (8, 4, 3, 3))
+    assert (grad.stride, into.stride) == ((288, 1, 48, 8), (144, 1, 24, 4))
+    other = trial(_aten.mm.default, x[0, 0], x[0, 0])
+    assert module.as_computed(other, CPU) is other
+
+
+def test_a_trial_is_made_once_whatever_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Trial] = []
+    monkeypatch.setattr(Canary, "_try", lambda self, one: tried.append(one) or Verdict({0: 0.5}))
+    canary = Canary(CPU, None)
+    weight = torch.empty(8, 4, 3, 3)
+    for batch in (2, 3, 7, 3):
+        assert canary.verdict(conv(torch.empty(batch, 4, 6, 6), weight)).wrong == {0: 0.5}
+    assert len(tried) == 1
+    canary.verdict(conv(torch.empty(1, 4, 6, 6), weight))
+    assert len(tried) == 2
+
+
+def test_drawn_numbers_have_the_layout_and_are_always_the_same() -> None:
+    one = module._drawn(Spec((2, 3, 4), (12, 1, 3), torch.bfloat16), CPU, 1)
+    assert (one.shape, one.stride(), one.dtype) == ((2, 3, 4), (12, 1, 3), torch.bfloat16)
+    assert torch.equal(one, module._drawn(Spec((2, 3, 4), (12, 1, 3), torch.bfloat16), CPU, 1))
+    assert not torch.equal(one, module._drawn(Spec((2, 3, 4), (12, 1, 3), torch.bfloat16), CPU, 2))
+    wide = module._drawn(Spec((2, 5), (1, 0), torch.float16), CPU, 1)
+    assert (wide.shape, wide.stride()[1]) == ((2, 5), 0)
+    many = module._drawn(Spec((10_000,), (1,), torch.float32), CPU, 1)
+    assert abs(float(many.mean())) < 0.05
+    assert abs(float(many.std()) - 1) < 0.05
+    whole = module._drawn(Spec((3,), (1,), torch.int64), CPU, 1)
+    assert whole.tolist() == [1, 1, 1]
+
+
+def test_arguments_in_float32() -> None:
+    given = (
+        [torch.ones(1, dtype=torch.float16), torch.ones(1, dtype=torch.int8)],
+        torch.bfloat16,
+        torch.int8,
+        7,
+    )
+    (half, whole), dtype, kept, number = module.to_float32(given)
+    assert (half.dtype, whole.dtype, dtype, kept, number) == (
+        torch.float32,
+        torch.int8,
+        torch.float32,
+        torch.int8,
+        7,
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_without_gradients_is_its_output_alone(causal: bool) -> None:
+    q, k, v = (torch.randn(1, 2, 4, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    (out,) = module.attention(q, k, v, None, causal, 0.5, gradients=False)
+    assert torch.equal(out, nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=0.5))
+    assert not out.requires_grad
+    found = module.attention(q, k, v, None, causal, 0.5, gradients=True)
+    assert torch.equal(found[0], out)
+    assert [one.shape for one in found[1:]] == [q.shape] * 3
+    assert not any(one.requires_grad for one in found)
+
+
+def test_infinity_is_kept_and_what_others_wrote_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "canaries.json"
+    path.write_text(json.dumps({"version": 1, "machines": {"another": {"x": []}}}))
+    verdicts = iter([Verdict({0: math.inf, 2: 0.25}), Verdict()])
+    monkeypatch.setattr(Canary, "_try", lambda self, one: next(verdicts))
+    canary = Canary(CPU, path)
+    canary.save()  # nothing new: nothing is written
+    assert list(json.loads(path.read_text())["machines"]) == ["another"]
+    canary.verdict(convolution())
+    canary.verdict(gradients())
+    other = json.loads(path.read_text())
+    other["machines"][canary.machine] = {"written meanwhile": []}
+    path.write_text(json.dumps(other))
+    canary.save()
+    found = json.loads(path.read_text())
+    assert found["machines"]["another"] == {"x": []}
+    assert found["machines"][canary.machine] == {
+        "written meanwhile": [],
+        convolution().key: [[0, "inf"], [2, 0.25]],
+        gradients().key: [],
+    }
+    again = Canary(CPU, path)
+    assert again.verdict(convolution()) == Verdict({0: math.inf, 2: 0.25})
+    stamp = path.stat().st_mtime_ns
+    again.save()
+    assert path.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("rows", [{"x": 7}, {"x": [[1]]}, {"x": [["a", 1]]}, [], 7])
+def test_rows_that_are_none_count_as_no_rows(
+    tmp_path: Path, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "canaries.json"
+    monkeypatch.setattr(Canary, "_try", lambda self, one: Verdict({0: 1.0}))
+    path.write_text(json.dumps({"version": 1, "machines": {module.describe_machine(CPU): rows}}))
+    assert Canary(CPU, path).verdict(convolution()).wrong == {0: 1.0}
+
+
+def test_a_machine_is_its_processor_its_libraries_and_its_threads() -> None:
+    found = module.describe_machine(CPU)
+    assert found.startswith(f"torch {torch.__version__}, cpu, ")
+    assert torch.backends.cpu.get_cpu_capability() in found
+    assert f"{torch.get_num_threads()} threads" in found
+
+
+def test_a_card_is_its_name_and_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    found = module.describe_machine(torch.device("cuda"))
+    assert found == f"torch {torch.__version__}, a card, cuda {torch.version.cuda}, cudnn 91002"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("a  long\n line"), "a long line"),
+        (RuntimeError("x" * 200), "x" * 120),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_why_a_trial_could_not_be_made(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def fail(self: Canary, one: Trial) -> None:
+        raise error
+
+    monkeypatch.setattr(Canary, "_compare", fail)
+    assert Canary(CPU, None).verdict(convolution()) == Verdict({}, reason)
+
+
+def test_a_trial_is_made_apart_from_what_is_active_here() -> None:
+    seen: list[Any] = []
+
+    def op(x: Any) -> Any:
+        seen.append(
+            (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
+        )
+        return x
+
+    op._schema = SimpleNamespace(name="aten::odd")  # pyright: ignore[reportFunctionMemberAccess]
+    with torch.inference_mode(), torch.autocast("cpu"):
+        assert Canary(CPU, None)._try(Trial(op, (spec_of(torch.ones(2)),))) == Verdict()
+    assert seen == [(False, False, False)] * 2  # as it is, and in float32

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from ea_runtime.errors import UserError
+from ea_runtime.planning import calibration
 from ea_runtime.planning.calibration import (
     PROGRAM_BYTES,
     Calibration,
@@ -71,3 +73,119 @@ def test_memory_and_device() -> None:
         find_room("tpu")
     assert find_room("cpu", 5).free == 5
     assert find_room("cuda:7", 24 << 30).kind == "cuda"
+
+
+# --- each number by itself -----------------------------------------------------------------------------------
+
+
+def test_seconds_are_work_over_rates_and_what_loading_takes() -> None:
+    one = Calibration(rates={"linear": 10.0, "moved": 4.0, "disk": 2.0, "imports": 3.0})
+    assert one.seconds("text", {"linear": 20, "moved": 8, "unknown": 99}) == 4.0
+    assert one.seconds("text", {"linear": 20}, disk=6) == 5.0
+    assert one.seconds("loading", {"linear": 20}, disk=6) == 8.0
+    assert Calibration().seconds("text", {"linear": 20}) is None
+    slow = Calibration(rates=one.rates, runs=({"factors": {"text": 2.0}}, {"factors": {"text": 4.0}}, {}))
+    assert slow.seconds("text", {"linear": 20}) == 6.0
+    assert slow.seconds("denoising", {"linear": 20}) == 2.0
+    assert (Calibration().program_bytes, Calibration().program) == (640_000_000, 640_000_000)
+    with pytest.raises(AttributeError):
+        one.program_bytes = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_program_is_what_small_runs_showed_or_what_is_known() -> None:
+    one = Calibration(100, RATES, ({"program": 120}, {"factors": {}}, {"program": 130}, {"program": 500}))
+    assert one.program == 130
+    known = one.with_program(70)
+    assert (known.program_bytes, known.program) == (70, 70)
+    assert known.runs == ({}, {"factors": {}}, {}, {})
+    assert known.rates == RATES
+
+
+def test_a_run_teaches_what_it_took_over_what_was_planned() -> None:
+    one = Calibration(100, RATES, ({"factors": {"text": 2.0}},))
+    again = learned(one, 100, 149, 170, {"text": (4.0, 6.0), "denoising": (1.0, 3.0), "decoding": (0.0, 5.0)})
+    assert again.runs[-1] == {
+        "predicted": 149,
+        "measured": 170,
+        "seconds": {"text": [4.0, 6.0], "denoising": [1.0, 3.0], "decoding": [0.0, 5.0]},
+        "factors": {"text": 3.0, "denoising": 3.0},
+        "program": 121,
+    }
+    assert (again.program_bytes, again.rates, again.runs[0]) == (100, RATES, one.runs[0])
+    # networks of half the program's size or more show nothing of it; and it never seems less than half of what it was
+    assert "program" not in learned(one, 100, 150, 170, {}).runs[-1]
+    assert "program" not in learned(one, 100, 149, None, {}).runs[-1]
+    assert learned(one, 100, 149, 60, {}).runs[-1]["program"] == 50
+
+
+def test_the_last_fifty_runs_are_remembered() -> None:
+    one = Calibration(rates=RATES)
+    for number in range(52):
+        one = learned(one, 600, 6000 + number, None, {})
+    assert [run["predicted"] for run in one.runs] == list(range(6002, 6052))
+
+
+@pytest.mark.parametrize(
+    ("run", "is_sound"),
+    [
+        ({"factors": {}}, True),
+        ({"factors": {"text": 2}, "program": 5}, True),
+        ({"factors": {"text": 0}}, False),
+        ({"factors": {"text": None}}, False),
+        ({"factors": {"text": 1.0}, "program": 0}, False),
+        ({"factors": {"text": 1.0}, "program": "5"}, False),
+        ({"factors": [1.0]}, False),
+        ({}, False),
+        ([], False),
+        (None, False),
+    ],
+)
+def test_runs_that_are_none_are_left_out(run: object, is_sound: bool) -> None:
+    assert write_calibration("cpu", Calibration(5, RATES, (run, {"factors": {"text": 3.0}})))  # pyright: ignore
+    found = read_calibration("cpu")
+    assert len(found.runs) == 1 + is_sound
+    assert found.program_bytes == 5
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [{"rates": {"linear": 0.0}}, {"rates": {"linear": float("nan")}}, {"rates": {"linear": "x"}}, {"rates": []},
+     {"rates": None}, {"runs": 7}, {"program_bytes": "x"}, {"program_bytes": None}],
+)  # fmt: skip
+def test_a_machine_with_odd_numbers_is_measured_again(harm: dict[str, object]) -> None:
+    assert write_calibration("cpu", Calibration(5, RATES))
+    table = json.loads(calibration_file().read_text())
+    (key,) = table["machines"]
+    table["machines"][key] |= harm
+    calibration_file().write_text(json.dumps(table))
+    assert read_calibration("cpu") == Calibration()
+    del table["machines"][key]["rates"]
+    calibration_file().write_text(json.dumps(table))
+    assert read_calibration("cpu") == Calibration()
+
+
+def test_machines_devices_and_threads_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, device in enumerate(("cpu", "cuda"), 1):
+        assert write_calibration(device, Calibration(number, RATES))
+    assert [read_calibration(device).program for device in ("cpu", "cuda")] == [1, 2]
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    assert read_calibration("cpu") == Calibration()
+    (key, _) = json.loads(calibration_file().read_text())["machines"]
+    assert " | cpu | torch " in key
+    assert key.endswith(" threads")
+    monkeypatch.setattr(calibration, "processor_name", lambda: "another")
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert read_calibration("cpu") == Calibration()
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EA_CACHE", str(tmp_path / "file"))
+    assert write_calibration("cpu", Calibration()) is False
+    assert read_calibration("cpu") == Calibration()
+    monkeypatch.setenv("EA_CACHE", str(tmp_path / "deep" / "er"))
+    assert write_calibration("cpu", Calibration(3, RATES)) is True
+    assert calibration_file() == tmp_path / "deep" / "er" / "plans.json"
+    assert read_calibration("cpu").program == 3
+    calibration_file().write_text("[" * 100_000)
+    assert read_calibration("cpu") == Calibration()

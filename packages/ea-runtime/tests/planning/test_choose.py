@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from ea_runtime.models.geometry import Geometry
-from ea_runtime.models.quantize import Quantize
+from ea_runtime.models.quantize import QUANTIZED_OFFLOADS, Quantize
 from ea_runtime.planning.calibration import Calibration
-from ea_runtime.planning.choose import make_forecast
-from ea_runtime.planning.forecast import SPARE, Forecast
+from ea_runtime.planning.choose import _last, make_forecast, ways, with_int8
+from ea_runtime.planning.forecast import SPARE, Forecast, Phase, Way
 from ea_runtime.planning.parts import Part
 from ea_runtime.planning.phases import CUDA_CONTEXT, Planner
 from ea_runtime.planning.room import Room
@@ -149,3 +150,186 @@ def test_offloading_where_memory_is_short() -> None:
     assert (short.way.offload, short.fits) == ("group", True)
     assert "otherwise" in short.way.why
     assert not found(group.peak / 1e9 * 1.05).fits  # the twin: without it nothing fits
+
+
+# --- with a planner of made-up bytes -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """A planner whose phases take 100 bytes and what `cost` says of a setting and a way; notes what it was asked."""
+
+    cost: Callable[[Setting, Way], int]
+    geometry: Geometry = field(default_factory=Geometry)
+    dtype: str = "bfloat16"
+    quantize: Any = None
+    parts: Any = field(
+        default_factory=lambda: {
+            "vae": Part("vae", {}, 1, stored=(3, 4)),
+            "text": Part("text", {}, 1, stored=(5,)),
+        }
+    )
+    host: int = 10
+    asked: list[Way] = field(default_factory=list)
+
+    def phases(self, setting: Setting, way: Way) -> tuple[Phase, ...]:
+        self.asked.append(way)
+        size = 100 + self.cost(setting, way) - 50 * (self.quantize is not None)
+        return (Phase("loading", 1, self.host), Phase("denoising", size, 1))
+
+
+def chosen(
+    cost: Callable[[Setting, Way], int], free: int, setting: Setting = SETTING, **how: Any
+) -> Forecast:
+    own = {name: how.pop(name) for name in ("quantize", "host") if name in how}
+    kind = how.pop("kind", "cuda")
+    planner: Any = Bytes(cost, **own)
+    return make_forecast(
+        planner, setting, Room(kind, "a card", free, how.pop("host_free", 1000), "bfloat16"), "V2", **how
+    )
+
+
+def named(setting: Setting, **how: Any) -> list[str]:
+    return [way.name for way in ways(setting, **{"can_drop_text": False, **how})]
+
+
+def test_ways_from_the_cheapest_on() -> None:
+    whole, tiled, dropped = (
+        "all parts stay in memory",
+        "decoded in tiles",
+        "text encoder dropped once the prompt is read",
+    )
+    assert named(SETTING) == [whole, tiled]
+    assert named(SETTING, was_tiled=True) == [tiled]
+    assert named(SETTING, can_drop_text=True) == [whole, dropped, tiled, f"{tiled}, {dropped}"]
+    two = replace(SETTING, batch=5)
+    assert named(two, was_tiled=True) == [
+        tiled,
+        f"{tiled}, 2 videos at a time",
+        f"{tiled}, 1 videos at a time",
+    ]
+    assert named(two, was_tiled=True, together=2) == [tiled, f"{tiled}, 1 videos at a time"]
+    assert [way.batch for way in ways(two, can_drop_text=False, was_tiled=True)] == [5, 2, 1]
+    assert named(SETTING, offloads=("none", "model", "group", "sequential"), can_drop_text=True)[4:] == [
+        "model offload: one network at a time on the card",
+        "model offload: one network at a time on the card, decoded in tiles",
+        "group offload: one block at a time",
+        "group offload: one block at a time, decoded in tiles",
+        "sequential offload: one layer at a time",
+        "sequential offload: one layer at a time, decoded in tiles",
+    ]
+    first, drops = list(ways(SETTING, can_drop_text=True))[:2]
+    assert (first.drops_text, first.is_tiled, first.offload) == (False, False, "none")
+    assert drops.holds == {"denoising": ("denoiser", "vae"), "decoding": ("denoiser", "vae")}
+
+
+def test_a_forecast_says_what_was_asked_and_what_it_takes() -> None:
+    found = chosen(lambda setting, way: 0, 200, replace(SETTING, batch=2), held=7, notes=("a note",))
+    assert {name: getattr(found, name) for name in ("model", "frames", "height", "width", "steps", "batch")} == {
+        "model": "V2", "frames": 144, "height": 512, "width": 512, "steps": 30, "batch": 2,
+    }  # fmt: skip
+    assert (found.device, found.device_name, found.dtype, found.notes) == (
+        "cuda",
+        "a card",
+        "bfloat16",
+        ("a note",),
+    )
+    assert (found.free, found.host_free) == (207, 1007)
+    assert (found.disk_read, found.disk_written) == (12, 3 * 144 * 512 * 512 * 2)
+    assert chosen(lambda setting, way: 0, 200, replace(SETTING, kind=None)).disk_written == 0
+    assert (found.fits, found.nearest, found.way.why, found.peak) == (True, (), "", 100)
+    assert found.usable == int(0.97 * 207)
+
+
+def test_memory_is_left_on_the_device_and_on_the_machine() -> None:
+    def fits(free: int, **how: Any) -> bool:
+        return chosen(lambda setting, way: 0, free, **how).fits
+
+    assert (fits(104), fits(103)) == (True, False)  # 3% are left
+    assert (fits(103, held=1), fits(102, held=1)) == (True, False)
+    assert (fits(999, host=97, host_free=100), fits(999, host=98, host_free=100)) == (True, False)
+    assert fits(999, host=98, host_free=100, kind="cpu")  # the device's memory is the machine's
+    assert fits(999, host=98, host_free=99, held=3)
+
+
+def test_the_first_way_that_fits_is_taken_and_says_why() -> None:
+    def cost(setting: Setting, way: Way) -> int:
+        return -30 * way.is_tiled - 20 * way.drops_text
+
+    found = chosen(cost, 85)
+    assert (found.way.name, found.peak) == ("text encoder dropped once the prompt is read", 80)
+    assert found.way.why == "otherwise 0 kB would be needed, and 0 kB can be used"
+    assert chosen(cost, 75).way.name == "decoded in tiles"
+    least = chosen(cost, 10)
+    assert (least.fits, least.way.why) == (False, "")
+    assert least.way.name == "decoded in tiles, text encoder dropped once the prompt is read"
+    # a way that takes no less than the first has nothing to explain
+    assert chosen(lambda setting, way: 0, 10).way.name == "all parts stay in memory"
+    assert (
+        chosen(lambda setting, way: -90 * (setting.frames < 9), 50, can_drop_text=False).nearest[0]
+        == "num_frames 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantize", "tried"),
+    [
+        ("cpu", None, {"none", "group"}),
+        ("cuda", None, {"none", "model", "group"}),
+        ("mps", None, {"none"}),
+        ("cuda", "int8", {"none", "model"}),
+    ],
+)
+def test_offloading_that_is_tried_by_itself(kind: str, quantize: str | None, tried: set[str]) -> None:
+    form = None if quantize is None else Quantize({"denoiser": quantize})
+    seen: set[str] = set()
+
+    def cost(setting: Setting, way: Way) -> int:
+        seen.add(way.offload)
+        return 0
+
+    chosen(cost, 10, replace(SETTING, frames=1), kind=kind, quantize=form, offload="auto")
+    assert seen == tried & set(QUANTIZED_OFFLOADS) if quantize else seen == tried
+    seen.clear()
+    chosen(cost, 10, replace(SETTING, frames=1), kind=kind, quantize=form, offload="sequential")
+    assert seen == {"sequential"}
+
+
+def test_int8_comes_after_every_exact_way() -> None:
+    found = chosen(lambda setting, way: 0, 60, can_quantize=True, offload="auto")
+    assert (found.way.name, found.way.quantize, found.peak) == ("denoiser in int8", "int8", 50)
+    tiled = chosen(lambda setting, way: -20 * way.is_tiled, 40, can_quantize=True, can_drop_text=False)
+    assert (tiled.way.name, tiled.fits) == ("denoiser in int8, decoded in tiles", True)
+    assert chosen(lambda setting, way: 0, 60).way.quantize == ""
+    planner: Any = Bytes(lambda setting, way: 0)
+    plain = list(ways(SETTING, can_drop_text=False, offloads=("none", "group")))
+    assert [way.quantize for _, way in with_int8(planner, plain, False)] == [""] * len(plain)
+    both = list(with_int8(planner, plain, True))
+    exact, rest = both[: len(plain)], both[len(plain) :]
+    assert all(own is planner for own, _ in exact)
+    assert all(own.quantize == Quantize({"denoiser": "int8"}) for own, _ in rest)
+    assert {way.offload for _, way in rest} == {"none", "group"} & set(QUANTIZED_OFFLOADS)
+    already: Any = Bytes(lambda setting, way: 0, quantize=Quantize({"denoiser": "nf4"}))
+    assert len(list(with_int8(already, plain, True))) == len(plain)
+
+
+def test_the_nearest_settings_keep_the_shape() -> None:
+    def cost(setting: Setting, way: Way) -> int:
+        return setting.frames * setting.height * setting.width // 1000
+
+    wide = replace(SETTING, frames=36, height=96, width=192)
+    found = chosen(cost, 500, wide)
+    assert found.nearest == ("num_frames 18", "size 128x64")
+    assert chosen(cost, 500, replace(wide, frames=18)).fits
+    assert not chosen(cost, 500, replace(wide, frames=27)).fits
+    assert chosen(cost, 500, replace(wide, height=64, width=128)).fits
+    assert not chosen(cost, 500, replace(wide, height=80, width=160)).fits
+    assert chosen(lambda setting, way: 0, 10, wide).nearest == ()
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_the_last_value_that_fits(count: int) -> None:
+    values = [3, 5, 7, 11, 13]
+    expected = values[count - 1] if count else None
+    assert _last(values, lambda value: value in values[:count]) == expected
+    assert _last([], lambda value: True) is None

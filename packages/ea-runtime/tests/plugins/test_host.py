@@ -13,6 +13,7 @@ import pytest
 from ea_runtime.errors import MissingPackageError, UserError
 from ea_runtime.hookspecs import KINDS, hookimpl
 from ea_runtime.plugins import discovery
+from ea_runtime.plugins.entries import PluginInfo
 from ea_runtime.plugins.host import Host, get_host, list_plugins, make_host, set_host
 from ea_runtime.records import SamplerRecord, VaeRecord
 from ea_runtime.testing import host_with, write_package
@@ -143,6 +144,50 @@ def test_what_another_package_of_the_project_brings_names_that_package(site: Pat
         Host(block=["ea-vae"]).get("vaes", "magvit")
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "package", "word"),
+    [
+        ("vaes", "magvit", "ea-vae", "VAE"),
+        ("recipes", "vae", "ea-vae", "recipe"),
+        ("denoisers", "transformer3d", "ea-dit", "denoiser"),
+        ("recipes", "dit", "ea-dit", "recipe"),
+        ("recipes", "text", "ea-data", "recipe"),
+        ("metrics", "adherence", "ea-data", "metric"),
+        ("metrics", "warping", "ea-data", "metric"),
+        ("metrics", "aesthetic", "ea-data", "metric"),
+        ("commands", "data", "ea-data", "command"),
+        ("commands", "lora", "ea-lora", "command"),
+    ],
+)
+def test_each_part_of_the_project_has_a_home(kind: str, name: str, package: str, word: str) -> None:
+    with pytest.raises(
+        MissingPackageError, match=f"the {word} '{name}' comes with {package}; run `pip install"
+    ):
+        Host(entry_points=False).get(kind, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("text_encoders", "no text encoder is called 'x'; there are: "),
+        ("step_caches", "no step cache is called 'x'; there are: "),
+        ("commands", "no command is called 'x'; there are: bench, "),  # sorted, as in `ea --help`
+    ],
+)
+def test_a_kind_has_its_word(kind: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Host(entry_points=False).get(kind, "x")
+
+
+def test_a_broken_package_of_the_project_need_not_be_installed_again() -> None:
+    host = Host(entry_points=False)
+    info = host.plugins["magvit"] = PluginInfo("magvit", "ea-vae", "1.0")
+    assert host.remedy("ea-vae") == "run `pip install ea-vae`"  # it is fine, and has no such part
+    info.state = "broken: ImportError: libx"
+    assert host.remedy("ea-vae") == "it is installed, but broken: see `ea plugins`"
+    assert host.remedy("ea-dit") == "run `pip install ea-dit`"
+
+
 # --- leaving plugins out -----------------------------------------------------------------------------------
 
 
@@ -158,13 +203,42 @@ def test_the_blocklist_takes_plugin_and_package_names(
     assert host.unknown_blocks == (["other"] if "other" in blocked else [])
 
 
-@pytest.mark.parametrize(("value", "is_loaded"), [("1", False), ("true", False), ("0", True), ("", True)])
+@pytest.mark.parametrize(
+    ("value", "is_loaded"),
+    [("1", False), ("true", False), *((word, True) for word in ("0", "", " ", "false", "No", " OFF "))],
+)
 def test_ea_no_plugins_leaves_out_installed_packages(
     site: Path, monkeypatch: pytest.MonkeyPatch, value: str, is_loaded: bool
 ) -> None:
     sampler_package(site, "fast-samplers", "fast")
     monkeypatch.setenv("EA_NO_PLUGINS", value)
     assert ("fast" in make_host().records("samplers")) is is_loaded
+
+
+def test_what_is_asked_for_in_the_program_comes_before_the_environment(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler_package(site, "fast-samplers", "fast")
+    monkeypatch.setenv("EA_NO_PLUGINS", "1")
+    assert "fast" in make_host(entry_points=True).records("samplers")
+    monkeypatch.setenv("EA_NO_PLUGINS", "")
+    assert "fast" not in make_host(entry_points=False).records("samplers")
+    monkeypatch.delenv("EA_NO_PLUGINS")
+    assert "fast" in make_host().records("samplers")
+
+
+def test_names_in_the_blocklist_that_nobody_has(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt name would leave a plugin in; without installed packages there is nothing to compare with."""
+    sampler_package(site, "fast-samplers", "fast", plugin="fast")
+    monkeypatch.setenv("EA_PLUGINS_BLOCK", "a.b_c, ,fast,Fast.Samplers")
+    assert make_host().unknown_blocks == ["a.b_c"]
+    assert make_host(entry_points=False).unknown_blocks == []
+    assert Host().unknown_blocks == []
+    # a blocked one has no records, and others of its package's name stay
+    sampler_package(site, "quick-samplers", "quick", plugin="quick")
+    host = make_host()
+    assert ("fast" in host.records("samplers"), "quick" in host.records("samplers")) == (False, True)
+    assert host.plugins["fast"].entries == []
 
 
 def test_files_are_loaded_without_installed_packages_too(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +298,33 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
         Host(files=[first, second], entry_points=False)
 
 
+def test_files_of_one_folder_are_listed_in_order_and_leave_nothing_if_broken(tmp_path: Path) -> None:
+    paths = [plugin_file(tmp_path, SAMPLER.format(name=name), f"{name}.py") for name in ("b", "a")]
+    host = Host(files=paths, entry_points=False)
+    assert host.files == sorted(path.resolve() for path in paths)
+    with pytest.raises(UserError, match=r"plugin file c\.py: it called exit"):
+        Host(files=[plugin_file(tmp_path, "exit(3)", "c.py")], entry_points=False)
+    assert not [name for name in sys.modules if name.startswith("ea_local_c_")]
+    loaded = [name for name in sys.modules if name.startswith("ea_local_b_")]
+    assert [len(name) for name in loaded] == [len("ea_local_b_") + 8]
+    del (
+        sys.modules[loaded[0]],
+        sys.modules[next(name for name in sys.modules if name.startswith("ea_local_a_"))],
+    )
+
+
+def test_a_fault_in_a_file_takes_nothing_of_it(tmp_path: Path) -> None:
+    two = "    return [SamplerRecord('x', 'for a test', lambda **config: None), 7]"
+    code = SAMPLER.format(name="x").rpartition("    return")[0] + two
+    host = Host(entry_points=False)
+    before = {kind: list(host.records(kind)) for kind in KINDS}
+    with pytest.raises(UserError, match=r"plugin file mine\.py"):
+        host._load_file(plugin_file(tmp_path, code))
+    assert {kind: list(host.records(kind)) for kind in KINDS} == before
+    assert host.files == []
+    assert list(host.plugins) == ["ea-runtime"]
+
+
 # --- one name, two plugins ---------------------------------------------------------------------------------
 
 
@@ -241,6 +342,17 @@ def test_two_records_of_one_name_fail_only_when_that_name_is_wanted(site: Path) 
     assert host.get("commands", "generate").name == "generate"
     assert list(host.clashes()) == [("samplers", "fast")]
     assert Host(block=["quick-samplers"]).records("samplers")["fast"].package == "fast-samplers"
+
+
+def test_three_records_of_one_name_and_those_of_one_kind(site: Path) -> None:
+    for package in ("a-samplers", "b-samplers", "c-samplers"):
+        sampler_package(site, package, "fast")
+    host = Host()
+    (line,) = host.clashes().values()
+    assert line.startswith("3 plugins bring the sampler 'fast': a-samplers (package a-samplers ")
+    assert line.endswith("; leave one out, for example with EA_PLUGINS_BLOCK=c-samplers")
+    assert host.clashes("samplers") == host.clashes()
+    assert host.clashes("vaes") == {}
 
 
 def test_nothing_of_ours_can_be_replaced_silently(site: Path) -> None:

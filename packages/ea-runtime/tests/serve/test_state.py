@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ea_runtime.errors import UserError
-from ea_runtime.serve.state import JOB_ID, LockTaken, StateFolder, new_job_id
+from ea_runtime.serve.state import JOB_ID, LockTaken, StateFolder, default_state_folder, new_job_id
 
 HOLDER = """
 import sys
@@ -82,4 +84,93 @@ def test_a_lock_ends_with_its_process_even_if_killed(tmp_path: Path) -> None:
         holder.stdin.close()
         holder.stdout.close()
     with state.worker_lock("cpu", 5.0):
+        pass
+
+
+@given(text=st.text("video_0123abF/.\\\n", max_size=40), length=st.integers(31, 33))
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_no_text_but_an_id_is_a_place(
+    tmp_path_factory: pytest.TempPathFactory, text: str, length: int
+) -> None:
+    state = StateFolder(tmp_path_factory.getbasetemp() / "ids")
+    for name in (text, f"video_{text}", "video_" + "0" * length, "video_" + "g" * 32, "Video_" + "0" * 32):
+        if name == "video_" + "0" * 32:
+            assert state.result(name).parent == state.root / "results"
+            continue
+        with pytest.raises(ValueError, match="an id of a job is 'video_' and 32 hex digits, got"):
+            state.result(name)
+
+
+def filled(root: Path) -> tuple[StateFolder, str]:
+    """A folder with every kind of file of a job."""
+    state, job = StateFolder(root), new_job_id()
+    for place in (state.run(job), state.result(job), state.pictures(job)):
+        place.mkdir()
+        (place / "file").write_text("x")
+    state.preview(job).write_text("x")
+    return state, job
+
+
+def test_places_in_the_folder(tmp_path: Path) -> None:
+    state, job = filled(tmp_path / "state")
+    root = tmp_path / "state"
+    assert (state.root, state.database, state.uploads) == (root, root / "jobs.sqlite", root / "uploads")
+    assert state.pictures(job) == root / "uploads" / job
+    assert state.run(job) == root / "runs" / job
+    assert state.result(job) == root / "results" / job
+    assert state.preview(job) == root / "previews" / f"{job}.webp"
+    assert len({new_job_id() for _ in range(50)}) == 50
+    assert default_state_folder().parts[-2:] == ("ea", "serve")
+
+
+def test_a_home_is_expanded_and_a_place_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert StateFolder("~/own").root == tmp_path / "own"
+    assert StateFolder("here").root == tmp_path / "here"
+    assert StateFolder("here").root.is_dir()  # it may be there already
+
+
+@pytest.mark.parametrize(
+    ("remove", "left"),
+    [
+        ("remove_run", ["results", "uploads"]),
+        ("remove_products", ["uploads"]),
+        ("remove_files", []),
+    ],
+)
+def test_what_a_job_no_longer_needs_is_removed(tmp_path: Path, remove: str, left: list[str]) -> None:
+    state, job = filled(tmp_path)
+    other = new_job_id()
+    state.result(other).mkdir()
+    getattr(state, remove)(job)
+    getattr(state, remove)(job)  # a second time is no error
+    assert sorted(path.parent.name for path in tmp_path.glob(f"*/{job}*")) == left
+    assert state.result(other).is_dir()
+
+
+def test_jobs_that_have_files(tmp_path: Path) -> None:
+    state, job = filled(tmp_path)
+    assert state.job_ids() == {job}
+    for place in (StateFolder.run, StateFolder.result, StateFolder.pictures, StateFolder.preview):
+        one = new_job_id()
+        place(state, one).mkdir()
+        assert one in state.job_ids()
+    (tmp_path / "results" / "note.txt").write_text("x")
+    (tmp_path / "locks" / new_job_id()).mkdir()
+    assert len(state.job_ids()) == 5
+
+
+def test_locks_of_other_names_are_free_and_one_waits(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    with state.worker_lock("a" * 64), state.server_lock(), state.lock("x"):
+        assert sorted(path.name for path in (tmp_path / "locks").iterdir()) == sorted(
+            ["server.lock", f"worker-{'a' * 64}.lock", "x.lock"]
+        )
+        with pytest.raises(LockTaken, match="x"), StateFolder(tmp_path).lock("x", 0.1):
+            pass
+    with pytest.raises(KeyError), state.lock("x"):
+        raise KeyError
+    with state.lock("x"):
         pass

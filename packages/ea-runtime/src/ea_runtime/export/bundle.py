@@ -239,11 +239,10 @@ def _open(folder: Path, name: str) -> Any:
         raise UserError(
             f"{quote(name)} of bundle {quote_path(folder)} is missing, or no regular file; export it again"
         ) from error
-    file = os.fdopen(handle, "rb")
     if not stat.S_ISREG(os.fstat(handle).st_mode):
-        file.close()
+        os.close(handle)
         raise UserError(f"{quote(name)} of bundle {quote_path(folder)} is no regular file; export it again")
-    return file
+    return os.fdopen(handle, "rb")
 
 
 def _read(folder: Path, name: str, limit: int) -> bytes:

@@ -44,7 +44,7 @@ def plan_sidecar(output: Output) -> Path:
     for place in places:
         if not os.path.lexists(place):
             return place
-        if describes(place) == path.name and place.is_file():
+        if describes(place) == path.name:
             if output.overwrite:
                 return place
             raise UserError(f"{str(place)!r} exists already; give another name or --overwrite")

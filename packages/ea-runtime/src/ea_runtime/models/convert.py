@@ -137,7 +137,7 @@ def copy_rest(folder: Path, target: Path) -> None:
     """Copies everything but pickles: configs, tokenizer, safetensors. Links that leave the folder are refused."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if is_pickle(name) or name.endswith(".bin.index.json") or path.is_dir():
+        if is_pickle(name) or name.endswith(".bin.index.json"):
             continue
         real = inside(folder, name)
         if is_file(real):
@@ -149,7 +149,7 @@ def _convert_jobs(folder: Path, out: Path, jobs: list[_PartFiles]) -> list[Conve
     """Writes the targets of all jobs beneath `out`, in part folders."""
     pairs = []
     for job in jobs:
-        (out / job.part).mkdir(parents=True, exist_ok=True)
+        (out / job.part).mkdir(exist_ok=True)
         pairs += [(inside(folder, f"{job.part}/{old}"), out / job.part / new) for old, new in job.files]
     written = _convert_files(pairs) if pairs else []
     for job in jobs:

@@ -157,7 +157,7 @@ def read_header(path: Path, label: str | None = None) -> PartWeights:
         metadata = _metadata(header.pop("__metadata__", {}))
         tensors = {name: _entry(path, name, item, 8 + length) for name, item in header.items()}
         _check_cover(tensors, 8 + length, size)
-    except (ValueError, RecursionError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is damaged: {plain(error, 200)}; download it again") from error
     return PartWeights((path,), tensors, metadata)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ea_runtime.errors import UserError
 
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
-_BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_UNITS = {"K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([KMGT])(i?)B\s*", re.IGNORECASE)
 
 
@@ -106,7 +106,7 @@ def _number(path: str) -> int | None:
         text = Path(path).read_text().strip()
     except OSError:
         return None
-    return int(text) if text.isdigit() and int(text) < 1 << 60 else None
+    return int(text) if text.isdigit() else None  # "max" is no limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -193,3 +197,178 @@ def test_the_limits_of_the_child(tmp_path: Path, deed: str, sign: str) -> None:
         [sys.executable, "-c", program, str(tmp_path / "file")], capture_output=True, text=True, check=False
     )
     assert (sign in done.stderr) if sign else done.returncode == 0
+
+
+# --- each layer alone ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"\0\0\0\x20ftypisom", "mp4"),
+        (b"\0\0\0\x14ftypqt  ", "mov"),
+        (b"\0\0\0\x14ftyp", "mp4"),
+        (b"\x1aE\xdf\xa3", "webm"),
+        (b"\x89PNG\r\n\x1a\n", "png"),
+        (b"GIF87a", "gif"),
+        (b"GIF89a", "gif"),
+        (b"RIFF\0\0\0\0WEBPVP8", "webp"),
+        (b"{", "json"),
+        (b"\xef\xbb\xbf \t\r\n{", "json"),
+        *(
+            (head, None)
+            for head in (b"", b"ftyp", b"\x1aE\xdf", b"\x89PNG\r\n", b"GIF88a", b"RIFF\0\0\0\0WAVE")
+        ),
+        *((head, None) for head in (b"RIFXxxxxWEBP", b" [", b"MZ", b"<svg", b"\xff\xd8\xff", b"#!/bin/sh")),
+    ],
+)
+def test_each_kind_has_its_first_bytes(head: bytes, kind: str | None) -> None:
+    if kind is not None:
+        assert sniff(head) == kind
+        return
+    with pytest.raises(ApiError, match="must be a video or picture that ea wrote") as error:
+        sniff(head)
+    assert (error.value.status, error.value.param) == (415, "file")
+
+
+def test_a_copy_has_a_name_of_ours_and_is_removed(tmp_path: Path) -> None:
+    with uploads.kept(tmp_path, io.BytesIO(b"abc"), "png") as place:
+        assert re.fullmatch(r"[0-9a-f]{32}\.png", place.name)
+        assert (place.parent, place.read_bytes()) == (tmp_path, b"abc")
+    assert not place.exists()
+
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError("broken")
+
+    with pytest.raises(OSError, match="broken"), uploads.kept(tmp_path, Broken(), "png"):
+        pass
+    with pytest.raises(ValueError, match="x"), uploads.kept(tmp_path, io.BytesIO(), "png"):
+        raise ValueError("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def child_of(program: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Makes this program the child; the calls."""
+    calls: list[Any] = []
+    real = subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> Any:
+        calls.append((command, options))
+        return real([sys.executable, "-c", program], **options)
+
+    monkeypatch.setattr(uploads.subprocess, "Popen", popen)
+    return calls
+
+
+def test_the_child_knows_a_name_and_no_path_and_gets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = child_of("print('x' * 9)", monkeypatch)
+    assert uploads._run_child(tmp_path / "name.png", "png") == b"x" * 9 + os.linesep.encode()
+    ((command, options),) = calls
+    assert command == [sys.executable, "-P", "-m", "ea_runtime.serve.http.upload_child", "name.png", "png"]
+    environment = options.pop("env")
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]) == ("", "1")
+    assert options == {
+        "cwd": tmp_path,
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+    }
+    assert (uploads._CHILDREN, uploads._SECONDS, uploads._ANSWER, uploads._HEAD) == (2, 15.0, 1 << 20, 64)
+
+
+@pytest.mark.parametrize(("length", "is_taken"), [(100, True), (101, False)])
+def test_an_answer_has_a_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, is_taken: bool
+) -> None:
+    monkeypatch.setattr(uploads, "_ANSWER", 100)
+    child_of(f"import sys; sys.stdout.write('x' * {length})", monkeypatch)
+    if is_taken:
+        assert len(uploads._run_child(tmp_path / "a", "png")) == length
+        return
+    with pytest.raises(ApiError, match="its reader was stopped or ended early") as error:
+        uploads._run_child(tmp_path / "a", "png")
+    assert (error.value.status, error.value.code, error.value.param) == (400, "no_recipe", "file")
+
+
+def test_a_child_that_fails_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child_of("print('{}'); raise SystemExit(3)", monkeypatch)
+    with pytest.raises(ApiError, match="its reader was stopped or ended early"):
+        uploads._run_child(tmp_path / "a", "png")
+
+
+def test_a_child_ends_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child_of("import time; time.sleep(60)", monkeypatch)
+    with pytest.raises(KeyError), uploads.run_child(tmp_path / "a", "png", 30) as (_, child):
+        raise KeyError
+    assert child.poll() not in (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("printed", "said"),
+    [
+        ('{"record": {"a": 1}}', None),
+        ('{"error": "it says nothing"}', "it says nothing"),
+        ("{}", "the file cannot be read"),
+    ],
+)
+def test_what_the_child_says_is_a_record_or_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, said: str | None
+) -> None:
+    monkeypatch.setattr(uploads, "_run_child", lambda place, kind: printed.encode())
+    reader = uploads.UploadReader(tmp_path)
+    if said is None:
+        assert reader._read(io.BytesIO(b"x"), "png") == {"a": 1}
+        return
+    with pytest.raises(ApiError, match=said) as error:
+        reader._read(io.BytesIO(b"x"), "png")
+    assert (error.value.status, error.value.code, error.value.param) == (400, "no_recipe", "file")
+
+
+def service(**models: int) -> Any:
+    """With models of so many frames, and a LoRA."""
+    entries = {
+        name: SimpleNamespace(defaults=SimpleNamespace(num_frames=frames)) for name, frames in models.items()
+    }
+    return SimpleNamespace(catalogue=SimpleNamespace(models=lambda: entries, loras=lambda: {"known": 1}))
+
+
+def test_a_request_of_a_record_says_what_is_not_here() -> None:
+    settings = {
+        **SETTINGS,
+        "image": "/a/cat.png",
+        "mask": "",
+        "strength": 0.5,
+        "fit": "pad",
+        "loop": True,
+        "join": "pixels",
+    }
+    loras = [{"file": f"/x/{name}.safetensors", "sha256": "", "weight": 0.5} for name in ("known", "gone")]
+    record = {**RECORD, "model": {"name": "tiny", "sha256": ""}, "settings": settings, "loras": loras}
+    found = uploads._request_of(record, service(tiny=9))
+    assert found.unknown == ["gone", "cat.png"]
+    assert [(one.name, one.scale) for one in found.loras] == [("known", 0.5), ("gone", 0.5)]
+    assert (found.image, found.image_end, found.strength, found.fit) == (None, None, 0.5, "pad")
+    assert (found.loop, found.join, found.window) == (True, "pixels", None)
+    bare = {name: value for name, value in record.items() if name != "loras"}
+    assert uploads._request_of(bare, service(other=9)).unknown == ["tiny", "cat.png"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "own", "recorded", "window"),
+    [(9, 9, None, None), (10, 9, None, 10), (9, 10, None, None), (27, 9, 18, 18), (27, None, None, None)],
+)
+def test_a_record_without_a_window_is_repeated_in_one_piece(
+    frames: int, own: int | None, recorded: int | None, window: int | None
+) -> None:
+    settings = {**SETTINGS, "num_frames": frames, "window": recorded}
+    record = {**RECORD, "settings": settings, "model": {"name": "tiny", "sha256": ""}}
+    assert uploads._request_of(record, service(**{} if own is None else {"tiny": own})).window == window
+
+
+def test_a_value_that_cannot_be_is_one_line() -> None:
+    with pytest.raises(ApiError, match="the file's recipe has a value that cannot be: seed") as error:
+        uploads._request_of({**RECORD, "settings": {**SETTINGS, "seed": "x"}}, service())
+    assert (error.value.status, error.value.code) == (400, "no_recipe")

@@ -127,7 +127,10 @@ def test_moments_have_the_layout_of_their_weights(saved: Path) -> None:
 
 def test_two_plain_files_are_written_and_nothing_that_runs_code(saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["state.json", "state.safetensors"]
-    table = json.loads((saved / "state.json").read_text())
+    text = (saved / "state.json").read_text(encoding="utf-8")
+    assert text.startswith('{\n "position": {\n  "step": 3,')
+    assert text.endswith("}\n")
+    table = json.loads(text)
     assert table["position"] == POSITION
     assert list(table["turns"]) == ["model", "critic"]
     names = load_file(saved / "state.safetensors").keys()

@@ -124,17 +124,6 @@ def _load_optimizer(
     for group in groups:
         group["betas"] = tuple(group["betas"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for parameter, kept in optimizer.state.items():
-        for key, value in kept.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                kept[key] = _laid_out(parameter, value)
-
-
-@torch.no_grad()
-def _laid_out(parameter: Tensor, value: Tensor) -> Tensor:
-    if value.stride() == parameter.stride():
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
