@@ -49,7 +49,7 @@ def make_pickled(folder: Path, part: str, name: str, wrap: str | None = None) ->
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads pickles in the tests' process, whose start takes as long as torch, for tests of what becomes of the files."""
+    """Reads pickles in the tests' process, for tests of what becomes of the files: a child imports torch."""
 
     def run_child(pairs: list[tuple[Path, Path]]) -> list[dict[str, Any]]:
         return [convert(source, target, max_bytes=1 << 24) for source, target in pairs]

@@ -19,6 +19,7 @@ from ea_runtime.serve.http.app import ENDPOINTS
 from ea_runtime.serve.http.openapi import document
 from ea_runtime.serve.orders import FIELDS
 
+FULL = os.environ.get("EA_FULL") == "1"
 #: a body that is too large is refused too
 _CONFIG = """
 [checks.negative_data_rejection]
@@ -32,7 +33,7 @@ def try_all(server: Any, folder: Path, *more: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--seed", "43"]
     command += [
         "--max-examples",
-        "4",
+        "4" if FULL else "2",
         "--generation-database",
         "none",
         "--request-timeout",
@@ -68,7 +69,7 @@ def test_schemathesis_finds_nothing(serving: Callable[..., Any], tmp_path: Path)
         assert code == 0, report[-3000:]
         found = re.search(r"(\d+) generated", report)
         assert found, report[-3000:]
-        assert int(found[1]) > 500
+        assert int(found[1]) > (500 if FULL else 300)
         statuses = server.client().get("/metrics").text
         assert not re.search(r'status="5\d\d"', statuses)
 
