@@ -28,9 +28,10 @@ SHORT = [
     "train.processes=1",
     "train.threads=1",
     "train.batch_size=4",
-    "train.save_every=2",
+    "train.save_every=9",  # at the end alone: a save hashes and encodes as much as steps do
     "train.warmup=1",
 ]
+OFTEN = "train.save_every=2"
 Ea = Callable[..., list[str]]
 
 
@@ -103,14 +104,16 @@ def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {p.suffix for p in Path("data/drawn/cache").rglob("*") if p.is_file()} <= {".safetensors", ".json"}
     train(ea, "dit-motion", 2, "run.out=runs/by workers", "train.workers=2")
 
-    train(ea, "dit-motion", 5, "run.out=runs/whole")
+    train(ea, "dit-motion", 5, OFTEN, "run.out=runs/whole")
     stopped = stop_after(2)
-    assert "step 3 of 5 is saved; --resume continues from there" in train(ea, "dit-motion", 5, code=130)
+    assert "step 3 of 5 is saved; --resume continues from there" in train(
+        ea, "dit-motion", 5, OFTEN, code=130
+    )
     stopped.undo()
-    refused = train(ea, "dit-motion", 5, code=2)
+    refused = train(ea, "dit-motion", 5, OFTEN, code=2)
     assert "holds a run at step 3; " in refused[-1]
     assert "--resume" in refused[-1]
-    train(ea, "dit-motion", 5, "--resume")
+    train(ea, "dit-motion", 5, OFTEN, "--resume")
     train(ea, "dit-finetune", 3)
     train(ea, "dit-finetune-more", 2)
     assert_nothing_skipped()

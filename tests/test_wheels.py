@@ -28,6 +28,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="links files"),
 ]
 
+#: seven seconds for each package but the host; .ci/run always does it, in environments that are installed for real
+IMPORTS_ALL = os.environ.get("EA_FULL") == "1"
 #: imports every module of the packages named on the command line
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -169,8 +171,9 @@ def test_the_host_alone(wheels: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize("package", SIBLINGS)
 def test_a_package_alone_with_the_host(wheels: dict[str, Path], tmp_path: Path, package: str) -> None:
     environment = Environment(tmp_path / "env", [wheels["ea-runtime"], wheels[package]])
-    done = environment.run("-c", IMPORT_ALL, package.replace("-", "_"))
-    assert done.returncode == 0, done.stderr
+    if IMPORTS_ALL:
+        done = environment.run("-c", IMPORT_ALL, package.replace("-", "_"))
+        assert done.returncode == 0, done.stderr
     rows = json.loads(environment.ea("plugins", "--json").stdout)
     assert packages_of(rows) == {"ea-runtime", package}
     assert {row["state"] for row in rows} == {"ok"}

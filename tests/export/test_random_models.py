@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,11 +11,28 @@ from typing import Any
 import pytest
 import torch
 
+from ea_runtime.export import parity
 from ea_runtime.export.make import ExportRequest, export_bundle
 from ea_vae import AutoencoderKLMagvit
 
 pytestmark = pytest.mark.slow
 full = pytest.mark.skipif(os.environ.get("EA_FULL") != "1", reason="EA_FULL=1 runs the long version")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _canaries_once() -> Iterator[None]:
+    """Canaries are of no model: one export and comparison of them for each number format."""
+    known: dict[Any, Any] = {}
+    run_canaries = parity.run_canaries
+
+    def once(folder: Path, *form: Any) -> Any:
+        if form not in known:
+            known[form] = run_canaries(folder, *form)
+        return known[form]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "run_canaries", once)
+        yield
 
 
 def export(tmp_path: Path, model: Path, parts: tuple[str, ...], size: int, **options: Any) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -214,9 +217,24 @@ def tables() -> dict[str, Any]:
     return copy.deepcopy(PROFILE)
 
 
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Any]:
+    """The module warm_engine.py, where its process finds it too, and one pool."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        module = importlib.import_module("warm_engine")
+        pool = module.make_pool()
+        yield SimpleNamespace(engine=lambda worker: module.WarmEngine(pool, worker))
+        pool.close()
+        del sys.modules["warm_engine"]
+
+
 @pytest.fixture
-def run_set(plugin_file: Path, tables: dict[str, Any]) -> Iterator[RunSet]:
-    """run_set(raw, out, profile=tables, workers=1, timeout=60, memory_mb=0, **options) -> Outcome."""
+def run_set(plugin_file: Path, tables: dict[str, Any], warm: Any) -> Iterator[RunSet]:
+    """run_set(raw, out, profile=tables, workers=0, timeout=60, memory_mb=0, **options) -> Outcome.
+
+    workers: new processes, with these limits; 0: one process that many runs share, which saves its start.
+    """
     before = plugins._host
     plugins.set_host(plugins.make_host([plugin_file]))
 
@@ -225,7 +243,7 @@ def run_set(plugin_file: Path, tables: dict[str, Any]) -> Iterator[RunSet]:
         out: Path,
         profile: dict[str, Any] | None = None,
         *,
-        workers: int = 1,
+        workers: int = 0,
         timeout: float = 60.0,
         memory_mb: int = 0,
         engine: Any = None,
@@ -233,7 +251,10 @@ def run_set(plugin_file: Path, tables: dict[str, Any]) -> Iterator[RunSet]:
     ) -> Outcome:
         used = profile or tables
         worker = Worker(used, str(raw), [str(plugin_file)], options.get("score_all", False))
-        made = engine or LocalEngine(worker, Limits(workers, timeout, memory_mb))
+        if engine is None and not workers:
+            made = warm.engine(worker)
+        else:
+            made = engine or LocalEngine(worker, Limits(workers, timeout, memory_mb))
         try:
             return Pipeline(raw, out, used, made, **options).run()
         finally:

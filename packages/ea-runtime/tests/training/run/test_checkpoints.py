@@ -115,6 +115,30 @@ def test_damaged_ones_count_for_nothing_and_go_once_a_newer_one_is_complete(tmp_
     assert steps(tmp_path) == [10, 30, 40]  # none is complete: none is removed
 
 
+def test_only_new_and_changed_ones_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save would otherwise read all that is kept, gigabytes for a large model."""
+    from ea_runtime.training.run import checkpoints as module
+
+    read: list[str] = []
+    real = module.file_hash
+    monkeypatch.setattr(module, "file_hash", lambda path: read.append(path.parent.name) or real(path))
+    for step in (10, 20):
+        write(tmp_path / f"checkpoint-{step}", state="s")
+        prune(tmp_path, 9)
+    assert read == ["checkpoint-10", "checkpoint-20"]
+    (tmp_path / "checkpoint-10" / "state").write_text("x")  # of the same size
+    read.clear()
+    prune(tmp_path, 9)
+    assert read == ["checkpoint-10"]
+    assert steps(tmp_path) == [20]
+    write(tmp_path / "checkpoint-10", state="s")  # another one in its place
+    read.clear()
+    prune(tmp_path, 9)
+    assert read == ["checkpoint-10"]
+    assert is_complete(tmp_path / "checkpoint-10")
+    assert read == ["checkpoint-10"] * 2, "asked alone, it is always read"
+
+
 def test_leftovers_of_killed_saves_go_and_nothing_else(tmp_path: Path) -> None:
     write(tmp_path / "checkpoint-10")
     leftovers = [".checkpoint-20.partial-1", ".checkpoint-9.old-77", ".final.partial-1", ".final.old-3"]

@@ -1,7 +1,8 @@
 """NaNs and spikes injected into real runs of a small denoiser: each must be handled, and clean runs left alone.
 
-Thirty injections in ten runs: non-finite steps, weights that are corrupted at once, and weights corrupted a little
-more with every step, which makes the loss climb as a plain DiT's does (0.05 -> 0.2 -> 1.0).
+Eighteen injections in six runs, thirty in ten under EA_FULL=1: non-finite steps, weights that are corrupted at once,
+and weights corrupted a little more with every step, which makes the loss climb as a plain DiT's does (0.05 -> 0.2 ->
+1.0).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ RUNS: list[list[tuple[int, str]]] = [
         (160 + 5 * n, ("climbs", "at once")[n % 2]),
         (270 + 3 * n, ("at once", "climbs", "bad gradient")[n % 3]),
     ]
-    for n in range(10)
+    for n in range(10 if FULL else 6)  # six: each pair of the later kinds
 ]
 
 
@@ -195,8 +196,8 @@ def limit(start_in: Start, tmp_path_factory: pytest.TempPathFactory) -> float:
 
 
 @pytest.mark.slow
-def test_thirty_injections_are_handled(start: Start, limit: float) -> None:
-    assert sum(map(len, RUNS)) == 30
+def test_injections_are_handled(start: Start, limit: float) -> None:
+    assert len({(faults[1][1], faults[2][1]) for faults in RUNS}) == 6
     for seed, faults in enumerate(RUNS):
         trainer = start(faults, seed)
         trainer.run(resume=False)

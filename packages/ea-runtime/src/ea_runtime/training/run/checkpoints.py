@@ -11,6 +11,8 @@ from ea_runtime.files.atomic import MANIFEST
 from ea_runtime.files.hashes import file_hash
 
 _NAME = re.compile(r"checkpoint-(\d+)")
+#: folder -> names, sizes and times of its files when `prune` last found it complete
+_found_complete: dict[Path, list[tuple[str, int, int]]] = {}
 
 
 def is_complete(folder: Path) -> bool:
@@ -20,6 +22,20 @@ def is_complete(folder: Path) -> bool:
         return bool(listed) and all(file_hash(folder / name) == digest for name, digest in listed.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _is_still_complete(folder: Path) -> bool:
+    """As `is_complete`, but files are not read again where they are as this process found them complete."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        stat = path.lstat()
+        files.append((path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+    if _found_complete.get(folder) == files:
+        return True
+    complete = is_complete(folder)
+    if complete:
+        _found_complete[folder] = files
+    return complete
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -47,7 +63,7 @@ def prune(run: Path, keep: int) -> None:
     Damaged checkpoints are removed once a newer one is complete. Nobody else may be saving in `run` meanwhile.
     """
     assert keep > 0
-    complete = [path for _, path in checkpoints(run) if is_complete(path)]
+    complete = [path for _, path in checkpoints(run) if _is_still_complete(path)]
     for path in complete[:-keep]:
         remove_checkpoint(path)
     if complete:
@@ -62,5 +78,6 @@ def prune(run: Path, keep: int) -> None:
 
 def remove_checkpoint(folder: Path) -> None:
     """Removes a checkpoint, its manifest first, so that a half of it never counts as complete."""
+    _found_complete.pop(folder, None)
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)
