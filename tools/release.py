@@ -2,7 +2,7 @@
 
     python tools/release.py --check          everything below, from the last commit: about five minutes
     python tools/release.py --quick          the checks that build nothing: seconds
-    python tools/release.py --resolutions    the tests with the oldest and the newest dependencies, Python 3.11 to 3.13
+    python tools/release.py --resolutions    all tests with the oldest and the newest dependencies, Python 3.11 to 3.13
     python tools/release.py --date ea-vae    puts what is unreleased in its CHANGELOG under its version and today's date
 
 `--check` builds wheels and sdists of all packages twice to the same bytes, checks their metadata, READMEs and the
@@ -135,14 +135,16 @@ def inspect(files: list[Path]) -> None:
     refuse("licences", contents.licence_problems(bundled, contents.bundled(ROOT)))
 
 
-def resolutions(work: Path, wanted: list[str], tests: bool) -> None:
+def resolutions(work: Path, wanted: list[str], jobs: int, keep: bool) -> None:
     """Runs imports, a video and tests with the oldest and the newest dependencies; ends with 1 if any fails.
 
-    `wanted` names pairs such as "3.11:lowest-direct". One environment exists at a time: each has several gigabytes.
+    `wanted` names pairs such as "3.11:lowest-direct". One environment exists at a time, as each has several gigabytes,
+    unless `keep` leaves them in `work` for the next call. jobs: processes of the tests; 0 for no tests.
     """
-    tree = work / "tree"
+    tree, wheels = work / "tree", work / "wheels"
+    for folder in (tree, wheels):
+        shutil.rmtree(folder, ignore_errors=True)
     building.clean_tree(ROOT, tree, "022")
-    wheels = work / "wheels"
     building.run(["uv", "build", "--quiet", "--wheel", "--all-packages", "--out-dir", str(wheels)], tree)
     names = list(contents.projects(ROOT))
     interpreters = installing.pythons()
@@ -152,12 +154,13 @@ def resolutions(work: Path, wanted: list[str], tests: bool) -> None:
         if python not in interpreters:
             rows.append(f"| {python} | {resolution} | not tried: no Python {python} on this machine | |")
             continue
-        environment = installing.Environment(work / "env", interpreters[python])
+        environment = installing.Environment(work / f"{python}-{resolution}", interpreters[python])
         say(f"Python {python}, {resolution}")
-        outcome = installing.try_out(environment, tree, wheels, names, (python, resolution), tests)
+        outcome = installing.try_out(environment, tree, wheels, names, (python, resolution), jobs)
         rows.append(f"| {python} | {resolution} | {outcome} |")
         say(outcome)
-        shutil.rmtree(environment.folder, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(environment.folder, ignore_errors=True)
     print("| Python | versions | main dependencies | outcome |\n|---|---|---|---|\n" + "\n".join(rows))
     if any("FAILED" in row for row in rows):
         sys.exit(1)
@@ -201,6 +204,12 @@ def main() -> None:
     parser.add_argument(
         "--no-tests", action="store_true", help="of --resolutions: imports and one video only"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="of --resolutions: processes of the tests")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="of --resolutions: leave the environments in --work, and use those that are there",
+    )
     parser.add_argument("--work", type=Path, help="where temporary folders are made; several gigabytes")
     arguments = parser.parse_args()
     if arguments.check:
@@ -212,7 +221,15 @@ def main() -> None:
     else:
         wanted = arguments.resolutions or pairs
         refuse("`--resolutions` takes " + " ".join(pairs), [pair for pair in wanted if pair not in pairs])
-        in_folder(arguments.work, lambda work: resolutions(work, wanted, not arguments.no_tests))
+        refuse("`--jobs` must be 1 or more, got", [str(arguments.jobs)] if arguments.jobs < 1 else [])
+        if arguments.keep and arguments.work is None:
+            sys.exit("release.py: `--keep` leaves environments in `--work`; name that folder, too")
+        jobs = 0 if arguments.no_tests else arguments.jobs
+        if arguments.keep:
+            arguments.work.mkdir(parents=True, exist_ok=True)
+            resolutions(arguments.work.resolve(), wanted, jobs, keep=True)
+        else:
+            in_folder(arguments.work, lambda work: resolutions(work, wanted, jobs, keep=False))
 
 
 if __name__ == "__main__":
