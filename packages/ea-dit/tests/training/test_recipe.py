@@ -503,10 +503,11 @@ def test_a_sheet(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make(samples={"sample_prompts": ["a", "b"]})
     videos = np.zeros((2, 18, 32, 32, 3), np.uint8)
     monkeypatch.setattr("ea_dit.training.samples.sample_videos", lambda *given: videos)
-    sheet = made.sample_sheet(3)
-    assert sheet is not None
-    assert sheet.dtype == np.uint8
-    assert sheet.ndim == 3
+    drawn = made.sample_sheet(3)
+    assert drawn is not None
+    assert drawn.sheet.dtype == np.uint8
+    assert drawn.sheet.ndim == 3
+    assert (drawn.videos is videos, list(drawn.prompts)) == (True, ["a", "b"])
 
     def diverged(*given: Any) -> Any:
         raise UserError("latents are no longer finite")

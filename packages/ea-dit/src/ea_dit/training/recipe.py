@@ -23,7 +23,7 @@ from ea_runtime.models.layout import resolve_folder
 from ea_runtime.training.data.dataset import short_videos
 from ea_runtime.training.data.draws import normal, uniform
 from ea_runtime.training.latents.source import EncodedSource, make_cache
-from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults
+from ea_runtime.training.recipe import Batch, Context, Loss, Phase, RecipeDefaults, Samples
 from ea_runtime.training.update.precision import DTYPES, run_in, short_attention
 
 #: part of the batches in which CLIP's picture counts: V3's figure
@@ -163,14 +163,14 @@ class DitRecipe(RecipeDefaults):
         figures = {name: float(terms[name].detach().mean()) for name in ("mse", "vb")}
         return Loss(samples.mean(), figures, samples.detach(), timesteps)
 
-    def sample_sheet(self, step: int) -> Any | None:
-        from ea_dit.training.samples import draw_sheet, sheet_shape
+    def sample_sheet(self, step: int) -> Samples | None:
+        from ea_dit.training.samples import draw_samples, sheet_shape
 
         options = self.options
         if not options.samples.sample_prompts:
             return None
         shape = sheet_shape(options.samples, self.phases()[-1].buckets, options.stage)
-        return draw_sheet(self.model, options.samples, options.data.parts, shape, self.context)
+        return draw_samples(self.model, options.samples, options.data.parts, shape, self.context)
 
     def describe(self) -> dict[str, Any]:
         total = sum(p.numel() for p in self.model.parameters())

@@ -10,13 +10,13 @@ import numpy as np
 from ea_dit.network.model import Transformer3DModel
 from ea_dit.training.options import SampleTable
 from ea_runtime.errors import UserError
-from ea_runtime.training.recipe import Context
+from ea_runtime.training.recipe import Context, Samples
 
 
-def draw_sheet(
+def draw_samples(
     model: Transformer3DModel, table: SampleTable, parts: str, shape: tuple[int, int, int], context: Context
-) -> np.ndarray | None:
-    """uint8 (H, W, 3): one video per prompt of `table`, with the current weights.
+) -> Samples | None:
+    """One video per prompt of `table`, with the current weights, and a sheet of them.
 
     parts: the model folder with VAE and text encoder. shape: num_frames, height, width. A sheet that cannot be drawn
     (an untrained network may diverge) is reported and skipped: training continues.
@@ -28,7 +28,8 @@ def draw_sheet(
     except UserError as error:
         context.say(f"no sample sheet: {error}")
         return None
-    return contact_sheet(videos, list(table.sample_prompts))
+    prompts = list(table.sample_prompts)
+    return Samples(contact_sheet(videos, prompts), videos, prompts)
 
 
 def sample_videos(

@@ -226,7 +226,12 @@ def _train(recipe_class: Any, options: Any, run: RunConfig, words: list[str], re
         trainable = sum(
             p.numel() for m in instance.modules().values() for p in m.parameters() if p.requires_grad
         )
-        trainer = Trainer(instance, run.train, out, as_run, say)
+        judge = None
+        if run.train.sample_every and rank == 0:
+            from ea_runtime.evaluation.samples import SampleMetrics
+
+            judge = SampleMetrics(say)
+        trainer = Trainer(instance, run.train, out, as_run, say, judge)
         num_samples = trainer.order.orders[0].num_samples
         say(
             f"{run.run.recipe}: {trainable / 1e6:.2f} M trainable parameters, {num_samples} samples, {device}"

@@ -68,7 +68,7 @@ class Judge:
         row, clip = self._alone(task.video)
         if row is not None and clip is not None and task.other is not None:
             if other_clip is not None:
-                self._measure(row, replace(clip, reference=other_clip), ("pair",))
+                self.measure(row, replace(clip, reference=other_clip), ("pair",))
             else:
                 assert other is not None
                 names = [name for name, of, _ in self._metrics if of == "pair"]
@@ -85,13 +85,14 @@ class Judge:
             # the folder is known: only the name stays
             row.reason = str(error).replace(str(video.path), video.name)
             return row, None
-        count, height, width = clip.frames.shape[:3]
-        row.size = (count, height, width)
-        self._measure(row, clip, ("video", "set"))
+        self.measure(row, clip, ("video", "set"))
         row.strip = strip(clip.frames)
         return row, clip
 
-    def _measure(self, row: Row, clip: Clip, kinds: tuple[str, ...]) -> None:
+    def measure(self, row: Row, clip: Clip, kinds: tuple[str, ...] = ("video",)) -> None:
+        """Puts the size of a clip and the values of some kinds of metrics into its row."""
+        count, height, width = clip.frames.shape[:3]
+        row.size = (count, height, width)
         for name, of, metric in self._metrics:
             if of not in kinds:
                 continue

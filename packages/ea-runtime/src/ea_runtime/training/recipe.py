@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ea_runtime.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from pydantic import BaseModel
     from torch import Tensor, nn
@@ -83,6 +84,18 @@ class Loss:
     timesteps: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Drawn samples: what `Recipe.sample_sheet` returns for videos that metrics may judge.
+
+    sheet: uint8 (H, W, 3), for `samples/`. videos: uint8 (N, T, H, W, 3), T is 1 for pictures; prompts: one for each.
+    """
+
+    sheet: np.ndarray
+    videos: np.ndarray
+    prompts: Sequence[str]
+
+
 class Recipe(Protocol):
     """Made as `Recipe(options, context)`; the loop owns order, workers, optimiser, EMA, guard, checkpoints and log.
 
@@ -140,7 +153,10 @@ class Recipe(Protocol):
         ...
 
     def sample_sheet(self, step: int) -> Any | None:
-        """A picture for `samples/`: uint8 (H, W, 3), made with the averaged weights; None: nothing to show."""
+        """A picture for `samples/`, uint8 (H, W, 3), made with the averaged weights, or `Samples`: with its videos.
+
+        None: nothing to show.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -68,9 +68,10 @@ def test_every_number_of_a_line_and_the_sheets(tmp_path: Path) -> None:
     write(tmp_path, 0, 4, 0.0)
     with Board(tmp_path, 4) as board:
         board.line(line(5, math.nan))
-        board.line(line(6, 6.0) | {"val_loss": 0.5, "val_loss_t200": 0.25})
+        board.line(line(6, 6.0) | {"val_loss": 0.5, "val_loss_t200": 0.25, "eval_flicker": 2.0})
     scalars, pictures = shown(tmp_path)
     assert (scalars.pop("validation/loss"), scalars.pop("validation/loss_t200")) == ({6: [0.5]}, {6: [0.25]})
+    assert scalars.pop("evaluation/flicker") == {6: [2.0]}
     assert scalars["train/loss"].pop(6) == [6.0]
     assert scalars["train/loss"] == {1: [1.0], 2: [2.0], 3: [3.0], 4: [4.0]}
     assert scalars["train/skipped"][5] == [1.0]

@@ -11,6 +11,8 @@ import numpy as np
 
 #: Numbers of a log line that a board does not need: its axis, and what it computes itself.
 _LEFT_OUT = {"step", "seconds", "wait", "samples", "used"}
+#: Groups of figures on a board, by the beginning of their names; all others are in `train`.
+_KINDS = {"val_": "validation", "eval_": "evaluation"}
 
 
 class Board:
@@ -47,8 +49,9 @@ class Board:
         for name, value in line.items():
             if name in _LEFT_OUT or not isinstance(value, (int, float)) or not math.isfinite(value):
                 continue
-            kind, name = ("validation", name[4:]) if name.startswith("val_") else ("train", name)
-            self._writer.add_scalar(f"{kind}/{name}", float(value), step)
+            kind = next((one for one in _KINDS if name.startswith(one)), "")
+            tag = f"{_KINDS[kind]}/{name[len(kind) :]}" if kind else f"train/{name}"
+            self._writer.add_scalar(tag, float(value), step)
         if line.get("seconds", 0) > 0:
             self._writer.add_scalar("train/samples_per_second", line["samples"] / line["seconds"], step)
 

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 _BIN = re.compile(r"(val_)?loss_t\d{1,3}")
-#: besides those of the bins of timesteps
+#: begins the names of figures of drawn samples
+JUDGED = "eval_"
+#: besides those of the bins of timesteps and of drawn samples
 _KEPT = ("loss", "val_loss", "lr", "grad_norm", "memory")
 
 
@@ -75,7 +77,8 @@ class History:
             self._go_back(step)
         self.step = step
         self.samples += int(line.get("samples") or 0)
-        for name in (*_KEPT, *(name for name in line if _BIN.fullmatch(name))):
+        more = (name for name in line if _BIN.fullmatch(name) or name.startswith(JUDGED))
+        for name in (*_KEPT, *more):
             self._curve(name).add(step, line.get(name))
         seconds = line.get("seconds") or 0
         if seconds > 0:
@@ -116,6 +119,14 @@ class History:
             name.rpartition("_t")[2]: curve
             for name, curve in sorted(self.curves.items())
             if _BIN.fullmatch(name) and name.rpartition("_t")[0] == prefix
+        }
+
+    def judged(self) -> dict[str, Curve]:
+        """Curves of drawn samples, by the metric's name."""
+        return {
+            name.removeprefix(JUDGED): curve
+            for name, curve in sorted(self.curves.items())
+            if name.startswith(JUDGED) and len(curve.steps)
         }
 
 

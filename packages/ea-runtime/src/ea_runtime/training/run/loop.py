@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from ea_runtime.errors import UserError, writing
 from ea_runtime.files.atomic import atomic_folder, require_space
@@ -26,11 +26,12 @@ from ea_runtime.training.recipe import Recipe
 from ea_runtime.training.run.budget import ErrorBudget
 from ea_runtime.training.run.checkpoints import checkpoints, is_complete, prune, remove_checkpoint
 from ea_runtime.training.run.guard import Guard
+from ea_runtime.training.run.inspection import Inspector, Look, SampleJudge
 from ea_runtime.training.run.progress import TrainingProgress
-from ea_runtime.training.run.run_folder import RunFolder
+from ea_runtime.training.run.run_folder import RunFolder, RunLog
 from ea_runtime.training.run.same_set import check_set
 from ea_runtime.training.run.state import load_state, save_state
-from ea_runtime.training.run.step import Stepper, seed_global, seed_of
+from ea_runtime.training.run.step import Stepper, seed_of
 from ea_runtime.training.run.validation import Validator, split_phases
 from ea_runtime.training.run.watchers import Watchers
 from ea_runtime.training.update.average import WeightAverage
@@ -46,7 +47,7 @@ class Trainer:
     """Trains one recipe in one folder.
 
     config: the whole config as run; a run can only resume with the same one (see run_folder.MAY_CHANGE).
-    say: shows one line to the user.
+    say: shows one line to the user. judge: measures the videos that the recipe draws every `sample_every` steps.
     Raises UserError if the recipe leaves nothing to train, or the options exclude each other.
     """
 
@@ -57,6 +58,7 @@ class Trainer:
         out: Path,
         config: dict[str, Any],
         say: Callable[[str], None] = lambda line: None,
+        judge: SampleJudge | None = None,
     ) -> None:
         if options.dtype == "auto":
             raise ValueError(
@@ -87,6 +89,9 @@ class Trainer:
             Validator(recipe, options, recipe.phases(), held, self.parallel.run)
             if options.validation
             else None
+        )
+        self.inspector = Inspector(
+            recipe, options, self.parallel, self.averages, self.formats, self.validator, judge
         )
         self.step = 0
         self.skipped = 0  # in a row, up to now
@@ -142,15 +147,13 @@ class Trainer:
             stop = False
             while self.step < options.steps and not stop:
                 verdict, line, stop = self._one_step(fetcher)
-                if self.validator is not None and verdict != "spike" and self.validator.is_due(self.step):
-                    line |= self._validate(self.validator)
-                with self._writing():
-                    log.line(line)
-                    self.watchers.line(line)
                 is_last = self.step == options.steps
+                goes_back = verdict == "spike" or (is_last and self.guard.is_rising)
+                found = Look() if goes_back or self._given_up else self.inspector.look(self.step)
+                self._record(line | found.figures, found.sheet, log, self.watchers)
                 if self._given_up:
                     raise UserError(self._given_up)
-                if verdict == "spike" or (is_last and self.guard.is_rising):
+                if goes_back:
                     log.close()
                     self._roll_back()
                     fetcher.restart()
@@ -159,8 +162,6 @@ class Trainer:
                 progress.take(line)
                 if self.step % options.log_every == 0:
                     progress.show(line)
-                if options.sample_every and self.step % options.sample_every == 0:
-                    self._sample(self.watchers)
                 self._save_is_due |= stop or self.step % options.save_every == 0 or is_last
                 # a suspect state is never saved as good; at the end a skipped step leaves the last good one
                 if self._save_is_due and (self.guard.is_clean or is_last):
@@ -170,6 +171,20 @@ class Trainer:
                     self._save()
             if stop and self._save_is_due:
                 self.say(f"the state at step {self.step} is suspect and was not saved")
+
+    def _record(
+        self, line: dict[str, Any], sheet: np.ndarray | None, log: RunLog, watchers: Watchers
+    ) -> None:
+        """Writes a step's line, and samples/step-N.png if there is a sheet."""
+        with self._writing():
+            if sheet is not None:
+                from ea_runtime.video.sheets import write_sheet
+
+                write_sheet(self.out / "samples" / f"step-{self.step}.png", sheet)
+            log.line(line)
+            watchers.line(line)
+            if sheet is not None:
+                watchers.sheet(self.step, sheet)
 
     def _one_step(self, fetcher: Fetcher) -> tuple[str, dict[str, Any], bool]:
         """One step: the guard's verdict, the line for the log, and True if any process was asked to stop."""
@@ -303,34 +318,6 @@ class Trainer:
     def _swap_averages_in(self, stack: ExitStack) -> None:
         for average in self.averages.values():
             stack.enter_context(average.swapped_in())
-
-    def _sample(self, watchers: Watchers) -> None:
-        """Writes samples/step-N.png if the recipe has something to show."""
-        if self.rank == 0 or self.parallel.is_sharded:
-            with ExitStack() as stack:
-                self._swap_averages_in(stack)
-                seed_global(self.options.seed)
-                stack.enter_context(torch.no_grad())
-                stack.enter_context(self.formats.watch())
-                sheet = self.parallel.run(lambda: self.recipe.sample_sheet(self.step))
-            if sheet is not None and self.rank == 0:
-                from ea_runtime.video.sheets import write_sheet
-
-                with self._writing():
-                    write_sheet(self.out / "samples" / f"step-{self.step}.png", sheet)
-                    watchers.sheet(self.step, sheet)
-        wait_for_all()
-
-    def _validate(self, validator: Validator) -> dict[str, float]:
-        """Figures of the held-out samples with the averaged weights."""
-        figures: dict[str, float] = {}
-        if self.rank == 0 or self.parallel.is_sharded:
-            with ExitStack() as stack:
-                self._swap_averages_in(stack)
-                stack.enter_context(self.formats.watch())
-                figures = validator.measure(self.step - 1)
-        wait_for_all()
-        return figures
 
     def _end(self, state: str, note: str = "") -> None:
         if self.watchers is not None:

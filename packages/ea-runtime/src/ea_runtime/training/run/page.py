@@ -17,6 +17,8 @@ import tomli_w
 
 from ea_runtime.files.atomic import write_atomic
 from ea_runtime.files.templates import page_templates
+from ea_runtime.plugins.host import get_host
+from ea_runtime.records import MetricRecord
 from ea_runtime.training.run.charts import HEIGHT, WIDTH, Chart, Line, draw_chart
 from ea_runtime.training.run.history import Curve, History
 from ea_runtime.training.run.progress import duration
@@ -118,10 +120,29 @@ class RunPage:
                     ("Loss of held-out samples by timestep", history.bins("val_loss"), _line),
                 )
             ),
+            *self._judged_charts(),
             draw_chart("Samples a second", self._lines({"samples a second": "speed"}), last, from_zero=True),
             draw_chart("Peak memory, MB", self._lines({"MB": "memory"}), last, from_zero=True),
             draw_chart("Learning rate", self._lines({"rate": "lr"}), last, from_zero=True),
             draw_chart("Gradient norm, before it is clipped", self._lines({"norm": "grad_norm"}), last),
+        ]
+
+    def _judged_charts(self) -> list[Chart | None]:
+        """One chart of drawn samples for each unit of metrics."""
+        records = get_host().records("metrics")
+        units: dict[str, list[Line]] = {}
+        for name, curve in self.history.judged().items():
+            entry = records.get(name.partition(".")[0])
+            unit = entry.record.unit if entry is not None and isinstance(entry.record, MetricRecord) else ""
+            units.setdefault(unit, []).append(_line(name, curve))
+        return [
+            draw_chart(
+                f"Drawn samples: {', '.join(line.name for line in lines)}" + (f" ({unit})" if unit else ""),
+                lines,
+                self.history.step,
+                from_zero=True,
+            )
+            for unit, lines in sorted(units.items())
         ]
 
     def _lines(self, names: dict[str, str]) -> list[Line]:
