@@ -101,7 +101,7 @@ class Environment:
         The tree has no sources of packages. jobs: processes. Failures are printed.
         """
         words = ["-m", "pytest", "-n", str(jobs if jobs > 1 else 0), "-q", "-m", MARKS, "-rfE", "--tb=short"]
-        words += ["-p", "no:cacheprovider", f"packages/{package}/tests"]
+        words += ["--continue-on-collection-errors", "-p", "no:cacheprovider", f"packages/{package}/tests"]
         try:
             said = self.call(*words, cwd=tree)
         except RuntimeError as error:
