@@ -91,7 +91,15 @@ class Environment:
     def make_video(self) -> None:
         """Makes one video with the bundled model."""
         video = self.folder / "fresh.mp4"
-        self.call("-m", "ea_runtime.cli.main", "generate", "a red circle moves right", "-o", str(video))
+        self.call(
+            "-m",
+            "ea_runtime.cli.main",
+            "generate",
+            "a red circle moves right",
+            "--overwrite",
+            "-o",
+            str(video),
+        )
         if not video.stat().st_size or not video.with_suffix(".json").stat().st_size:
             raise RuntimeError(f"{video} or its sidecar is empty")
 
