@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 building = importlib.import_module("release_build")
 changelog = importlib.import_module("release_changelog")
 contents = importlib.import_module("release_contents")
+installing = importlib.import_module("release_install")
 sys.path.remove(str(ROOT / "tools"))
 
 PROJECTS = contents.projects(ROOT)
@@ -205,3 +206,38 @@ def test_the_citation_names_version_and_licence() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"version: {VERSIONS['ea-runtime']}" in citation
     assert f"license: {project['license']}" in citation
+
+
+class _Installed(installing.Environment):
+    """An environment without files: the tests of "two" fail."""
+
+    def create(self) -> None: ...
+
+    def install(self, wheels: Path, names: list[str], requirements: list[str]) -> None: ...
+
+    def versions(self, names: tuple[str, ...]) -> dict[str, str]:
+        return {"torch": "2.9.0"}
+
+    def make_video(self) -> None: ...
+
+    def call(self, *words: str, cwd: Path | None = None) -> str:
+        if words[-1] == "packages/two/tests":
+            raise RuntimeError("pytest:\nE   a bound too low\n1 failed, 2 passed in 3.00s")
+        return "...\n3 passed in 1.00s\n"
+
+
+def test_packages_after_one_that_fails_are_tested_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(installing, "requirements_of", lambda *given, **more: [])
+    (tmp_path / "packages" / "one" / "src").mkdir(parents=True)
+    environment = _Installed(tmp_path / "env", "3.11")
+    names, pair = ["one", "two", "three"], ("3.11", "lowest-direct")
+    row = installing.try_out(environment, tmp_path, tmp_path, names, pair, 1)
+    assert row == (
+        "torch 2.9.0 | all modules import, one video; one 3 passed in 1.00s; "
+        "two FAILED: 1 failed, 2 passed in 3.00s; three 3 passed in 1.00s"
+    )
+    assert "a bound too low" in capsys.readouterr().out
+    assert not (tmp_path / "packages" / "one" / "src").exists()
+    assert installing.try_out(environment, tmp_path, tmp_path, names, pair, 0).endswith("one video")

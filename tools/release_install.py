@@ -108,7 +108,8 @@ class Environment:
 
         The tree has no sources of packages. jobs: processes. Failures are printed.
         """
-        words = ["-m", "pytest", "-n", str(jobs if jobs > 1 else 0), "-q", "-m", MARKS, "-rfE", "--tb=short"]
+        words = ["-m", "pytest", "-n", str(jobs if jobs > 1 else 0), "-m", MARKS, "-rfE", "--tb=short"]
+        # pytest's own -q is in pyproject.toml; a second one would hide the last line
         words += ["--continue-on-collection-errors", "-p", "no:cacheprovider", f"packages/{package}/tests"]
         try:
             said = self.call(*words, cwd=tree)
