@@ -93,7 +93,9 @@ def test_each_step_is_judged_as_the_formulas_say(batch: int, kind: str, options:
         samples = [math.exp(draw.gauss(-4 + one / 300, 0.4)) * rise for one in timesteps]
         if draw.random() < 0.02:
             samples[0] = 0.0
-        norm = math.exp(draw.gauss(0, 0.3)) * (4.0 if rise > 1 or draw.random() < 0.05 else 1.0)
+        norm = math.exp(draw.gauss(0, 0.3)) * (
+            draw.choice((4.0, 40.0)) if rise > 1 or draw.random() < 0.05 else 1.0
+        )
         loss = sum(samples) / batch
         group = draw.choice("ab")
         arguments = {
@@ -110,6 +112,12 @@ def test_each_step_is_judged_as_the_formulas_say(batch: int, kind: str, options:
             guard._sum = reference.sum = 0.0
             guard._since = None
     assert spikes > 0 or kind != "loss"
+
+
+def test_each_sample_has_its_timestep() -> None:
+    for timesteps in ([5], [5, 6, 7]):
+        with pytest.raises(ValueError, match="zip"):
+            Guard(GuardOptions()).check(0, 1.0, 1.0, [1.0, 2.0], timesteps)
 
 
 def test_the_numbers_of_the_docstring() -> None:
