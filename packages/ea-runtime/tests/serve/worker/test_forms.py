@@ -14,7 +14,6 @@ import torch
 from ea_runtime.generation.recipe import read_embedded
 from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.models.layout import resolve_folder
-from ea_runtime.models.quantize import KINDS, is_installed
 from ea_runtime.models.quantize_layers import count_quantized, weight_bytes
 from ea_runtime.planning.units import in_gb
 from ea_runtime.serve.catalogue import Catalogue
@@ -46,12 +45,8 @@ def with_models(rig: Any, loading: Loading, free: Callable[[torch.device], int] 
     return rig
 
 
-@pytest.mark.parametrize(
-    "form", [{"offload": "group"}, {"quantize": "fp8-unscaled"}, {"quantize": "denoiser=int8,text=int8"}]
-)
+@pytest.mark.parametrize("form", [{"offload": "group"}, {"quantize": "fp8-unscaled"}])
 def test_a_job_makes_what_the_command_makes(form: dict[str, str], rig: Any, undisturbed: Any) -> None:
-    if form.get("quantize", "").endswith("=int8") and not is_installed(KINDS["int8"]):
-        pytest.skip("torchao is not installed (extra quantize)")
     with_models(rig, Loading(**form))
     id = rig.add(**PICTURE)
     rig.work()
@@ -59,9 +54,8 @@ def test_a_job_makes_what_the_command_makes(form: dict[str, str], rig: Any, undi
     sidecar = json.loads((rig.store.state.result(id) / "picture.json").read_text())
     assert sidecar["device"].get("quantize") == form.get("quantize")
     recipe = read_embedded(rig.store.state.result(id) / "picture.png", "png")
-    assert recipe["device"].get("quantize") == form.get(
-        "quantize"
-    )  # the file without its sidecar says it too
+    # the file without its sidecar says it too
+    assert recipe["device"].get("quantize") == form.get("quantize")
     pipe = rig.models._loaded["tiny"].pipe
     assert pipe.offload == form.get("offload", "none")
     # the twin: other weights, other bytes; waiting changes none
