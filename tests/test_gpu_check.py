@@ -89,7 +89,7 @@ def test_a_rehearsal(
     assert failed == {"raises": "ValueError: a fault", "dies": "its process died (exit code 3)"}
     skipped = {name: record["reason"] for name, record in found.items() if record["status"] == "skipped"}
     assert skipped.pop(f"step {SMALL}, CUDA graphs") == "needs CUDA"
-    assert not skipped or list(skipped) == ["fp8 storage"]
+    assert not skipped
     assert found["again"]["result"]["matrix_tflops"] > 0
     assert found["goldens, fp32"]["result"]["error"] < 1e-5
     assert found[f"step {SMALL}, compiled"]["result"]["error"] < 1e-2

@@ -27,7 +27,7 @@ LAYERS, TEXT_LAYERS = 134, 14
 LORA_LAYER = "lora_unet__transformer_blocks_1_attn1_to_q"
 
 
-def needs(package: str) -> None:
+def needs(package: str | None) -> None:
     if not is_installed(package):
         pytest.skip(f"{package} is not installed (extra quantize)")
 
@@ -79,7 +79,9 @@ def check_lora(pipe: VideoPipeline, lora: Path, found: Tensor) -> None:
     assert torch.equal(latents(pipe), found)
 
 
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.05), ("fp8", 0.15), ("nf4", 0.3)])
+@pytest.mark.parametrize(
+    ("kind", "most"), [("int8", 0.05), ("fp8", 0.15), ("nf4", 0.3), ("fp8-unscaled", 0.15)]
+)
 def test_the_denoiser_in_fewer_bits(kind: str, most: float, plain: VideoPipeline, lora: Path) -> None:
     needs(KINDS[kind])
     pipe = load(quantize=kind)
@@ -106,7 +108,7 @@ def test_a_form_that_no_layer_takes_is_an_error(monkeypatch: pytest.MonkeyPatch)
         load(quantize="int8")
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp8-unscaled"])
 def test_the_text_encoder_in_fewer_bits(kind: str, plain: VideoPipeline) -> None:
     needs(KINDS[kind])
     pipe = load(quantize={"text": kind})

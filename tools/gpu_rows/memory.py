@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from gpu_rows.bench import Bench, NotHere
+from gpu_rows.bench import Bench
 
 LENGTHS = (9, 72, 144, 720)
-#: offloading and narrow storage of this project, in versions that have them
-_OFFLOAD, _FP8 = "ea_runtime.generation.offload", "ea_runtime.models.fp8"
 
 
 def plan(bench: Bench, size: str) -> dict[str, Any]:
@@ -66,9 +62,9 @@ def capped(bench: Bench, cap: float) -> Iterator[None]:
 
 def offload(bench: Bench, size: str, cap: float) -> dict[str, Any]:
     """A pass of the denoiser whose blocks wait in main memory, against the resident one, under a cap."""
-    # diffusers' hooks act on calls of forward alone; ours let `prepare` reach the weights as well
-    is_ours = find_spec(_OFFLOAD) is not None
-    passes = Passes(bench, size, prepares=is_ours)
+    from ea_runtime.generation.offload import group_offload
+
+    passes = Passes(bench, size)
     passes.run()
     wanted, resident_s = passes.run()
     resident_peak = bench.peak()
@@ -77,7 +73,7 @@ def offload(bench: Bench, size: str, cap: float) -> dict[str, Any]:
     bench.dit().to("cpu")
     try:
         with capped(bench, cap):
-            _group_offload(bench.dit(), bench.device, is_ours)
+            group_offload(bench.dit(), bench.device, "block_level")
             passes.run()
             got, offloaded_s = passes.run()
             peak = bench.peak()
@@ -93,36 +89,19 @@ def offload(bench: Bench, size: str, cap: float) -> dict[str, Any]:
         "resident_peak": resident_peak,
         "peak": peak,
         "cap": cap,
-        "by": "ea_runtime" if is_ours else "diffusers",
     }
-
-
-def _group_offload(model: Any, device: torch.device, is_ours: bool) -> None:
-    """Blocks wait on the CPU, one on the device at a time."""
-    if is_ours:
-        import_module(_OFFLOAD).group_offload(model, device, "block_level")
-        return
-    from diffusers.hooks import apply_group_offloading
-
-    apply_group_offloading(
-        model,
-        onload_device=device,
-        offload_device=torch.device("cpu"),
-        offload_type="block_level",
-        num_blocks_per_group=1,
-    )
 
 
 def fp8_storage(bench: Bench, size: str) -> dict[str, Any]:
     """A pass of the denoiser whose weights are stored in fp8 and computed in its own format."""
-    if find_spec(_FP8) is None:
-        raise NotHere(f"{_FP8} is not in this version")
-    passes = Passes(bench, size, prepares=True)
+    from ea_runtime.models.fp8 import store_in_fp8
+
+    passes = Passes(bench, size)
     passes.run()
     wanted, plain_s = passes.run()
     plain_peak = bench.peak()
     try:
-        import_module(_FP8).store_in_fp8(bench.dit(), "denoiser")
+        store_in_fp8(bench.dit(), "denoiser")
         passes.run()
         got, ours_s = passes.run()
         peak = bench.peak()
@@ -134,10 +113,10 @@ def fp8_storage(bench: Bench, size: str) -> dict[str, Any]:
 
 
 class Passes:
-    """Passes of the denoiser for one prompt: with `prepare`, as pipelines do, or with the text in each call."""
+    """Passes of the denoiser for one prompt, prepared as pipelines do it."""
 
-    def __init__(self, bench: Bench, size: str, prepares: bool = False) -> None:
-        self.bench, self.prepares = bench, prepares
+    def __init__(self, bench: Bench, size: str) -> None:
+        self.bench = bench
         self.latents = bench.noise(*bench.latent_shape(size))
         prompts = bench.prompts()
         self.text, self.mask = prompts["prompt_embeds"], prompts["prompt_attention_mask"]
@@ -148,13 +127,8 @@ class Passes:
         started = time.perf_counter()
         model = self.bench.dit()
         with torch.no_grad():
-            if self.prepares:
-                prepared = model.prepare(self.text, self.mask, [500.0])
-                out = model(self.latents, 500.0, prepared=prepared).sample
-            else:
-                timestep = torch.tensor([500.0], device=self.bench.device)
-                out = model(self.latents, timestep, self.text, self.mask).sample
-            out = out.float().cpu()
+            prepared = model.prepare(self.text, self.mask, [500.0])
+            out = model(self.latents, 500.0, prepared=prepared).sample.float().cpu()
         return out, time.perf_counter() - started
 
 

@@ -182,6 +182,19 @@ def test_a_state_folder_in_use(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         (["--device", "gpu"], r"`device` must be cpu, cuda, cuda:N or mps, got 'gpu'"),
         (["--device", "cpu", "--device", "cpu"], r"`device` must be given once"),
         (["--device", "cpu", "--ray", "auto"], r"leave out --device or --ray"),
+        (["--offload", "grup"], r"`offload` must be one of auto, none, model, group, sequential, got 'grup'"),
+        (["--offload", "model", "--device", "cpu"], r"`offload` 'model' moves weights .*'group' works there"),
+        (
+            ["--offload", "group", "--device", "mps"],
+            r"`offload` 'group' works on cpu and cuda, got device 'mps'",
+        ),
+        (["--quantize", "int9"], r"`quantize` must be int8, .*got 'int9'"),
+        (["--quantize", "vae=int8"], r"`quantize` of the vae is not possible"),
+        (["--quantize", "none.gguf"], r"`quantize` names the file 'none.gguf', which is not there"),
+        (
+            ["--quantize", "fp8-unscaled", "--offload", "group"],
+            r"`quantize` and `offload` 'group' cannot be combined",
+        ),
         (["--max-queue", "0"], r"--max-queue.*greater than or equal to 1"),
         (["--port", "70000"], r"--port.*less than or equal to 65535"),
     ],
@@ -190,6 +203,17 @@ def test_wrong_options(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], line: str
 ) -> None:
     assert re.search(line, refused(capsys, "--state", str(tmp_path), "--port", "0", *words))
+
+
+def test_a_form_that_no_worker_could_load(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = ["--state", str(tmp_path), "--port", "0", "--device", "cpu"]
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("ea_runtime.models.quantize.is_installed", lambda package: package in (None, "gguf"))
+    damaged = refused(capsys, *start, "--quantize", str(tmp_path / "a.gguf"))
+    assert "GGUF file 'a.gguf' is damaged or cut short" in damaged
+    assert "int8 needs the package torchao" in refused(capsys, *start, "--quantize", "int8")
 
 
 def test_a_state_folder_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ea_runtime.models.quantize import Quantize, check_engine, check_packages, p
         ("text=nf4", {"text": "nf4"}),
         ("denoiser=int8,text=nf4", {"denoiser": "int8", "text": "nf4"}),
         ({"denoiser": "fp8", "text": None}, {"denoiser": "fp8"}),
+        ("fp8-unscaled", {"denoiser": "fp8-unscaled"}),
     ],
 )
 def test_forms_by_part(asked: Any, kinds: dict[str, str] | None) -> None:
@@ -35,7 +36,7 @@ def test_forms_by_part(asked: Any, kinds: dict[str, str] | None) -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ("int9", r"`quantize` must be int8, fp8, nf4, none or a .gguf file, got 'int9'.*int8"),
+        ("int9", r"`quantize` must be int8, fp8, nf4, fp8-unscaled, none or a .gguf file, got 'int9'.*int8"),
         ("vae=int8", r"`quantize` of the vae is not possible: its weights are convolutions"),
         ("txt=int8", r"`quantize` takes the parts denoiser and text, got 'txt'"),
         ("text=int8,text=nf4", r"`quantize` names the text twice"),
@@ -59,11 +60,13 @@ def test_what_does_not_go_together_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match=r"`quantize` and `offload` 'group' cannot be combined"):
         check_engine("torch", int8, None, "group")
     check_engine("torch", int8, "flash", "model")
-    monkeypatch.setattr(module, "is_installed", lambda package: package == "bitsandbytes")
+    monkeypatch.setattr(module, "is_installed", lambda package: package in (None, "bitsandbytes"))
     with pytest.raises(
-        UserError, match=r"int8 needs the package torchao.*ea-runtime\[quantize\].*works here: nf4"
+        UserError,
+        match=r"int8 needs the package torchao.*ea-runtime\[quantize\].*works here: nf4, fp8-unscaled",
     ):
         check_packages(int8)
+    check_packages(Quantize({"denoiser": "fp8-unscaled", "text": "nf4"}))
 
 
 def test_layers_that_change() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ea_runtime.models.geometry import Geometry
-from ea_runtime.models.quantize import QUANTIZED_OFFLOADS, Quantize
+from ea_runtime.models.quantize import CHOSEN, QUANTIZED_OFFLOADS, Quantize
 from ea_runtime.planning.calibration import Calibration
-from ea_runtime.planning.choose import _last, make_forecast, ways, with_int8
+from ea_runtime.planning.choose import _last, make_forecast, ways, with_forms
 from ea_runtime.planning.forecast import SPARE, Forecast, Phase, Way
 from ea_runtime.planning.parts import Part
 from ea_runtime.planning.phases import CUDA_CONTEXT, Planner
@@ -62,7 +62,7 @@ def test_the_cheapest_way_that_fits() -> None:
     assert forecast(34, several, can_drop_text=False).way.batch in (1, 2)
 
 
-def test_int8_is_chosen_where_nothing_exact_fits() -> None:
+def test_fewer_bits_are_chosen_where_nothing_exact_fits() -> None:
     layers = {f"transformer_blocks.{n}.ff.net.2.weight": (1152, 4608) for n in range(200)}
     parts = {**PARTS, "denoiser": replace(PARTS["denoiser"], layers=layers)}
     saved = 200 * (
@@ -72,16 +72,31 @@ def test_int8_is_chosen_where_nothing_exact_fits() -> None:
     least = max(p.device_bytes for p in forecast(1, short, parts=parts).phases)
     just = least / 1e9 / (1 - SPARE) - 0.05
     assert not forecast(just, short, parts=parts).fits
-    found = forecast(just, short, parts=parts, can_quantize=True)
+    found = forecast(just, short, parts=parts, forms=CHOSEN)
     assert (found.fits, found.way.quantize) == (True, "int8")
     assert found.way.name.startswith("denoiser in int8")
+    unscaled = forecast(just, short, parts=parts, forms=CHOSEN[1:])  # where torchao is not installed
+    assert (unscaled.fits, unscaled.way.quantize) == (True, "fp8-unscaled")
+    # no packages that keep weights in fewer bits are imported
+    assert unscaled.host_peak < found.host_peak - 180_000_000
     assert "otherwise" in found.way.why
     asked = forecast(80, short, parts=parts, quantize=Quantize({"denoiser": "int8"}))
-    plain = forecast(80, short, parts=parts, can_quantize=True)
+    plain = forecast(80, short, parts=parts, forms=CHOSEN)
     assert plain.way.quantize == ""  # memory is plenty
     one = 1152 * 4608 * 2  # a layer's weight, brought back
     gained = plain.phase("denoising").device_bytes - asked.phase("denoising").device_bytes
     assert gained == saved - one
+    # each step brings all layers back: read from int8, written as numbers, and times their scales
+    moved = asked.phase("denoising").work["swept"] - plain.phase("denoising").work.get("swept", 0)
+    assert moved == short.steps * 200 * (1152 * 4608 + 5 * 1152 + 3 * one)
+
+
+def test_tiles_are_only_taken_where_they_may_be() -> None:
+    large = replace(SETTING, frames=9, height=1024, width=1024)
+    just = max(p.device_bytes for p in forecast(16, large).phases) / 1e9 * 1.05
+    assert forecast(just, large).way.is_tiled
+    exact = forecast(just, large, can_tile=False)
+    assert (exact.fits, exact.way.is_tiled) == (False, False)
 
 
 def test_a_text_encoder_that_is_still_needed_stays() -> None:
@@ -296,21 +311,21 @@ def test_offloading_that_is_tried_by_itself(kind: str, quantize: str | None, tri
 
 
 def test_int8_comes_after_every_exact_way() -> None:
-    found = chosen(lambda setting, way: 0, 60, can_quantize=True, offload="auto")
+    found = chosen(lambda setting, way: 0, 60, forms=["int8"], offload="auto")
     assert (found.way.name, found.way.quantize, found.peak) == ("denoiser in int8", "int8", 50)
-    tiled = chosen(lambda setting, way: -20 * way.is_tiled, 40, can_quantize=True, can_drop_text=False)
+    tiled = chosen(lambda setting, way: -20 * way.is_tiled, 40, forms=["int8"], can_drop_text=False)
     assert (tiled.way.name, tiled.fits) == ("denoiser in int8, decoded in tiles", True)
     assert chosen(lambda setting, way: 0, 60).way.quantize == ""
     planner: Any = Bytes(lambda setting, way: 0)
     plain = list(ways(SETTING, can_drop_text=False, offloads=("none", "group")))
-    assert [way.quantize for _, way in with_int8(planner, plain, False)] == [""] * len(plain)
-    both = list(with_int8(planner, plain, True))
+    assert [way.quantize for _, way in with_forms(planner, plain, [])] == [""] * len(plain)
+    both = list(with_forms(planner, plain, ["int8"]))
     exact, rest = both[: len(plain)], both[len(plain) :]
     assert all(own is planner for own, _ in exact)
     assert all(own.quantize == Quantize({"denoiser": "int8"}) for own, _ in rest)
     assert {way.offload for _, way in rest} == {"none", "group"} & set(QUANTIZED_OFFLOADS)
     already: Any = Bytes(lambda setting, way: 0, quantize=Quantize({"denoiser": "nf4"}))
-    assert len(list(with_int8(already, plain, True))) == len(plain)
+    assert len(list(with_forms(already, plain, ["int8"]))) == len(plain)
 
 
 def test_the_nearest_settings_keep_the_shape() -> None:

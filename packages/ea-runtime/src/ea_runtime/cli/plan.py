@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from ea_runtime.cli.options import Offload, Quantize
+
 app = typer.Typer(add_completion=False)
 
 _OWN = "Default: the model's own."
@@ -37,7 +39,7 @@ def plan(
         bool | None, Option("--smooth/--no-smooth", help="Smooth the seams between chunks of frames (on).")
     ] = None,
     step_cache: Annotated[str | None, Option(help="As in ea generate, such as teacache:0.1.")] = None,
-    quantize: Annotated[str | None, Option(help="As in ea generate: int8, fp8, nf4, ...")] = None,
+    quantize: Quantize = None,
     lora: Annotated[list[str] | None, Option(help="LoRA file, as in ea generate; repeatable.")] = None,
     device: Annotated[
         str | None, Option(help="cpu, cuda, cuda:N or mps. Default: the best available.")
@@ -48,13 +50,7 @@ def plan(
         str | None,
         Option(help="Count this much as free on the device, such as 24GiB. Default: what is free."),
     ] = None,
-    offload: Annotated[
-        str | None,
-        Option(
-            help="Where weights wait that are not in use: none, model, group or sequential; auto: the cheapest that "
-            "fits. Default: auto."
-        ),
-    ] = None,
+    offload: Offload = None,
     target: Annotated[
         str | None, Option("--output", "-o", help="File that would be written: only its ending counts.")
     ] = None,

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from ea_runtime.cli.options import Offload, Quantize
+
 if TYPE_CHECKING:
-    from ea_runtime.serve.crew import Settings
+    from ea_runtime.serve.crew import Loading, Settings
     from ea_runtime.serve.jobs import JobStore
     from ea_runtime.serve.ray_workers import RayWorkers
     from ea_runtime.serve.supervisor import Supervisor
@@ -62,6 +64,8 @@ def serve(
     ray: Annotated[
         str | None, Option(help="Address of a Ray cluster that runs the workers, or auto.")
     ] = None,
+    quantize: Quantize = None,
+    offload: Offload = None,
     max_queue: Annotated[int, Option(help="Jobs that may wait; more get 429.", min=1, max=100_000)] = 64,
     max_per_client: Annotated[int, Option(help="Jobs of one client that may wait.", min=1)] = 16,
     browser: Annotated[
@@ -81,6 +85,7 @@ def serve(
     from ea_runtime.serve.state import StateFolder, default_state_folder
 
     _check_devices(device, ray)
+    loading = _check_loading(quantize, offload, device, ray)
     hosts = allowed_hosts(host, allowed_host or ())
     if token is not None:
         check_token_text(token)
@@ -94,8 +99,10 @@ def serve(
     with folder.server_lock(), open_socket(host, port) as bound:
         store = JobStore(folder, max_queued=max_queue, max_per_client=max_per_client)
         plugins = [word.removeprefix("--plugin=") for word in context.obj if word.startswith("--plugin=")]
-        crew = _make_crew(store, Settings(device, models or (), loras or (), plugins), ray)
-        service = Service(store, folder, catalogue, access=Access(token, hosts), workers=crew.workers)
+        settings = Settings(device, models or (), loras or (), plugins, loading=loading)
+        crew = _make_crew(store, settings, ray)
+        access = Access(token, hosts)
+        service = Service(store, folder, catalogue, access=access, workers=crew.workers, loading=loading)
         announce = _announcement(bound.getsockname(), token, folder.root, browser)
         if ray is not None:
             crew.start()  # joins the cluster, which may fail
@@ -135,6 +142,34 @@ def _check_devices(devices: list[str] | None, ray: str | None) -> None:
         raise UserError(
             "`device` is for workers on this machine; a cluster has its own: leave out --device or --ray"
         )
+
+
+def _check_loading(
+    quantize: str | None, offload: str | None, devices: list[str] | None, ray: str | None
+) -> Loading:
+    """The form in which workers hold models. Raises UserError for what no worker could load."""
+    from ea_runtime.generation.offload_modes import AUTO, check_mode
+    from ea_runtime.models.gguf_header import read_gguf
+    from ea_runtime.models.quantize import Quantize, check_engine, check_packages, parse_quantize
+    from ea_runtime.planning.room import find_room
+    from ea_runtime.serve.crew import Loading
+
+    forms, mode = parse_quantize(quantize), offload or AUTO
+    if ray is not None:
+        kinds = {"cuda"}  # each worker knows its own device
+    else:
+        kinds = {one.partition(":")[0] for one in devices or ()} or {find_room().kind}
+    for kind in sorted(kinds):
+        check_mode(mode, kind)
+    check_engine("torch", forms, None, "none" if mode == AUTO else mode)
+    if forms is None:
+        return Loading(None, mode)
+    if ray is None:
+        check_packages(forms)
+    if forms.gguf is not None:
+        read_gguf(forms.gguf)
+        forms = Quantize(forms.kinds, forms.gguf.absolute())
+    return Loading(forms.text, mode)
 
 
 def _require_extra() -> None:

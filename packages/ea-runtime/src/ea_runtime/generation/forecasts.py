@@ -15,9 +15,9 @@ from ea_runtime.generation.inputs import has_known_frames, strength_of
 from ea_runtime.generation.offload_modes import check_mode
 from ea_runtime.generation.requests import ModelRequest, Request
 from ea_runtime.models.geometry import Geometry
-from ea_runtime.models.quantize import KINDS, is_installed, parse_quantize
+from ea_runtime.models.quantize import CHOSEN, KINDS, UNSCALED, is_installed, parse_quantize
 from ea_runtime.planning.calibration import learned, read_calibration, write_calibration
-from ea_runtime.planning.choose import INT8, make_forecast
+from ea_runtime.planning.choose import make_forecast
 from ea_runtime.planning.forecast import Forecast
 from ea_runtime.planning.parts import joined, loaded_part, read_lora, read_parts
 from ea_runtime.planning.phases import CUDA_CONTEXT, Planner
@@ -37,11 +37,13 @@ def forecast_request(
     memory: int | None = None,
     kind: str | None = "mp4",
     is_last: bool = True,
+    is_exact: bool = False,
 ) -> Forecast:
     """The forecast of a request that is complete, for a model folder.
 
     batch: videos denoised together. memory: bytes to count as free on the device. kind: of the output. is_last: no
-    other prompt follows. Raises UserError for what cannot be forecast, or is not there.
+    other prompt follows. is_exact: only ways that keep the result as it is. Raises UserError for what cannot be
+    forecast, or is not there.
     """
     if request.engine != "torch":
         raise UserError(f"plans are made for engine torch, got {request.engine!r}; leave --engine out")
@@ -61,9 +63,15 @@ def forecast_request(
         can_drop_text=is_last,
         was_tiled=was_tiled,
         # who leaves the way to the plan carries it out
-        can_quantize=request.offload == "auto" and not request.compile and is_installed(KINDS[INT8]),
+        forms=_forms(room) if request.offload == "auto" and not (request.compile or is_exact) else (),
         offload="none" if request.compile and offload == "auto" else offload,
+        can_tile=not is_exact,
     )
+
+
+def _forms(room: Room) -> list[str]:
+    """The forms that a plan may keep the denoiser in: those whose packages are here."""
+    return [one for one in CHOSEN if is_installed(KINDS[one]) and (one != UNSCALED or room.kind != "mps")]
 
 
 def setting_of(

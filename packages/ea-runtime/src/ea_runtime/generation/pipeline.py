@@ -135,9 +135,9 @@ class VideoPipeline:
         loads all. offload: where weights wait that are not in use: "none", "model", "group" or "sequential"
         (offload.py); the result is the same.
 
-        quantize: weights in fewer bits, "int8", "fp8", "nf4" or a .gguf file for the denoiser's layers, or
-        {"denoiser": "int8", "text": "nf4"}; None keeps them (models/quantize.py). attention: what computes the
-        denoiser's attention, such as "flash" or "sage", where its package is installed; None is torch's own.
+        quantize: weights in fewer bits, "int8", "fp8", "nf4", "fp8-unscaled" or a .gguf file for the denoiser's
+        layers, or {"denoiser": "int8", "text": "nf4"}; None keeps them (models/quantize.py). attention: what computes
+        the denoiser's attention, such as "flash" or "sage", where its package is installed; None is torch's own.
 
         Raises MissingPackageError if a part's package is not installed, UserError for everything else.
         """

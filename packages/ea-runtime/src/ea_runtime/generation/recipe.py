@@ -3,6 +3,8 @@
     {"ea_recipe": 1, "settings": {...}, "fps": 24, "model": {"name", "sha256"}, "device": {"device", "dtype"},
      "loras": [{"file", "sha256", "weight"}, ...], "engine": {"name"}}
 
+`device` also has "quantize", "gguf_sha256" and "attention" where they were asked for.
+
 Nothing in it depends on when or how fast the file was made, so the same request gives the same bytes.
 """
 
@@ -18,8 +20,11 @@ from ea_runtime.errors import UserError
 from ea_runtime.files.hashes import content_hash
 from ea_runtime.generation.inputs import INPUTS
 from ea_runtime.generation.record import VERSION, check_record
+from ea_runtime.models.quantize import parse_quantize
 from ea_runtime.video.marks import CREATOR, Marks, is_signed, read_recipe
 
+#: of a record's device, what the bits depend on and repeating asks for
+_DEVICE = ("device", "dtype", "quantize", "gguf_sha256", "attention")
 #: Our samplers by the names that Automatic1111's web UI has for them.
 _SAMPLERS = {
     "euler": "Euler",
@@ -42,8 +47,11 @@ def marks_of(record: Mapping[str, Any]) -> Marks:
         },
         "fps": record["fps"],
         "model": {**record["model"], "name": Path(record["model"]["name"]).name},
-        "device": {name: device[name] for name in ("device", "dtype")},
+        "device": {name: device[name] for name in _DEVICE if name in device},
     }
+    forms = parse_quantize(device.get("quantize"))
+    if forms is not None:
+        recipe["device"]["quantize"] = forms.without_place.text
     loras = [
         {**{name: one[name] for name in ("sha256", "weight")}, "file": Path(one["file"]).name}
         for one in record.get("loras", ())

@@ -14,7 +14,7 @@ from ea_runtime.machine.computing import compute_dtype, hook_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 #: patterns over module paths that stay wide in every network
 KEPT = (
@@ -71,6 +71,42 @@ def store_in_fp8(
         module, torch.float8_e4m3fn, dtype or compute_dtype(module), skip_modules_pattern=patterns
     )
     return before - _bytes(module)
+
+
+def narrow(network: nn.Module, path: str, layer: nn.Linear, weight: Tensor) -> None:
+    """Give a layer that is being loaded its weight as float8_e4m3fn; `compute_in` lets it compute.
+
+    Raises UserError for a weight beyond what the format holds, and on a device that has no such numbers.
+    """
+    import torch
+    from torch import nn
+
+    if weight.device.type == "mps":
+        raise UserError("`quantize` fp8-unscaled works on cpu and cuda, got device 'mps'; use int8")
+    if not bool(weight.detach().abs().amax() <= LARGEST):
+        raise UserError(
+            f"`quantize` fp8-unscaled cannot store {path}: it has weights above {LARGEST:g} or NaN; use int8"
+        )
+    layer.weight = nn.Parameter(weight.to(torch.float8_e4m3fn), requires_grad=False)
+
+
+def compute_in(network: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Let the layers that `narrow` made compute in a number format; None: the network's."""
+    import torch
+    from diffusers.hooks import apply_layerwise_casting
+
+    wide = dtype or compute_dtype(network)
+    for layer in network.modules():
+        if is_narrow(layer):
+            apply_layerwise_casting(layer, torch.float8_e4m3fn, wide, skip_modules_pattern=())
+
+
+def is_narrow(module: nn.Module) -> bool:
+    """True for a module whose weight is float8_e4m3fn now."""
+    import torch
+
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.dtype == torch.float8_e4m3fn
 
 
 def is_in_fp8(module: nn.Module) -> bool:

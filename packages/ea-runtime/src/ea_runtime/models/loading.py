@@ -27,7 +27,7 @@ from ea_runtime.models.layout import (
     read_defaults,
     resolve_folder,
 )
-from ea_runtime.models.quantize import Quantize, check_packages
+from ea_runtime.models.quantize import UNSCALED, Quantize, check_packages
 from ea_runtime.models.weights import PartWeights, find_weights
 from ea_runtime.plugins.host import Host, get_host
 from ea_runtime.records import Record
@@ -113,7 +113,7 @@ def load_parts(
                 plan, device=device, dtype=dtype, notes=notes, waits=waits, quantize=quantize
             )
     if quantize is not None:
-        _check_quantized(quantize, loaded)
+        _finish_quantized(quantize, loaded, dtype)
     for note in notes:
         logger.warning("%s", note)
     return Parts(folder, scheduler_config, defaults, tuple(notes), **loaded)
@@ -259,13 +259,16 @@ def load_part(
     )
 
 
-def _check_quantized(quantize: Quantize, loaded: Mapping[str, Any]) -> None:
-    """Raises UserError for a part none of whose layers is in the form that was asked for."""
+def _finish_quantized(quantize: Quantize, loaded: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+    """Let layers in fp8 compute in `dtype`. Raises UserError for a part without a layer in the form asked for."""
+    from ea_runtime.models.fp8 import compute_in
     from ea_runtime.models.quantize_layers import count_quantized
 
     for name, part in loaded.items():
-        kind = quantize.of(name)
-        if kind is not None and not count_quantized(getattr(part, "model", part)):
+        kind, network = quantize.of(name), getattr(part, "model", part)
+        if kind == UNSCALED:
+            compute_in(network, dtype)
+        if kind is not None and not count_quantized(network):
             raise UserError(
                 f"`quantize` {kind!r} found no layer of the {PARTS[name].title} that it can store in fewer bits; leave "
                 "it out for this model"

@@ -1,7 +1,8 @@
 """Weights in fewer bits, as asked for: which parts, in which form, and how many bytes that takes. Imports no torch.
 
 Forms: int8 and fp8 (torchao: one scale for each output channel), nf4 (bitsandbytes: blocks of 64 values of 4 bits,
-whose scales are 8 bits), and a GGUF file with the denoiser's weights. What is computed stays in the pipeline's number
+whose scales are 8 bits), fp8-unscaled (fp8.py: e4m3 as it is, without a scale, which needs no package), and a GGUF file
+with the denoiser's weights. What is computed stays in the pipeline's number
 format: each layer's weight is brought back to it when the layer runs. Only linear layers within the repeated blocks
 have that form; the first and last layers, the timestep's embedding and all convolutions keep theirs.
 
@@ -20,8 +21,11 @@ from typing import Any
 from ea_runtime.errors import UserError, nearest
 from ea_runtime.files.safe import is_file, quote
 
+UNSCALED = "fp8-unscaled"
 #: form -> the package that it needs
-KINDS = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
+KINDS: dict[str, str | None] = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", UNSCALED: None}
+#: those that a plan may choose by itself for the denoiser, the closest to the plain result first
+CHOSEN = ("int8", UNSCALED)
 GGUF = ".gguf"
 #: kinds of offloading that weights in fewer bits go with
 QUANTIZED_OFFLOADS = ("none", "model")
@@ -50,6 +54,11 @@ class Quantize:
             return whole["denoiser"]
         return ",".join(f"{part}={kind}" for part, kind in sorted(whole.items()))
 
+    @property
+    def without_place(self) -> Quantize:
+        """The same, with the file's name alone."""
+        return Quantize(self.kinds, None if self.gguf is None else Path(self.gguf.name))
+
     def of(self, part: str) -> str | Path | None:
         """The form of a part: a name of KINDS, a file, or None: as it is."""
         return self.gguf if part == "denoiser" and self.gguf is not None else self.kinds.get(part)
@@ -58,8 +67,9 @@ class Quantize:
 def parse_quantize(value: Any) -> Quantize | None:
     """The forms that `quantize` asks for; None for None and "none".
 
-    value: "int8", "fp8", "nf4" or a .gguf file, all of the denoiser; "denoiser=int8,text=nf4", or the same as a
-    mapping. Raises UserError for an unknown name or part, a part without layers to quantise, and a missing file.
+    value: "int8", "fp8", "nf4", "fp8-unscaled" or a .gguf file, all of the denoiser; "denoiser=int8,text=nf4", or the
+    same as a mapping. Raises UserError for an unknown name or part, a part without layers to quantise, and a missing
+    file.
     """
     if value is None or isinstance(value, Quantize):
         return value
@@ -125,20 +135,23 @@ def _file(part: str, name: str) -> Path:
 
 def check_packages(quantize: Quantize) -> None:
     """Raises UserError if a package is missing that a form needs."""
-    needed = {kind: KINDS[kind] for kind in quantize.kinds.values()}
+    needed = {kind: package for kind, package in KINDS.items() if kind in quantize.kinds.values()}
     if quantize.gguf is not None:
         needed["GGUF"] = "gguf"
     for kind, package in needed.items():
         if not is_installed(package):
-            others = [other for other, one in KINDS.items() if is_installed(one)]
-            works = f"; what works here: {', '.join(others)}" if others else ""
+            works = (
+                f"; what works here: {', '.join(other for other, one in KINDS.items() if is_installed(one))}"
+            )
             raise UserError(
                 f"`quantize` {kind} needs the package {package}; run `pip install 'ea-runtime[quantize]'`{works}"
             )
 
 
-def is_installed(package: str) -> bool:
-    """True if a package can be imported, without importing it."""
+def is_installed(package: str | None) -> bool:
+    """True if a package can be imported, without importing it; None: no package is needed."""
+    if package is None:
+        return True
     try:
         return find_spec(package) is not None
     except ValueError:  # it is in sys.modules without a spec
@@ -163,8 +176,22 @@ def stored_bytes(kind: str, shape: tuple[int, ...]) -> int:
         return rows * (columns + 5)  # a float32 scale and an int8 zero a row
     if kind == "fp8":
         return rows * (columns + 4)
+    if kind == UNSCALED:
+        return rows * columns
     blocks = -(-rows * columns // _BLOCK)
     return -(-rows * columns // 2) + blocks + 4 * -(-blocks // _BLOCKS) + _TABLES
+
+
+def restored_bytes(form: str | Path, stored: int, wide: int) -> int:
+    """Bytes that are moved when a layer runs whose weight is in a form: it is brought back to its number format.
+
+    stored, wide: bytes of the weight in its form, and in its number format.
+    """
+    if form == UNSCALED:
+        return 2 * (stored + wide)  # and it is put away again
+    if form == "nf4":
+        return stored + wide
+    return stored + 3 * wide  # numbers first, then times their scales
 
 
 def check_engine(

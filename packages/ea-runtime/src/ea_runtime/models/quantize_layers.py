@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ea_runtime.errors import UserError
 from ea_runtime.files.safe import plain
-from ea_runtime.models.quantize import Quantize, check_packages, takes
+from ea_runtime.models.fp8 import is_narrow, narrow
+from ea_runtime.models.quantize import UNSCALED, Quantize, check_packages, takes
 
 #: gives a module its weight; True if it did, False to leave the tensor to whoever loads the rest
 PutLayer = Callable[[nn.Module, str, Tensor], bool]
@@ -30,7 +31,7 @@ def layer_maker(quantize: Quantize | None, part: str, dtype: torch.dtype | None 
     if quantize is None or kind is None:
         return None
     check_packages(quantize)
-    make = _make_nf4() if kind == "nf4" else _make_torchao(kind)
+    make = _make_nf4() if kind == "nf4" else narrow if kind == UNSCALED else _make_torchao(kind)
 
     def put(network: nn.Module, name: str, weight: Tensor) -> bool:
         if not takes(part, name, tuple(weight.shape), is_half=dtype == torch.float16):
@@ -126,8 +127,10 @@ def count_quantized(network: nn.Module) -> int:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """True for a linear layer whose weight is not a plain tensor of numbers."""
-    return isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter
+    """True for a linear layer whose weight is not a plain tensor of numbers, or one of 8 bits."""
+    if not isinstance(module, nn.Linear):
+        return False
+    return type(module.weight) is not nn.Parameter or is_narrow(module)
 
 
 def weight_bytes(network: nn.Module) -> int:

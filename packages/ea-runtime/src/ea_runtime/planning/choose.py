@@ -12,8 +12,6 @@ from ea_runtime.planning.room import Room
 from ea_runtime.planning.setting import Setting
 from ea_runtime.planning.units import in_gb
 
-#: the form that a plan may choose by itself (models/quantize.py)
-INT8 = "int8"
 #: after the prompt is read the text encoder is not needed: nothing changes but memory
 _WITHOUT_TEXT: dict[str, tuple[str, ...]] = dict.fromkeys(("denoising", "decoding"), ("denoiser", "vae"))
 #: kinds of offloading in words
@@ -34,18 +32,20 @@ def ways(
     *,
     can_drop_text: bool,
     was_tiled: bool = False,
+    can_tile: bool = True,
     together: int | None = None,
     offloads: Sequence[str] = ("none",),
 ) -> Iterator[Way]:
     """All ways, the cheapest first: smaller batches and offloading cost time, tiles change the picture a little.
 
-    can_drop_text: no later prompt needs the encoder. was_tiled: tiles are asked for. together: videos denoised together
-    at first; None: all. offloads: the kinds of offloading to try, in this order.
+    can_drop_text: no later prompt needs the encoder. was_tiled: tiles are asked for. can_tile: they may be taken
+    unasked. together: videos denoised together at first; None: all. offloads: the kinds of offloading to try, in this
+    order.
     """
     batch = together = together or setting.batch
     while batch:
         for offload in offloads:
-            for is_tiled in (True,) if was_tiled else (False, True):
+            for is_tiled in (True,) if was_tiled else (False, True)[: 1 + can_tile]:
                 for drops in (False, True) if can_drop_text and offload == "none" else (False,):
                     names = [OFFLOADS[offload]] * (offload != "none") + ["decoded in tiles"] * is_tiled
                     names += ["text encoder dropped once the prompt is read"] * drops
@@ -64,17 +64,19 @@ def make_forecast(
     *,
     can_drop_text: bool = True,
     was_tiled: bool = False,
+    can_tile: bool = True,
     together: int | None = None,
     held: int = 0,
     notes: tuple[str, ...] = (),
-    can_quantize: bool = False,
+    forms: Sequence[str] = (),
     offload: str = "none",
 ) -> Forecast:
     """The forecast of a setting on a device.
 
-    can_drop_text, was_tiled, together: as for `ways`. held: bytes that this process has already, of those that are
-    counted (a loaded pipeline). notes: lines to pass on. offload: of generation/offload.py, or "auto": the cheapest.
-    can_quantize: the denoiser may be kept in int8 if nothing else fits.
+    can_drop_text, was_tiled, can_tile, together: as for `ways`. held: bytes that this process has already, of those
+    that are counted (a loaded pipeline). notes: lines to pass on. offload: of generation/offload.py, or "auto": the
+    cheapest.
+    forms: those of models/quantize.py that the denoiser may be kept in if nothing else fits, the first that does.
     """
     offloads = _TRIED.get(room.kind, ("none",)) if offload == "auto" else (offload,)
     if planner.quantize is not None and offload == "auto":
@@ -89,9 +91,14 @@ def make_forecast(
         last: tuple[Way, tuple[Phase, ...], bool] | None = None
         first = None
         found = ways(
-            one, can_drop_text=can_drop_text, was_tiled=was_tiled, together=together, offloads=offloads
+            one,
+            can_drop_text=can_drop_text,
+            was_tiled=was_tiled,
+            can_tile=can_tile,
+            together=together,
+            offloads=offloads,
         )
-        for own, way in with_int8(planner, list(found), can_quantize):
+        for own, way in with_forms(planner, list(found), forms):
             phases = own.phases(one, way)
             peak = max(phase.device_bytes for phase in phases)
             first = peak if first is None else first
@@ -127,17 +134,19 @@ def make_forecast(
     )
 
 
-def with_int8(planner: Planner, found: list[Way], can_quantize: bool) -> Iterator[tuple[Planner, Way]]:
-    """The ways with what plans them, then the same with the denoiser's weights in int8: the result changes a little."""
+def with_forms(planner: Planner, found: list[Way], forms: Sequence[str]) -> Iterator[tuple[Planner, Way]]:
+    """The ways with what plans them, then the same with the denoiser's weights in each form, which changes the result a
+    little."""
     yield from ((planner, way) for way in found)
-    if not can_quantize or planner.quantize is not None:
+    if planner.quantize is not None:
         return
-    smaller = replace(planner, quantize=Quantize({"denoiser": INT8}))
-    for way in found:
-        if way.offload not in QUANTIZED_OFFLOADS:
-            continue
-        rest = "" if way.name == OFFLOADS["none"] else f", {way.name}"
-        yield smaller, replace(way, name=f"denoiser in int8{rest}", quantize=INT8)
+    for form in forms:
+        smaller = replace(planner, quantize=Quantize({"denoiser": form}))
+        for way in found:
+            if way.offload not in QUANTIZED_OFFLOADS:
+                continue
+            rest = "" if way.name == OFFLOADS["none"] else f", {way.name}"
+            yield smaller, replace(way, name=f"denoiser in {form}{rest}", quantize=form)
 
 
 def _peak(phases: tuple[Phase, ...]) -> int:

@@ -68,12 +68,19 @@ class Part:
             return self.held
         wide = self.wide if dtype == "float16" else 0
         total = (self.elements - wide) * ITEMSIZE[dtype] + wide * 4
-        changed = self.changed_layers(dtype, form)
+        layers = self.changed_bytes(dtype, form)
+        return total + sum(stored - numbers for stored, numbers in layers)
+
+    def changed_bytes(self, dtype: str, form: str | Path | None) -> list[tuple[int, int]]:
+        """Of each weight that has another form: its bytes in it, and in the number format."""
         stored = gguf_bytes(form) if isinstance(form, Path) else {}
-        for name, shape in changed.items():
-            total -= shape[0] * shape[1] * ITEMSIZE[dtype]
-            total += stored[name] if isinstance(form, Path) else stored_bytes(str(form), shape)
-        return total
+        return [
+            (
+                stored[name] if isinstance(form, Path) else stored_bytes(str(form), shape),
+                shape[0] * shape[1] * ITEMSIZE[dtype],
+            )
+            for name, shape in self.changed_layers(dtype, form).items()
+        ]
 
     def changed_layers(self, dtype: str, form: str | Path | None) -> dict[str, tuple[int, ...]]:
         """The weights that have another form than the number format, by name, with rows and columns."""

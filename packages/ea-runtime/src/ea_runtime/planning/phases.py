@@ -17,7 +17,7 @@ from ea_runtime.models.memory.denoiser import StepInput, walk_step
 from ea_runtime.models.memory.meter import Meter
 from ea_runtime.models.memory.text import walk_text
 from ea_runtime.models.memory.vae import count_tiles, tile_edge, walk_decode, walk_encode
-from ea_runtime.models.quantize import Quantize
+from ea_runtime.models.quantize import KINDS, Quantize, restored_bytes
 from ea_runtime.planning.calibration import Calibration
 from ea_runtime.planning.forecast import ALL_PARTS, Phase, Way
 from ea_runtime.planning.parts import ITEMSIZE, Part
@@ -78,12 +78,18 @@ class Planner:
         changed = self.parts[name].changed_layers(dtype, self.form_of(name))
         return max((rows * columns for rows, columns in changed.values()), default=0) * ITEMSIZE[dtype]
 
+    def restored(self, name: str) -> int:
+        """Bytes that a pass through a part moves to bring weights in fewer bits back to its number format."""
+        form = self.form_of(name)
+        layers = self.parts[name].changed_bytes(self.dtype_of(name), form)
+        return 0 if form is None else sum(restored_bytes(form, stored, wide) for stored, wide in layers)
+
     @property
     def program(self) -> int:
         """Bytes of the packages that keep weights in fewer bits, while they are imported."""
         if self.quantize is None or any(part.is_loaded for part in self.parts.values()):
             return 0
-        return QUANTIZE_PROGRAM if self.quantize.kinds else 0
+        return QUANTIZE_PROGRAM if any(KINDS[kind] for kind in self.quantize.kinds.values()) else 0
 
     def dtype_of(self, name: str) -> str:
         """The number format of a part: with float16 the VAE runs in float32."""
@@ -203,7 +209,8 @@ class Planner:
         if self.parts["text"].config:  # a pipeline may have none
             walk_text(meter, self.parts["text"].config)
         activations = meter.peak + self.widened("text") - self.unread_in(way, "text")
-        work = _times(_with_fetched(meter.work, self.fetched("text", way)), setting.branches)
+        moved = self.fetched("text", way) + self.restored("text")
+        work = _times(_with_moved(meter.work, moved), setting.branches)
         return self.phase("text", way, setting, activations, 0, work)
 
     def unread(self) -> int:
@@ -231,7 +238,7 @@ class Planner:
             )  # chunks of one colour are encoded once, for all videos
             walk_encode(alone, vae, chunk, height, width)
             work = alone.work
-        work = Counter(_times(_with_fetched(work, self.fetched("vae", way) // 2), passes))
+        work = Counter(_times(_with_moved(work, self.fetched("vae", way) // 2), passes))
         encoder = self.parts.get(IMAGE_ENCODER)
         if encoder is not None and setting.has_known:
             # read for the picture and dropped; in float32 on the CPU, whatever the device
@@ -261,7 +268,8 @@ class Planner:
         )
         count = setting.steps * passes * -(-setting.batch // way.batch)
         activations = meter.peak + known + self.widened("denoiser") - self.unread_in(way, "denoising")
-        work = _times(_with_fetched(meter.work, self.fetched("denoiser", way)), count)
+        moved = self.fetched("denoiser", way) + self.restored("denoiser")
+        work = _times(_with_moved(meter.work, moved), count)
         return self.phase("denoising", way, setting, activations, 0, work)
 
     def decoding(self, setting: Setting, way: Way) -> Phase:
@@ -275,7 +283,7 @@ class Planner:
         meter = self.meter("vae")
         walk_decode(meter, vae, chunk, rows, columns, before=sides, after=sides)
         chunks = -(-latents // chunk)
-        work = _times(_with_fetched(meter.work, self.fetched("vae", way) // 2), chunks * tiles)
+        work = _times(_with_moved(meter.work, self.fetched("vae", way) // 2), chunks * tiles)
         is_smooth = setting.is_smooth and setting.frames > geometry.chunk_frames
         peak = meter.peak
         if is_smooth:
@@ -311,8 +319,8 @@ class Planner:
         return self.unread() if "text" in way.parts_in(phase) and way.offload == "none" else 0
 
 
-def _with_fetched(work: Mapping[str, int], size: int) -> dict[str, int]:
-    """The work of a pass that fetches `size` bytes of weights as well."""
+def _with_moved(work: Mapping[str, int], size: int) -> dict[str, int]:
+    """The work of a pass that moves `size` bytes of weights as well."""
     return {**work, "swept": work.get("swept", 0) + size} if size else dict(work)
 
 

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,12 +23,24 @@ _LOOK_EVERY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """The form in which workers hold models.
+
+    quantize: of all models, as `ea generate` takes it (models/quantize.py). offload: where weights wait that are not in
+    use (generation/offload_modes.py); "auto": for each job the cheapest that fits.
+    """
+
+    quantize: str | None = None
+    offload: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Settings that workers are started with.
 
     devices: "cuda:0", "mps", "cpu"; None: all CUDA devices, else the Apple GPU, else the CPU; a cluster has its own.
     models, loras: allowed folders. plugins: local plugin files. save_first, save_every: seconds of a run before its
-    place is saved for the first time, and between two saves.
+    place is saved for the first time, and between two saves. loading: the form in which they hold models.
     """
 
     devices: Sequence[str] | None = None
@@ -37,6 +49,7 @@ class Settings:
     plugins: Sequence[str | Path] = ()
     save_first: float = 30.0
     save_every: float = 30.0
+    loading: Loading = field(default_factory=Loading)
 
 
 @dataclass(frozen=True, slots=True)

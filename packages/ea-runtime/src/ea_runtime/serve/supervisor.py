@@ -199,6 +199,8 @@ class _Keeper:
         s = self.settings
         words = ["--state", str(self.store.state.root), "--name", self.name]
         words += ["--device", "cuda:0" if self.device.startswith("cuda") else self.device]
+        words += ["--offload", s.loading.offload]
+        words += [] if s.loading.quantize is None else ["--quantize", s.loading.quantize]
         words += ["--save-first", f"{s.save_first}", "--save-every", f"{s.save_every}"]
         for option, values in (("--models", s.models), ("--loras", s.loras), ("--plugin", s.plugins)):
             for value in values:

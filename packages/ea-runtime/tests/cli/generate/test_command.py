@@ -320,6 +320,7 @@ BAD = [
     (["x", "--num-frames", "36", "--prompts-at", "1.5s: <lora:y:1>"], "--prompts-at"),
     (["x", "--num-frames", "9", "--loop"], "`loop` needs a multiple of 9 frames and at least 18"),
     (["x", "--size", "100x100"], "use 96x96 or 112x112"),
+    (["x", "--offload", "sequential", "--device", "cpu"], "'group' works there"),
     (["x", "--size", "100"], "WIDTHxHEIGHT"),
     (["x", "--size", "65536x65536"], "pixels"),
     (["x", "--steps", "0"], "got 0"),

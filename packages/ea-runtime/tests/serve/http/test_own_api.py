@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ea_runtime.serve.crew import Worker
+from ea_runtime.serve.crew import Loading, Worker
 from ea_runtime.serve.http import plans
 from ea_runtime.serve.http.bodies import fields_of_form, parse_object
 from ea_runtime.serve.http.errors import ApiError
@@ -66,6 +66,23 @@ def test_a_plan_says_memory_and_places_nothing(server: Any, monkeypatch: pytest.
     assert never["largest"]
     assert "the largest that fits" in never["message"]
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "has_picture")
+
+
+def test_a_plan_counts_the_form_in_which_workers_hold_models(server: Any) -> None:
+    peaks = {}
+    with server.client() as client:
+        for name, loading in (
+            ("plain", Loading()),
+            ("narrow", Loading(quantize="fp8-unscaled")),
+            ("waiting", Loading(offload="group")),
+            ("auto", Loading(offload="auto")),
+        ):
+            server.service.loading = loading
+            answer = client.post("/api/plan", json={"prompt": "a red circle", "num_frames": 9}).json()
+            peaks[name] = next(one["bytes"] for one in answer["phases"] if one["name"] == "denoising")
+    assert peaks["narrow"] < peaks["plain"] - 10_000_000
+    assert peaks["waiting"] < peaks["plain"] - 10_000_000
+    assert peaks["auto"] == peaks["plain"]  # memory is plenty
 
 
 def test_a_job_waits_is_cancelled_and_deleted(serving: Callable[..., Any]) -> None:

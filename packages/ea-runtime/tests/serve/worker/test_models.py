@@ -51,7 +51,8 @@ def test_a_loaded_model_needs_no_room_for_its_weights(three: Catalogue) -> None:
     models = Models("cpu")
     real = models._needed
 
-    def needed(folder: Path, request: ModelRequest, *, with_weights: bool) -> int:
+    def needed(folder: Path, request: ModelRequest, *, with_weights: bool, offload: str) -> int:
+        assert offload == "none"
         asked.append(with_weights)
         assert real(folder, request, with_weights=True) - real(folder, request, with_weights=False) > 1 << 20
         return real(folder, request, with_weights=with_weights)

@@ -12,6 +12,7 @@ import typer
 from typer import Argument, Option
 
 from ea_runtime.cli.generate.run import run
+from ea_runtime.cli.options import Offload, Quantize
 
 if TYPE_CHECKING:
     from ea_runtime.cli.generate.plan import Plan
@@ -116,25 +117,14 @@ def generate(
         bool | None,
         Option("--cuda-graphs/--no-cuda-graphs", help="With --compile on CUDA: blocks as graphs (off)."),
     ] = None,
-    quantize: Annotated[
-        str | None,
-        Option(
-            help="Weights in fewer bits: int8, fp8, nf4 or FILE.gguf of the denoiser; denoiser=int8,text=nf4; none."
-        ),
-    ] = None,
+    quantize: Quantize = None,
     attention: Annotated[
         str | None,
         Option(
             help="Backend that computes attention, if it is installed: native, flash, sage, ... (torch's own)."
         ),
     ] = None,
-    offload: Annotated[
-        str | None,
-        Option(
-            help="Where weights wait that are not in use: none, model, group or sequential; auto: the cheapest that "
-            "fits. Default: auto."
-        ),
-    ] = None,
+    offload: Offload = None,
     lora: Annotated[
         list[str] | None,
         Option(help="LoRA file, with a weight after a colon if not 1: style.safetensors:0.8; repeatable."),

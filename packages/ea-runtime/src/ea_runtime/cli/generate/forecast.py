@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from ea_runtime.errors import UserError
 from ea_runtime.generation.forecasts import Watch, forecast_request
+from ea_runtime.generation.offload_modes import AUTO, check_mode
 from ea_runtime.generation.spread import world_size
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.planning.parts import NoForecastError
+from ea_runtime.planning.room import find_room
 from ea_runtime.planning.words import refusal
 
 if TYPE_CHECKING:
@@ -23,10 +25,12 @@ def watch_jobs(plan: Plan, todo: list[int], device: str | None, console: Console
 
     A network of an unknown class has none, with a note.
 
-    Raises UserError for a job that does not fit.
+    Raises UserError for a job that does not fit, and for offloading that the device has no use for.
     """
     if plan.is_forced or world_size() > 1 or plan.request.engine != "torch":
         return {}
+    if plan.request.offload not in (None, "none", AUTO):
+        check_mode(plan.request.offload, find_room(device).kind)
     folder = resolve_folder(plan.request.model)
     found = {}
     for number in todo:

@@ -44,7 +44,8 @@ def _forecast(service: Service, order: Mapping[str, Any]) -> Forecast:
     device = next((one.device for one in service.workers()), None)
     settings = {**order["settings"], **dict.fromkeys(order["pictures"], "a picture")}
     place = {"model": entry.folder, "fps": order["fps"], "device": device, "engine": "torch"}
-    request = ModelRequest.of({**settings, **place})
+    form = {"quantize": service.loading.quantize, "offload": service.loading.offload}
+    request = ModelRequest.of({**settings, **place, **form})
     loras = [AdapterChoice(service.catalogue.lora(one["name"]).path, one["scale"]) for one in order["loras"]]
     # models that workers hold make room for a job
     held = _held_by_workers() if device in (None, "cpu") else 0
@@ -55,6 +56,7 @@ def _forecast(service: Service, order: Mapping[str, Any]) -> Forecast:
         kind=order["kind"],
         memory=free_memory_of_host() + held if held else None,
         is_last=False,
+        is_exact=True,
     )
 
 

@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import Request
 
 from ea_runtime.serve.catalogue import Catalogue
-from ea_runtime.serve.crew import Worker
+from ea_runtime.serve.crew import Loading, Worker
 from ea_runtime.serve.http.access import Access
 from ea_runtime.serve.jobs import JobStore
 from ea_runtime.serve.orders import Limits
@@ -32,6 +32,7 @@ class Service:
     """One running server.
 
     workers: called for each /healthz. limits: caps on a request.
+    loading: the form in which workers hold models, for plans.
     stopping: set when the server drains; whoever waits for something gives up then.
     """
 
@@ -41,6 +42,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
     workers: Callable[[], Sequence[Worker]] = tuple
+    loading: Loading = field(default_factory=Loading)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="ea-store")

@@ -41,7 +41,8 @@ class RayWorker:
 
         with tempfile.TemporaryDirectory(prefix="ea-ray-") as folder:
             link = RayLink(ray, self._head, self._name, Path(folder))
-            make = JobMaker(link, Models(device), catalogue, self._stop, Saving(s.save_first, s.save_every))
+            models, saving = Models(device, loading=s.loading), Saving(s.save_first, s.save_every)
+            make = JobMaker(link, models, catalogue, self._stop, saving)
             serve_jobs(link, make, self._stop, self._is_ready.set)
 
     def ready(self) -> int:

@@ -10,6 +10,7 @@ from ea_runtime.errors import UserError
 from ea_runtime.machine.allocator import tune_allocator
 from ea_runtime.plugins.host import make_host, set_host
 from ea_runtime.serve.catalogue import Catalogue
+from ea_runtime.serve.crew import Loading
 from ea_runtime.serve.jobs import JobStore
 from ea_runtime.serve.state import LockTaken, StateFolder
 from ea_runtime.serve.worker.stopping import Stop
@@ -54,7 +55,8 @@ def _work(options: argparse.Namespace, state: StateFolder, catalogue: Catalogue,
 
     link = StoreLink(store, options.name)
     saving = Saving(options.save_first, options.save_every)
-    make = JobMaker(link, Models(options.device), catalogue, stop, saving)
+    loading = Loading(options.quantize, options.offload)
+    make = JobMaker(link, Models(options.device, loading=loading), catalogue, stop, saving)
     try:
         serve_jobs(link, make, stop, _say_ready)
     except DeviceLost as error:
@@ -78,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", action="append", default=[], help="a folder of models; repeatable")
     parser.add_argument("--loras", action="append", default=[], help="a folder of LoRAs; repeatable")
     parser.add_argument("--plugin", action="append", default=[], help="a local plugin file; repeatable")
+    parser.add_argument("--quantize", default=None, help="the form of the weights, as in `ea generate`")
+    parser.add_argument("--offload", default="none", help="where weights wait, as in `ea generate`")
     parser.add_argument(
         "--save-first", type=float, default=30.0, help="seconds before a run's place is saved"
     )

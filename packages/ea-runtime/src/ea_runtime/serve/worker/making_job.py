@@ -103,7 +103,7 @@ class JobMaker:
             AdapterChoice(self.catalogue.lora(one["name"]).path, one["scale"]) for one in job.request["loras"]
         ]
         self._places = places = self.link.open(job)
-        request = request_of_job(job, entry, places)
+        request = request_of_job(job, entry, places, self.models.loading.quantize)
         shutil.rmtree(places.result, ignore_errors=True)
         places.result.mkdir(mode=0o700)
         try:
@@ -120,7 +120,7 @@ class JobMaker:
     def _attempt(
         self, job: Job, entry: ModelEntry, request: ModelRequest, choices: list[AdapterChoice], places: Places
     ) -> dict[str, Any]:
-        model, seconds = self._load(job, entry, request)
+        model, seconds = self._load(job, entry, request, choices)
         adapters = model.loras.put(choices)
         self._check(job, "loading", 1, 1)
         run = RunState(
@@ -148,9 +148,11 @@ class JobMaker:
         )
         return self._result(made, request)
 
-    def _load(self, job: Job, entry: ModelEntry, request: ModelRequest) -> tuple[LoadedModel, float]:
+    def _load(
+        self, job: Job, entry: ModelEntry, request: ModelRequest, choices: list[AdapterChoice]
+    ) -> tuple[LoadedModel, float]:
         try:
-            return self.models.get(entry, request)
+            return self.models.get(entry, request, choices)
         except UserError as error:
             self.models.drop(entry.folder)
             if isinstance(error, OutOfMemoryError):
@@ -224,8 +226,8 @@ class _Failed(UserError):
         self.code = code
 
 
-def request_of_job(job: Job, entry: ModelEntry, places: Places) -> ModelRequest:
-    """The request as `ea generate` would have it for the same settings."""
+def request_of_job(job: Job, entry: ModelEntry, places: Places, quantize: str | None = None) -> ModelRequest:
+    """The request as `ea generate` would have it for the same settings. quantize: the form of the weights."""
     # a job of an older state folder has no entry of pictures
     pictures: dict[str, Any] = {
         name: str(places.pictures / f"{name}.png") for name in job.request.get("pictures", ())
@@ -238,6 +240,7 @@ def request_of_job(job: Job, entry: ModelEntry, places: Places) -> ModelRequest:
         engine="torch",
         compile=False,
         cuda_graphs=False,
+        quantize=quantize,
     )
 
 
