@@ -244,7 +244,9 @@ def try_fault(module: Module, source: str, shadow: Shadow, baseline: Baseline, o
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     shadow.write(one.apply(source))
     shadow.enter()
-    if "hypothesis" in sys.modules:  # one failing example is enough; the search for the smallest takes seconds
+    if (
+        "hypothesis" in sys.modules
+    ):  # one failing example is enough; the search for the smallest takes seconds
         from hypothesis import Phase, settings
 
         settings.register_profile("faults", phases=(Phase.explicit, Phase.generate))
