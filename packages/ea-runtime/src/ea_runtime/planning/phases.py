@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from ea_runtime.models.geometry import Geometry, takes_known_frames
+from ea_runtime.models.geometry import takes_known_frames
 from ea_runtime.models.layout import IMAGE_ENCODER
 from ea_runtime.models.memory.denoiser import StepInput, walk_step
 from ea_runtime.models.memory.meter import Meter
 from ea_runtime.models.memory.text import walk_text
 from ea_runtime.models.memory.vae import count_tiles, tile_edge, walk_decode, walk_encode
-from ea_runtime.models.quantize import KINDS, Quantize, restored_bytes
-from ea_runtime.planning.calibration import Calibration
 from ea_runtime.planning.forecast import ALL_PARTS, Phase, Way
-from ea_runtime.planning.parts import ITEMSIZE, Part
+from ea_runtime.planning.parts import ITEMSIZE
 from ea_runtime.planning.setting import Setting
+from ea_runtime.planning.weights import PlannedModel
 
 #: a CUDA context with the libraries that torch loads, on the card; not measured
 CUDA_CONTEXT = 600_000_000
@@ -31,10 +29,6 @@ CUDA_HOST = 1_500_000_000
 LORA_PROGRAM = 125_000_000
 #: the same for CLIP's picture encoder, which brings transformers' base classes; with a LoRA they are there already
 ENCODER_PROGRAM = 150_000_000
-#: torchao or bitsandbytes, and the parts of torch that they import; measured
-QUANTIZE_PROGRAM = 190_000_000
-#: the network that runs in a phase
-_ACTIVE = {"text": "text", "encoding": "vae", "denoising": "denoiser", "decoding": "vae"}
 #: of each file's writer: its libraries, and what it keeps for each pixel of a frame
 _WRITERS = {"mp4": (30_000_000, 90), "mov": (30_000_000, 90), "webm": (60_000_000, 120)}
 _OTHER_WRITER = (5_000_000, 12)
@@ -45,55 +39,8 @@ _WAITING = 21
 
 
 @dataclass(frozen=True, slots=True)
-class Planner:
-    """A model on a device. dtype: of denoiser and text encoder. has_pipeline: the parts are loaded already."""
-
-    parts: Mapping[str, Part]
-    geometry: Geometry
-    kind: str
-    dtype: str
-    calibration: Calibration
-    quantize: Quantize | None = None
-
-    @property
-    def is_cpu(self) -> bool:
-        """True if networks compute on the CPU."""
-        return self.kind == "cpu"
-
-    def weights(self, names: tuple[str, ...]) -> int:
-        """Bytes of parts in their formats."""
-        return sum(self.part_bytes(name) for name in names)
-
-    def part_bytes(self, name: str) -> int:
-        """Bytes of a part's weights, in the form that they are kept in."""
-        return self.parts[name].bytes_in(self.dtype_of(name), self.form_of(name))
-
-    def form_of(self, name: str) -> str | Path | None:
-        """The form of a part's layers (models/quantize.py); None: numbers."""
-        return None if self.quantize is None else self.quantize.of(name)
-
-    def widened(self, name: str) -> int:
-        """Bytes of the largest weight that a part brings back to its number format when a layer runs."""
-        dtype = self.dtype_of(name)
-        changed = self.parts[name].changed_layers(dtype, self.form_of(name))
-        return max((rows * columns for rows, columns in changed.values()), default=0) * ITEMSIZE[dtype]
-
-    def restored(self, name: str) -> int:
-        """Bytes that a pass through a part moves to bring weights in fewer bits back to its number format."""
-        form = self.form_of(name)
-        layers = self.parts[name].changed_bytes(self.dtype_of(name), form)
-        return 0 if form is None else sum(restored_bytes(form, stored, wide) for stored, wide in layers)
-
-    @property
-    def program(self) -> int:
-        """Bytes of the packages that keep weights in fewer bits, while they are imported."""
-        if self.quantize is None or any(part.is_loaded for part in self.parts.values()):
-            return 0
-        return QUANTIZE_PROGRAM if any(KINDS[kind] for kind in self.quantize.kinds.values()) else 0
-
-    def dtype_of(self, name: str) -> str:
-        """The number format of a part: with float16 the VAE runs in float32."""
-        return "float32" if name == "vae" and self.dtype == "float16" else self.dtype
+class Planner(PlannedModel):
+    """Phases of a generation by a model on a device."""
 
     def meter(self, part: str) -> Meter:
         """A meter for a part's activations."""
@@ -133,40 +80,6 @@ class Planner:
         """Bytes of the program beyond what every run has."""
         lora = LORA_PROGRAM if setting.lora_bytes else 0
         return max(lora, ENCODER_PROGRAM if IMAGE_ENCODER in self.parts else 0)
-
-    def held(self, phase: str, way: Way) -> int:
-        """Bytes of the weights on the device in a phase, at its widest moment."""
-        active = _ACTIVE.get(phase)
-        if way.offload == "none" or active is None:
-            return self.weights(way.parts_in(phase))
-        if way.offload == "model":
-            return self.weights((active,))
-        part, size = self.parts[active], ITEMSIZE[self.dtype_of(active)]
-        if way.offload == "sequential":
-            return max(part.largest * size // 2, 0)
-        group = part.group * size + (
-            part.largest if self.is_cpu and part.is_cast_to(self.dtype_of(active)) else 0
-        )
-        # on the CPU what does not wait is in memory all the time
-        names = way.parts_in(phase) if self.is_cpu else (active,)
-        return group + sum(self.resident(name) for name in names)
-
-    def held_by_pipeline(self, offload: str) -> int:
-        """Bytes of weights on the device between calls of a pipeline that is loaded."""
-        if offload == "none":
-            return self.weights(ALL_PARTS)
-        return sum(self.resident(name) for name in ALL_PARTS) if self.is_cpu else 0
-
-    def resident(self, name: str) -> int:
-        """Bytes of the weights of a part that do not wait with group offloading."""
-        part = self.parts[name]
-        return (part.elements - part.waiting) * ITEMSIZE[self.dtype_of(name)]
-
-    def fetched(self, name: str, way: Way) -> int:
-        """Bytes that a pass through a part fetches."""
-        if way.offload in ("none", "model"):
-            return 0
-        return self.parts[name].waiting * ITEMSIZE[self.dtype_of(name)]
 
     def loading(self, setting: Setting, way: Way) -> Phase:
         """The weights, one part after the other."""
@@ -213,12 +126,6 @@ class Planner:
         work = _times(_with_moved(meter.work, moved), setting.branches)
         return self.phase("text", way, setting, activations, 0, work)
 
-    def unread(self) -> int:
-        """Bytes of the table of words that no prompt touches: a mapped file is read where it is used."""
-        text = self.parts["text"]
-        is_mapped = self.kind != "cuda" and not text.is_loaded and not text.is_cast_to(self.dtype)
-        return text.table * ITEMSIZE[self.dtype] if is_mapped else 0
-
     def encoding(self, setting: Setting, way: Way) -> Phase:
         """Known frames (V3: the mask and the masked video as well)."""
         vae, pixels = self.parts["vae"].config, setting.denoised[0] * setting.height * setting.width
@@ -232,10 +139,8 @@ class Planner:
         passes = -(-setting.frames // chunk) * (3 if is_v3 else 1) * tiles
         work = meter.work
         if not setting.has_known:
-            passes, alone = (
-                2 * tiles,
-                self.meter("vae"),
-            )  # chunks of one colour are encoded once, for all videos
+            # chunks of one colour are encoded once, for all videos
+            passes, alone = 2 * tiles, self.meter("vae")
             walk_encode(alone, vae, chunk, height, width)
             work = alone.work
         work = Counter(_times(_with_moved(work, self.fetched("vae", way) // 2), passes))
@@ -313,10 +218,6 @@ class Planner:
         ratio = self.geometry.spatial_ratio
         tiles = count_tiles(setting.height, ratio) * count_tiles(setting.width, ratio)
         return tile_edge(setting.height), tile_edge(setting.width), tiles
-
-    def unread_in(self, way: Way, phase: str) -> int:
-        """As `unread`, in a phase that may hold no text encoder."""
-        return self.unread() if "text" in way.parts_in(phase) and way.offload == "none" else 0
 
 
 def _with_moved(work: Mapping[str, int], size: int) -> dict[str, int]:
