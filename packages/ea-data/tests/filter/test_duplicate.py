@@ -149,6 +149,14 @@ def test_equal_shapes_in_other_colours_stay() -> None:
     assert judge([record("a", frames), record("b", frames[..., ::-1])]) == {"a": True, "b": True}
 
 
+def test_colours_are_compared_where_the_clips_meet() -> None:
+    film = pan(1, 8)
+    film[: 4 * FPS] = film[: 4 * FPS, ..., ::-1]
+    end = film[4 * FPS :]
+    assert judge([record("a", film), record("b", end, bits=1)]) == {"a": True, "b": False}
+    assert judge([record("a", film), record("b", end[..., ::-1], bits=1)]) == {"a": True, "b": True}
+
+
 def test_flat_clips_are_no_copies_of_each_other() -> None:
     black, gray = np.zeros((48, HEIGHT, WIDTH, 3), np.uint8), np.full((48, HEIGHT, WIDTH, 3), 90, np.uint8)
     assert judge([record("a", black), record("b", black), record("c", gray)]) == dict.fromkeys("abc", True)

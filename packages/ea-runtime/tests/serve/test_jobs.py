@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -315,6 +316,36 @@ def test_sweeping_removes_what_kills_leave(store: JobStore) -> None:
     store.sweep()
     assert not any(place.exists() for place in [*gone, run, preview])
     assert all(place.exists() for place in [product, *kept])
+
+
+def test_sweeping_leaves_the_pictures_of_a_job_that_is_being_added(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = tmp_path / "upload"
+    upload.mkdir()
+    (upload / "image.png").write_bytes(b"x")
+    is_moved, is_seen = threading.Event(), threading.Event()
+    next_version, writing = jobs.next_version, store._database.writing
+
+    def late(*args: Any, **options: Any) -> int:  # the folder has its name, the row does not exist yet
+        is_moved.set()
+        assert is_seen.wait(60)
+        return next_version(*args, **options)
+
+    def sweeping(**options: Any) -> Any:
+        if threading.current_thread() is not adding:
+            is_seen.set()
+        return writing(**options)
+
+    monkeypatch.setattr(jobs, "next_version", late)
+    monkeypatch.setattr(store._database, "writing", sweeping)
+    adding = threading.Thread(target=store.add, args=({}, "me"), kwargs={"pictures": upload})
+    adding.start()
+    assert is_moved.wait(60)
+    store.sweep()
+    adding.join()
+    [job], _ = store.list()
+    assert (store.state.pictures(job.id) / "image.png").exists()
 
 
 def test_seconds_of_the_last_jobs(store: JobStore) -> None:
