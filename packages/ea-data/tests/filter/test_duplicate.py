@@ -199,6 +199,12 @@ def test_the_best_of_a_family_stays_whatever_the_order() -> None:
         assert [name for name, is_kept in judge(family).items() if is_kept] == ["f", "z"]
 
 
+def test_bits_count_by_the_second() -> None:
+    """The shorter of two cuts is the better one if each of its seconds has more bits."""
+    cuts = [record("a", pan(2, 4), bits=80_000), record("b", pan(2, 3), bits=70_000)]
+    assert judge(cuts) == {"b": True, "a": False}
+
+
 def test_bars_are_no_pixels() -> None:
     frames = pan(2)
     boxed = np.pad(frames, ((0, 0), (20, 20), (0, 0), (0, 0)))

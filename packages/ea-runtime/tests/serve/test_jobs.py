@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -346,6 +347,22 @@ def test_sweeping_leaves_the_pictures_of_a_job_that_is_being_added(
     adding.join()
     [job], _ = store.list()
     assert (store.state.pictures(job.id) / "image.png").exists()
+
+
+def test_a_job_that_was_put_back_started_when_it_first_did(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(time=lambda: now[0]))
+    job = store.add({}, "me")
+    claimed(store)
+    store.hand_back(job.id)
+    now[0] = 300.0
+    assert claimed(store).started_at == 100
+    now[0] = 310.0
+    store.finish(job.id, {})
+    assert (got(store, job.id).started_at, got(store, job.id).completed_at) == (100, 310)
+    assert store.mean_seconds() == 10  # of the worker that finished it
 
 
 def test_seconds_of_the_last_jobs(store: JobStore) -> None:
