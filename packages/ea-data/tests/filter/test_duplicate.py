@@ -15,7 +15,7 @@ import pytest
 from ea_data.components import make
 from ea_data.draw.raw import RawScene, draw_picture
 from ea_data.filter.duplicate import DuplicateFilter, DuplicateOptions
-from ea_data.media.signature import RATE, Signature
+from ea_data.media.signature import RATE, Signature, sign
 from ea_data.protocols import Decision, Frames
 from ea_data.score.duplicates import SignatureOptions, SignatureScorer
 from ea_runtime.errors import UserError
@@ -231,6 +231,12 @@ def test_a_signature_is_small_and_comes_back() -> None:
     for wrong in ("", "!", detail["signature"][:-9]):
         with pytest.raises(ValueError, match=r"."):
             Signature.unpack(wrong)
+
+
+def test_a_signature_begins_with_its_clip() -> None:
+    """Wherever in its file the clip is."""
+    frames, seconds = pan(1, 3), np.arange(3 * FPS) / FPS
+    assert sign(frames, seconds + 40)[0].pack() == sign(frames, seconds)[0].pack()
 
 
 def test_a_filter_keeps_nothing_from_one_set_to_the_next(tmp_path: Path) -> None:
