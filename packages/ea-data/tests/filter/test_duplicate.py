@@ -234,7 +234,7 @@ def test_a_signature_is_small_and_comes_back() -> None:
 
 
 def test_a_signature_begins_with_its_clip() -> None:
-    """Wherever in its file the clip is."""
+    """Whatever the time of its first frame is."""
     frames, seconds = pan(1, 3), np.arange(3 * FPS) / FPS
     assert sign(frames, seconds + 40)[0].pack() == sign(frames, seconds)[0].pack()
 
