@@ -90,6 +90,17 @@ def test_folded_numbers_are_rounded_once(layer: Attention, dtype: torch.dtype) -
         assert ((found.double() - wanted).abs() <= 1.01 * rounding * wanted.abs() + 1e-6).all()
 
 
+@pytest.mark.parametrize("name", ["to_q", "to_out.0"])
+@torch.no_grad()
+def test_weights_of_8_bits_stay_whole(layer: Attention, name: str) -> None:
+    """They may have a scale elsewhere."""
+    [text] = texts((1, 3))
+    assert isinstance(group_text(layer, [text]).groups[0], Folded)
+    linear = layer.get_submodule(name)
+    linear.weight = torch.nn.Parameter(linear.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    assert isinstance(group_text(layer, [text]).groups[0], Whole)
+
+
 class Hook(SimpleNamespace):
     """A hook that does nothing, as a LoRA's at weight 0, and says so in `is_idle`."""
 
