@@ -83,7 +83,7 @@ def test_an_error_of_the_writer_reaches_the_maker():
 
 
 def test_nothing_is_written_after_an_error():
-    """A file never goes on behind a frame that is missing."""
+    """So no file has frames after one that is missing."""
     asked, gate = [], threading.Event()
 
     def write(frame):
