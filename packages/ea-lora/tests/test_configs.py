@@ -67,6 +67,7 @@ def save_with_peft(folder: Path, **how: Any) -> Tensor:
         {"alpha_pattern": {"to_q": 7}},
         {"alpha_pattern": {"to_[a-q]": 3, "proj_out": 5}},
         {"alpha_pattern": {r"blocks\.[02]\..*": 3}, "rank_pattern": {r"blocks\.1\.\w+": 2}},
+        {"alpha_pattern": {"to_q|proj_out": 3}},  # each side of the bar is a whole name at the end
         {"alpha_pattern": {"^proj_out": 3, "proj_out": 5}},
         {"alpha_pattern": {"blocks.1.proj_out": 9, r".*\.(to_q|proj_out)": 4}},
         {"rank_pattern": {"(?i:TO_Q)": 2, "^proj_out": 1}, "use_rslora": True},

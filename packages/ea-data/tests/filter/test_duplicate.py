@@ -15,7 +15,7 @@ import pytest
 from ea_data.components import make
 from ea_data.draw.raw import RawScene, draw_picture
 from ea_data.filter.duplicate import DuplicateFilter, DuplicateOptions
-from ea_data.media.signature import RATE, Signature
+from ea_data.media.signature import RATE, Signature, sign
 from ea_data.protocols import Decision, Frames
 from ea_data.score.duplicates import SignatureOptions, SignatureScorer
 from ea_runtime.errors import UserError
@@ -149,6 +149,14 @@ def test_equal_shapes_in_other_colours_stay() -> None:
     assert judge([record("a", frames), record("b", frames[..., ::-1])]) == {"a": True, "b": True}
 
 
+def test_colours_are_compared_where_the_clips_meet() -> None:
+    film = pan(1, 8)
+    film[: 4 * FPS] = film[: 4 * FPS, ..., ::-1]
+    end = film[4 * FPS :]
+    assert judge([record("a", film), record("b", end, bits=1)]) == {"a": True, "b": False}
+    assert judge([record("a", film), record("b", end[..., ::-1], bits=1)]) == {"a": True, "b": True}
+
+
 def test_flat_clips_are_no_copies_of_each_other() -> None:
     black, gray = np.zeros((48, HEIGHT, WIDTH, 3), np.uint8), np.full((48, HEIGHT, WIDTH, 3), 90, np.uint8)
     assert judge([record("a", black), record("b", black), record("c", gray)]) == dict.fromkeys("abc", True)
@@ -158,6 +166,9 @@ def test_a_still_clip_and_its_copy() -> None:
     still = np.repeat(room(1)[:1], 48, 0)
     assert judge([record("a", still), record("b", jpeg(still), bits=1)]) == {"a": True, "b": False}
     assert judge([record("a", still), record("b", room(1))]) == {"a": True, "b": True}
+    # a still of the mean frame of a clip in which something moves
+    mean = np.repeat(room(1).mean(0, keepdims=True).round().astype(np.uint8), 48, 0)
+    assert judge([record("a", mean), record("b", room(1))]) == {"a": True, "b": True}
 
 
 def test_pictures_are_compared_with_pictures() -> None:
@@ -191,6 +202,12 @@ def test_the_best_of_a_family_stays_whatever_the_order() -> None:
         assert [name for name, is_kept in judge(family).items() if is_kept] == ["f", "z"]
 
 
+def test_bits_count_by_the_second() -> None:
+    """The shorter of two cuts is the better one if each of its seconds has more bits."""
+    cuts = [record("a", pan(2, 4), bits=80_000), record("b", pan(2, 3), bits=70_000)]
+    assert judge(cuts) == {"b": True, "a": False}
+
+
 def test_bars_are_no_pixels() -> None:
     frames = pan(2)
     boxed = np.pad(frames, ((0, 0), (20, 20), (0, 0), (0, 0)))
@@ -217,6 +234,12 @@ def test_a_signature_is_small_and_comes_back() -> None:
     for wrong in ("", "!", detail["signature"][:-9]):
         with pytest.raises(ValueError, match=r"."):
             Signature.unpack(wrong)
+
+
+def test_a_signature_begins_with_its_clip() -> None:
+    """Whatever the time of its first frame is."""
+    frames, seconds = pan(1, 3), np.arange(3 * FPS) / FPS
+    assert sign(frames, seconds + 40)[0].pack() == sign(frames, seconds)[0].pack()
 
 
 def test_a_filter_keeps_nothing_from_one_set_to_the_next(tmp_path: Path) -> None:

@@ -292,6 +292,11 @@ def test_copied_packets_that_fail_the_proof_are_encoded(tmp_path: Path, monkeypa
         (lambda marks: marks[:-1], "more than its 71 frames"),
         (lambda marks: [*marks, marks[-1]], "73 frames, of which 72 decode"),
         (lambda marks: [*marks[:30], *marks[31:], marks[-1]], "another frame 30"),
+        # brighter in half of the fields, darker in the others: the mean is that of the frame
+        (
+            lambda marks: [*marks[:30], marks[30] + np.tile([8, -8], (4, 2)), *marks[31:]],
+            "frame 30: 8.0 levels",
+        ),
     ],
 )
 def test_the_proof_notices_other_frames(tmp_path: Path, wrong: Any, reason: str):

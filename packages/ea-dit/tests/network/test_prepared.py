@@ -86,6 +86,19 @@ def test_size_conditions_are_prepared_too(make_model: Any, latents: Tensor) -> N
 
 
 @torch.no_grad()
+def test_timesteps_are_not_rounded_to_16_bits(make_model: Any) -> None:
+    """981 is no number of bfloat16, 980 is the one below."""
+    model = make_model().bfloat16()
+    text, mask = rows([3])
+    for step in (981, 980):
+        found = model.prepare(text.bfloat16(), mask, [step]).at(step)
+        wanted = model.adaln_single(torch.tensor([float(step)]), None, None, torch.bfloat16)
+        assert all(map(torch.equal, found, wanted))
+    both = model.prepare(text.bfloat16(), mask, [981, 980])
+    assert not torch.equal(both.at(981)[0], both.at(980)[0])
+
+
+@torch.no_grad()
 def test_what_guidance_shares_is_computed_once(make_model: Any, latents: Tensor) -> None:
     model: Transformer3DModel = make_model()
     model.float()

@@ -68,6 +68,39 @@ def test_half_precision_is_folded_in_float32(layer: Attention) -> None:
     assert error < 1.5 * plain_error
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_folded_numbers_are_rounded_once(layer: Attention, dtype: torch.dtype) -> None:
+    half = layer.to(dtype)
+    [text, one] = [text.to(dtype) for text in texts((1, 6), (1, 1))]
+    keys, values = (part.double() for part in half.keys_values(text))
+    query, out = half.to_q.weight.double().unflatten(0, (HEADS, -1)), half.to_out[0].weight.double()
+    bias = half.to_out[0].bias.double() / HEADS
+    folded = group_text(half, [text]).groups[0]
+    single = group_text(half, [one]).groups[0]
+    assert isinstance(folded, Folded)
+    assert isinstance(single, OneToken)
+    exact = [
+        torch.einsum("nhsd,hdw->nwhs", keys, query).flatten(2) / 4,  # the root of a head's 16 channels
+        (torch.einsum("nhsd,whd->nhsw", values, out.unflatten(1, (HEADS, -1))) + bias).flatten(1, 2),
+        half.keys_values(one)[1].double().transpose(1, 2).flatten(2) @ out.T + HEADS * bias,
+    ]
+    for found, wanted in zip([folded.keys, folded.values, single.value], exact, strict=True):
+        rounding = torch.finfo(dtype).eps / 2
+        assert ((found.double() - wanted).abs() <= 1.01 * rounding * wanted.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["to_q", "to_out.0"])
+@torch.no_grad()
+def test_weights_of_8_bits_stay_whole(layer: Attention, name: str) -> None:
+    """They may have a scale elsewhere."""
+    [text] = texts((1, 3))
+    assert isinstance(group_text(layer, [text]).groups[0], Folded)
+    linear = layer.get_submodule(name)
+    linear.weight = torch.nn.Parameter(linear.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    assert isinstance(group_text(layer, [text]).groups[0], Whole)
+
+
 class Hook(SimpleNamespace):
     """A hook that does nothing, as a LoRA's at weight 0, and says so in `is_idle`."""
 

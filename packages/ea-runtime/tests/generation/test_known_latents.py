@@ -6,12 +6,13 @@ All in float32 on the CPU.
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ea_runtime.generation.denoise import NoisePredictor, denoise
 from ea_runtime.generation.known_frames import (
     KnownFrames,
     deciding_frames,
@@ -208,6 +209,41 @@ def test_known_latents_are_put_back_at_the_noise_of_the_next_step(step: int, lev
     assert torch.allclose(found[:, :, 2], (place[:, :, 2] + x[:, :, 2]) / 2)
     assert known(keeps=False).put_back(x, noise, Scheduler(), step) is x
     assert torch.equal(noised(Scheduler(), x, noise, step), x + 0.5 * (30 - 10 * step))
+
+
+@pytest.mark.parametrize(("first", "done"), [(0, 0), (1, 0), (0, 2), (1, 1)])
+def test_a_run_that_starts_late_counts_its_steps_from_the_first_of_all(first: int, done: int) -> None:
+    """first: of a part of the noise (strength). done: passes that a resumed run had made."""
+    predicted, put_back = [], []
+
+    class Steps(Scheduler):
+        init_noise_sigma = 1.0
+
+        def scale_model_input(self, x: Tensor, timestep: Tensor) -> Tensor:
+            return x
+
+        def step(self, noise: Tensor, timestep: Tensor, x: Tensor, return_dict: bool) -> tuple[Tensor]:
+            return (x - noise,)
+
+    class Predict:
+        dtype = torch.float32
+
+        def __init__(self) -> None:
+            self.known = SimpleNamespace(put_back=self.put_back)
+
+        def __call__(self, x: Tensor, timestep: Tensor, step: int) -> Tensor:
+            assert timestep == Steps.timesteps[step]
+            predicted.append(step)
+            return x / 2
+
+        def put_back(self, x: Tensor, noise: Tensor, scheduler: Any, step: int) -> Tensor:
+            put_back.append(step)
+            return x
+
+    x = torch.ones(1, 4, 1, 2, 2)
+    resumed = (done, x) if done else None
+    denoise(cast("NoisePredictor", Predict()), Steps(), x, [], lambda *_: None, resumed=resumed, first=first)
+    assert predicted == put_back == [*range(first + done, 3)]
 
 
 def test_rows_and_devices_take_all_tensors_along() -> None:

@@ -6,6 +6,8 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -315,6 +317,52 @@ def test_sweeping_removes_what_kills_leave(store: JobStore) -> None:
     store.sweep()
     assert not any(place.exists() for place in [*gone, run, preview])
     assert all(place.exists() for place in [product, *kept])
+
+
+def test_sweeping_leaves_the_pictures_of_a_job_that_is_being_added(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = tmp_path / "upload"
+    upload.mkdir()
+    (upload / "image.png").write_bytes(b"x")
+    is_moved, is_seen = threading.Event(), threading.Event()
+    next_version, writing = jobs.next_version, store._database.writing
+
+    def late(*args: Any, **options: Any) -> int:  # the folder has its name, the row does not exist yet
+        is_moved.set()
+        assert is_seen.wait(60)
+        return next_version(*args, **options)
+
+    def sweeping(**options: Any) -> Any:
+        if threading.current_thread() is not adding:
+            is_seen.set()
+        return writing(**options)
+
+    monkeypatch.setattr(jobs, "next_version", late)
+    monkeypatch.setattr(store._database, "writing", sweeping)
+    adding = threading.Thread(target=store.add, args=({}, "me"), kwargs={"pictures": upload})
+    adding.start()
+    assert is_moved.wait(60)
+    store.sweep()
+    adding.join()
+    [job], _ = store.list()
+    assert (store.state.pictures(job.id) / "image.png").exists()
+
+
+def test_a_job_that_was_put_back_started_when_it_first_did(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(time=lambda: now[0]))
+    job = store.add({}, "me")
+    claimed(store)
+    store.hand_back(job.id)
+    now[0] = 300.0
+    assert claimed(store).started_at == 100
+    now[0] = 310.0
+    store.finish(job.id, {})
+    assert (got(store, job.id).started_at, got(store, job.id).completed_at) == (100, 310)
+    assert store.mean_seconds() == 10  # of the worker that finished it
 
 
 def test_seconds_of_the_last_jobs(store: JobStore) -> None:

@@ -310,6 +310,22 @@ def test_frames_are_taken_one_at_a_time(tmp_path):
             write(frame)
 
 
+@pytest.mark.parametrize(("name", "count"), [*((name, 3) for name in FILES), ("out.webp", 1), ("out", 3)])
+def test_a_caller_may_use_one_array_for_all_frames(tmp_path, name, count):
+    buffer = np.empty((48, 64, 3), np.uint8)
+
+    def reused() -> Iterator[np.ndarray]:
+        for frame in clip(count):
+            buffer[:] = frame
+            yield buffer
+            buffer[:] = 255
+
+    found = write_video(tmp_path / "one array" / name, reused(), 12)
+    expected = write_video(tmp_path / "arrays" / name, clip(count), 12)
+    for file in sorted(expected.iterdir()) if expected.is_dir() else [expected]:
+        assert (found / file.relative_to(expected)).read_bytes() == file.read_bytes()
+
+
 # -- faults --------------------------------------------------------------------------------------------
 
 

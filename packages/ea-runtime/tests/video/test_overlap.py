@@ -82,6 +82,27 @@ def test_an_error_of_the_writer_reaches_the_maker():
             write_all(count)
 
 
+def test_nothing_is_written_after_an_error():
+    """So no file has frames after one that is missing."""
+    asked, gate = [], threading.Event()
+
+    def write(frame):
+        asked.append(int(frame[0, 0, 0]))
+        assert gate.wait(10)
+        if len(asked) == 1:
+            raise OSError("disk full")
+
+    def write_all():
+        with overlapped(write, max_waiting=3) as put:
+            for frame in frames(3):
+                put(frame)
+            gate.set()
+
+    with pytest.raises(OSError, match="disk full"):
+        write_all()
+    assert asked == [0]
+
+
 def test_an_error_of_the_maker_drops_what_waits():
     written, gate = [], threading.Event()
 

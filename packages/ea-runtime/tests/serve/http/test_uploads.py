@@ -293,8 +293,11 @@ def test_an_answer_has_a_length(
     assert (error.value.status, error.value.code, error.value.param) == (400, "no_recipe", "file")
 
 
-def test_a_child_that_fails_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    child_of("print('{}'); raise SystemExit(3)", monkeypatch)
+@pytest.mark.parametrize("end", ["raise SystemExit(3)", "import os; os.abort()"])
+def test_a_child_that_fails_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    child_of(f"print('{{}}', flush=True); {end}", monkeypatch)
     with pytest.raises(ApiError, match="its reader was stopped or ended early"):
         uploads._run_child(tmp_path / "a", "png")
 

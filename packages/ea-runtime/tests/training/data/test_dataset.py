@@ -1,8 +1,8 @@
-"""Lines about the buckets of a set."""
+"""Lines about the buckets of a set, and where windows start."""
 
 from __future__ import annotations
 
-from ea_runtime.training.data.dataset import Bucket, bucket_name, short_videos
+from ea_runtime.training.data.dataset import Bucket, bucket_name, draw_start, short_videos
 
 
 def test_names() -> None:
@@ -20,3 +20,11 @@ def test_short_videos() -> None:
     assert short_videos(buckets[:2], 18) is None
     many = [Bucket("video", n, 8, 8) for n in range(9, 99, 9)]
     assert str(short_videos(many, 99)).endswith("(1 give 9, 1 give 18, 1 give 27, 1 give 36, ...)")
+
+
+def test_windows_start_where_runs_had_them() -> None:
+    """Rows: samples 0 to 2, columns: seeds 0 to 2. Each pair draws by itself; a resume must draw the same."""
+    found = [[draw_start(range(100), index, seed) for seed in range(3)] for index in range(3)]
+    assert found == [[85, 47, 83], [52, 51, 29], [97, 64, 50]]
+    assert draw_start(range(8, 208, 2), 2, 1) == 8 + 2 * 64
+    assert draw_start(range(7, 8), 2, 1) == 7

@@ -192,7 +192,7 @@ class VideoCoder:
         done += offset
         oldest = pieces[first].start - pieces[first].num_before
         first_encoded, latent = find_latent(encoding, oldest, config)
-        frame = 0 if start < offset else min(offset + encoding[first_encoded].start, done)
+        frame = 0 if start < offset else offset + encoding[first_encoded].start
         frames = _Window(self._plain(plain, latents, frame), frame)
         noise = _noise(generator, encoding, config, first_encoded)
 
