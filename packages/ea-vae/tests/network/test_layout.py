@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ea_vae.network.conv import CausalConv3d, Mode, PointwiseConv3d
+from ea_vae.network.norm import GroupNorm
 from ea_vae.network.rewrites import double_time, is_last, lay_out
 
 
@@ -55,3 +57,18 @@ def test_one_tap_is_a_linear_layer_on_the_channels() -> None:
     assert is_last(found)
     assert not is_last(conv(x))
     assert torch.allclose(found, conv(x), atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 2])
+def test_norms_are_as_exact_as_of_plain_tensors(batch: int) -> None:
+    x = torch.randn(batch, 16, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    x += 30 * torch.randn(1, 16, 1, 1, 1, generator=torch.Generator().manual_seed(1))
+    norm = GroupNorm(4, 16, eps=1e-6)
+    norm.weight.uniform_(0.5, 2.0)
+    norm.bias.uniform_(-1.0, 1.0)
+    found = norm(lay_out(x))
+    wanted = F.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), 1e-6)
+    assert is_last(found)
+    assert float((found.double() - wanted).norm() / wanted.norm()) < 5e-7
+    assert float((norm.double()(lay_out(x).double()) - wanted).abs().max()) < 1e-11

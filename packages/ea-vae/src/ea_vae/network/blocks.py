@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import BlockSpec, VaeConfig
 from .conv import CausalConv3d, Mode, PointwiseConv3d
+from .norm import GroupNorm
 from .rewrites import double_time
 
 NORM_EPS = 1e-6
@@ -54,9 +55,9 @@ class ResidualBlock3D(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, config: VaeConfig) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(config.norm_num_groups, in_channels, eps=NORM_EPS)
+        self.norm1 = GroupNorm(config.norm_num_groups, in_channels, eps=NORM_EPS)
         self.conv1 = CausalConv3d(in_channels, out_channels)
-        self.norm2 = nn.GroupNorm(config.norm_num_groups, out_channels, eps=NORM_EPS)
+        self.norm2 = GroupNorm(config.norm_num_groups, out_channels, eps=NORM_EPS)
         self.conv2 = CausalConv3d(out_channels, out_channels)
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else PointwiseConv3d(in_channels, out_channels)
@@ -80,7 +81,7 @@ class VideoAttention(nn.Module):
             raise ValueError(f"attention heads must divide the width {channels}, got {num_heads}")
         self.num_heads = num_heads
         self.pattern = _LAYOUTS[layout]
-        self.group_norm = nn.GroupNorm(config.norm_num_groups, channels, eps=NORM_EPS)
+        self.group_norm = GroupNorm(config.norm_num_groups, channels, eps=NORM_EPS)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -242,7 +243,7 @@ class Encoder(nn.Module):
             for i, (width, spec) in enumerate(zip(widths, config.down_specs, strict=True))
         )
         self.mid_block = MidBlock3D(widths[-1], config)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=NORM_EPS)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[-1], eps=NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels)
         self.activation = partial(_activate, config.act_fn)
 
@@ -272,7 +273,7 @@ class Decoder(nn.Module):
             UpBlock(widths[max(i - 1, 0)], width, spec, i == len(widths) - 1, config)
             for i, (width, spec) in enumerate(zip(widths, config.up_specs, strict=True))
         )
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=NORM_EPS)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[-1], eps=NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], config.out_channels)
         self.activation = partial(_activate, config.act_fn)
 
