@@ -16,6 +16,7 @@ Shapes: x (B, Cin, T, H, W), weight (Cout, Cin, 3, k, k), bias (Cout,) or None.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -54,7 +55,7 @@ def convolve(
     if mode == "causal":
         # cat gives F.pad(mode="replicate")'s values; its gradient is deterministic on CUDA too.
         first = x[:, :, :1]
-        x = torch.cat([first, first, x], dim=2)  # B C T+2 H W
+        x = _joined([first, first, x])  # B C T+2 H W
     else:
         x = F.pad(x, (0, 0, 0, 0, 1, 1))  # B C T+2 H W
     run = _convolution if direct else F.conv3d
@@ -78,7 +79,7 @@ def convolve_summed(
         parts.append(_convolution(x[:, :, :2], early, bias, stride, (0, padding, padding)))
     if frames > 2:  # with stride 2 the second output already covers frames 0, 1, 2
         parts.append(_convolution(x, weight, bias, stride, (0, padding, padding)))
-    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+    return _joined(parts) if len(parts) > 1 else parts[0]
 
 
 def enlarge(x: Tensor) -> Tensor:
@@ -161,6 +162,13 @@ def memory_format(x: Tensor) -> torch.memory_format:
     if not is_last(x):
         return torch.contiguous_format
     return torch.channels_last_3d if x.ndim == 5 else torch.channels_last
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (B, C, T, H, W) one after the other in time; if channels are last, in memory's order, which is faster."""
+    if all(is_last(part) for part in parts):
+        return torch.cat([part.movedim(1, -1) for part in parts], dim=1).movedim(-1, 1)
+    return torch.cat(list(parts), dim=2)
 
 
 def empty_like(x: Tensor, *shape: int) -> Tensor:
