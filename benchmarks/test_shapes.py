@@ -1,7 +1,7 @@
 """The least gain over plain eager PyTorch, over many shapes: no shape may be slower than the reference's way.
 
-Published widths at few positions, where sums of weights, transforms and set-up cost most, and `tiny` at sizes between. One
-thread; a case that comes out below 1.05 is measured again with more rounds, since other programs slow either side.
+Published widths at few positions, where sums of weights, transforms and set-up cost most, and `tiny` at sizes between.
+One thread; a case that comes out below 1.05 is measured again with more rounds, since other programs slow either side.
 """
 
 from __future__ import annotations
