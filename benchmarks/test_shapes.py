@@ -31,7 +31,7 @@ def cases() -> Iterator[Callable[[int], Any]]:
                 yield lambda rounds, vae=vae, at=at, z=z: decoding(vae, f"{at}, decoded", z, rounds)
                 yield lambda rounds, vae=vae, at=at, x=x: encoding(vae, f"{at}, encoded", x, rounds)
     for name, model, sides in (
-        ("tiny", tiny("denoiser"), (4, 8, 12, 20)),
+        ("tiny", tiny("denoiser"), (8, 16, 24)),  # its motion modules take blocks of 8x8 latents
         ("width 1,152, 2 blocks", published_dit(2), (4, 8, 16)),
     ):
         for side in sides:

@@ -104,7 +104,7 @@ class Environment:
             raise RuntimeError(f"{video} or its sidecar is empty")
 
     def test(self, tree: Path, package: str, jobs: int) -> tuple[bool, str]:
-        """Whether a package's tests in a tree passed on the installed packages, and pytest's last line.
+        """True if a package's tests in a tree passed on the installed packages, and pytest's last line.
 
         The tree has no sources of packages. jobs: processes. Failures are printed.
         """

@@ -1,4 +1,4 @@
-"""This machine measured for plans, in about ten seconds and in a separate process.
+"""This machine measured for plans, in about 20 seconds and in a separate process.
 
 Rates of single operations, rates at which the networks run (measure_networks.py), what the first video of a process
 takes once, and the program's own memory.

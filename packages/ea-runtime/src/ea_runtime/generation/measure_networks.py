@@ -35,7 +35,7 @@ def first_picture(pipe: Any) -> dict[str, float]:
 
 
 def bytes_of_networks(device: str) -> int:
-    """What a plan counts for the first picture, without the program."""
+    """Bytes that a plan counts for the first picture, without the program."""
     return _forecast(device, _FIRST).peak - PROGRAM_BYTES
 
 
@@ -79,9 +79,9 @@ def _solve(
 
 
 def _fastest(pipe: Any, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds by phase, the median of three runs after one that warms up."""
-    runs = [pipe("a circle", seed=0, **settings).timings for _ in range(4)][1:]
-    return {name: sorted(run[name] for run in runs)[1] for name in runs[0]}
+    """Seconds by phase, the faster of two runs after one that warms up."""
+    runs = [pipe("a circle", seed=0, **settings).timings for _ in range(3)][1:]
+    return {name: min(run[name] for run in runs) for name in runs[0]}
 
 
 def _forecast(device: str, settings: Mapping[str, Any]) -> Forecast:
@@ -102,8 +102,8 @@ def _wide_chunk(vae_class: Any) -> tuple[Mapping[str, float], float]:
     vae = vae_class.from_config(_WIDE).eval()
     latents = torch.randn(1, 4, _CHUNK, _LATENTS, _LATENTS, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        seconds = [_timed(lambda: vae.decode(latents)) for _ in range(4)][1:]
-    return meter.work, sorted(seconds)[1]
+        seconds = [_timed(lambda: vae.decode(latents)) for _ in range(3)][1:]
+    return meter.work, min(seconds)
 
 
 def _timed(run: Callable[[], Any]) -> float:

@@ -187,8 +187,7 @@ class Planner(PlannedModel):
         sides = min(geometry.chunk_latents, latents - chunk) if geometry.is_slice else 0
         meter = self.meter("vae")
         walk_decode(meter, vae, chunk, rows, columns, before=sides, after=sides)
-        chunks = -(-latents // chunk)
-        work = _times(_with_moved(meter.work, self.fetched("vae", way) // 2), chunks * tiles)
+        work = _times(_with_moved(meter.work, self.fetched("vae", way) // 2), latents / chunk * tiles)
         is_smooth = setting.is_smooth and setting.frames > geometry.chunk_frames
         peak = meter.peak
         if is_smooth:
@@ -196,7 +195,8 @@ class Planner(PlannedModel):
             walk_encode(again, vae, geometry.chunk_frames, height, width)
             peak = max(peak, again.peak)
             twice = Counter(again.work) + Counter(meter.work)
-            work = dict(Counter(work) + Counter(_times(twice, (chunks - 1) * tiles)))
+            part = (setting.frames - geometry.chunk_frames) / geometry.chunk_frames  # that is decoded again
+            work = dict(Counter(work) + Counter(_times(twice, part * tiles)))
         frame = setting.height * setting.width
         size = ITEMSIZE[self.dtype_of("vae")]
         held = min(setting.frames, _HELD_SMOOTH if is_smooth else _HELD) * 3 * size * frame
@@ -225,5 +225,5 @@ def _with_moved(work: Mapping[str, int], size: int) -> dict[str, int]:
     return {**work, "swept": work.get("swept", 0) + size} if size else dict(work)
 
 
-def _times(work: Mapping[str, int], count: int) -> dict[str, int]:
-    return {kind: amount * count for kind, amount in work.items()}
+def _times(work: Mapping[str, int], count: float) -> dict[str, int]:
+    return {kind: int(amount * count) for kind, amount in work.items()}

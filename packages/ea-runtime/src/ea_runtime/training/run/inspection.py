@@ -48,7 +48,7 @@ class Inspector:
     judge: SampleJudge | None
 
     def look(self, step: int) -> Look:
-        """What is due after `step`, counted from 1. To be called by all processes."""
+        """Findings that are due after `step`, counted from 1. To be called by all processes."""
         every, found = self.options.sample_every, Look()
         if self.validator is not None and self.validator.is_due(step):
             found.figures.update(self._validate(self.validator, step))
