@@ -77,8 +77,9 @@ def test_fewer_bits_are_chosen_where_nothing_exact_fits() -> None:
     assert found.way.name.startswith("denoiser in int8")
     unscaled = forecast(just, short, parts=parts, forms=CHOSEN[1:])  # where torchao is not installed
     assert (unscaled.fits, unscaled.way.quantize) == (True, "fp8-unscaled")
-    # no packages that keep weights in fewer bits are imported
-    assert unscaled.host_peak < found.host_peak - 180_000_000
+    # diffusers' hooks bring as much with them as the packages do
+    plain_program = forecast(80, short, parts=parts).host_peak
+    assert unscaled.host_peak > plain_program + 180_000_000
     assert "otherwise" in found.way.why
     asked = forecast(80, short, parts=parts, quantize=Quantize({"denoiser": "int8"}))
     plain = forecast(80, short, parts=parts, forms=CHOSEN)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ea_runtime.models.geometry import Geometry
-from ea_runtime.models.quantize import KINDS, Quantize, restored_bytes
+from ea_runtime.models.quantize import Quantize, restored_bytes
 from ea_runtime.planning.calibration import Calibration
 from ea_runtime.planning.forecast import ALL_PARTS, Way
 from ea_runtime.planning.parts import ITEMSIZE, Part
 
-#: torchao or bitsandbytes, and the parts of torch that they import; measured
+#: torchao, bitsandbytes, or diffusers' hooks with peft, and the parts of torch that they import; measured
 QUANTIZE_PROGRAM = 190_000_000
 #: the network that runs in a phase
 _ACTIVE = {"text": "text", "encoding": "vae", "denoising": "denoiser", "decoding": "vae"}
@@ -63,7 +63,7 @@ class PlannedModel:
         """Bytes of the packages that keep weights in fewer bits, while they are imported."""
         if self.quantize is None or any(part.is_loaded for part in self.parts.values()):
             return 0
-        return QUANTIZE_PROGRAM if any(KINDS[kind] for kind in self.quantize.kinds.values()) else 0
+        return QUANTIZE_PROGRAM if self.quantize.kinds else 0
 
     def dtype_of(self, name: str) -> str:
         """The number format of a part: with float16 the VAE runs in float32."""
