@@ -147,7 +147,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calibrated(folder: Path) -> tuple[str, float]:
-    """What `ea plan --calibrate` remembers of this machine, and its seconds."""
+    """The file that `ea plan --calibrate` writes, and the seconds it took."""
     env = environment(folder / "calibrated")
     started = time.perf_counter()
     run([sys.executable, "-m", "ea_runtime.cli.main", "plan", "--calibrate", "--device", "cpu"], folder, env)

@@ -79,7 +79,7 @@ SCORES = st.dictionaries(
 def test_a_record_comes_back_from_the_store(
     scores: dict[str, Any], number: float, text: str, flag: bool
 ) -> None:
-    """Through Parquet's types: every value, scores in their order, the details to the bit."""
+    """A record written to Parquet and read again: all values, scores in their order, details bit for bit."""
     record = {
         **empty_record("a.mp4"),
         "scores": scores,

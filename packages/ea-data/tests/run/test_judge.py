@@ -58,7 +58,7 @@ def entries(**values: Any) -> Known:
 
 
 def seen(one: Judge, known: Known, **more: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """What the judge returns, and the record; the same with the scores from the ledger and computed."""
+    """The judge's answer and the record, equal for scores from the ledger and computed ones."""
     made: list[str] = []
 
     def compute(part: Part) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from ea_runtime.generation.measure_networks import _solve, starts
-from ea_runtime.planning.calibration import Calibration
+from ea_runtime.generation.measure_networks import _solve, bytes_of_networks, starts
+from ea_runtime.planning.calibration import Calibration, write_calibration
 
 WORK = {"linear": 4e9, "calls": 500, "unknown": 7.0}
 
@@ -36,3 +38,12 @@ def test_a_start_is_what_the_first_picture_takes_beyond_its_work() -> None:
     plan = Calibration(rates=rates, starts=found)
     assert plan.seconds("text", {}) == found["text"]
     assert plan.seconds("decoding", {}) == 0.0
+
+
+def test_an_earlier_calibration_does_not_count_as_the_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EA_CACHE", str(tmp_path))
+    found = bytes_of_networks("cpu")
+    assert write_calibration("cpu", Calibration(program_bytes=900_000_000))
+    assert bytes_of_networks("cpu") == found

@@ -16,7 +16,7 @@ from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.generation.resolve import resolve
 from ea_runtime.models.memory.meter import Meter
 from ea_runtime.models.memory.vae import walk_decode
-from ea_runtime.planning.calibration import PROGRAM_BYTES, Calibration
+from ea_runtime.planning.calibration import Calibration, read_calibration
 from ea_runtime.planning.forecast import Forecast
 
 #: the first picture: smallest, so that a phase's time is mostly what it takes once
@@ -36,7 +36,7 @@ def first_picture(pipe: Any) -> dict[str, float]:
 
 def bytes_of_networks(device: str) -> int:
     """Bytes that a plan counts for the first picture, without the program."""
-    return _forecast(device, _FIRST).peak - PROGRAM_BYTES
+    return _forecast(device, _FIRST).peak - read_calibration(device).program
 
 
 def starts(device: str, rates: Mapping[str, float], first: Mapping[str, float]) -> dict[str, float]:

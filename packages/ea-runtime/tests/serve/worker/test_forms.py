@@ -40,7 +40,7 @@ REQUEST = ModelRequest(
 
 
 def with_models(rig: Any, loading: Loading, free: Callable[[torch.device], int] | None = None) -> Any:
-    """The rig with a worker of its own models."""
+    """The rig with a worker that holds models in a given form."""
     rig.models = rig.make.models = Models("cpu", free, loading)
     return rig
 

@@ -16,7 +16,6 @@ Shapes: x (B, Cin, T, H, W), weight (Cout, Cin, 3, k, k), bias (Cout,) or None.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -164,11 +163,11 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last_3d if x.ndim == 5 else torch.channels_last
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     """Tensors (B, C, T, H, W) one after the other in time; if channels are last, in memory's order, which is faster."""
     if all(is_last(part) for part in parts):
         return torch.cat([part.movedim(1, -1) for part in parts], dim=1).movedim(-1, 1)
-    return torch.cat(list(parts), dim=2)
+    return torch.cat(parts, dim=2)
 
 
 def empty_like(x: Tensor, *shape: int) -> Tensor:
