@@ -312,7 +312,9 @@ def outcome(case: Case, folder: Path) -> str:
         away = np.abs(colours - COLOURS).mean()
         # PyAV 17 itself encodes BT.2020 by 3.4 levels off
         most = 4 if case.matrix == "bt2020" and av.__version__.startswith("17.") else 3
-        assert away < most, f"colours are {away:.1f} levels away: {colours.mean(0).round().astype(int).tolist()}"
+        assert away < most, (
+            f"colours are {away:.1f} levels away: {colours.mean(0).round().astype(int).tolist()}"
+        )
     return "exact"
 
 

@@ -31,6 +31,9 @@ def test_the_rule():
     assert rule((1, 64, 3, 32, 32), 64) == "summed"
     assert rule((1, 64, 3, 16, 16), 64) == "direct"
     assert rule((1, 512, 1, 8, 8), 512) == "summed"
+    assert rule((1, 512, 1, 7, 9), 512) == "direct"
+    assert rule((1, 64, 1, 2, 2), 64) == "summed"  # few weights are summed at once
+    assert rule((1, 64, 1, 1, 3), 64) == "direct"
     assert rule((1, 512, 3, 16, 16), 512, enlarges=True) == "both"
     assert rule((1, 512, 3, 16, 16), 512, enlarges=True, causal=False) == "phase"
     assert rule((1, 512, 3, 8, 8), 512, enlarges=True) == "summed"

@@ -18,6 +18,9 @@ from ea_vae.network.rewrites import double_time, is_last, lay_out
         ((1, 16, 2, 32, 31), 16, False),  # 1,984 positions
         ((1, 128, 2, 32, 32), 512, True),
         ((1, 129, 2, 32, 32), 512, False),
+        ((1, 64, 3, 16, 16), 64, True),  # 49,152 elements
+        ((1, 64, 2, 16, 16), 64, False),
+        ((1, 64, 3, 16, 16), 65, False),
     ],
 )
 @torch.no_grad()

@@ -157,3 +157,28 @@ def test_onednn_gives_what_torch_gives(noise):
         settings = (x, weight, bias, (1, 1, 1), 1, mode)
         assert error(convolve(*settings), convolve(*settings, direct=False)) < 1e-5
         assert error(convolve_summed(*settings), convolve(*settings, direct=False)) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["causal", "slice"])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", [(32, 32), (33, 32), (32, 35)])
+def test_few_filters_take_four_outputs_at_once(noise, mode, batch, size):
+    weight, bias = noise(3, 16, 3, 3, 3, seed=1), noise(3, seed=2)
+    taps: list[tuple[int, ...]] = []
+    run = torch.mkldnn_convolution
+
+    def watched(x, weight, *settings):
+        taps.append(tuple(weight.shape[-2:]))
+        return run(x, weight, *settings)
+
+    for frames in (1, 2, 5):
+        x = noise(batch, 16, frames, *size)
+        for laid_out in (x, x.contiguous(memory_format=torch.channels_last_3d)):
+            settings = (laid_out, weight, bias, (1, 1, 1), 1, mode)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch, "mkldnn_convolution", watched)
+                found = convolve(*settings), convolve_summed(*settings)
+            for one in found:
+                assert error(one, convolve(*settings, direct=False)) < 1e-5
+    assert ((4, 4) in taps) == (size == (32, 32))

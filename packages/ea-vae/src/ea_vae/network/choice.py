@@ -34,7 +34,7 @@ VARIABLE = "EA_VAE_REWRITES"
 # extra calls cost. POSITIONS are T * H * W of the input; weights above SMALL elements leave the processor's cache.
 _SMALL_WEIGHT = 1 << 18
 _MIN_WORK = {"summed": 130_000_000, "phase": 150_000_000}  # multiply-adds of the plain form
-_MIN_POSITIONS = {"summed": (192, 512), "phase": (192, 768)}  # small weights, others
+_MIN_POSITIONS = {"summed": (192, 512), "phase": (192, 768), "picture": (4, 64)}  # small weights, others
 # Winograd's form (winograd.py) has transforms besides: of each tile, which wide layers pay for, and of the taps.
 _WINOGRAD = {"channels": 64, "image": 1024, "positions": 3072}  # enlarging: 4 times the channels
 _MIN_WORK_CUDA = 1_000_000_000  # counted, not measured: below this a kernel takes less than its launch
@@ -80,7 +80,7 @@ def by_rule(x: Tensor, weight: Tensor, *, causal: bool, enlarges: bool, has_tile
         positions *= 4
     if x.shape[2] == 1:
         # one frame: a picture's convolution, a third of the work
-        return "summed" if positions >= 64 else "direct"
+        return "summed" if positions >= _MIN_POSITIONS["picture"][large] else "direct"
     if not causal:
         return "summed"  # only who pads differs
     pays = positions >= _MIN_POSITIONS["summed"][large] and work >= _MIN_WORK["summed"]

@@ -34,6 +34,8 @@ Stride = tuple[int, int, int]
 _MIN_ONEDNN = 2_000_000  # multiply-adds; below, its set-up of 0.1 ms is more than torch's own kernel takes
 # measured at 16 to 512 channels, one thread, AVX-512 and AVX2 (docs/performance.md)
 _MIN_LAST, _MAX_LAST = 2048, 128  # positions T * H * W, and channels of the narrower side
+_MIN_SMALL, _MAX_SMALL = 40_000, 64  # or elements of a video, and channels of the wider side
+_NARROW = 4  # filters of a convolution that leaves most of a vector's 8 or 16 lanes idle
 # Which taps of a 3-tap filter fall on which of the two low-resolution neighbours, for an even and an odd output.
 _PHASES = ([[1.0, 0, 0], [0, 1, 1]], [[1.0, 1, 0], [0, 0, 1]])
 
@@ -145,10 +147,16 @@ def lay_out(x: Tensor, weight: Tensor | None = None) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last_3d) if half else x
     if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return x
-    last = weight is None or (
-        x.shape[2] * x.shape[3] * x.shape[4] >= _MIN_LAST and min(weight.shape[:2]) <= _MAX_LAST
-    )
+    last = weight is None or _reads_last(x, weight)
     return x.contiguous(memory_format=torch.channels_last_3d if last else torch.contiguous_format)
+
+
+def _reads_last(x: Tensor, weight: Tensor) -> bool:
+    outer, inner = weight.shape[:2]
+    positions = x.shape[2] * x.shape[3] * x.shape[4]
+    if positions >= _MIN_LAST and min(outer, inner) <= _MAX_LAST:
+        return True
+    return positions * inner >= _MIN_SMALL and max(outer, inner) <= _MAX_SMALL
 
 
 def is_last(x: Tensor) -> bool:
@@ -183,12 +191,36 @@ def _convolution(
 ) -> Tensor:
     """A 2-D or 3-D convolution, by oneDNN if it is available and pays for its set-up."""
     if _is_for_onednn(x, weight):
+        if _is_narrow(x, weight, stride, padding):
+            return _narrow_convolution(x, weight, bias, padding)
         ones = (1,) * len(stride)
         layout = memory_format(x)
         x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, ones, 1)
     run = F.conv3d if len(stride) == 3 else F.conv2d
     return run(x, weight, bias, stride, padding)
+
+
+def _is_narrow(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> bool:
+    """True if the filters fill few lanes of a vector, and four neighbouring outputs can be channels of one."""
+    if weight.shape[0] > _NARROW or weight.shape[-2:] != (3, 3) or set(stride) != {1}:
+        return False
+    even = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
+    return even and padding[-2:] == (1, 1) and x.numel() // x.shape[1] >= _MIN_LAST
+
+
+def _narrow_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
+    """2x2 outputs as channels of one: four times the filters, of 4x4 taps (16 for 36), at a quarter of the positions."""
+    filters, inner, *time = weight.shape[:-2]
+    wide = weight.new_zeros(2, 2, filters, inner, *time, 4, 4)
+    for row in (0, 1):
+        for column in (0, 1):
+            wide[row, column, ..., row : row + 3, column : column + 3] = weight
+    biases = None if bias is None else bias.repeat(4)
+    stride = (*(1 for _ in time), 2, 2)
+    parts = _convolution(x, wide.flatten(0, 2), biases, stride, padding)  # B 4*Cout (T) H/2 W/2
+    parts = parts.unflatten(1, (2, 2, filters)).movedim(1, -2).movedim(1, -1)  # B Cout (T) H/2 2 W/2 2
+    return parts.flatten(-2, -1).flatten(-3, -2)
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
