@@ -210,7 +210,7 @@ def _is_narrow(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tupl
 
 
 def _narrow_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
-    """2x2 outputs as channels of one: four times the filters, of 4x4 taps (16 for 36), at a quarter of the positions."""
+    """2x2 outputs as channels of one: four times the filters at a quarter of the positions, 16 taps for 36."""
     filters, inner, *time = weight.shape[:-2]
     wide = weight.new_zeros(2, 2, filters, inner, *time, 4, 4)
     for row in (0, 1):

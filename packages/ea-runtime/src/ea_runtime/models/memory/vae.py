@@ -16,10 +16,12 @@ Mode = Literal["causal", "slice", "single"]
 #: as ea-vae's choice.py: below these a convolution keeps its plain form
 _SMALL_WEIGHT = 1 << 18
 _MIN_WORK = {"summed": 130_000_000, "phase": 150_000_000}
-_MIN_POSITIONS = {"summed": (192, 512), "phase": (192, 768)}
+_MIN_POSITIONS = {"summed": (192, 512), "phase": (192, 768), "picture": (4, 64)}
 _MIN_WORK_CUDA = 1_000_000_000
-#: as ea-vae's rewrites.py: where channels are last
+#: as ea-vae's rewrites.py: where channels are last, and filters so few that four outputs are computed as one
 _MIN_LAST, _MAX_LAST = 2048, 128
+_MIN_SMALL, _MAX_SMALL = 40_000, 64
+_NARROW = 4
 #: tiles of EasyAnimate: the side in pixels, and the share of it that neighbours have in common
 TILE, OVERLAP, _MIN_SHARED = 384, 0.25, 3
 
@@ -313,12 +315,16 @@ class _Pass:
         form = form or self.form(into, out, slows=slows)
         plane, image = h * w, after[1] * after[2]
 
-        is_last = self.has_tiles and self.positions >= _MIN_LAST and min(into, out) <= _MAX_LAST
+        is_last = self.has_tiles and self.reads_last(into, out)
 
         def run(frames: int, given: int, taps: int) -> Held:
-            return m.convolution(
-                self.batch, into, out, given * plane, frames * image, taps * area, is_last=is_last
-            )
+            inputs, outputs = given * plane, frames * image
+            if not self.is_narrow(out, given, after):
+                return m.convolution(self.batch, into, out, inputs, outputs, taps * area, is_last=is_last)
+            fours = m.convolution(self.batch, into, 4 * out, inputs, outputs // 4, taps * 16, is_last=is_last)
+            result = m.new(self.batch, out, outputs)
+            m.free(fours)
+            return result
 
         if form == "direct" or (form == "summed" and self.mode != "causal" and t > 1):
             is_padded = form == "direct"
@@ -337,6 +343,18 @@ class _Pass:
         result = m.new(self.batch, out, after[0], image)
         m.free(*parts, sums)
         return result
+
+    def reads_last(self, into: int, out: int) -> bool:
+        """True if such a convolution has channels last."""
+        if self.positions >= _MIN_LAST and min(into, out) <= _MAX_LAST:
+            return True
+        return self.positions * into >= _MIN_SMALL and max(into, out) <= _MAX_SMALL
+
+    def is_narrow(self, out: int, frames: int, after: tuple[int, int, int]) -> bool:
+        """True if 2x2 outputs are computed as channels of one. frames: of the input; after: (T, H, W) of the output."""
+        _, h, w = self.size
+        is_even = after[1:] == (h, w) and h % 2 == w % 2 == 0
+        return self.has_tiles and out <= _NARROW and is_even and self.batch * frames * h * w >= _MIN_LAST
 
     def slice(self, channels: int, frames: int, run: Any) -> Held:
         """A convolution of the first frames, of which a copy is made."""
@@ -365,7 +383,7 @@ class _Pass:
                 return "both" if causal else "phase"
             positions *= 4
         if self.size[0] == 1:
-            return "summed" if positions >= 64 else "direct"
+            return "summed" if positions >= _MIN_POSITIONS["picture"][large] else "direct"
         if not causal:
             return "summed"
         pays = positions >= _MIN_POSITIONS["summed"][large] and work >= _MIN_WORK["summed"]
