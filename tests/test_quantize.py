@@ -20,7 +20,7 @@ from ea_runtime.models import quantize_layers
 from ea_runtime.models.layout import resolve_folder
 from ea_runtime.models.quantize import KINDS, is_installed
 from ea_runtime.models.quantize_layers import count_quantized, weight_bytes
-from ea_runtime.planning.parts import read_parts
+from ea_runtime.planning.parts import loaded_part, read_parts
 
 #: linear layers in tiny's blocks and skips, and in its T5
 LAYERS, TEXT_LAYERS = 134, 14
@@ -65,6 +65,17 @@ def lora(plain: VideoPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path
     return file
 
 
+def check_plan(pipe: VideoPipeline, plain: VideoPipeline, changed: list[tuple[int, int]]) -> None:
+    """A loaded pipeline's plan counts the layers in fewer bits that its model's folder has, each time they run."""
+    assert pipe.quantize is not None
+    loaded = loaded_part("denoiser", pipe.denoiser, pipe.denoiser.config)
+    assert sorted(loaded.changed_bytes("float32", pipe.quantize.of("denoiser"))) == sorted(changed)
+    ours, usual = (
+        one.plan("a circle", num_frames=1).phase("denoising").work.get("swept", 0) for one in (pipe, plain)
+    )
+    assert ours - usual > 8 * sum(stored for stored, _ in changed)  # 20 steps
+
+
 def check_lora(pipe: VideoPipeline, lora: Path, found: Tensor) -> None:
     """A layer gets the LoRA's share, whatever form its weight has, and the model is as before without it."""
     layer = pipe.denoiser.get_submodule("transformer_blocks.1.attn1.to_q")
@@ -94,6 +105,7 @@ def test_the_denoiser_in_fewer_bits(kind: str, most: float, plain: VideoPipeline
     for one, form in ((plain, None), (pipe, kind)):
         assert weight_bytes(one.denoiser) == pytest.approx(part.bytes_in("float32", form), rel=0.01)
     assert weight_bytes(pipe.denoiser) < 0.4 * weight_bytes(plain.denoiser)
+    check_plan(pipe, plain, part.changed_bytes("float32", kind))
     check_lora(pipe, lora, found)
     with pytest.raises(UserError, match=rf"`model` was loaded with quantize='{kind}'.*take no LoRA"):
         merge_lora(pipe, lora, "/nowhere/else")
@@ -147,6 +159,7 @@ def test_a_gguf_file_of_the_denoiser(plain: VideoPipeline, lora: Path, tmp_path:
     part = read_parts(resolve_folder("tiny"))["denoiser"]
     assert weight_bytes(pipe.denoiser) == pytest.approx(part.bytes_in("float32", file), rel=0.01)
     assert weight_bytes(pipe.denoiser) < 0.5 * weight_bytes(plain.denoiser)
+    check_plan(pipe, plain, part.changed_bytes("float32", file))
     check_lora(pipe, lora, found)
 
     whole = file.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ea_runtime.errors import UserError
-from ea_runtime.files.safe import MAX_INDEX_BYTES, inside, is_file, plain, quote, quote_path, read_json
+from ea_runtime.files.safe import (
+    MAX_INDEX_BYTES,
+    inside,
+    is_file,
+    plain,
+    quote,
+    quote_path,
+    read_json,
+    real_path,
+)
 
 NAMES = ("a.json", "vae/config.json", "..a", "a..", "a b", "ä/红", "...", "a/...", "~", "%2e%2e", "-rf")
 BAD_NAMES = (
@@ -67,12 +77,31 @@ def test_links_are_followed_only_below_the_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leaves the folder"):
         inside(folder, "away/secret")
     (folder / "loop").symlink_to("loop")
-    with pytest.raises(UserError, match=r"cannot be followed|leaves the folder|missing"):
-        read_json(folder, "loop")
+    for name in ("loop", "loop/config.json"):
+        with pytest.raises(UserError, match="cannot be followed"):
+            read_json(folder, name)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_loop_of_links_is_an_error_in_every_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    """leaves: as from Python 3.13 on, Path.resolve leaves the loop in the path; before it raises RuntimeError."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    assert real_path(tmp_path / "link") == tmp_path.resolve() / "file"
+    assert real_path(tmp_path / "none") == tmp_path.resolve() / "none"
+    if leaves:
+        monkeypatch.setattr(Path, "resolve", Path.absolute)
+    for name in ("loop", "loop/a"):
+        with pytest.raises(OSError, match=r"loop|Too many levels") as caught:
+            real_path(tmp_path / name)
+        assert caught.value.errno == errno.ELOOP
 
 
 def test_a_folder_that_is_a_loop_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Path.resolve raises for a loop until Python 3.13, and OSError for what cannot be looked at."""
+    """Path.resolve raises OSError for what cannot be looked at."""
     for kind in (RuntimeError("Symlink loop"), OSError("denied")):
 
         def resolve(path: Path, error: Exception = kind) -> Path:

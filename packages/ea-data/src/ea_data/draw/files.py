@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ea_data.draw.check import ATTRIBUTES
+from ea_runtime.files.safe import real_path
 from ea_runtime.files.texts import lines_of, read_text
 from ea_runtime.video import reader
 
@@ -71,7 +72,11 @@ def _read_json(path: Path) -> Any:
 
 def _beneath(folder: Path, name: Any, listing: Path) -> Path:
     path = folder / str(name)
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        is_beneath = real_path(path).is_relative_to(folder.resolve())
+    except OSError:  # a loop of links
+        is_beneath = False
+    if not is_beneath:
         raise ValueError(f"{listing} names {name!r}, which is outside its folder")
     return path
 

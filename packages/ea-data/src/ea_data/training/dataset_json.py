@@ -17,7 +17,7 @@ from typing import Any, overload
 from ea_data.media.kinds import kind_at
 from ea_data.training.rows import KINDS, Rows
 from ea_runtime.errors import UserError
-from ea_runtime.files.safe import quote, quote_path
+from ea_runtime.files.safe import quote, quote_path, real_path
 from ea_runtime.training.data.dataset import Item
 
 NAMES = ("dataset.json", "dataset.csv", "dataset.jsonl")
@@ -131,8 +131,8 @@ class _Beneath:
 
     def _resolved(self, name: str) -> str | None:
         try:
-            relative = (self.root / name).resolve().relative_to(self.root).as_posix()
-        except (OSError, RuntimeError, ValueError):  # a loop of links; not in it
+            relative = real_path(self.root / name).relative_to(self.root).as_posix()
+        except (OSError, ValueError):  # a loop of links; not in it
             return None
         return "" if relative == "." else relative
 

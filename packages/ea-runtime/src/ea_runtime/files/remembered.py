@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ea_runtime.files.atomic import write_atomic
+from ea_runtime.files.safe import real_path
 
 
 class Remembered:
@@ -53,7 +54,7 @@ class Remembered:
             return
         try:
             self.path.parent.mkdir(exist_ok=True)
-            if not self.path.parent.resolve().is_relative_to(self.root):
+            if not real_path(self.path.parent).is_relative_to(self.root):
                 return  # a link that leads out of the set
             write_atomic(self.path, json.dumps({"version": self.version, "files": self._rows}))
         except OSError:

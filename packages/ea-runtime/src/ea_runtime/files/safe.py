@@ -6,6 +6,7 @@ if it stays inside, and text quoted in an error is cut and escaped.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -38,6 +39,25 @@ def quote_path(path: Path | str) -> str:
     return quote(str(path), 400)
 
 
+def real_path(path: Path) -> Path:
+    """The path that links lead to, whether or not there is a file.
+
+    Raises OSError for a loop of links. `Path.resolve` raises RuntimeError for one up to Python 3.12, and leaves it in
+    the path from 3.13 on.
+    """
+    try:
+        found = path.resolve()
+    except RuntimeError as error:
+        raise OSError(errno.ELOOP, str(error)) from error
+    try:
+        is_loop = stat.S_ISLNK(found.lstat().st_mode)
+    except OSError as error:  # mostly no such file
+        is_loop = error.errno == errno.ELOOP
+    if is_loop:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return found
+
+
 def inside(folder: Path, name: str) -> Path:
     """The real path of `name` (relative, `/` between parts) beneath `folder`.
 
@@ -53,9 +73,9 @@ def inside(folder: Path, name: str) -> Path:
             f"got {quote(name)}; do not use this folder unless you trust its source"
         )
     try:
-        real = (folder / name).resolve()
-        roots = [folder.resolve()]
-    except (OSError, RuntimeError) as error:  # a loop of links
+        real = real_path(folder / name)
+        roots = [real_path(folder)]
+    except OSError as error:  # a loop of links
         raise UserError(
             f"{quote(name)} in model folder {quote_path(folder)} cannot be followed: {error}"
         ) from error

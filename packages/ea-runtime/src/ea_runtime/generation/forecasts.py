@@ -128,7 +128,7 @@ def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | Non
     room = find_room(str(device), memory)
     dtype = dtype_name(pipe.dtype)
     calibration = read_calibration(room.kind)
-    planner = Planner(parts, pipe.geometry, room.kind, dtype, calibration)
+    planner = Planner(parts, pipe.geometry, room.kind, dtype, calibration, pipe.quantize)
     offload = getattr(pipe, "offload", "none")
     held = planner.held_by_pipeline(offload)
     if device.type == "cuda":

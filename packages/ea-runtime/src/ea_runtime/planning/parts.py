@@ -187,7 +187,14 @@ def loaded_part(name: str, module: Any, config: Mapping[str, Any]) -> Part:
         counts |= {key: int(t.numel()) for key, t in getattr(module, kind, lambda: ())()}
     elements = sum(int(t.numel()) for t in tensors.values())
     waiting, group = _groups(counts)
-    return Part(name, config, elements=elements, is_loaded=True, waiting=waiting, group=group)
+    # a layer knows its width also where its weight is packed in another shape
+    widths = {
+        f"{key}.weight": (layer.out_features, layer.in_features)
+        for key, layer in getattr(module, "named_modules", lambda: ())()
+        if hasattr(layer, "in_features") and hasattr(layer, "out_features")
+    }
+    layers = {key: shape for key, shape in widths.items() if takes(name, key, shape)}
+    return Part(name, config, elements=elements, is_loaded=True, layers=layers, waiting=waiting, group=group)
 
 
 _RANK = re.compile(r"(?:lora_down|lora_A)(?:\.default)?\.weight$")
