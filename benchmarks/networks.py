@@ -34,5 +34,16 @@ def published_dit(blocks: int) -> Any:
     return model
 
 
+def known_latents(pipe: Any, **settings: Any) -> torch.Tensor | None:
+    """What a pipeline gives a denoiser that takes known frames, for a video that has none: their VAE's latents."""
+    seen: list[torch.Tensor | None] = []
+    hook = pipe.denoiser.register_forward_pre_hook(
+        lambda module, given, named: seen.append(named.get("inpaint_latents")), with_kwargs=True
+    )
+    pipe("", num_inference_steps=2, output="latents", **settings)
+    hook.remove()
+    return None if seen[0] is None else seen[0][:1]
+
+
 def noise(*shape: int, **where: Any) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(**where)

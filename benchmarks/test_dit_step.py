@@ -17,15 +17,18 @@ GPU_CASES = ["768x768x144, 28 blocks, bf16", "512x512x144, 28 blocks, bf16", "38
 
 def step(model: Any, case: str, latents: torch.Tensor, rounds: int, words: int = 12) -> Any:
     """An empty negative prompt (one token) and a prompt of `words`, both padded to 120 tokens."""
+    from ea_runtime.generation.known_frames import nothing_given
+
     text = noise(2, 120, model.cfg.text_width, device=latents.device, dtype=latents.dtype)
     mask = torch.zeros(2, 120, dtype=torch.long, device=latents.device)
     mask[0, 0], mask[1, :words] = 1, 1
     timestep = torch.tensor([STEP], device=latents.device)
     with torch.inference_mode():
         prepared = model.prepare(text, mask, [float(STEP)])
+    known = nothing_given(model.cfg, latents)
 
     def ours() -> torch.Tensor:
-        out = model(latents, float(STEP), prepared=prepared).sample[:, : latents.shape[1]]
+        out = model(latents, float(STEP), prepared=prepared, **known).sample[:, : latents.shape[1]]
         without, with_text = out.chunk(2)
         return without + GUIDANCE * (with_text - without)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from baselines import dit, vae
 from conftest import Row, compare
-from networks import noise
+from networks import known_latents, noise
 
 PROMPT, SEED = "a red circle moves right", 43
 STEPS = 20
@@ -36,13 +36,18 @@ def rows_of(engine: str, folder: Path, device: str, monkeypatch: pytest.MonkeyPa
     guidance = plain.defaults.guidance
     x, z = noise(1, 4, 6, 8, 8, device=device), noise(1, 4, 6, 8, 8, device=device)
 
+    both = torch.cat([x, x])
+    known = known_latents(plain, num_frames=18, height=64, width=64)
+
     def eager_step(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return dit.step(plain.denoiser, x, timestep[None], told.embeds, told.mask, guidance)
+        return dit.step(plain.denoiser, x, timestep[None], told.embeds, told.mask, guidance, known)
 
     def step() -> torch.Tensor:
         timesteps = torch.full((2,), 500.0)
-        out = pipe.denoiser(torch.cat([x, x]), timesteps, told.embeds, told.mask).sample
-        without, with_text = out.chunk(2)
+        out = pipe.denoiser(
+            both, timesteps, told.embeds, told.mask, inpaint_latents=torch.cat([known, known])
+        ).sample
+        without, with_text = out[:, :4].chunk(2)
         return without + guidance * (with_text - without)
 
     def eager_video() -> torch.Tensor:

@@ -92,9 +92,22 @@ def forward(model: Any, latents: Tensor, timestep: Tensor, text: Tensor, mask: T
 
 
 def step(
-    model: Any, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, guidance: float
+    model: Any,
+    latents: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    mask: Tensor,
+    guidance: float,
+    known: Tensor | None = None,
 ) -> Tensor:
-    """Guided noise of one step: latents (1, C, T, H, W); text and mask have two rows, unconditional and conditional."""
-    out = forward(model, torch.cat([latents, latents]), timestep.expand(2), text, mask)
-    without, with_text = out[:, : latents.shape[1]].chunk(2)
+    """Guided noise of one step: latents (1, C, T, H, W); text and mask have two rows, unconditional and conditional.
+
+    known: the other channels of a model that takes known frames; None: zeros.
+    """
+    batch, channels, *rest = latents.shape
+    if known is None:
+        known = latents.new_zeros(batch, model.cfg.in_channels - channels, *rest)
+    given = torch.cat([latents, known], dim=1)
+    out = forward(model, torch.cat([given, given]), timestep.expand(2), text, mask)
+    without, with_text = out[:, :channels].chunk(2)
     return without + guidance * (with_text - without)
