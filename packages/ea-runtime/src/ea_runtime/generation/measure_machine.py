@@ -3,7 +3,9 @@
 Rates of single operations, rates at which the networks run (measure_networks.py), what the first video of a process
 takes once, and the program's own memory.
 
-`python -m ea_runtime.generation.measure_machine DEVICE` prints them as JSON.
+`python -m ea_runtime.generation.measure_machine DEVICE --first` prints the first picture's seconds by phase as JSON;
+with that in place of `--first` it prints all figures. Of the two first pictures the shorter phases count, since a
+process that is the first of its kind reads its libraries from the disk.
 """
 
 from __future__ import annotations
@@ -28,14 +30,12 @@ _READ = 256 << 20
 def calibrate(device: str) -> Calibration:
     """Measures this machine and remembers it for `device`; runs so far are forgotten, since they were compared with
     other figures. Raises UserError if it cannot be measured."""
-    words = [sys.executable, "-m", "ea_runtime.generation.measure_machine", device]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    first = _in_a_process(device, "--first")
+    found = _in_a_process(device, json.dumps(first))
     try:
-        found = json.loads(done.stdout.splitlines()[-1])
         calibration = Calibration(int(found["program_bytes"]), found["rates"], starts=found["starts"])
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise UserError(f"`--calibrate` could not measure {device}: {last[:200]}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"`--calibrate` could not measure {device}: {error!r}") from error
     if not write_calibration(device, calibration):
         raise UserError(
             "`--calibrate` cannot write the user's cache; set EA_CACHE to a folder that can be written"
@@ -43,7 +43,18 @@ def calibrate(device: str) -> Calibration:
     return calibration
 
 
-def _measure(device: str) -> dict[str, Any]:
+def _in_a_process(device: str, which: str) -> dict[str, Any]:
+    words = [sys.executable, "-m", "ea_runtime.generation.measure_machine", device, which]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    try:
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except (ValueError, IndexError, TypeError) as error:
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise UserError(f"`--calibrate` could not measure {device}: {last[:200]}") from error
+
+
+def _measure(device: str, which: str) -> dict[str, Any]:
+    """which: "--first", or what it printed in an earlier process."""
     from ea_runtime.machine.allocator import tune_allocator
     from ea_runtime.machine.light_imports import import_diffusers
 
@@ -69,8 +80,14 @@ def _measure(device: str) -> dict[str, Any]:
         pipe = None  # then no model can run: rates of single operations will do
     else:
         first = networks.first_picture(pipe)
+        if which == "--first":
+            return first
+        earlier = json.loads(which)
+        first = {name: min(seconds, earlier.get(name, seconds)) for name, seconds in first.items()}
         if device == "cpu":
             program = peak_rss() - networks.bytes_of_networks(device)
+    if which == "--first":
+        return {}
     with torch.inference_mode():
         rates = {"imports": imports} | _rates(device)
     rates["disk"] = _disk_rate()
@@ -154,4 +171,4 @@ def _disk_rate() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(sys.argv[1])))  # noqa: T201
+    print(json.dumps(_measure(sys.argv[1], sys.argv[2])))  # noqa: T201
