@@ -98,6 +98,21 @@ def test_another_alpha_makes_the_same_change(tmp_path: Path) -> None:
     assert torch.allclose(net(x), wanted(x), atol=1e-5)
 
 
+def test_another_alpha_of_a_bfloat16_file_is_rounded_once(tmp_path: Path) -> None:
+    """The adapters are float32: a factor of 2 / 3 is not cut to bfloat16."""
+    file = tmp_path / "a.safetensors"
+    _, adapters = adapted()
+    for parameter in adapters.parameters():
+        parameter.data.normal_(std=0.3)
+    write_lora(file, adapters.to_layers(torch.bfloat16), {}, "kohya")
+    _, adapters = adapted(alpha=3.0)
+    start_from(str(file), [adapters], "tiny")
+    given = {layer.path.replace(".", "_"): layer for layer in read_lora(file).layers}
+    for layer in adapters.to_layers():
+        wanted = given[layer.path.replace(".", "_")].up.flatten(1).double() * (2 / 3)
+        assert torch.equal(layer.up.flatten(1), wanted.float())
+
+
 def test_more_layers_than_the_file_has(tmp_path: Path) -> None:
     file = trained(tmp_path / "a.safetensors", exclude=("*conv",))
     net, adapters = adapted()

@@ -127,3 +127,18 @@ def test_layers_that_are_more_than_their_weights_stay_whole(layer: Attention) ->
     layer.to_out[1].p = 0.1
     assert isinstance(group_text(layer, [text]).groups[0], Folded)
     assert isinstance(group_text(layer.train(), [text]).groups[0], Whole)
+
+
+@pytest.mark.parametrize("name", ["to_q", "to_out.0"])
+@torch.no_grad()
+def test_a_hook_before_a_linear_keeps_it_whole(name: str, layer: Attention) -> None:
+    """float64: an adapter may change what goes in instead of what comes out."""
+    [text] = texts((1, 3))
+    x = torch.randn(1, 7, WIDTH, dtype=torch.float64)
+    plain = x + layer.attend(x, *layer.keys_values(text))
+    layer.get_submodule(name).register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    wanted = x + layer.attend(x, *layer.keys_values(text))
+    groups = group_text(layer, [text])
+    assert isinstance(groups.groups[0], Whole)
+    assert (groups.add_to(x, layer) - wanted).abs().max() < EXACT
+    assert (wanted - plain).abs().max() > 1e-3

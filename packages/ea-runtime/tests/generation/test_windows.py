@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ea_runtime.errors import UserError
@@ -17,9 +18,10 @@ from ea_runtime.generation import groups
 from ea_runtime.generation.decoding import frames_of
 from ea_runtime.generation.known_frames import KnownFrames, encode_known_frames
 from ea_runtime.generation.pipeline import VideoOutput, VideoPipeline
-from ea_runtime.generation.requests import ModelRequest
+from ea_runtime.generation.requests import ModelRequest, Request
 from ea_runtime.generation.resolve import resolve
 from ea_runtime.generation.run_state import RunState
+from ea_runtime.generation.window_frames import cut_request
 from ea_runtime.generation.window_inputs import WindowInputs
 from ea_runtime.generation.windows import Windows, plan_windows, recorded_settings
 from ea_runtime.models.geometry import Geometry
@@ -408,6 +410,26 @@ BAD = [
     ({"loop": True, "num_frames": 9}, "`loop` needs a multiple of 9 frames and at least 18, got 9; use 18"),
     ({"num_frames": 200_007}, "at most 100,000"),
 ]
+
+
+@pytest.mark.parametrize("kind", ["array", "list", "tensor"])
+def test_the_last_window_of_a_loop_sees_the_first_frames_of_a_video_again(kind: str) -> None:
+    """uint8, as a tensor float32. Frame n is of the level n."""
+    frames = np.broadcast_to(np.arange(36, dtype=np.uint8)[:, None, None, None], (36, 8, 8, 3)).copy()
+    video: Any = frames
+    if kind == "list":
+        video = [Image.fromarray(frame) for frame in frames]
+    elif kind == "tensor":
+        video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float()
+    last = plan_windows(MAGVIT, 36, 18, loop=True).all[-1]
+    part = cut_request(Request(video=video, num_frames=36), last.first, last.last)
+    if kind == "tensor":
+        levels = part.video[0, 0, :, 0, 0].tolist()
+    else:
+        levels = [int(np.asarray(frame)[0, 0, 0]) for frame in part.video]
+    assert part.num_frames == last.num_frames == len(levels)
+    assert last.last > 36
+    assert levels == [n % 36 for n in range(last.first, last.last)]
 
 
 @pytest.mark.parametrize(("more", "words"), BAD, ids=[str(more) for more, _ in BAD])

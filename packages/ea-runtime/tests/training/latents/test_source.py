@@ -308,6 +308,23 @@ def test_bad_files_are_counted_and_not_replaced(
     assert coded(small, source) == 1
 
 
+def test_a_later_bad_file_leaves_the_earlier_one_known(
+    source: Open, tmp_path: Path, lines: list[str]
+) -> None:
+    for name in ("1.npy", "0.npy"):
+        (tmp_path / "set" / name).write_bytes(b"noise of " + name.encode())
+        lines.clear()
+        source()
+        assert len([line for line in lines if line.startswith("latents: ") and ", 1 bad" in line]) == 1
+    lines.clear()
+    batch = source(cache="use").fetch([0, 1], 0, source().buckets()[0])
+    assert [(index, reason != "it is not in the cache") for index, _, reason in batch.bad] == [
+        (0, True),
+        (1, True),
+    ]
+    assert not [line for line in lines if line.startswith("latents: ")]
+
+
 def test_make_cache_tells_what_it_found(
     options: EncodedOptions, context: Context, small: ModuleType, tmp_path: Path, lines: list[str]
 ) -> None:

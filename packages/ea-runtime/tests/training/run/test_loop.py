@@ -253,7 +253,10 @@ def test_muon_off_and_rates_of_groups(make_trainer: Make) -> None:
 
 
 def test_a_step_that_is_not_finite_is_skipped(make_trainer: Make, tmp_path: Path) -> None:
-    """Loss or gradient: weights, averages and optimiser stay unchanged, and the run continues."""
+    """Loss or gradient: weights, averages and optimiser stay unchanged, and the run continues.
+
+    The pass that is done again to explain it leaves no trace in buffers.
+    """
     faults = {"nan": [4], "bad_gradient": [8]}
     trainer = make_trainer(train={"save_every": 5}, toy=faults)
     states, one_step = [], trainer.stepper.one_step
@@ -284,6 +287,7 @@ def test_a_step_that_is_not_finite_is_skipped(make_trainer: Make, tmp_path: Path
     assert lines[8]["grad_norm"] is None
     final = load_file(run / "final" / "model.safetensors")
     assert all(value.isfinite().all() for value in final.values() if value.is_floating_point())
+    assert int(final["seen"]) == sum(line["used"] for line in lines)
 
 
 @pytest.mark.parametrize("signal_name", ["sigterm", "sigint"])
