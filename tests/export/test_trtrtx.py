@@ -26,6 +26,7 @@ from ea_runtime.export.make import ExportRequest, export_bundle
 from ea_runtime.export.preflight import MAX_ELEMENTS
 
 pytestmark = pytest.mark.trtrtx
+FULL = os.environ.get("EA_FULL") == "1"
 #: activation memory in the builder's log, GB (a decoder written as in the reference takes 10.15)
 CEILING = {"vae-decoder-causal-3": 7.0, "vae-encoder-causal-9": 7.0, "dit": 5.0}
 
@@ -58,8 +59,8 @@ def test_all_parts_of_tiny(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def build(random_models: ModuleType, folder: Path, part: str, dtype: str, **dit: Any) -> Any:
-    # the published depth in bf16; in fp16 each kind of layer once, at the published widths and frames
-    depth = 2 if dtype == "bf16" else 1
+    # each kind of layer once, at the published widths and frames; under EA_FULL=1 the published depth in bf16
+    depth = 2 if dtype == "bf16" and FULL else 1
     vae = random_models.FULL_VAE | {"layers_per_block": depth} if part.startswith("vae") else None
     model = random_models.write_model(folder / "model", vae, None if vae else dit)
     side = 512 if "in_channels" in dit else 768
@@ -73,7 +74,7 @@ def build(random_models: ModuleType, folder: Path, part: str, dtype: str, **dit:
 
 #: each part once, two in either format; the other halves under EA_FULL=1
 IN_16_BITS = [("vae-decoder", "bf16"), ("vae-encoder", "fp16"), ("dit", "bf16"), ("dit-v3", "fp16")]
-if os.environ.get("EA_FULL") == "1":
+if FULL:
     IN_16_BITS += [("vae-decoder", "fp16"), ("vae-encoder", "bf16"), ("dit", "fp16"), ("dit-v3", "bf16")]
 
 
