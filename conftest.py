@@ -18,6 +18,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from ea_runtime.plugins import host as plugins
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process more than there are cores: a fifth of the time tests wait for a server, a child or a timeout."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Takes what collecting imports (a million objects, none of them garbage) out of the garbage collector's sight."""
