@@ -168,8 +168,7 @@ def _nearest(setting: Setting, planner: Planner, fits: Callable[[Setting], bool]
     short = min(setting.height, setting.width)
 
     def sized(edge: int) -> Setting:
-        scale = edge / short
-        height, width = (max(int(size * scale) // step, 1) * step for size in (setting.height, setting.width))
+        height, width = (size * edge // short // step * step for size in (setting.height, setting.width))
         return replace(setting, height=height, width=width)
 
     edge = _last(range(step, short, step), lambda n: fits(sized(n)))
