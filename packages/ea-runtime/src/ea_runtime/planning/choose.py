@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -178,8 +179,5 @@ def _nearest(setting: Setting, planner: Planner, fits: Callable[[Setting], bool]
 
 def _last(values: Sequence[int], fits: Callable[[int], bool]) -> int | None:
     """The last of rising values that fits, if the smaller ones do as well."""
-    low, high = 0, len(values)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if fits(values[middle]) else (low, middle)
-    return values[low - 1] if low else None
+    count = bisect_right(values, False, key=lambda value: not fits(value))
+    return values[count - 1] if count else None
