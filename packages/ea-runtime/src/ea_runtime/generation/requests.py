@@ -208,14 +208,17 @@ class ModelRequest(Request):
 
 def check_guidance(value: Any) -> float:
     """`guidance_scale` as a finite float of 0 or more; 1 and below mean no guidance."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is_number(value):
         raise UserError(f"`guidance_scale` must be a number of 0 or more, got {short(value)}")
-    number = float(value)
-    if not 0 <= number <= 1000:  # NaN is neither
+    if not 0 <= value <= 1000:  # NaN is neither
         raise UserError(
-            f"`guidance_scale` must be a finite number from 0 to 1000, got {number}; 6 is usual, 1 is off"
+            f"`guidance_scale` must be a finite number from 0 to 1000, got {short(value)}; 6 is usual, 1 is off"
         )
-    return number
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_sampler(name: Any) -> Record:
