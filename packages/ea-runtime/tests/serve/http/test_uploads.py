@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 
 from ea_runtime.generation.recipe import marks_of
-from ea_runtime.serve.http import uploads
+from ea_runtime.serve.http import shapes, uploads
 from ea_runtime.serve.http.errors import ApiError
 from ea_runtime.serve.http.uploads import sniff
 from ea_runtime.video.output import plan_output
@@ -314,10 +315,27 @@ def test_a_child_that_fails_is_not_believed(
 
 
 def test_a_child_ends_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    child_of("import time; time.sleep(60)", monkeypatch)
+    child_of("import time; time.sleep(5)", monkeypatch)
     with pytest.raises(KeyError), uploads.run_child(tmp_path / "a", "png", 30) as (_, child):
         raise KeyError
     assert child.poll() not in (None, 0)
+    timers = [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
+    assert all(one.finished.is_set() for one in timers)
+
+
+def test_a_child_that_says_no_more_is_waited_for_and_then_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child_of("import os, time; os.close(1); time.sleep(5)", monkeypatch)
+    with uploads.run_child(tmp_path / "a", "png", 0.2) as (output, child):
+        assert output.read() == b""
+    assert child.poll() not in (None, 0)
+
+
+def test_what_the_document_says_of_the_address() -> None:
+    (one,) = uploads.ENDPOINTS
+    assert (one.method, one.path, one.forms) == ("POST", "/api/recipe", "only")
+    assert (one.gives, one.errors) == ({200: shapes.Recipe}, (400, 413, 415))
 
 
 @pytest.mark.parametrize(
