@@ -208,7 +208,7 @@ def test_links_within_a_folder_are_copied_and_others_refused(tmp_path: Path) -> 
     ("out", "target"),
     [
         (None, "last.safetensors"),
-        ("x/own.safetensors", "x/own.safetensors"),
+        ("x/y/own.safetensors", "x/y/own.safetensors"),
         ("folder", f"folder/{DIFFUSERS}"),
     ],
 )
@@ -359,3 +359,5 @@ def test_a_child_that_talks_is_cut(monkeypatch: pytest.MonkeyPatch, pairs: Pairs
             assert (done.num_tensors, done.num_bytes, done.skipped) == (1, 4, ())
             with pytest.raises(AttributeError):
                 done.num_tensors = 2  # pyright: ignore[reportAttributeAccessIssue]
+            with pytest.raises(AttributeError):
+                convert._PartFiles("vae", ()).part = "b"  # pyright: ignore[reportAttributeAccessIssue]
