@@ -157,9 +157,9 @@ def test_an_index_must_fit_what_its_files_hold(tmp_path: Path, child: list[Pairs
     assert files_of(folder) == before
 
 
-@pytest.mark.parametrize("name", ["none.bin", "x.safetensors", "../p-1.bin", "text_encoder/p-1.bin"])
+@pytest.mark.parametrize("name", ["none.bin", "x.json", "../p-1.bin", "text_encoder/p-1.bin"])
 def test_an_index_names_pickles_next_to_it(tmp_path: Path, child: list[Pairs], name: str) -> None:
-    folder = sharded(tmp_path, {"p-1": "p-1.bin", "a": name})
+    folder = sharded(model(tmp_path, "text_encoder/x.json"), {"p-1": "p-1.bin", "a": name})
     assert "must name weight files next to it, got" in refused(convert_folder, folder)
     assert not child
 
@@ -170,11 +170,10 @@ def test_an_index_names_pickles_next_to_it(tmp_path: Path, child: list[Pairs], n
 def test_a_new_folder_gets_the_rest_as_it_is(tmp_path: Path, child: list[Pairs]) -> None:
     folder = model(
         tmp_path / "model", "vae/x.bin", "vae/config.json", "tokenizer/deep/a.json", "note.txt",
-        "text_encoder/old.bin.index.json", "transformer/model.safetensors", "transformer/old.ckpt",
+        "transformer/old.bin.index.json", "transformer/model.safetensors", "transformer/old.ckpt",
     )  # fmt: skip
     (folder / "empty").mkdir()
     before = files_of(folder)
-    (folder / "text_encoder" / "old.bin.index.json").unlink()
     out = tmp_path / "new" / "out"
     (written,) = convert_folder(folder, out)
     assert written.target == out / "vae" / DIFFUSERS
@@ -185,7 +184,7 @@ def test_a_new_folder_gets_the_rest_as_it_is(tmp_path: Path, child: list[Pairs])
         "vae/config.json",
         f"vae/{DIFFUSERS}",
     ]
-    assert files_of(folder) == [name for name in before if not name.endswith("index.json")]
+    assert files_of(folder) == before
     assert convert_folder(model(tmp_path / "plain", "vae/config.json"), tmp_path / "copy") == []
     assert files_of(tmp_path / "copy") == ["vae/config.json"]
 

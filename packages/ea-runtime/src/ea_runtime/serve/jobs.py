@@ -160,8 +160,8 @@ class JobStore:
             job = find_job(db, id)
             if job is None:
                 return None
-            self._cancel(db, id)
-            version = next_version(db, queue=True)
+            self._cancel(db, id)  # which says that the queue may have changed
+            version = next_version(db)
             seq = seq_of(db, id)
             db.execute(
                 "INSERT OR REPLACE INTO deleted (id, seq, version) VALUES (?, ?, ?)", (id, seq, version)
