@@ -85,6 +85,9 @@ def test_the_whole_line(catalogue: Catalogue) -> None:
     with pytest.raises(Refused) as error, _refusing():
         raise UserError("`offload` is none of these fields")
     assert (error.value.code, error.value.param) == ("invalid_value", None)
+    with pytest.raises(Refused) as error, _refusing("steps"):
+        raise Refused("too_large", "size", "as it is")
+    assert (error.value.code, error.value.param, str(error.value)) == ("too_large", "size", "as it is")
 
 
 def test_texts_by_time_have_the_caps_of_prompts(catalogue: Catalogue) -> None:
