@@ -169,3 +169,26 @@ def test_a_first_frame_below_zero_is_none(tmp_path):
     (tmp_path / INDEX).write_text(lines[0].replace('"frame": 0', '"frame": -1') + "\n")
     saved = SavedFrames(tmp_path, 8, 16)
     assert (saved.first, saved.stop, saved.damaged) == (0, 0, None)
+
+
+def test_bytes_of_less_than_a_frame_are_none(tmp_path):
+    """Even if a line vouches for them."""
+    (tmp_path / RAW).write_bytes(b"short")
+    line = {"frame": 0, "sha256": hashlib.sha256(b"short").hexdigest(), "is_tiled": False}
+    (tmp_path / INDEX).write_text(json.dumps(line) + "\n")
+    saved = SavedFrames(tmp_path, 8, 16)
+    assert (saved.first, saved.stop, saved.damaged) == (0, 0, 0)
+
+
+def test_a_first_frame_that_failed_leaves_nothing_to_the_next(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    first, second = frames(2)
+    saved = SavedFrames(tmp_path, 8, 16)
+    with monkeypatch.context() as patch:
+        patch.setattr("ea_runtime.generation.saved_frames.json.dumps", fail)
+        with pytest.raises(OSError, match="No space"):
+            saved.append(3, first, False)
+    saved.append(4, second, False)
+    assert np.array_equal(next(SavedFrames(tmp_path, 8, 16).read()), second)
