@@ -144,7 +144,7 @@ def test_frames_that_are_not_checked_are_caught(tmp_path, monkeypatch):
 
     class Trusting(SavedFrames):
         def _check(self) -> None:
-            self.stop = len(index)
+            self.first, self.stop = 0, len(index)
 
     monkeypatch.setattr("ea_runtime.generation.saved_frames.SavedFrames", Trusting)
     assert make(tmp_path, "out.mp4", saving(tmp_path / "run")).sha256 != whole.sha256

@@ -144,7 +144,8 @@ def test_forms_that_are_none(server: Any) -> None:
             ({"json": {"file": "x"}}, 415),
         ):
             assert client.post("/api/recipe", **options).status_code == status
-        for parts in ([("file", b"\x89PNG\r\n\x1a\n"), ("more", b"x")], [("file", (None, "x"))]):
+        picture = ("file", b"\x89PNG\r\n\x1a\n")
+        for parts in ([picture, ("more", (None, "x"))], [picture, ("more", b"x")], [("file", (None, "x"))]):
             answer = client.post("/api/recipe", files=parts)
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_form")
         answer = client.post("/api/recipe?more=1", files={"file": b"\x89PNG\r\n\x1a\n"})
