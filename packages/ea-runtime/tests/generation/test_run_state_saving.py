@@ -100,8 +100,18 @@ def test_a_save_that_takes_long_is_rarer(
         assert done_in(tmp_path) == expected
 
 
-def test_zero_seconds_save_each_step(tmp_path: Path, now: list[float]) -> None:
+def test_zero_seconds_save_each_step(
+    tmp_path: Path, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any cost."""
     run = make(tmp_path)
+    write = run._write
+
+    def slow(*offered: Any) -> None:
+        now[0] += 0.5
+        write(*offered)
+
+    monkeypatch.setattr(run, "_write", slow)
     for number in range(1, 4):
         run.offer("denoising", number, 9, capture)
         assert done_in(tmp_path) == number
@@ -117,6 +127,29 @@ def test_a_state_that_is_large_for_so_short_a_run_waits(
         now[0] = time
         run.offer("denoising", 3, 9, lambda: state)
         assert done_in(tmp_path) == expected
+    other = make(tmp_path / "other", first_after=10, every=20)
+    now[0] = 900.0  # of its first offer
+    other.offer("denoising", 4, 9, lambda: state)
+    assert done_in(tmp_path / "other") == 4
+
+
+def test_once_a_save_was_measured_nothing_is_guessed(
+    tmp_path: Path, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_state, "RATE", 4.0)
+    run = make(tmp_path, first_after=10, every=20)
+    write = run._write
+
+    def slow(*offered: Any) -> None:
+        now[0] += 0.1
+        write(*offered)
+
+    monkeypatch.setattr(run, "_write", slow)
+    now[0] = 200.0  # a guess of 1 second
+    run.offer("denoising", 1, 9, lambda: {"x": torch.ones(1)})
+    now[0] = 221.0  # one of 10
+    run.offer("denoising", 2, 9, lambda: {"x": torch.ones(10)})
+    assert done_in(tmp_path) == 2
 
 
 def test_nothing_is_saved_before_the_key_is_known_for_nothing(tmp_path: Path, now: list[float]) -> None:
@@ -190,6 +223,7 @@ def test_saving_when_asked_saves_once(
     assert writes[:2] == [1, 2]
     assert done_in(tmp_path) == 2
     run.remove()
+    assert not run.is_open
     run.offer("denoising", 3, 9, capture)
     run.save()
     assert not tmp_path.exists()
@@ -407,6 +441,25 @@ def test_frames_need_room_for_all_that_are_left(
     assert (tmp_path / "frames.raw").exists() is is_kept
 
 
+def test_a_run_that_is_off_does_no_more(
+    tmp_path: Path, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_state.shutil, "disk_usage", usage(0))
+    saved(tmp_path, phase="denoised")
+    run = make(tmp_path, lines := [], every=20)
+    assert run.saved_frames(2, 2) is not None  # none yet, so the first one asks for room
+    run.keep_frame(0, 1, FRAME, False)
+    assert "the disk has 0 MB left" in lines[-1]
+    run.mark_writing()
+    assert not (tmp_path / "writing").exists()
+    now[0] += 1000
+
+    def never() -> dict[str, Any]:
+        raise AssertionError
+
+    run.offer("denoised", 6, 6, never)
+
+
 @pytest.mark.parametrize(
     ("frame_bytes", "said"),
     [(0, ""), (1, ", with frames up to 1 MB"), (2_000_001, ", with frames up to 3 MB")],
@@ -416,7 +469,8 @@ def test_the_first_save_says_where_it_is_and_what_it_takes(
 ) -> None:
     lines: list[str] = []
     run = make(tmp_path, lines)
-    run.begin(frame_bytes)
+    if frame_bytes:
+        run.begin(frame_bytes)
     for number in (1, 2):
         run.offer("denoising", number, 6, capture)
     assert lines == [f"from now on the run's place is saved in {tmp_path}{said}; removed at the end"]

@@ -157,9 +157,9 @@ def test_an_index_must_fit_what_its_files_hold(tmp_path: Path, child: list[Pairs
     assert files_of(folder) == before
 
 
-@pytest.mark.parametrize("name", ["none.bin", "x.safetensors", "../p-1.bin", "text_encoder/p-1.bin"])
+@pytest.mark.parametrize("name", ["none.bin", "x.json", "../p-1.bin", "text_encoder/p-1.bin"])
 def test_an_index_names_pickles_next_to_it(tmp_path: Path, child: list[Pairs], name: str) -> None:
-    folder = sharded(tmp_path, {"p-1": "p-1.bin", "a": name})
+    folder = sharded(model(tmp_path, "text_encoder/x.json"), {"p-1": "p-1.bin", "a": name})
     assert "must name weight files next to it, got" in refused(convert_folder, folder)
     assert not child
 
@@ -170,11 +170,10 @@ def test_an_index_names_pickles_next_to_it(tmp_path: Path, child: list[Pairs], n
 def test_a_new_folder_gets_the_rest_as_it_is(tmp_path: Path, child: list[Pairs]) -> None:
     folder = model(
         tmp_path / "model", "vae/x.bin", "vae/config.json", "tokenizer/deep/a.json", "note.txt",
-        "text_encoder/old.bin.index.json", "transformer/model.safetensors", "transformer/old.ckpt",
+        "transformer/old.bin.index.json", "transformer/model.safetensors", "transformer/old.ckpt",
     )  # fmt: skip
     (folder / "empty").mkdir()
     before = files_of(folder)
-    (folder / "text_encoder" / "old.bin.index.json").unlink()
     out = tmp_path / "new" / "out"
     (written,) = convert_folder(folder, out)
     assert written.target == out / "vae" / DIFFUSERS
@@ -185,7 +184,7 @@ def test_a_new_folder_gets_the_rest_as_it_is(tmp_path: Path, child: list[Pairs])
         "vae/config.json",
         f"vae/{DIFFUSERS}",
     ]
-    assert files_of(folder) == [name for name in before if not name.endswith("index.json")]
+    assert files_of(folder) == before
     assert convert_folder(model(tmp_path / "plain", "vae/config.json"), tmp_path / "copy") == []
     assert files_of(tmp_path / "copy") == ["vae/config.json"]
 
@@ -208,7 +207,7 @@ def test_links_within_a_folder_are_copied_and_others_refused(tmp_path: Path) -> 
     ("out", "target"),
     [
         (None, "last.safetensors"),
-        ("x/own.safetensors", "x/own.safetensors"),
+        ("x/y/own.safetensors", "x/y/own.safetensors"),
         ("folder", f"folder/{DIFFUSERS}"),
     ],
 )
@@ -232,6 +231,7 @@ def test_a_place_that_cannot_be_written_leaves_nothing_of_the_others(
 
     def replace(source: Path, target: Path) -> None:
         if target == folder / "vae" / DIFFUSERS:
+            (folder / "text_encoder" / MODEL).unlink()  # by somebody else
             raise PermissionError(13, "Permission denied")
         real(source, target)
 
@@ -319,7 +319,7 @@ def test_a_large_file_gets_more_time(monkeypatch: pytest.MonkeyPatch, pairs: Pai
         (GOOD, 1, b"", 2, "b.bin' was not converted: the process that read it ended with code 1; get the weights"),
         (GOOD, 0, b"", 1, "b.bin' was not converted: the process that read it ended with code 0"),
         (b'{"tensors": 1}\n', 0, b"", 2, "b.bin' was not converted: the process that read it ended with code 0"),
-        (b"", -9, b"x\nKilled\n", 0, "a.bin' was not converted: the process that read it ended with code -9 ('Kill"),
+        (b"", -9, b"x\ny\nKilled\n", 0, "a.bin' was not converted: the process that read it ended with code -9 ('Kill"),
         (b'{"error": "it is odd"}\n', 1, b"x", 0, "a.bin' was not converted: it is odd; get the weights"),
         (b'{"tensors": 1}\n{"error": "odd"}\n', 0, b"", 2, "b.bin' was not converted: odd"),
         (b'noise\n[1]\n{"tensors": 1}\n' + b"[" * 100_000 + b"\n", 0, b"", 2, "b.bin' was not converted"),
@@ -359,3 +359,5 @@ def test_a_child_that_talks_is_cut(monkeypatch: pytest.MonkeyPatch, pairs: Pairs
             assert (done.num_tensors, done.num_bytes, done.skipped) == (1, 4, ())
             with pytest.raises(AttributeError):
                 done.num_tensors = 2  # pyright: ignore[reportAttributeAccessIssue]
+            with pytest.raises(AttributeError):
+                convert._PartFiles("vae", ()).part = "b"  # pyright: ignore[reportAttributeAccessIssue]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,8 @@ def test_runs_correct_the_next_plans() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"version": 1, "machines": {}}', '{"version": 0, "machines": []}']
+    "text",
+    ["{", "[]", "{}", '{"version": 2}', '{"version": 2, "machines": []}', '{"version": 1, "machines": {}}'],
 )
 def test_a_damaged_cache_is_an_empty_one(text: str) -> None:
     assert write_calibration("cpu", Calibration(1, RATES))
@@ -83,6 +86,8 @@ def test_seconds_are_work_over_rates_and_what_loading_takes() -> None:
     assert one.seconds("text", {"linear": 20, "moved": 8, "unknown": 99}) == 4.0
     assert one.seconds("text", {"linear": 20}, disk=6) == 5.0
     assert one.seconds("loading", {"linear": 20}, disk=6) == 8.0
+    started = Calibration(rates=one.rates, starts={"text": 0.5})
+    assert (started.seconds("text", {}), started.seconds("loading", {})) == (0.5, 3.0)
     assert Calibration().seconds("text", {"linear": 20}) is None
     slow = Calibration(rates=one.rates, runs=({"factors": {"text": 2.0}}, {"factors": {"text": 4.0}}, {}))
     assert slow.seconds("text", {"linear": 20}) == 6.0
@@ -150,7 +155,8 @@ def test_runs_that_are_none_are_left_out(run: object, is_sound: bool) -> None:
 @pytest.mark.parametrize(
     "harm",
     [{"rates": {"linear": 0.0}}, {"rates": {"linear": float("nan")}}, {"rates": {"linear": "x"}}, {"rates": []},
-     {"rates": None}, {"runs": 7}, {"program_bytes": "x"}, {"program_bytes": None}],
+     {"rates": None}, {"starts": {"text": -0.1}}, {"starts": {"text": float("nan")}}, {"starts": 7}, {"runs": 7},
+     {"program_bytes": "x"}, {"program_bytes": None}],
 )  # fmt: skip
 def test_a_machine_with_odd_numbers_is_measured_again(harm: dict[str, object]) -> None:
     assert write_calibration("cpu", Calibration(5, RATES))
@@ -162,6 +168,25 @@ def test_a_machine_with_odd_numbers_is_measured_again(harm: dict[str, object]) -
     del table["machines"][key]["rates"]
     calibration_file().write_text(json.dumps(table))
     assert read_calibration("cpu") == Calibration()
+
+
+def test_the_file_of_this_version() -> None:
+    one = Calibration(5, RATES, ({"factors": {}},), {"text": 0.0, "loading": 0.5})
+    assert write_calibration("cpu", one)
+    table = json.loads(calibration_file().read_text())
+    assert (table["version"], list(table)) == (2, ["version", "machines"])
+    assert list(table["machines"].values()) == [
+        {"program_bytes": 5, "rates": RATES, "runs": [{"factors": {}}], "starts": one.starts}
+    ]
+    assert read_calibration("cpu") == one
+
+
+def test_the_file_is_in_ea_cache_or_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert calibration_file() == tmp_path / "cache" / "plans.json"
+    monkeypatch.delenv("EA_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert calibration_file() == tmp_path / "ea" / "plans.json"
 
 
 def test_machines_devices_and_threads_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +201,10 @@ def test_machines_devices_and_threads_are_apart(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(calibration, "processor_name", lambda: "another")
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert read_calibration("cpu") == Calibration()
+    assert write_calibration("cpu", Calibration())
+    assert list(json.loads(calibration_file().read_text())["machines"])[-1].endswith(
+        f" | {os.cpu_count()} threads"
+    )
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,7 @@ def test_memory_is_left_on_the_device_and_on_the_machine() -> None:
         return chosen(lambda setting, way: 0, free, **how).fits
 
     assert (fits(104), fits(103)) == (True, False)  # 3% are left
+    assert chosen(lambda setting, way: -3, 100).fits  # 97 of 100
     assert (fits(103, held=1), fits(102, held=1)) == (True, False)
     assert (fits(999, host=97, host_free=100), fits(999, host=98, host_free=100)) == (True, False)
     assert fits(999, host=98, host_free=100, kind="cpu")  # the device's memory is the machine's
@@ -318,13 +319,13 @@ def test_int8_comes_after_every_exact_way() -> None:
     assert (tiled.way.name, tiled.fits) == ("denoiser in int8, decoded in tiles", True)
     assert chosen(lambda setting, way: 0, 60).way.quantize == ""
     planner: Any = Bytes(lambda setting, way: 0)
-    plain = list(ways(SETTING, can_drop_text=False, offloads=("none", "group")))
+    plain = list(ways(SETTING, can_drop_text=False, offloads=("none", "group", "model")))
     assert [way.quantize for _, way in with_forms(planner, plain, [])] == [""] * len(plain)
     both = list(with_forms(planner, plain, ["int8"]))
     exact, rest = both[: len(plain)], both[len(plain) :]
     assert all(own is planner for own, _ in exact)
     assert all(own.quantize == Quantize({"denoiser": "int8"}) for own, _ in rest)
-    assert {way.offload for _, way in rest} == {"none", "group"} & set(QUANTIZED_OFFLOADS)
+    assert {way.offload for _, way in rest} == {"none", "model"} & set(QUANTIZED_OFFLOADS)
     already: Any = Bytes(lambda setting, way: 0, quantize=Quantize({"denoiser": "nf4"}))
     assert len(list(with_forms(already, plain, ["int8"]))) == len(plain)
 
@@ -341,6 +342,8 @@ def test_the_nearest_settings_keep_the_shape() -> None:
     assert chosen(cost, 500, replace(wide, height=64, width=128)).fits
     assert not chosen(cost, 500, replace(wide, height=80, width=160)).fits
     assert chosen(lambda setting, way: 0, 10, wide).nearest == ()
+    square = replace(SETTING, frames=1, height=720, width=720)  # 416 of 720 is 416, though not in float64
+    assert chosen(lambda setting, way: setting.height, 533, square).nearest == ("size 416x416",)
 
 
 @pytest.mark.parametrize("count", range(6))

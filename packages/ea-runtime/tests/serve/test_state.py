@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ea_runtime.errors import UserError
+from ea_runtime.serve import state as module
 from ea_runtime.serve.state import JOB_ID, LockTaken, StateFolder, default_state_folder, new_job_id
 
 HOLDER = """
@@ -174,3 +176,19 @@ def test_locks_of_other_names_are_free_and_one_waits(tmp_path: Path) -> None:
         raise KeyError
     with state.lock("x"):
         pass
+
+
+def test_a_lock_that_is_taken_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless seconds are given; and it is let go at the end, whoever else refers to it."""
+    made: list[tuple[FileLock, float]] = []
+
+    def note(place: Path, timeout: float) -> FileLock:
+        made.append((FileLock(place, timeout=timeout), timeout))
+        return made[-1][0]
+
+    monkeypatch.setattr(module, "FileLock", note)
+    state = StateFolder(tmp_path)
+    with state.lock("x"), state.server_lock(), state.worker_lock("cpu"), state.worker_lock("gpu", -1):
+        assert all(one.is_locked for one, _ in made)
+    assert [seconds for _, seconds in made] == [0, 0, 0, -1]
+    assert not any(one.is_locked for one, _ in made)

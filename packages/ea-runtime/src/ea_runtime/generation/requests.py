@@ -5,7 +5,6 @@ Each check is one line for the user, before any work. Imports no torch.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -154,9 +153,7 @@ class Request:
         if join != JOINS[0] and (loop or len(windows) == 1):
             why = "a loop is joined as latents" if loop else "this video is made in one piece"
             raise UserError(f"`join` {join!r} is for videos of several windows, and {why}; leave it out")
-        limit = geometry.max_latent_frames
-        if limit is not None and max(one.num_latents for one in windows.all) > limit:
-            geometry.check_num_frames(windows.longest)  # raises
+        geometry.check_num_frames(windows.longest)
         return windows
 
     def windows(self, geometry: Geometry) -> Windows:
@@ -211,14 +208,17 @@ class ModelRequest(Request):
 
 def check_guidance(value: Any) -> float:
     """`guidance_scale` as a finite float of 0 or more; 1 and below mean no guidance."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is_number(value):
         raise UserError(f"`guidance_scale` must be a number of 0 or more, got {short(value)}")
-    number = float(value)
-    if not math.isfinite(number) or not 0 <= number <= 1000:
+    if not 0 <= value <= 1000:  # NaN is neither
         raise UserError(
-            f"`guidance_scale` must be a finite number from 0 to 1000, got {number}; 6 is usual, 1 is off"
+            f"`guidance_scale` must be a finite number from 0 to 1000, got {short(value)}; 6 is usual, 1 is off"
         )
-    return number
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_sampler(name: Any) -> Record:

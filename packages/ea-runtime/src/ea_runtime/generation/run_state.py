@@ -126,7 +126,7 @@ class RunState:
 
     def load(self, device: torch.device) -> State | None:
         """The saved state, its tensors on `device`; None if it cannot be read, which is reported."""
-        found, self._is_saved = self.found, False
+        found = self.found
         if found is None:
             return None
         try:

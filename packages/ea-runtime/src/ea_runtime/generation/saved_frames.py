@@ -26,9 +26,11 @@ class SavedFrames:
     not what was saved, if any. Raises OSError.
     """
 
+    first: int
+    stop: int
+
     def __init__(self, folder: Path, height: int, width: int) -> None:
         self.shape = (height, width, 3)
-        self.first = self.stop = 0
         self.is_tiled = False
         self.damaged: int | None = None
         self._raw, self._index = folder / RAW, folder / INDEX

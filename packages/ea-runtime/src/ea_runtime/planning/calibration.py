@@ -113,9 +113,7 @@ def write_calibration(device: str, calibration: Calibration) -> bool:
     table = _stored()
     table[_key(device)] = asdict(calibration)
     try:
-        path = calibration_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"version": VERSION, "machines": table}, indent=1))
+        write_atomic(calibration_file(), json.dumps({"version": VERSION, "machines": table}, indent=1))
     except OSError:
         return False
     return True

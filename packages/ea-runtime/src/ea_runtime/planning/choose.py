@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -168,8 +169,7 @@ def _nearest(setting: Setting, planner: Planner, fits: Callable[[Setting], bool]
     short = min(setting.height, setting.width)
 
     def sized(edge: int) -> Setting:
-        scale = edge / short
-        height, width = (max(int(size * scale) // step, 1) * step for size in (setting.height, setting.width))
+        height, width = (size * edge // short // step * step for size in (setting.height, setting.width))
         return replace(setting, height=height, width=width)
 
     edge = _last(range(step, short, step), lambda n: fits(sized(n)))
@@ -179,8 +179,5 @@ def _nearest(setting: Setting, planner: Planner, fits: Callable[[Setting], bool]
 
 def _last(values: Sequence[int], fits: Callable[[int], bool]) -> int | None:
     """The last of rising values that fits, if the smaller ones do as well."""
-    low, high = 0, len(values)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if fits(values[middle]) else (low, middle)
-    return values[low - 1] if low else None
+    count = bisect_right(values, False, key=lambda value: not fits(value))
+    return values[count - 1] if count else None

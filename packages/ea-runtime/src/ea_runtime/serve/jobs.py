@@ -160,8 +160,8 @@ class JobStore:
             job = find_job(db, id)
             if job is None:
                 return None
-            self._cancel(db, id)
-            version = next_version(db, queue=True)
+            self._cancel(db, id)  # which says that the queue may have changed
+            version = next_version(db)
             seq = seq_of(db, id)
             db.execute(
                 "INSERT OR REPLACE INTO deleted (id, seq, version) VALUES (?, ?, ?)", (id, seq, version)
@@ -292,24 +292,14 @@ class JobStore:
         """Removes files of jobs that do not exist, which a kill in the middle of a deletion leaves."""
         found = self.state.job_ids()
         with self._database.reading() as db:
-            states = dict(
-                db.execute("SELECT id, CASE is_deleted WHEN 0 THEN state ELSE '' END FROM jobs").fetchall()
-            )
-            gone = db.execute(
-                "SELECT id FROM jobs WHERE is_deleted = 1 AND state != 'in_progress'"
-            ).fetchall()
-        for id in found - states.keys():
+            rows = db.execute("SELECT id, is_deleted FROM jobs").fetchall()
+        for id in found - {row["id"] for row in rows}:
             with self._database.writing() as db:  # one that was added meanwhile has its row now
                 if not count_of(db, "id = ?", id):
                     self.state.remove_files(id)
-        for id in [
-            id
-            for id, state in states.items()
-            if state in ("completed", "failed", "cancelled") and id in found
-        ]:
-            self._tidy(id)
-        for row in gone:
-            self._tidy(row["id"])
+        for row in rows:
+            if row["is_deleted"] or row["id"] in found:
+                self._tidy(row["id"])
 
     def close(self) -> None:
         """Closes this thread's connection."""

@@ -8,8 +8,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 
 from ea_runtime.generation.recipe import marks_of
-from ea_runtime.serve.http import uploads
+from ea_runtime.serve.http import shapes, uploads
 from ea_runtime.serve.http.errors import ApiError
 from ea_runtime.serve.http.uploads import sniff
 from ea_runtime.video.output import plan_output
@@ -124,13 +126,12 @@ def test_files_that_are_none(server: Any, tmp_path: Path) -> None:
         assert "uploads" not in message
 
 
-def test_a_recipe_with_impossible_values(server: Any, tmp_path: Path) -> None:
-    for change in ({"prompt": 7}, {"seed": "x"}, {"extra": 1}):
-        record = {**RECORD, "settings": {**SETTINGS, **change}}
-        marks = json.dumps({"ea_recipe": 1, **record})
-        body = made(tmp_path, "gif").replace(b"&quot;seed&quot;", b"&quot;sead&quot;")
-        assert ask(server, body).status_code in (200, 400)
-        assert ask(server, marks.encode()).status_code == 400
+def test_a_recipe_with_impossible_values(server: Any) -> None:
+    record = {"ea_sidecar": 1, **RECORD, "versions": {}, "output": {"file": "a", "kind": "mp4", "sha256": ""}}
+    record["settings"] = {**SETTINGS, "seed": "x"}
+    answer = ask(server, json.dumps(record).encode())
+    assert answer.status_code == 400
+    assert "`settings.seed`: Input should be a valid integer, got 'x'" in answer.json()["error"]["message"]
 
 
 def test_forms_that_are_none(server: Any) -> None:
@@ -143,6 +144,12 @@ def test_forms_that_are_none(server: Any) -> None:
             ({"json": {"file": "x"}}, 415),
         ):
             assert client.post("/api/recipe", **options).status_code == status
+        picture = ("file", b"\x89PNG\r\n\x1a\n")
+        for parts in ([picture, ("more", (None, "x"))], [picture, ("more", b"x")], [("file", (None, "x"))]):
+            answer = client.post("/api/recipe", files=parts)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_form")
+        answer = client.post("/api/recipe?more=1", files={"file": b"\x89PNG\r\n\x1a\n"})
+        assert "more" in answer.json()["error"]["message"]
 
 
 def test_the_first_bytes_decide() -> None:
@@ -224,7 +231,7 @@ def test_the_limits_of_the_child(tmp_path: Path, deed: str, sign: str) -> None:
 )
 def test_each_kind_has_its_first_bytes(head: bytes, kind: str | None) -> None:
     if kind is not None:
-        assert sniff(head) == kind
+        assert sniff(head) == sniff(head + b"\0 and more") == kind
         return
     with pytest.raises(ApiError, match="must be a video or picture that ea wrote") as error:
         sniff(head)
@@ -236,6 +243,8 @@ def test_a_copy_has_a_name_of_ours_and_is_removed(tmp_path: Path) -> None:
         assert re.fullmatch(r"[0-9a-f]{32}\.png", place.name)
         assert (place.parent, place.read_bytes()) == (tmp_path, b"abc")
     assert not place.exists()
+    with uploads.kept(tmp_path, io.BytesIO(b"abc"), "png") as place:
+        place.unlink()  # by somebody else
 
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
@@ -284,13 +293,17 @@ def test_an_answer_has_a_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, is_taken: bool
 ) -> None:
     monkeypatch.setattr(uploads, "_ANSWER", 100)
-    child_of(f"import sys; sys.stdout.write('x' * {length})", monkeypatch)
+    killed: list[bool] = []
+    child = SimpleNamespace(returncode=0, kill=lambda: killed.append(True))  # one that has just ended
+    answer = nullcontext((io.BytesIO(b"x" * length), child))
+    monkeypatch.setattr(uploads, "run_child", lambda *_: answer)
     if is_taken:
         assert len(uploads._run_child(tmp_path / "a", "png")) == length
-        return
-    with pytest.raises(ApiError, match="its reader was stopped or ended early") as error:
-        uploads._run_child(tmp_path / "a", "png")
-    assert (error.value.status, error.value.code, error.value.param) == (400, "no_recipe", "file")
+    else:
+        with pytest.raises(ApiError, match="its reader was stopped or ended early") as error:
+            uploads._run_child(tmp_path / "a", "png")
+        assert (error.value.status, error.value.code, error.value.param) == (400, "no_recipe", "file")
+    assert killed == [True] * (not is_taken)
 
 
 @pytest.mark.parametrize("end", ["raise SystemExit(3)", "import os; os.abort()"])
@@ -303,10 +316,27 @@ def test_a_child_that_fails_is_not_believed(
 
 
 def test_a_child_ends_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    child_of("import time; time.sleep(60)", monkeypatch)
+    child_of("import time; time.sleep(5)", monkeypatch)
     with pytest.raises(KeyError), uploads.run_child(tmp_path / "a", "png", 30) as (_, child):
         raise KeyError
     assert child.poll() not in (None, 0)
+    timers = [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
+    assert all(one.finished.is_set() for one in timers)
+
+
+def test_a_child_that_says_no_more_is_waited_for_and_then_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child_of("import os, time; os.close(1); time.sleep(5)", monkeypatch)
+    with uploads.run_child(tmp_path / "a", "png", 0.2) as (output, child):
+        assert output.read() == b""
+    assert child.poll() not in (None, 0)
+
+
+def test_what_the_document_says_of_the_address() -> None:
+    (one,) = uploads.ENDPOINTS
+    assert (one.method, one.path, one.forms) == ("POST", "/api/recipe", "only")
+    assert (one.gives, one.errors) == ({200: shapes.Recipe}, (400, 413, 415))
 
 
 @pytest.mark.parametrize(

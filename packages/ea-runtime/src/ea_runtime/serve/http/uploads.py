@@ -65,7 +65,7 @@ def kept(folder: Path, source: BinaryIO, kind: str) -> Iterator[Path]:
     place = folder / f"{secrets.token_hex(16)}.{kind}"
     try:
         with place.open("xb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+            shutil.copyfileobj(source, target)
         yield place
     finally:
         place.unlink(missing_ok=True)
