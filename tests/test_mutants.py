@@ -55,6 +55,12 @@ def faults(source: str) -> list[str]:
         ("[a for a in b if c(a)]", ["[a for a in b if True]"]),
         ("while a: break", ["while (not a): break", "while a: continue"]),
         ("def f():\n    return a", ["def f():\n    return None"]),
+        ("a = b.copy()", ["a = (b)"]),
+        ("a = b[1].clone(memory_format=c)", ["a = (b[1])", "a = b[(2)].clone(memory_format=c)"]),
+        ("a = b.float().astype(c)", ["a = (b.float())", "a = (b).astype(c)"]),
+        ("a = b.double() - c.to(device=d)", ["a = (b) - c.to(device=d)", "a = b.double() - (c)"]),
+        ("a = f(b, dtype=c, out=d)", ["a = (f(b, out=d))"]),
+        ("f(b.to(c), dtype=d)", ["(f(b.to(c)))", "f((b), dtype=d)", "pass"]),
     ],
 )
 def test_the_faults_of_a_source(source: str, wanted: list[str]) -> None:
@@ -62,6 +68,10 @@ def test_the_faults_of_a_source(source: str, wanted: list[str]) -> None:
     assert [one for one in wanted if one not in found] == [], found
     assert source not in found
     assert len(set(found)) == len(found)
+
+
+def test_a_cast_whose_value_is_not_used_is_dropped_once() -> None:
+    assert faults("a.to(b)") == ["pass"]
 
 
 def test_each_exception_of_several_is_dropped() -> None:
@@ -83,6 +93,9 @@ def test_each_exception_of_several_is_dropped() -> None:
         "__all__ = ['a', 'b']",
         "@dataclass(slots=True)\nclass A: ...",
         "def f():\n    return None",
+        "a = copy.copy(b)",
+        "a = b.float",
+        "a = b.to()",
     ],
 )
 def test_what_is_left_alone(source: str) -> None:
