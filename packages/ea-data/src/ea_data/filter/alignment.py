@@ -207,8 +207,8 @@ def _solved(parts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _at(frames: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Frames at places between whole numbers, by linear interpolation."""
-    below = np.clip(np.floor(places).astype(int), 0, len(frames) - 1)
+    """Frames at places from 0 to the last one, by linear interpolation."""
+    below = np.floor(places).astype(int)
     above = np.minimum(below + 1, len(frames) - 1)
     share = (places - below).astype(np.float32)[:, None]
     return frames[below] * (1 - share) + frames[above] * share
@@ -218,7 +218,7 @@ def _longest(agrees: np.ndarray) -> tuple[int, int]:
     """First and end of the longest run of True; a single False within is read over."""
     filled = agrees.copy()
     filled[1:-1] |= agrees[:-2] & agrees[2:]
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], filled, [False]]).astype(np.int8)))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], filled, [False]])))
     runs = edges.reshape(-1, 2)
     if not len(runs):
         return 0, 0
