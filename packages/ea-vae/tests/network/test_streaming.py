@@ -278,6 +278,14 @@ def test_a_stream_gives_the_frames_of_the_definition(config, smooth):
 
 
 @pytest.mark.parametrize("config", TOYS)
+@pytest.mark.parametrize("smooth", [False, True])
+def test_frames_hold_no_more_memory_than_their_own(config, smooth):
+    z = torch.randn(1, 4, 9, 1, 2, generator=seeded(1), dtype=torch.float64)
+    for part in Toy(config).iter_decode(z, smooth, seeded(7)):
+        assert part.untyped_storage().nbytes() == part.numel() * 8
+
+
+@pytest.mark.parametrize("config", TOYS)
 def test_smoothing_is_the_default(config):
     z = torch.randn(1, 4, 7, 1, 2, generator=seeded(1), dtype=torch.float64)
     toy, smooth = Toy(config), by_hand(Toy(config), z, True, None)
