@@ -155,6 +155,7 @@ def still(seed: int, frames: int, level: float) -> np.ndarray:
 COARSE = {
     "part": lambda: (film(1, 20), film(1, 20)[6:18]),
     "part, the other way": lambda: (film(1, 20)[6:18], film(1, 20)),
+    "paler": lambda: (film(1, 20)[6:18] / 4 + 96, film(1, 20)),
     "later": lambda: (film(3, 24)[:16], film(3, 24)[5:]),
     "again and again": lambda: (np.tile(film(4, 5, 30), (4, 1)), film(4, 5, 30)),
     "still": lambda: (np.tile(film(5, 1), (12, 1)), still(5, 12, 30)),
@@ -242,7 +243,7 @@ def with_frames(frames: np.ndarray, places: list[int], other: np.ndarray) -> np.
 )
 def test_frames_that_disagree_end_a_run(wrong: list[int], run: tuple[int, int] | None) -> None:
     first = film(1, 10, 2)
-    one = pair(first, with_frames(first, wrong, film(9, 1)[0]))
+    one = pair(first, with_frames(first, wrong, np.concatenate([film(20 + i, 1) for i in wrong])))
     found = looked_at(one, 0)
     assert (found is None) == (run is None)
     if found is not None and run is not None:

@@ -179,7 +179,7 @@ def _along_diagonals(pairs: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """The sum of pairs (T, T') over each diagonal t - t' = offset."""
     rows, columns = pairs.shape
     places = np.arange(rows)[:, None] - np.arange(columns) + columns - 1
-    sums = np.bincount(places.ravel(), pairs.ravel(), rows + columns - 1)
+    sums = np.bincount(places.ravel(), pairs.ravel())
     return sums[offsets + columns - 1]
 
 
@@ -203,7 +203,7 @@ def _solved(parts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The factors of the columns of `parts` that come nearest to `wanted`; small for columns that say nothing."""
     squares = (parts.T @ parts).astype(np.float64)
     squares += np.diag(np.diag(squares) * 1e-6 + 1e-3)
-    return np.linalg.solve(squares, (parts.T @ wanted).astype(np.float64)).astype(np.float32)
+    return np.linalg.solve(squares, parts.T @ wanted).astype(np.float32)
 
 
 def _at(frames: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -227,9 +227,9 @@ def _longest(agrees: np.ndarray) -> tuple[int, int]:
 
 
 def _normal(frames: np.ndarray) -> np.ndarray:
-    """Frames with mean 0 and length 1."""
-    frames = frames - frames.mean(-1, keepdims=True)
-    return frames / np.maximum(np.linalg.norm(frames, axis=-1, keepdims=True), 1e-6)
+    """Frames (T, F) with mean 0 and length 1."""
+    frames = frames - frames.mean(1, keepdims=True)
+    return frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-6)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
