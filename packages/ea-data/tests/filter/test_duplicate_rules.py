@@ -51,7 +51,7 @@ def test_what_makes_a_clip_better() -> None:
     assert order(record(value=GREY - 0.01))[0] == 1
     assert order(record(detail={"picture": 0.5}))[1] == -300
     assert order(record(end=2.0))[2] == -50  # a picture: of the file
-    assert order({**record(), "bits": None})[2] == 0
+    assert order({**record(end=3.0), "bits": None})[2] == 0
     codecs = [
         "av1",
         "hevc",
