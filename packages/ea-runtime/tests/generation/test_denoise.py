@@ -191,6 +191,13 @@ def test_the_network_has_its_format_and_the_sampler_float32() -> None:
     assert torch.equal(predict(X, T), out[:2] + 2.5 * (out[2:] - out[:2]))
 
 
+def test_a_timestep_is_where_the_latents_are() -> None:
+    network = Network()
+    predict = NoisePredictor(network, (EMBEDS.to("meta"), MASK.to("meta")), {}, 2.5, 3)
+    assert predict(X.to("meta"), T).device.type == "meta"
+    assert network.calls[0]["timestep"].device.type == "meta"
+
+
 def out_of_memory(rows: int) -> Exception | None:
     return torch.OutOfMemoryError("no room") if rows > 1 else None
 
