@@ -18,6 +18,7 @@ from ea_runtime.training.run.loss_bins import bin_of, loss_by_bin
         (9000, 5, 4),
         (333, 3, 0),
         (334, 3, 1),
+        (999, 1000, 999),
     ],
 )
 def test_a_timestep_belongs_to_one_bin(timestep: float, bins: int, number: int) -> None:
