@@ -8,7 +8,7 @@ arithmetic, numbers and names, defaults of parameters and of fields, calls, `rai
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 _COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -58,13 +58,15 @@ class Mutation:
         return (raw[: self.start] + self.text.encode() + raw[self.end :]).decode()
 
 
-def mutations(source: str) -> list[Mutation]:
-    """Every fault for a module's source, in the order of lines; none of them is a syntax error."""
+def mutations(source: str, lines: Container[int] | None = None) -> list[Mutation]:
+    """Every fault for a module's source, or those of some lines, in their order; none of them is a syntax error."""
     starts = [0]
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     found: dict[Mutation, None] = {}
     for node, text in _Walk().walk(ast.parse(source)):
+        if lines is not None and node.lineno not in lines:
+            continue
         start = starts[node.lineno - 1] + node.col_offset
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
