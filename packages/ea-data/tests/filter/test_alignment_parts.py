@@ -91,7 +91,7 @@ def test_factors_of_columns() -> None:
     np.testing.assert_allclose(low, [1 / 1.001001], rtol=1e-6)
 
 
-def test_nearly_equal_columns_are_told_apart_in_float64() -> None:
+def test_nearly_equal_columns_are_kept_apart_in_float64() -> None:
     parts = np.array([[1000, 1000], [1000, 1001], [1000, 999]], np.float32)
     squares = (parts.T @ parts).astype(float)
     squares += np.diag(np.diag(squares) * 1e-6 + 1e-3)
