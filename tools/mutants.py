@@ -351,7 +351,7 @@ def main() -> None:
     source = module.path.read_text(encoding="utf-8")
     if options.sample is not None and options.sample < 1:
         parser.error(f"`--sample` must be 1 or more, got {options.sample}")
-    every = [one for one in mutations(source) if not options.line or one.line in options.line]
+    every = mutations(source, options.line)
     faults = drawn(every, options.sample)
     counted = [one for one in faults if changed_lines(source, one) not in module.equivalent]
     if options.list:

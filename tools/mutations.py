@@ -1,14 +1,14 @@
 """Small faults for mutation tests: each is a change of one place in a module's source that a test should notice.
 
 Places are those where a promise can break without an error: comparisons, conditions, operands of `and` and `or`,
-arithmetic, numbers and names, defaults of parameters and of fields, calls, `raise` and `return`. Left alone are
-docstrings, annotations, imports, log lines, the wording of errors and `slots`.
+arithmetic, numbers and names, defaults of parameters and of fields, calls, `raise` and `return`, copies, casts and
+`dtype=`. Left alone are docstrings, annotations, imports, log lines, the wording of errors and `slots`.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 _COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -37,6 +37,8 @@ _COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitOr: ast.BitAnd,
 }
 Place = ast.expr | ast.stmt
+#: methods that return their object again, as a copy or in another format; True if they need arguments to be casts
+_CHANGED = {"copy": False, "clone": False, "float": False, "double": False, "to": True, "astype": True}
 #: calls whose arguments are words for people
 _SPOKEN = ("debug", "info", "warning", "error", "exception", "note", "say")
 
@@ -56,13 +58,15 @@ class Mutation:
         return (raw[: self.start] + self.text.encode() + raw[self.end :]).decode()
 
 
-def mutations(source: str) -> list[Mutation]:
-    """Every fault for a module's source, in the order of lines; none of them is a syntax error."""
+def mutations(source: str, lines: Container[int] | None = None) -> list[Mutation]:
+    """Every fault for a module's source, or those of some lines, in their order; none of them is a syntax error."""
     starts = [0]
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     found: dict[Mutation, None] = {}
     for node, text in _Walk().walk(ast.parse(source)):
+        if lines is not None and node.lineno not in lines:
+            continue
         start = starts[node.lineno - 1] + node.col_offset
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
@@ -76,14 +80,19 @@ def mutations(source: str) -> list[Mutation]:
 class _Walk:
     """Yields (node, the text to put in its place)."""
 
-    def walk(self, node: ast.AST) -> Iterator[tuple[Place, str]]:
+    def walk(self, node: ast.AST, *, is_whole: bool = False) -> Iterator[tuple[Place, str]]:
+        """is_whole: the node is a statement's only expression, so its value is not used."""
         yield from self._faults(node)
+        if isinstance(node, ast.Call):
+            if not is_whole:  # `pass` does the same
+                yield from _unchanged(node)
+            yield from _untyped(node)
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "type_params", "type_comment"):
                 continue
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST) and not _is_left_alone(node, child):
-                    yield from self.walk(child)
+                    yield from self.walk(child, is_whole=isinstance(node, ast.Expr))
 
     def _faults(self, node: ast.AST) -> Iterator[tuple[Place, str]]:
         match node:
@@ -144,6 +153,21 @@ class _Walk:
                 yield node, "continue"
             case ast.Continue():
                 yield node, "break"
+
+
+def _unchanged(node: ast.Call) -> Iterator[tuple[Place, str]]:
+    """The object whose copy or cast a call is."""
+    match node.func:
+        case ast.Attribute(value=value, attr=name) if name in _CHANGED:
+            if bool(node.args) == _CHANGED[name] or (name == "to" and node.keywords):
+                yield node, _text(value)
+
+
+def _untyped(node: ast.Call) -> Iterator[tuple[Place, str]]:
+    """A call without its `dtype=`."""
+    kept = [one for one in node.keywords if one.arg != "dtype"]
+    if len(kept) < len(node.keywords):
+        yield node, _text(ast.Call(node.func, node.args, kept))
 
 
 def _without(node: ast.Tuple | ast.List | ast.Set, at: int) -> ast.expr:

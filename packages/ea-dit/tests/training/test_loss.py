@@ -169,6 +169,17 @@ def test_half_precision_is_computed_in_float32() -> None:
     assert add_noise(x_start, noise, timesteps).dtype == torch.bfloat16
 
 
+def test_the_format_of_the_noise_changes_nothing() -> None:
+    """Latents of four channels and float32, with noise in float64."""
+    generator = torch.Generator().manual_seed(1)
+    x_start, noise = torch.randn(2, 2, 4, 1, 2, 2, generator=generator)
+    timesteps = torch.tensor([0, 411])
+    output = torch.cat([noise * 1.1, x_start], dim=1)
+    found = training_loss(output, x_start, noise.double(), timesteps)
+    for name, wanted in training_loss(output, x_start, noise, timesteps).items():
+        assert (found[name].dtype, torch.equal(found[name], wanted)) == (torch.float32, True)
+
+
 def test_tables_are_computed_once() -> None:
     assert schedule("cpu").signal is schedule(torch.device("cpu")).signal
     assert schedule("cpu").signal.dtype == torch.float32

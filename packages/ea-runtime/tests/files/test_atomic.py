@@ -94,6 +94,18 @@ def test_an_error_leaves_nothing_and_the_old_folder_stays(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
+def test_leftovers_of_an_earlier_process_of_this_number_go(tmp_path: Path) -> None:
+    save(tmp_path, 1, "old")
+    for kind in ("partial", "old"):
+        leftover = tmp_path / f".checkpoint-1.{kind}-{os.getpid()}"
+        leftover.mkdir()
+        (leftover / "torn").write_text("x")
+    target = save(tmp_path, 1, "new")
+    assert is_complete(target)
+    assert sorted(path.name for path in target.iterdir()) == ["manifest.json", "model", "state.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
 @pytest.mark.parametrize("call", range(12))
 def test_a_disk_that_fills_up_at_any_write(
     call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

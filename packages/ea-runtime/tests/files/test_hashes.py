@@ -1,13 +1,40 @@
-"""Hashes of large files cover their size, beginning, middle and end."""
+"""Hashes of files and folders, by their definitions; those of large files cover size, beginning, middle and end."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ea_runtime.files import hashes
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_folder_is_hashed_by_its_files_names_and_hashes(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"two")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "c").write_bytes(b"one")
+    assert hashes.file_hash(tmp_path / "b") == hashes.content_hash(tmp_path / "b") == sha256(b"two")
+    inner = sha256(f"c {sha256(b'one')}\n".encode())
+    assert hashes.content_hash(tmp_path) == sha256(f"a {inner}\nb {sha256(b'two')}\n".encode())
+
+
+def test_a_file_over_256_kib_is_hashed_by_three_blocks_of_64(tmp_path: Path) -> None:
+    """Ledgers hold these hashes: other ones would look at all files again."""
+    path = tmp_path / "a.mp4"
+    data = np.random.default_rng(0).integers(0, 256, (256 << 10) + 1, dtype=np.uint8).tobytes()
+    for size in (0, 5, 256 << 10):
+        path.write_bytes(data[:size])
+        assert hashes.sampled_hash(path) == sha256(f"{size} ".encode() + data[:size])
+    path.write_bytes(data)
+    block, middle = 64 << 10, len(data) // 2 - (32 << 10)
+    blocks = data[:block] + data[middle : middle + block] + data[-block:]
+    assert hashes.sampled_hash(path) == sha256(f"{len(data)} ".encode() + blocks)
 
 
 def test_a_large_file_is_hashed_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

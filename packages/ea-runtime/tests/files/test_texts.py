@@ -28,6 +28,10 @@ def test_marks_at_the_beginning_are_read_over(data: bytes, tmp_path: Path) -> No
 def test_other_encodings_are_told_with_their_line() -> None:
     with pytest.raises(ValueError, match="line 2 is not UTF-8 text; save the file as UTF-8"):
         decode_text(b"one\nun caf\xe9 rouge\n")
+    with pytest.raises(ValueError, match="line 2 is not UTF-8"):
+        decode_text(b"\n\xe9")
+    with pytest.raises(ValueError, match="line 2 holds zero bytes"):
+        decode_text(b"\n\0")
     with pytest.raises(ValueError, match="UTF-8"):
         decode_text(codecs.BOM_UTF16_LE + b"a")
 

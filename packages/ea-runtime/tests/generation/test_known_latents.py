@@ -108,6 +108,19 @@ def test_latents_are_those_of_the_video_in_the_denoisers_scale() -> None:
     assert not found.latents.requires_grad
 
 
+def test_latents_and_masks_are_float32_whatever_the_video_and_the_vae_are() -> None:
+    found = encode_known_frames(Vae().bfloat16(), MAGVIT, {}, video().double(), mask(), posterior="mode")
+    assert (found.latents.dtype, found.to_make.dtype) == (torch.float32, torch.float32)
+
+
+def test_noise_is_added_where_the_latents_are() -> None:
+    scheduler = SimpleNamespace(
+        timesteps=torch.tensor([9, 3]), add_noise=lambda latents, noise, timesteps: timesteps
+    )
+    found = noised(scheduler, torch.zeros(1, device="meta"), torch.zeros(1), 1)
+    assert (found.device.type, found.shape) == ("meta", (1,))
+
+
 def test_a_pixel_is_to_be_made_above_half() -> None:
     grey = torch.full((1, 1, 9, 16, 16), 0.5)
     assert encode_known_frames(Vae(), MAGVIT, {}, video(1, 9), grey).to_make.max() == 0

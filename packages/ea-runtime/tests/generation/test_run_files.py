@@ -308,6 +308,8 @@ def test_four_differences_are_named_and_the_others_counted() -> None:
     assert differences({}, dict.fromkeys("abcd", 1)) == "; ".join(f"{one} nothing -> 1" for one in "abcd")
     assert differences(old, {}) == "; ".join(f"{one} 1 -> nothing" for one in "abcd") + "; 2 more"
     assert differences(old, {}, limit=5).endswith("e 1 -> nothing; 1 more")
+    shown = 'prompt "' + "x" * 36 + "... -> nothing"  # 40 characters of each
+    assert differences({"prompt": "x" * 1000}, {}) == shown
     line = differences({"prompt": "x" * 1000}, {"prompt": "\n" * 1000})
     assert len(line) < 120
     assert "\n" not in line

@@ -110,6 +110,7 @@ def test_the_models_there_are(models: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for value in ("", str(models / "gone"), str(models / "file.txt")):
         monkeypatch.setenv(MODELS_DIR, value)
         assert list(known_models()) == [bundled]
+        assert refused(resolve_folder, "mine").endswith("there are: tiny; or give a model folder")
     monkeypatch.setattr(layout, "BUNDLED", ("none",))
     assert list(known_models()) == []
     assert refused(bundled_folder, "none").startswith("the bundled model 'none' is not in this installation")
@@ -245,6 +246,8 @@ def test_the_noise_that_a_model_was_trained_with(models: Path) -> None:
     found = schedule(models / "mine", SCHEDULE)
     assert {key: found[key] for key in SCHEDULE} == SCHEDULE
     assert read_defaults(models / "other")[0]["num_train_timesteps"] == 1000
+    betas = [0.1, 0.2, 0.3, 0.4]
+    assert NoiseSchedule(**SCHEDULE, trained_betas=betas).trained_betas == betas
     assert NoiseSchedule(**SCHEDULE).model_dump() == {  # as diffusers' schedulers have it
         **SCHEDULE,
         "trained_betas": [],

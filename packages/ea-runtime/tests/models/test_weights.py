@@ -5,6 +5,7 @@ Files are made byte by byte, so that the writer of safetensors cannot refuse the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +247,23 @@ def test_without_sharing_each_tensor_has_its_memory(tmp_path: Path) -> None:
     found, tensors = stored(tmp_path / "a.safetensors")
     kept = dict(iter_tensors(found, list(tensors)))
     assert all(torch.equal(kept[name], tensors[name]) for name in tensors)
+
+
+def test_each_tensor_is_read_once_from_its_file(tmp_path: Path) -> None:
+    """Shards whose tensors are at the same places."""
+    tensors = {name: torch.full((2,), float(n)) for n, name in enumerate("abc")}
+    for name, tensor in tensors.items():
+        save_file({name: tensor}, tmp_path / f"{name}.safetensors")
+    headers = [read_header(tmp_path / f"{name}.safetensors") for name in "bca"]
+    files = tuple(header.files[0] for header in headers)
+    found = PartWeights(files, {name: one for header in headers for name, one in header.tensors.items()})
+    read = list(iter_tensors(found, ["a", "b", "c"]))
+    assert [name for name, _ in read] == ["b", "c", "a"]
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in read)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.files = ()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.tensors["a"].begin = 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_file_that_shrinks_after_its_header_was_read(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
@@ -47,6 +48,16 @@ def test_latents_are_the_mean_and_noise_of_the_deviation(noise):
     mean, std = moments[:, :4], torch.exp(0.5 * moments[:, 4:])
     drawn = torch.randn(mean.shape, generator=seeded())
     assert torch.equal(Posterior(moments).sample(seeded()), mean + std * drawn)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_noise_is_drawn_in_the_format_of_the_moments(noise, dtype):
+    moments = noise(1, 8, 3, 2, 2).to(dtype)
+    one = Posterior(moments)
+    drawn = torch.randn(one.mean.shape, generator=seeded(), dtype=dtype)
+    for found in (one.sample(seeded()), NoiseStream(seeded(), None).sample(moments)):
+        assert found.dtype == dtype
+        assert torch.equal(found, one.mean + one.std * drawn)
 
 
 def test_noise_of_pieces_is_drawn_for_each_and_begins_after_those_before(noise):

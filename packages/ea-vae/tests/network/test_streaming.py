@@ -277,6 +277,40 @@ def test_a_stream_gives_the_frames_of_the_definition(config, smooth):
                     toy.iter_decode(z, smooth, seeded(7), num_frames, start)
 
 
+def test_a_frame_that_is_not_wanted_is_not_decoded():
+    """A first frame that was coded alone, where decoding resumes with the first frame of the second pass."""
+    z = torch.randn(1, 4, 8, 1, 2, generator=seeded(1), dtype=torch.float64)
+    calls = []
+    for start in (3, 4):
+        toy = Toy(TOYS[2])
+        list(toy.iter_decode(z, True, seeded(7), 29, start))
+        calls.append(toy.calls)
+    assert calls[0] == [("decode", 1, "single"), *calls[1]]
+
+
+@pytest.mark.parametrize("config", TOYS)
+@pytest.mark.parametrize("smooth", [False, True])
+def test_frames_hold_no_more_memory_than_their_own(config, smooth):
+    z = torch.randn(1, 4, 9, 1, 2, generator=seeded(1), dtype=torch.float64)
+    for part in Toy(config).iter_decode(z, smooth, seeded(7)):
+        assert part.untyped_storage().nbytes() == part.numel() * 8
+
+
+@pytest.mark.parametrize("config", TOYS)
+def test_a_second_pass_holds_few_latents(config, monkeypatch):
+    held = []
+    decode = Toy.decode_piece
+    monkeypatch.setattr(
+        Toy,
+        "decode_piece",
+        lambda toy, z, *more: (held.append(z.untyped_storage().nbytes()), decode(toy, z, *more))[1],
+    )
+    z = torch.randn(1, 4, 40, 1, 2, generator=seeded(1), dtype=torch.float64)
+    for _ in Toy(config).iter_decode(z, True, seeded(7)):
+        pass
+    assert {size > z.nbytes // 3 for size in held if size != z.nbytes} == {False}
+
+
 @pytest.mark.parametrize("config", TOYS)
 def test_smoothing_is_the_default(config):
     z = torch.randn(1, 4, 7, 1, 2, generator=seeded(1), dtype=torch.float64)
@@ -342,3 +376,4 @@ def test_generators_must_be_one_or_as_many_as_videos(magvit):
     with pytest.raises(ValueError, match="use 19 or 23"):
         magvit.num_latents_for(20)
     assert magvit.num_latents_for(10) == 4
+    assert magvit.num_frames_for(4) == 10

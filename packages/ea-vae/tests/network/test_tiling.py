@@ -97,6 +97,14 @@ def test_neighbours_are_cross_faded_over_all_that_they_share(ratio):
     assert next(seen, None) is None
 
 
+def test_tiles_keep_their_format():
+    spans = [(0, 4), (1, 5)]
+    for dtype in (torch.bfloat16, torch.float64):
+        x = torch.arange(25, dtype=dtype).reshape(1, 1, 1, 5, 5)
+        found = run_tiled(lambda part: part, x, spans, spans, 1, 1)
+        torch.testing.assert_close(found, x)
+
+
 @torch.no_grad()
 def test_tiling_starts_above_the_tile(magvit, noise):
     z = noise(1, 4, 3, 4, 4)

@@ -48,7 +48,7 @@ def test_psnr() -> None:
 
 def test_scales_are_easyanimates_sums(noise: Callable[..., torch.Tensor]) -> None:
     """Sums over elements divided by frames, and KL summed per video, written out with torch.sum."""
-    frames, output, latents = noise(2, 3, 9, 16, 16), noise(2, 3, 9, 16, 16, seed=1), noise(2, 4, 3, 2, 2)
+    frames, output, latents = noise(2, 3, 9, 16, 24), noise(2, 3, 9, 16, 24, seed=1), noise(2, 4, 3, 2, 3)
     per_frame, per_video = losses.scales(frames, latents, "sum")
     mean = losses.pixel_loss(output, frames, 1.0, 0.0)[0].mean()
     assert float(mean) * per_frame == pytest.approx(float((output - frames).abs().sum() / (2 * 9)), rel=1e-5)
@@ -69,6 +69,15 @@ def test_hinge_and_adversarial_by_hand() -> None:
     expected = 0.5 * (2.5 / 3 + 3 / 3) + 0.5 * (0 + 1.5)
     assert float(losses.hinge_loss(real, fake)) == pytest.approx(expected)
     assert float(losses.adversarial_loss(fake)) == pytest.approx(1 / 3 - 0.5)
+
+
+def test_logits_in_16_bits_are_added_up_in_float32(noise: Callable[..., torch.Tensor]) -> None:
+    real, fake = noise(500).bfloat16(), noise(500, seed=1).bfloat16()
+    wanted = 0.5 * ((1 - real.double()).relu().mean() + (1 + fake.double()).relu().mean())
+    assert float(losses.hinge_loss([real], [fake])) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(losses.adversarial_loss([fake])) == pytest.approx(-float(fake.double().mean()), rel=1e-4)
+    with pytest.raises(ValueError, match="zip"):
+        losses.hinge_loss([real, real], [fake])
 
 
 def test_adaptive_weight_by_hand() -> None:

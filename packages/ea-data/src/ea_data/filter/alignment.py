@@ -179,7 +179,7 @@ def _along_diagonals(pairs: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """The sum of pairs (T, T') over each diagonal t - t' = offset."""
     rows, columns = pairs.shape
     places = np.arange(rows)[:, None] - np.arange(columns) + columns - 1
-    sums = np.bincount(places.ravel(), pairs.ravel(), rows + columns - 1)
+    sums = np.bincount(places.ravel(), pairs.ravel())
     return sums[offsets + columns - 1]
 
 
@@ -203,12 +203,12 @@ def _solved(parts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The factors of the columns of `parts` that come nearest to `wanted`; small for columns that say nothing."""
     squares = (parts.T @ parts).astype(np.float64)
     squares += np.diag(np.diag(squares) * 1e-6 + 1e-3)
-    return np.linalg.solve(squares, (parts.T @ wanted).astype(np.float64)).astype(np.float32)
+    return np.linalg.solve(squares, parts.T @ wanted).astype(np.float32)
 
 
 def _at(frames: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Frames at places between whole numbers, by linear interpolation."""
-    below = np.clip(np.floor(places).astype(int), 0, len(frames) - 1)
+    """Frames at places from 0 to the last one, by linear interpolation."""
+    below = np.floor(places).astype(int)
     above = np.minimum(below + 1, len(frames) - 1)
     share = (places - below).astype(np.float32)[:, None]
     return frames[below] * (1 - share) + frames[above] * share
@@ -218,7 +218,7 @@ def _longest(agrees: np.ndarray) -> tuple[int, int]:
     """First and end of the longest run of True; a single False within is read over."""
     filled = agrees.copy()
     filled[1:-1] |= agrees[:-2] & agrees[2:]
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], filled, [False]]).astype(np.int8)))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], filled, [False]])))
     runs = edges.reshape(-1, 2)
     if not len(runs):
         return 0, 0
@@ -227,9 +227,9 @@ def _longest(agrees: np.ndarray) -> tuple[int, int]:
 
 
 def _normal(frames: np.ndarray) -> np.ndarray:
-    """Frames with mean 0 and length 1."""
-    frames = frames - frames.mean(-1, keepdims=True)
-    return frames / np.maximum(np.linalg.norm(frames, axis=-1, keepdims=True), 1e-6)
+    """Frames (T, F) with mean 0 and length 1."""
+    frames = frames - frames.mean(1, keepdims=True)
+    return frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-6)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -189,9 +189,7 @@ def _models_in(directory: Path | None) -> list[Path]:
         return []
     markers = ["model_index.json", *(f"{spec.folder}/config.json" for spec in PARTS.values())]
     return sorted(
-        entry
-        for entry in directory.iterdir()
-        if entry.is_dir() and any(is_file(entry / marker) for marker in markers)
+        entry for entry in directory.iterdir() if any(is_file(entry / marker) for marker in markers)
     )
 
 

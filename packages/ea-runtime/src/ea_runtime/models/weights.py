@@ -141,7 +141,7 @@ def read_header(path: Path, label: str | None = None) -> PartWeights:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+            if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
                 raise UserError(
                     f"{where} is damaged or cut short: its header would have {length:,} bytes, the file "
                     f"has {size:,}; "

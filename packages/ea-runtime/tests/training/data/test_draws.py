@@ -44,6 +44,12 @@ def test_they_are_normal_and_uniform() -> None:
     assert abs(even.mean() - 0.5) < 0.03
 
 
+def test_numbers_are_those_of_splitmix64() -> None:
+    """The generator's published first numbers: a run that resumes draws what it would have drawn."""
+    wanted = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert [mix(0, number) for number in range(3)] == wanted
+
+
 def test_seeds_lie_apart() -> None:
     seeds = {mix(base, number) & 0xFFFFFFFF for base in range(100) for number in range(100)}
     assert len(seeds) > 9_990

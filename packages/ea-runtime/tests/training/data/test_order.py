@@ -70,15 +70,15 @@ def test_a_sample_without_a_bucket_is_left_out() -> None:
 
 
 def test_phases_count_their_batches_from_their_start() -> None:
-    first, second = ["a"] * 6, ["b", None, "b", "c", "c", "c"]
+    first, second = ["a"] * 7, ["b", None, "b", "c", "c", "c"]
     order = PhaseOrder([Phase(0, first), Phase(5, second, 3), Phase(9, first, 2)], 4, 1)
     alone = [BatchOrder(first, 4, 1), BatchOrder(second, 3, 1), BatchOrder(first, 2, 1)]
-    for step in range(14):
+    for step in range(14):  # with batches of one sample
         phase = (step >= 5) + (step >= 9)
         draw = order.draw(step)
         assert (draw.phase, draw.indices) == (phase, alone[phase].batch(step - (0, 5, 9)[phase]))
         assert {order.phases[phase].buckets[i] for i in draw.indices} == {draw.bucket}
-    assert order.num_samples == 6
+    assert order.num_samples == 7
 
 
 @pytest.mark.parametrize("starts", [[], [1], [0, 5, 5], [0, 5, 3]])

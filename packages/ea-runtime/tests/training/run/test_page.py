@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from ea_runtime.errors import UserError
 from ea_runtime.training.run.charts import HEIGHT, WIDTH, Line, draw_chart
 from ea_runtime.training.run.history import History
-from ea_runtime.training.run.loss_bins import loss_by_bin
 from ea_runtime.training.run.page import RunPage
 from ea_runtime.training.run.trackers import Tracking
 
@@ -129,12 +128,6 @@ def test_charts_stay_in_their_box_and_small() -> None:
     )
     assert spiked is not None  # what was given up does not set the scale
     assert max(float(str(tick["text"]).rstrip("kMG")) for tick in spiked.ticks_y) < 2
-
-
-def test_losses_by_bin() -> None:
-    found = loss_by_bin([1.0, 3.0, 5.0], [0, 199, 999])
-    assert found == {"loss_t000": 2.0, "loss_t800": 5.0}
-    assert loss_by_bin([1.0], [1000]) == {"loss_t800": 1.0}
 
 
 def test_trackers_get_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,18 @@ def test_two_plain_files_are_written_and_nothing_that_runs_code(saved: Path) -> 
     assert {name.split("/")[0] for name in names} == {"weight", "average", "optimizer"}
 
 
+def test_weights_that_two_layers_share_are_saved_for_each(tmp_path: Path) -> None:
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    save_state(tmp_path, modules={"tied": tied}, averages={}, turns=[], position=POSITION)
+    wanted = tied[0].weight.detach().clone()
+    with torch.no_grad():
+        tied[0].weight.zero_()
+    assert load_state(tmp_path, modules={"tied": tied}, averages={}, turns=[]) == POSITION
+    assert torch.equal(tied[0].weight, wanted)
+    assert tied[1].weight is tied[0].weight
+
+
 def test_a_process_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Run(0).save(None)

@@ -214,7 +214,7 @@ class VideoCoder:
             # the next slice looks back that far
             again_latents.release(max(piece.stop - config.mini_batch_decoder, latent))
             done = stop
-        yield frames.get(done, total).clone()
+        yield frames.get(done, total)
 
 
 def _clamped(frames: Tensor) -> Tensor:
