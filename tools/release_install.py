@@ -18,7 +18,15 @@ RESOLUTIONS = ("highest", "lowest-direct")
 EXTRAS = ("serve", "onnx", "c2pa", "ocr", "shots")
 #: left out: tests that are slow or need a GPU. Those of the clone itself, in tests/, need its sources
 MARKS = "not slow and not gpu"
-TEST_TOOLS = ("pytest>=8.3", "pytest-xdist>=3.8", "hypothesis>=6.100", "packaging>=24")
+#: what the tests of packages use, as in the group `dev`; those of the page of `ea serve` and of Ray skip without theirs
+TEST_TOOLS = (
+    "pytest>=8.3",
+    "pytest-xdist>=3.8",
+    "hypothesis>=6.100",
+    "openai>=2.27,<4",
+    "packaging>=24",
+    "schemathesis>=4",
+)
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 for name in sys.argv[1:]:

@@ -198,7 +198,7 @@ def test_no_plugins_leaves_only_ours(capsys: pytest.CaptureFixture[str]) -> None
         ),
         (["plugins", "--kind", "sampler"], "`--kind` must be one of samplers, .*did you mean 'samplers'?"),
         (["plugins", "--jso"], "--json"),
-        (["generate", "x", "--steps", "many"], "--steps.*valid integer"),
+        (["generate", "x", "--steps", "many"], "--steps.*valid int"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_code_2(

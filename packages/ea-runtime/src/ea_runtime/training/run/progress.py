@@ -35,11 +35,13 @@ class TrainingProgress:
         self.task = self.bar.add_task("training", total=steps, completed=done, line="")
 
     def __enter__(self) -> TrainingProgress:
-        self.bar.start()
+        if self.live:  # rich before 14 prints an empty line when a disabled bar stops
+            self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.live:
+            self.bar.stop()
 
     def take(self, line: dict[str, Any]) -> None:
         """Counts a line of log.jsonl, one per step. A skipped step does not change the running loss."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ea_runtime.errors import UserError
 from ea_runtime.machine.processes import from_first, gather, world
-from ea_runtime.training.recipe import Batch
+from ea_runtime.training.recipe import Batch, Loss
 from ea_runtime.training.update.optimizers import TurnOptimizer
 from ea_runtime.training.update.sharded import ShardedModules, whole_weights
 
@@ -127,7 +127,14 @@ class Fsdp(_Shared):
             self._root = ShardedModules(modules.values())
 
     def run(self, work: Callable[[], Any]) -> Any:
-        return self._root(work)
+        found: list[Any] = []
+
+        def totals() -> tuple[Tensor, ...]:
+            found.append(work())
+            return tuple(one.total for one in found if isinstance(one, Loss))
+
+        self._root(totals)
+        return found[0]
 
     def backward(self, total: Tensor, turn: str, *, is_last: bool) -> None:
         self._root.last_backward(is_last)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +33,12 @@ class ShardedModules(nn.Module):
             fully_shard(block)
         fully_shard(self, reshard_after_forward=True)  # a forward without a backward must leave nothing stale
 
-    def forward(self, work: Any) -> Any:
-        """Returns `work()`, which may call the modules and any of their methods."""
+    def forward(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Returns `work()`, which may call the modules and any of their methods.
+
+        Weights are gathered again for a backward pass from the tensors returned. They come in a tuple: torch 2.9
+        finds none in a dataclass.
+        """
         return work()
 
     def last_backward(self, is_last: bool) -> None:
