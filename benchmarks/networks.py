@@ -35,7 +35,7 @@ def published_dit(blocks: int) -> Any:
 
 
 def known_latents(pipe: Any, **settings: Any) -> torch.Tensor | None:
-    """What a pipeline gives a denoiser that takes known frames, for a video that has none: their VAE's latents."""
+    """Channels that a pipeline gives a denoiser that takes known frames, for a video that has none (1, 8, t, h, w)."""
     seen: list[torch.Tensor | None] = []
     hook = pipe.denoiser.register_forward_pre_hook(
         lambda module, given, named: seen.append(named.get("inpaint_latents")), with_kwargs=True

@@ -175,7 +175,7 @@ def test_the_two_best_whole_offsets(case: str) -> None:
 
 
 def looked_at(one: Any, offset: float) -> tuple[Any, ...] | None:
-    """What `look` measures: shown, fitted, seen, start."""
+    """The measures of `look`: shown, fitted, seen, start."""
     given: list[tuple[Any, ...]] = []
     one.measure = lambda *values: given.append(values) or "measured"
     found = one.look(offset)

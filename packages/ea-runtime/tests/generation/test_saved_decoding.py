@@ -45,7 +45,7 @@ STOPS = range(28) if os.environ.get("EA_FULL") else (0, 1, 8, 9, 10, 13, 17, 18,
 
 
 class Stopped(Exception):
-    """What ends a run in these tests."""
+    """Ends a run in these tests."""
 
 
 class StartingVae(FakeVae):
@@ -151,7 +151,7 @@ def test_frames_that_are_not_checked_are_caught(tmp_path, monkeypatch):
 
 
 def test_tiles_are_remembered(tmp_path):
-    """Memory ran out at frame 9: decoding went on in tiles, and goes on so in the next process."""
+    """Memory ran out at frame 9: decoding went on in tiles, and stays so in the next process."""
 
     class Small(StartingVae):
         def iter_decode(self, latents, smooth=True, generator=None, start=0):
