@@ -84,6 +84,11 @@ def test_a_config_has_a_size() -> None:
     taken(nested(16))
     assert "is larger than any config of a model" in refused(nested(17))
     refused(nested(16, [1]))
+    lists: list[Any] = []
+    for _ in range(14):
+        lists = [lists]
+    taken({"a": [lists]})  # a list within a list is as deep as an object within one
+    refused({"a": [[lists]]})
     # the config itself is a value too, and a list one more than its members
     taken({"a": [0] * 4000, "b": [0] * 4000, "c": [0] * 1997})
     assert "is larger than any config" in refused({"a": [0] * 4000, "b": [0] * 4000, "c": [0] * 1998})
@@ -125,6 +130,8 @@ def test_motion_modules_are_bound(kind: str) -> None:
     assert "describes 30 layers" in refused(config, 29)
     taken({**config, f"motion_module_kwargs{kind}": "x"}, 2)
     taken({"num_layers": 2, "layers_per_block": 3}, 3)
+    config[f"motion_module_kwargs{kind}"] = {**motion, "attention_block_types": []}
+    assert "describes 6 layers" in refused(config, 5)  # none named counts as one
 
 
 def test_position_tables_are_bound() -> None:
@@ -138,3 +145,10 @@ def test_position_tables_are_bound() -> None:
     taken({**heads, "sample_size": 64})
     refused({**heads, "sample_size": 130, "patch_size": 2})
     taken({"num_attention_heads": 1 << 7, "sample_size": 1024})
+    # what is no size counts as 1
+    long = {"motion_module_kwargs": {"temporal_position_encoding_max_len": 1 << 16}}
+    assert "x positions is 8,589,934,592" in refused(
+        {"num_attention_heads": -1, "attention_head_dim": 1 << 17, **long}
+    )
+    taken({"sample_size": 4096, "patch_size": 0})
+    refused({"num_attention_heads": 16, "sample_size": 4096, "patch_size": 0})

@@ -63,6 +63,7 @@ def test_a_card_comes_first_and_says_its_format(monkeypatch: pytest.MonkeyPatch)
     assert find_room("cuda:2", 7) == Room("cuda", "card 2", 7, 100, "bfloat16")
     assert not find_room().is_shared
     assert find_room("cpu").kind == "cpu"
+    assert find_room("mps", 9).kind == "mps"
     assert "no such NVIDIA card" in refused("cuda:3")
 
 
@@ -231,8 +232,11 @@ def test_the_library_comes_with_the_driver(
     library: Library, monkeypatch: pytest.MonkeyPatch, system: str, name: str
 ) -> None:
     monkeypatch.setattr(room.sys, "platform", system)
-    assert room._find_card(0) is not None
+    card = room._find_card(0)
+    assert card is not None
     assert library.names == [name]
+    with pytest.raises(AttributeError):
+        card.free = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("fault", ["init", "card", "memory"])

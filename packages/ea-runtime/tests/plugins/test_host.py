@@ -15,7 +15,7 @@ from ea_runtime.hookspecs import KINDS, hookimpl
 from ea_runtime.plugins import discovery
 from ea_runtime.plugins.entries import PluginInfo
 from ea_runtime.plugins.host import Host, get_host, list_plugins, make_host, set_host
-from ea_runtime.records import SamplerRecord, VaeRecord
+from ea_runtime.records import CommandRecord, SamplerRecord, VaeRecord
 from ea_runtime.testing import host_with, write_package
 
 SAMPLER = """
@@ -171,12 +171,24 @@ def test_each_part_of_the_project_has_a_home(kind: str, name: str, package: str,
     [
         ("text_encoders", "no text encoder is called 'x'; there are: "),
         ("step_caches", "no step cache is called 'x'; there are: "),
-        ("commands", "no command is called 'x'; there are: bench, "),  # sorted, as in `ea --help`
     ],
 )
 def test_a_kind_has_its_word(kind: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         Host(entry_points=False).get(kind, "x")
+
+
+def test_commands_are_listed_by_name_as_in_help() -> None:
+    class Late:
+        @hookimpl
+        def ea_commands(self) -> list[CommandRecord]:
+            return [CommandRecord("abc", "for a test", lambda: None)]
+
+    with (
+        host_with(Late()) as host,
+        pytest.raises(UserError, match="no command is called 'x'; there are: abc, bench, "),
+    ):
+        host.get("commands", "x")
 
 
 def test_a_broken_package_of_the_project_need_not_be_installed_again() -> None:

@@ -46,7 +46,7 @@ def find_room(device: str | None = None, memory: int | None = None) -> Room:
     host = free_memory_of_host()
     if device is not None and not re.fullmatch(r"auto|(cpu|mps|cuda)(:\d{1,3})?", device):
         raise UserError(f"`device` must be cpu, cuda, cuda:N or mps, got {device[:40]!r}")
-    asked, _, number = ("" if device in (None, "auto") else device or "").partition(":")
+    asked, _, number = ("" if device == "auto" else device or "").partition(":")
     card = None if asked in ("cpu", "mps") else _find_card(int(number or 0))
     if asked == "cuda" and card is None:
         if memory is None:

@@ -182,6 +182,18 @@ def test_a_rise_is_suspected_from_its_first_step_and_forgotten_when_it_is_over()
     assert (guard.state_dict()["since"], guard.state_dict()["sum"]) == (None, 0.0)
 
 
+@pytest.mark.parametrize(("loss", "excess"), [(7.0, 0.0), (9.0, math.log(9 / 8) / 1.75), (99.0, 1 / 3)])
+def test_in_a_new_group_only_a_rise_by_a_factor_of_8_counts(loss: float, excess: float) -> None:
+    guard = Guard(GuardOptions())
+    for step in range(20):
+        guard.check(step, 1.0, 1.0, group="known")
+    assert [place for place, _ in guard.state_dict()["bins"]] == [0]  # the bin of all without timesteps
+    guard.check(20, loss, 1.0, group="new")
+    assert guard.state_dict()["sum"] == pytest.approx(
+        excess, rel=0.1
+    )  # the floor takes a hundredth of the loss
+
+
 def test_a_guard_that_is_off_skips_alone() -> None:
     guard = Guard(GuardOptions(enabled=False))
     for step in range(40):
@@ -203,6 +215,7 @@ def test_its_state_is_whole_and_bounded() -> None:
     assert next(iter(found["groups"])) == f"group {136 % 70}"
     again = Guard(GuardOptions(bins=4))
     again.load_state_dict(found)
+    assert again._medians == guard._medians  # made again, not saved
     assert json.loads(json.dumps(again.state_dict())) == found
     for step in range(200, 290):
         one = (step, 1.0, 2.0, [0.5 + step % 5, 3.0], [step % 1000, 500], "group 3")

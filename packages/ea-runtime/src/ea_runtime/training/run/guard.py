@@ -113,7 +113,7 @@ class Guard:
         self._remember(row, grad_norm, group)
         if excess is None:
             return "ok"
-        if self._sum == 0.0 and excess > 0.0:
+        if self._sum == 0.0:
             self._since = step
         self._sum = max(0.0, self._sum + min(excess, 1 / 3))
         if self._sum == 0.0:
