@@ -120,7 +120,7 @@ def read_recorded(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _of_own_sidecar(output: Path, kind: str) -> dict[str, Any] | None:
     """The record of the sidecar next to an output, if it is there and about these very contents."""
     for place in sidecars_of(output, kind):
-        if place.is_file() and describes(place) == output.name:
+        if describes(place) == output.name:
             record = read_sidecar(place)
             return record if record["output"]["sha256"] == content_hash(output) else None
     return None
