@@ -203,6 +203,18 @@ def test_a_bundle_is_what_was_written(bundles: ModuleType, tmp_path: Path) -> No
             setattr(one, name, "trt")
 
 
+def test_a_description_is_written_in_version_1(bundles: ModuleType) -> None:
+    values = {name: value for name, value in bundles.description().items() if name != "ea_bundle"}
+    assert bundle.Description(**values).model_dump()["ea_bundle"] == 1
+
+
+def test_a_bundle_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for name in ("file", "none"):
+        line = refused(inspect_bundle, tmp_path / name)
+        assert line.startswith("`bundle` must be a folder that `ea export` wrote, got ")
+
+
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(
     names=st.lists(st.text("aB9._-", max_size=6).map("x".__add__), unique_by=str.lower, max_size=4),
@@ -302,8 +314,24 @@ def test_links_pipes_and_folders_are_no_files_of_a_bundle(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     assert bundle._read(tmp_path, "real", 9) == b"x"
+
+    def free_handle() -> int:
+        handle = os.open(os.devnull, os.O_RDONLY)
+        os.close(handle)
+        return handle
+
+    before = free_handle()
     for name in ("link", "pipe", "folder", "none"):
         assert "regular file; export it again" in refused(bundle._read, tmp_path, name, 9)
+    assert free_handle() == before  # what is refused is closed
+
+
+def test_a_description_is_in_the_manifest(bundles: ModuleType, tmp_path: Path) -> None:
+    listed = json.loads(bundles.write(tmp_path / "b"))
+    del listed["files"]["ea-bundle.json"]
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(listed))
+    line = refused(inspect_bundle, tmp_path / "b")
+    assert line.endswith("has no ea-bundle.json in its manifest.json; do not use it")
 
 
 def described(bundles: ModuleType, **changes: Any) -> dict[str, Any]:

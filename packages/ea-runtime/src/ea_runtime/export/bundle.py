@@ -129,6 +129,8 @@ def record(described: Description, folder: Path, digest: str, how: str) -> None:
 
 def _inspect(folder: Path, manifest: bytes) -> Bundle:
     files = check_files(folder, manifest)
+    if DESCRIPTION not in files:  # else it could be changed later
+        raise UserError(f"bundle {quote_path(folder)} has no {DESCRIPTION} in its {MANIFEST}; do not use it")
     digest = hashlib.sha256(manifest).hexdigest()
     bundle = _parse(folder, digest, _json(_read(folder, DESCRIPTION, MAX_JSON), DESCRIPTION), files)
     for graph in bundle.graphs:
