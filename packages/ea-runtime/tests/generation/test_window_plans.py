@@ -65,6 +65,7 @@ def test_one_piece() -> None:
     assert (len(whole), whole.longest, whole.joins, whole.is_pixels) == (1, 36, [], False)
     assert plan_windows(MAGVIT, 36, None, join="pixels").is_pixels is False
     assert whole.noise_places == list(range(12))
+    assert plan_windows(SLICE, 13, 13).all == (Window(0, 4, 0, 13),)  # no number of chunks
 
 
 def test_the_last_window_ends_with_the_video_and_may_share_more() -> None:
@@ -75,11 +76,19 @@ def test_the_last_window_ends_with_the_video_and_may_share_more() -> None:
     assert found.noise_places == [*range(12), 9, 10, 11]
     quarter = plan_windows(MAGVIT, 108, 72)  # 8 chunks: 2 of them are shared
     assert [(one.start, one.before) for one in quarter.all] == [(0, 0), (12, 12)]
+    quarter = plan_windows(MAGVIT, 144, 72)
+    assert [(one.start, one.before) for one in quarter.all] == [(0, 0), (18, 6), (24, 18)]
+
+
+def test_the_noise_of_later_windows_is_that_of_the_firsts_end() -> None:
+    assert plan_windows(MAGVIT, 63, 36).noise_places == [*range(12), *range(3, 12)]
+    assert plan_windows(MAGVIT, 54, 36, loop=True).noise_places == [*range(12), *range(6, 12)]
 
 
 def test_pixels_need_two_windows() -> None:
     assert JOINS == ("latents", "pixels")
     assert plan_windows(MAGVIT, 36, 18, join="pixels").is_pixels is True
+    assert plan_windows(MAGVIT, 27, 18, join="pixels").is_pixels is True
     assert plan_windows(MAGVIT, 36, 18).is_pixels is False
     assert plan_windows(MAGVIT, 36, 18).join == "latents"
 
@@ -93,6 +102,19 @@ def test_a_loop_leads_into_its_first_frame() -> None:
     assert plan_windows(MAGVIT, 54, 36, loop=True, join="latents").join == "latents"
     none = plan_windows(MAGVIT, 54, None, loop=True)
     assert [(w.start, w.stop, w.before, w.after) for w in none.all] == [(0, 6, 0, 0), (3, 21, 3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "window", "closing"),
+    [
+        (36, 18, (6, 15, 3, 3)),  # too short for both ends and a piece between them, so it is longer
+        (45, 27, (9, 18, 3, 3)),
+        (18, 72, (0, 9, 3, 3)),  # shares no more than there is
+    ],
+)
+def test_the_last_window_of_a_loop(frames: int, window: int, closing: tuple[int, ...]) -> None:
+    last = plan_windows(MAGVIT, frames, window, loop=True).all[-1]
+    assert (last.start, last.stop, last.before, last.after) == closing
 
 
 @pytest.mark.parametrize(
