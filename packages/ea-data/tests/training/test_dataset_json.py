@@ -117,6 +117,7 @@ def test_links_within_the_set_are_followed(tmp_path: Path) -> None:
         ({**ROW, "num_frames": 1 << 30}, "`num_frames` must be a number of frames, got 1073741824"),
         ({**ROW, "width": [16]}, "`width` must be a number of pixels, got [16]"),
         ({**ROW, "given": "end"}, "`given` must be 'start' or 'ends', or left out, got 'end'"),
+        ({**ROW, "file_path": "a/../0.png"}, "`file_path` must stay beneath the set's folder"),
         ({**ROW, "file_path": "C:/a.png"}, "`file_path` must stay beneath the set's folder"),
     ],
 )
