@@ -314,6 +314,8 @@ def test_pictures_that_are_kept_byte_by_byte(tmp_path: Path) -> None:
         written, target = saved(path, tmp_path / "out")
         assert target.read_bytes() == path.read_bytes()
         assert written == Written(32, 24, "0", 1, 0.0, *measure(path))
+        with pytest.raises(AttributeError):
+            written.width = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_pictures_that_are_changed(tmp_path: Path) -> None:
@@ -332,6 +334,10 @@ def test_pictures_that_are_changed(tmp_path: Path) -> None:
             )
             with Image.open(tmp_path / "wanted") as wanted:
                 assert np.array_equal(np.asarray(picture), np.asarray(wanted))
+    path = drawn(tmp_path / "square.png", (24, 24), exif=exif)  # its size alone does not show that it lies
+    _, target = saved(path, tmp_path / "out")
+    with Image.open(target) as picture, Image.open(path) as source:
+        assert np.array_equal(np.asarray(picture), np.asarray(source.transpose(Image.Transpose.ROTATE_270)))
     written, target = saved(drawn(tmp_path / "d.bmp"), tmp_path / "out")
     assert (Image.open(target).format, written.width) == ("PNG", 32)
     written, target = saved(drawn(tmp_path / "e.png"), tmp_path / "out", Target(width=16, height=16))

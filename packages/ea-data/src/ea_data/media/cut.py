@@ -225,7 +225,7 @@ def _set_up(stream: Any, frame: Any, crf: int) -> None:
     stream.options = x264_options(crf, "veryfast")
     codec = stream.codec_context
     codec.thread_count = 1  # x264's result depends on the number of threads; clips run side by side anyway
-    if name == stream.pix_fmt or name.startswith("yuv"):
+    if name.startswith("yuv"):
         codec.colorspace, codec.color_range = int(frame.colorspace), int(frame.color_range)
         codec.color_primaries, codec.color_trc = int(frame.color_primaries), int(frame.color_trc)
     if name != stream.pix_fmt:
