@@ -135,15 +135,11 @@ class Planner(PlannedModel):
         meter = self.meter("vae")
         chunk = min(setting.frames, self.geometry.chunk_frames)
         height, width, tiles = self.tiled(setting, way)
-        walk_encode(meter, vae, chunk, height, width, setting.batch)
-        passes = -(-setting.frames // chunk) * (3 if is_v3 else 1) * tiles
-        work = meter.work
+        walk_encode(meter, vae, chunk, height, width)  # one video after the other
+        passes = -(-setting.frames // chunk) * (3 if is_v3 else 1) * tiles * setting.batch
         if not setting.has_known:
-            # chunks of one colour are encoded once, for all videos
-            passes, alone = 2 * tiles, self.meter("vae")
-            walk_encode(alone, vae, chunk, height, width)
-            work = alone.work
-        work = Counter(_times(_with_moved(work, self.fetched("vae", way) // 2), passes))
+            passes = 2 * tiles  # chunks of one colour are encoded once, for all videos
+        work = Counter(_times(_with_moved(meter.work, self.fetched("vae", way) // 2), passes))
         encoder = self.parts.get(IMAGE_ENCODER)
         if encoder is not None and setting.has_known:
             # read for the picture and dropped; in float32 on the CPU, whatever the device
