@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,29 +52,43 @@ def truths(root: Path) -> Iterator[tuple[dict[str, Any], Path, VideoInfo]]:
         )
 
 
+@pytest.fixture(scope="module")
+def found(drawn: Path) -> Callable[[str], dict[str, Spans]]:
+    """The spans of each file by a splitter, which reads it once for all tests."""
+
+    @cache
+    def spans(name: str) -> dict[str, Spans]:
+        split = make("splitters", name)
+        if missing(split):
+            pytest.skip("the extra `shots` is not installed")
+        by_file = {path.name: split(path, info) for _, path, info in truths(drawn)}
+        assert all(isinstance(one, Spans) for one in by_file.values())
+        return by_file
+
+    return spans
+
+
 @pytest.mark.parametrize("name", AUTO_SPLITTERS)
-def test_every_cut_is_found_at_its_frame_and_no_other(drawn: Path, name: str) -> None:
-    split = make("splitters", name)
-    if missing(split):
-        pytest.skip("the extra `shots` is not installed")
-    for truth, path, info in truths(drawn):
-        spans = split(path, info)
-        assert isinstance(spans, Spans)
+def test_every_cut_is_found_at_its_frame_and_no_other(
+    drawn: Path, found: Callable[[str], dict[str, Spans]], name: str
+) -> None:
+    for truth, path, _ in truths(drawn):
+        spans = found(name)[path.name]
         cuts = [scene["end_frame"] / truth["fps"] for scene in truth["scenes"]][:-1]
         assert list(spans.cuts) == [Cut(pytest.approx(cut), pytest.approx(cut)) for cut in cuts], path.name
 
 
 @pytest.fixture(scope="module")
-def judged(drawn: Path) -> list[dict[str, Any]]:
+def judged(drawn: Path, found: Callable[[str], dict[str, Spans]]) -> list[dict[str, Any]]:
     """One row per clip: the filter that should drop it, the one that does, and its scores."""
     root, profile = drawn, load("offline")
-    split = component("splitters", profile["split"])[1]
+    assert profile["split"].keys() == {"name"}, "the splitter's own defaults"
     scorers = [component("scorers", table) for table in profile["score"]]
     filters = [component("filters", table) for table in profile["filter"]]
     rows = []
-    for truth, path, info in truths(root):
+    for truth, path, _ in truths(root):
         fps, size = truth["fps"], {"width": truth["width"], "height": truth["height"]}
-        spans = split(path, info)
+        spans = found(profile["split"]["name"])[path.name]
         timeline = timeline_of(path, root)
         assert len(spans) == sum(
             -(-(scene["end_frame"] - scene["start_frame"]) // (10 * fps))
