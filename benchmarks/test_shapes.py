@@ -59,5 +59,5 @@ def test_no_shape_is_slower(benchmark: Any, report: Any) -> None:
     figures: dict[str, Any] = {"shapes": len(rows)} | {case: f"{ratios[case]:.2f}x" for case in least}
     report("shapes", figures)
     assert all(row.error < 1e-4 for row in rows)
-    # wanted is 1.0; pictures of 16x16 by `tiny` are milliseconds of calls, and below it (docs/performance.md)
-    assert ratios[least[0]] >= 0.8, f"{least[0]} is slower than plain eager: {ratios[least[0]]:.2f}x"
+    # wanted is 1.0; other programs take a few percent of either side
+    assert ratios[least[0]] >= 0.95, f"{least[0]} is slower than plain eager: {ratios[least[0]]:.2f}x"
