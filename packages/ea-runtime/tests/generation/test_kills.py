@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("ea_vae")
 pytest.importorskip("ea_dit")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
-KILLS = 15 if os.environ.get("EA_FULL") == "1" else 9
+KILLS = 15 if os.environ.get("EA_FULL") == "1" else 7
 
 
 @pytest.fixture(scope="module")
