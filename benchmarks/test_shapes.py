@@ -60,4 +60,4 @@ def test_no_shape_is_slower(benchmark: Any, report: Any) -> None:
     report("shapes", figures)
     assert all(row.error < 1e-4 for row in rows)
     # wanted is 1.0; other programs take a few percent of either side
-    assert ratios[least[0]] >= 0.95, f"{least[0]} is slower than plain eager: {ratios[least[0]]:.2f}x"
+    assert ratios[least[0]] >= 0.97, f"{least[0]} is slower than plain eager: {ratios[least[0]]:.2f}x"
