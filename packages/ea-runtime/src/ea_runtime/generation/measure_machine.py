@@ -80,14 +80,12 @@ def _measure(device: str, which: str) -> dict[str, Any]:
         pipe = None  # then no model can run: rates of single operations will do
     else:
         first = networks.first_picture(pipe)
-        if which == "--first":
-            return first
-        earlier = json.loads(which)
-        first = {name: min(seconds, earlier.get(name, seconds)) for name, seconds in first.items()}
         if device == "cpu":
             program = peak_rss() - networks.bytes_of_networks(device)
     if which == "--first":
-        return {}
+        return first
+    earlier = json.loads(which)
+    first = {name: min(seconds, earlier.get(name, seconds)) for name, seconds in first.items()}
     with torch.inference_mode():
         rates = {"imports": imports} | _rates(device)
     rates["disk"] = _disk_rate()
