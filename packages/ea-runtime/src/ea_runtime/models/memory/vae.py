@@ -110,13 +110,11 @@ def walk_decode(
     _Pass(meter, shape, mode, (frames + before + after, rows, columns)).decode(before + after)
 
 
-def walk_encode(
-    meter: Meter, config: Mapping[str, Any], frames: int, height: int, width: int, batch: int = 1
-) -> None:
+def walk_encode(meter: Meter, config: Mapping[str, Any], frames: int, height: int, width: int) -> None:
     """Adds encoding one piece: `frames` frames of height x width pixels."""
     shape = VaeShape.of(config)
     mode: Mode = "causal" if not shape.is_slice else "single" if frames == 1 else "slice"
-    _Pass(meter, shape, mode, (frames, height, width), batch).encode()
+    _Pass(meter, shape, mode, (frames, height, width)).encode()
 
 
 def tile_edge(length: int, tile: int = TILE) -> int:
