@@ -136,9 +136,7 @@ def test_modules_that_cannot_be_tried_are_one_line() -> None:
 
 
 def test_every_listed_module_and_test_is_there() -> None:
-    import tomllib
-
-    table = tomllib.loads(MUTANTS.SETTINGS.read_text(encoding="utf-8"))
+    table = MUTANTS.settings()
     for name in table["tests"]:
         assert all(path.is_file() for path in MUTANTS.find_module(name).tests), name
     lines: dict[str, set[tuple[str, str]]] = {}

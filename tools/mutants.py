@@ -32,6 +32,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,6 +63,12 @@ class Module:
         return self.path.parents[len(self.name.split(".")) - (self.path.name != "__init__.py")]
 
 
+@cache
+def settings() -> dict[str, Any]:
+    """The tables of mutants.toml."""
+    return tomllib.loads(SETTINGS.read_text(encoding="utf-8"))
+
+
 def find_module(name: str) -> Module:
     """The module of this dotted name. Exits with a line if there is none, or no test of it."""
     parts = name.split(".")
@@ -72,7 +79,7 @@ def find_module(name: str) -> Module:
             f"`MODULE` must be the dotted name of a module in packages/, got {name!r}: {path} is missing"
         )
     mirrored = package.joinpath("tests", *parts[1:-1], f"test_{parts[-1].lstrip('_')}.py")
-    table = tomllib.loads(SETTINGS.read_text(encoding="utf-8"))
+    table = settings()
     tests = [mirrored] if mirrored.is_file() else []
     tests += [ROOT / more for more in table.get("tests", {}).get(name, []) if ROOT / more != mirrored]
     if not tests:
@@ -323,7 +330,11 @@ def run_all(
 
 def changed_lines(source: str, one: Mutation) -> tuple[str, str]:
     """The lines of a fault, without and with it, stripped and joined."""
-    before, after = source.splitlines(), one.apply(source).splitlines()
+    # what is above and below the fault is equal
+    above, below = one.line - 1, max(len(source.encode()[one.end :].decode().splitlines()) - 1, 0)
+    before, after = (
+        text.splitlines()[above : -below if below else None] for text in (source, one.apply(source))
+    )
     blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
     parts = [(before[a:b], after[c:d]) for tag, a, b, c, d in blocks if tag != "equal"]
     was, becomes = (" ".join(line.strip() for part in parts for line in part[side]) for side in (0, 1))

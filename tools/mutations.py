@@ -64,7 +64,7 @@ def mutations(source: str, lines: Container[int] | None = None) -> list[Mutation
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     found: dict[Mutation, None] = {}
-    for node, text in _Walk().walk(ast.parse(source)):
+    for node, text in _Walk(lines).walk(ast.parse(source)):
         if lines is not None and node.lineno not in lines:
             continue
         start = starts[node.lineno - 1] + node.col_offset
@@ -78,10 +78,16 @@ def mutations(source: str, lines: Container[int] | None = None) -> list[Mutation
 
 
 class _Walk:
-    """Yields (node, the text to put in its place)."""
+    """Yields (node, the text to put in its place); with `lines` only what touches one of them."""
+
+    def __init__(self, lines: Container[int] | None) -> None:
+        self.lines = lines
 
     def walk(self, node: ast.AST, *, is_whole: bool = False) -> Iterator[tuple[Place, str]]:
         """is_whole: the node is a statement's only expression, so its value is not used."""
+        if self.lines is not None and isinstance(node, ast.stmt):
+            if not any(line in self.lines for line in range(node.lineno, (node.end_lineno or 0) + 1)):
+                return
         yield from self._faults(node)
         if isinstance(node, ast.Call):
             if not is_whole:  # `pass` does the same

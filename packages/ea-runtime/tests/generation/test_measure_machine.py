@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ea_runtime.errors import UserError
+from ea_runtime.generation import measure_machine
 from ea_runtime.generation.measure_machine import calibrate
 from ea_runtime.planning.calibration import read_calibration
 
@@ -60,3 +61,20 @@ def test_a_process_that_fails_is_one_line(
     with pytest.raises(UserError, match=f"`--calibrate` could not measure cpu: .*{reason}"):
         calibrate("cpu")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("times", "rates"),
+    [
+        # (new, old) blocks of 8 and 64 MiB, in ms: 56 MiB take 4 ms, and a block of no size 1 ms
+        ([1.8, 0.3, 8.0, 2.5], {"mapped": 14.7e9, "mappings": 1077.0}),
+        ([1.0, 1.0, 3.0, 3.0], {}),  # a system that keeps what is freed
+        ([2.0, 0.0, 1.0, 0.0], {}),
+    ],
+)
+def test_mapping_is_what_a_new_block_takes_longer(
+    times: list[float], rates: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [one / 1000 for one in times]
+    monkeypatch.setattr(measure_machine, "_seconds", lambda work, wait: left.pop(0))
+    assert measure_machine._mapping_rates() == pytest.approx(rates, rel=0.01)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import pickle
 import signal
@@ -132,10 +133,12 @@ def main() -> None:
         return
     try:
         sys.path[:] = paths
+        gc.disable()  # what is imported here is no garbage
         target = pickle.loads(blob)
         if isinstance(target, str):
             target = resolve(target)
         getattr(target, "prepare", lambda: None)()
+        gc.enable()
         if memory:
             # A backstop to the parent's watch, for tasks that take memory faster than it looks. It caps private memory,
             # which includes thread stacks and allocator arenas that were never touched: hence the margin.

@@ -39,6 +39,7 @@ def train(
 ) -> None:
     """Train a part of a model; the run's folder has config, log, checkpoints and the final model."""
     from ea_runtime.errors import UserError
+    from ea_runtime.machine.light_imports import without_collecting
     from ea_runtime.plugins.host import get_host
     from ea_runtime.settings import validate
     from ea_runtime.training.options import read_config
@@ -56,7 +57,8 @@ def train(
         record = _recipe(run.run.recipe)
     elif run.run.recipe != recipe:
         raise UserError(f"`config` {config.name} is for recipe {run.run.recipe!r}, got {recipe!r}")
-    recipe_class = record.build()
+    with without_collecting():
+        recipe_class = record.build()
     check_task(recipe_class, run.run.recipe, run.train.task)
     options = validate(recipe_class.options_model, run.recipe_options, config.name)
     if recipe == CACHE:

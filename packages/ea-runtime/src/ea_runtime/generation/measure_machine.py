@@ -25,6 +25,8 @@ from ea_runtime.planning.calibration import PROGRAM_BYTES, Calibration, write_ca
 _SECONDS = 0.3
 #: bytes of a file that are read to measure reading
 _READ = 256 << 20
+#: sizes of two blocks, in elements of float32, that are mapped anew
+_BLOCKS = 2 << 20, 16 << 20
 
 
 def calibrate(device: str) -> Calibration:
@@ -56,16 +58,17 @@ def _in_a_process(device: str, which: str) -> dict[str, Any]:
 def _measure(device: str, which: str) -> dict[str, Any]:
     """which: "--first", or what it printed in an earlier process."""
     from ea_runtime.machine.allocator import tune_allocator
-    from ea_runtime.machine.light_imports import import_diffusers
+    from ea_runtime.machine.light_imports import import_diffusers, without_collecting
 
     tune_allocator()
     started = time.perf_counter()
-    import torch
+    with without_collecting():
+        import torch
 
-    import_diffusers()
-    import transformers
+        import_diffusers()
+        import transformers
 
-    tokenizer = transformers.PreTrainedTokenizerFast  # loaded when it is asked for
+        tokenizer = transformers.PreTrainedTokenizerFast  # loaded when it is asked for
     imports = time.perf_counter() - started
 
     from ea_runtime.errors import MissingPackageError
@@ -110,7 +113,7 @@ def _rates(device: str) -> dict[str, float]:
     image, weight = torch.randn(1, 128, 5, 32 * scale, 32, **where), torch.randn(128, 128, 3, 3, 3, **where)
     q = torch.randn(2 * scale, 12, 512, 64, **where)
     large, small, norm = (
-        torch.randn(8 << 20, **where),
+        torch.randn(2, 8 << 20, **where),
         torch.randn(8, 64, **where),
         nn.Linear(64, 64, **where),
     )
@@ -132,12 +135,36 @@ def _rates(device: str) -> dict[str, float]:
             lambda: F.scaled_dot_product_attention(q, q, q),
             4.0 * q.shape[0] * 12 * 512 * 512 * 64,
         ),
-        "moved": (lambda: large + large, 2.0 * large.numel() * large.element_size()),
+        "moved": (
+            lambda: torch.add(large[0], 1, out=large[1]),
+            2.0 * large[0].numel() * large.element_size(),
+        ),
         "swept": (sweep, 8.0 * frames.numel() * frames.element_size()),
         "calls": (lambda: norm(small), 0.5),  # every tensor of a walk is about two calls
     }
-    rates = {name: amount / _seconds(work, wait) for name, (work, amount) in works.items()}
+    seconds = {name: _seconds(work, wait) for name, (work, _) in works.items()}
+    mappings = _mapping_rates() if device == "cpu" else {}
+    if mappings:  # a sweep makes one large tensor
+        size = frames.numel() * frames.element_size()
+        spent = size / mappings["mapped"] + 1 / mappings["mappings"]
+        seconds["swept"] -= min(spent, seconds["swept"] / 2)
+    rates = {name: amount / seconds[name] for name, (_, amount) in works.items()} | mappings
     return rates | {"winograd": rates["convolution"]}
+
+
+def _mapping_rates() -> dict[str, float]:
+    """Bytes and blocks a second that the system maps, from a small and a large one; nothing if that takes no time."""
+    import torch
+
+    spent = []
+    for count in _BLOCKS:
+        old = torch.zeros(count)
+        new = _seconds(lambda count=count: torch.empty(count).fill_(1.0), lambda: None)  # type: ignore[misc]
+        spent.append(new - _seconds(lambda old=old: old.fill_(1.0), lambda: None))  # type: ignore[misc]
+    size = 4 * (_BLOCKS[1] - _BLOCKS[0])
+    a_byte = (spent[1] - spent[0]) / size
+    a_block = spent[0] - 4 * _BLOCKS[0] * a_byte
+    return {"mapped": 1 / a_byte, "mappings": 1 / a_block} if min(a_byte, a_block) > 0 else {}
 
 
 def _seconds(work: Callable[[], Any], wait: Callable[[], None]) -> float:

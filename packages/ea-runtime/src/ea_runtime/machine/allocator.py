@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 #: malloc.h of glibc
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_LARGE, _KEPT = 3 << 20, 64 << 20
+_KEPT = 64 << 20
+#: bytes from which a block is mapped on its own, and returned to the system when it is freed
+MAPPED = 3 << 20
 
 _trim: Callable[[int], int] | None = None
 
@@ -36,7 +38,7 @@ def tune_allocator() -> bool:
         return False  # another C library, for example musl
     trim.argtypes = [ctypes.c_size_t]
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    settings = ((_M_MMAP_THRESHOLD, _LARGE), (_M_TRIM_THRESHOLD, _KEPT), (_M_ARENA_MAX, 1))
+    settings = ((_M_MMAP_THRESHOLD, MAPPED), (_M_TRIM_THRESHOLD, _KEPT), (_M_ARENA_MAX, 1))
     taken = [bool(mallopt(name, value)) for name, value in settings]
     _trim = trim
     return all(taken)

@@ -16,7 +16,7 @@ from ea_runtime.files.atomic import write_atomic
 from ea_runtime.machine.processor import processor_name
 
 #: of the file's format
-VERSION = 2
+VERSION = 3
 #: memory of Python with torch, diffusers and transformers once networks have run; measured (benchmarks/test_plan.py)
 PROGRAM_BYTES = 640_000_000
 #: runs that are remembered
@@ -29,9 +29,10 @@ _SMALL = 0.5
 class Calibration:
     """This machine with one device.
 
-    program_bytes: of the program itself. rates: FLOP/s by kind of work, "moved" and "swept" bytes a second, "calls" a
-    second, "disk" bytes a second, "imports" seconds; empty until measured. runs: what finished runs were predicted to
-    take, and took. starts: seconds that a phase takes once, before its first arithmetic.
+    program_bytes: of the program itself. rates: FLOP/s by kind of work, "moved", "swept", "transformed" and "mapped"
+    bytes a second, "calls" and "mappings" a second, "disk" bytes a second, "imports" seconds; empty until measured.
+    runs: what finished runs were predicted to take, and took. starts: seconds that a phase takes once, before its first
+    arithmetic.
     """
 
     program_bytes: int = PROGRAM_BYTES

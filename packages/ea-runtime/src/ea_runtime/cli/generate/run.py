@@ -42,10 +42,11 @@ def run(plan: Plan, console: Console, start: float, device: str | None) -> None:
     from ea_runtime.generation.making import ModelHash, device_name, timed
     from ea_runtime.generation.spread import rank, share_out
     from ea_runtime.machine.allocator import tune_allocator
+    from ea_runtime.machine.light_imports import without_collecting
 
     tune_allocator()
     shared: dict[str, float] = {}
-    with GenerationProgress(console) as progress, timed("imports", shared):
+    with GenerationProgress(console) as progress, timed("imports", shared), without_collecting():
         imports = _imports(plan)
         for done, load in enumerate(imports):
             progress.on_step("imports", done, len(imports))

@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
 
+from ea_runtime.machine.allocator import MAPPED
+
 #: channels of oneDNN's blocks on a CPU with AVX-512; a convolution's input and output are padded to them
 BLOCK = 16
 #: multiply-adds below which ea-vae leaves a convolution to torch
@@ -27,7 +29,8 @@ class Held:
 @dataclass
 class Meter:
     """Bytes that are alive, their peak, and work by kind ("linear", "convolution", "winograd", "attention": FLOPs;
-    "moved" or "swept": bytes read and written by everything else; "calls").
+    "transformed": bytes of Winograd's transforms; "moved" or "swept": those read and written by all else; "calls";
+    "mappings" and "mapped": of large tensors and their bytes, which a CPU's system fills with zeros first).
 
     itemsize: bytes of an element. has_scratch: counts what oneDNN's convolutions take next to their tensors. moves: the
     kind of bytes moved: "swept" for the VAE, whose tensors are larger than the processor's cache.
@@ -47,7 +50,14 @@ class Meter:
         self.peak = max(self.peak, self.now)
         self.work[self.moves] += int(passes * size)
         self.work["calls"] += 1
+        self.map(size)
         return Held(size)
+
+    def map(self, size: int) -> None:
+        """Memory of that size is asked for, which the system maps anew if it is large."""
+        if size >= MAPPED:
+            self.work["mapped"] += size
+            self.work["mappings"] += 1
 
     def keep(self, held: Held) -> Held:
         """The same tensor, with one more reference."""
@@ -111,6 +121,9 @@ class Meter:
             laid_out = batch * outputs * _blocks(out) * self.itemsize
             weights = taps * _blocks(into) * _blocks(out) * self.itemsize
             self.touch(2 * weights + size if is_last else laid_out + weights + max(laid_in, size))
+            if not is_last:
+                self.map(laid_in)
+                self.map(laid_out)
         return self.new(batch, outputs, out, passes=0)
 
 

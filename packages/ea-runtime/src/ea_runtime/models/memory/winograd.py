@@ -35,7 +35,7 @@ class Tiled:
     def walk(self, meter: Meter, batch: int, is_causal: bool) -> Held:
         """Adds the convolution, whose input the caller holds; returns its output.
 
-        Its work is that of its matrix products; the transforms between them stay in the cache and slow them down.
+        Its work is its matrix products, and the bytes "transformed": of inputs, of sums of products, and of taps.
         """
         frames, height, width = self.size
         scale = 2 if self.enlarges else 1
@@ -60,5 +60,8 @@ class Tiled:
         meter.touch(temporary * meter.itemsize)
         meter.free(*held)
         kinds = 2 * frames if not is_causal else {1: 1, 2: 3}.get(frames, 3 * frames - 3)
-        meter.work["winograd"] += 2 * batch * kinds * down * across * _PRODUCTS * self.into * self.out
+        each = _PRODUCTS * self.into * self.out
+        meter.work["winograd"] += 2 * batch * kinds * down * across * each
+        moved = batch * frames * down * across * _PRODUCTS * (self.into + self.out) + names * each
+        meter.work["transformed"] += moved * meter.itemsize
         return result

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 
-from ea_runtime.machine.light_imports import import_diffusers
+from ea_runtime.machine.light_imports import import_diffusers, without_collecting
 from ea_runtime.plugins.host import get_host
 from ea_runtime.serve.jobs import StoreError
 from ea_runtime.serve.worker.link import Link
@@ -40,13 +40,14 @@ def serve_jobs(link: Link, make: JobMaker, stop: Stop, on_ready: Callable[[], No
 
 def warm_up() -> None:
     """Imports what the first job would wait for; a part that is broken is reported by the job that needs it."""
-    import_module("torch")
-    import_diffusers()
-    for name in ("ea_runtime.generation.pipeline", "ea_runtime.text.t5", "ea_runtime.video.writers"):
-        import_module(name)
-    _ = import_module("transformers").PreTrainedTokenizerFast
-    host = get_host()
-    for kind in ("vaes", "denoisers", "samplers"):
-        for record in host.records(kind):
-            with suppress(Exception):
-                host.get(kind, record).build()
+    with without_collecting():
+        import_module("torch")
+        import_diffusers()
+        for name in ("ea_runtime.generation.pipeline", "ea_runtime.text.t5", "ea_runtime.video.writers"):
+            import_module(name)
+        _ = import_module("transformers").PreTrainedTokenizerFast
+        host = get_host()
+        for kind in ("vaes", "denoisers", "samplers"):
+            for record in host.records(kind):
+                with suppress(Exception):
+                    host.get(kind, record).build()
