@@ -19,8 +19,8 @@ from ea_runtime.plugins import host as plugins
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A process more than there are cores: a fifth of the time tests wait for a server, a child or a timeout."""
-    return (os.cpu_count() or 1) + 1
+    """Two processes more than there are cores: a fifth of the time tests wait for a server, a child or a timeout."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.hookimpl(wrapper=True)

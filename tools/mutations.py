@@ -85,9 +85,8 @@ class _Walk:
 
     def walk(self, node: ast.AST, *, is_whole: bool = False) -> Iterator[tuple[Place, str]]:
         """is_whole: the node is a statement's only expression, so its value is not used."""
-        if self.lines is not None and isinstance(node, ast.stmt):
-            if not any(line in self.lines for line in range(node.lineno, (node.end_lineno or 0) + 1)):
-                return
+        if isinstance(node, ast.stmt) and not self._has_line(node):
+            return
         yield from self._faults(node)
         if isinstance(node, ast.Call):
             if not is_whole:  # `pass` does the same
@@ -99,6 +98,10 @@ class _Walk:
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST) and not _is_left_alone(node, child):
                     yield from self.walk(child, is_whole=isinstance(node, ast.Expr))
+
+    def _has_line(self, node: ast.stmt) -> bool:
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        return self.lines is None or any(line in self.lines for line in lines)
 
     def _faults(self, node: ast.AST) -> Iterator[tuple[Place, str]]:
         match node:

@@ -65,7 +65,8 @@ def rates(pipe: Any, device: str, single: Mapping[str, float]) -> dict[str, floa
     _solve(found, single, "moved", _work(middle, "denoising"), timings[1]["denoising"])
     _solve(found, single, "convolution", _work(middle, "decoding"), timings[1]["decoding"])
     if device == "cpu":
-        work, seconds = _wide_runs(type(pipe.vae))
+        counted, seconds = _wide_runs(type(pipe.vae))
+        work = {name: float(amount) for name, amount in counted.items()}
         work["winograd"] += _TRANSFORM * work.pop("transformed")
         _solve(found, single, "winograd", work, seconds)
         found["transformed"] = found["winograd"] / _TRANSFORM
