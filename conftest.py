@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Generator, Iterator
+import traceback
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from ea_runtime.plugins import host as plugins
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes more than there are cores: a fifth of the time tests wait for a server, a child or a timeout."""
-    return (os.cpu_count() or 1) + 2
+    """A process more than there are cores: a fifth of the time tests wait for a server, a child or a timeout."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(wrapper=True)
@@ -88,6 +89,39 @@ def leave_torch_alone() -> Iterator[None]:
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
     plugins.set_host(None)
+
+
+@pytest.fixture
+def in_processes() -> Callable[..., None]:
+    """in_processes(work, size=2): calls work(rank) in forks of this process, which has imported what they need; fails
+    with what the first of them raises."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork a process")
+
+    def call(work: Callable[[int], object], size: int = 2) -> None:
+        children = []
+        for rank in range(size):
+            reads, writes = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                said = ""
+                try:
+                    work(rank)
+                except BaseException:
+                    said = traceback.format_exc()
+                os.write(writes, said.encode()[-4000:])
+                os._exit(0 if not said else 1)
+            os.close(writes)
+            children.append((pid, reads))
+        ended = []
+        for pid, reads in children:
+            with os.fdopen(reads) as pipe:
+                said = pipe.read()
+            ended.append((os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said))
+        for code, said in ended:
+            assert code == 0, said or f"a process ended with {code}"
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -6,41 +6,38 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from ea_runtime import VideoPipeline
+from ea_runtime.generation.spread import joined, share_out
 
 REQUEST = {"prompt": "a red circle moves right", "seed": 3, "num_inference_steps": 3}
-_CHILD = f"""
-import sys
-from ea_runtime.generation.spread import joined, rank, share_out
-with joined("cpu") as device:
-    import torch
-    from ea_runtime import VideoPipeline
-    torch.set_num_threads(1)
-    pipe = VideoPipeline.from_pretrained("tiny", device=device)
-    share_out(pipe)
-    video = pipe(**{REQUEST})
-    torch.save((video.latents, torch.from_numpy(video.frames)), f"{{sys.argv[1]}}/found-{{rank()}}.pt")
-"""
+
+
+def environment(rank: int, processes: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return store | threads | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
 
 
 def start(folder: Path, words: list[str], processes: int) -> None:
     """Runs a command in several processes, as torchrun starts them."""
-    store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
-    threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    children = []
-    for rank in range(processes):
-        names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        env = {**os.environ, **store, **threads, **names}
-        children.append(
-            subprocess.Popen(
-                words, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
+    children = [
+        subprocess.Popen(
+            words,
+            env=os.environ | environment(rank, processes),
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+        for rank in range(processes)
+    ]
     for child in children:
         said = child.communicate(timeout=600)
         assert child.returncode == 0, said
@@ -48,8 +45,21 @@ def start(folder: Path, words: list[str], processes: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="names the loopback device as Linux does")
-def test_two_processes_generate_what_one_does(tmp_path: Path):
-    start(tmp_path, [sys.executable, "-c", _CHILD, str(tmp_path)], 2)
+@pytest.mark.usefixtures("leave_torch_alone")
+def test_two_processes_generate_what_one_does(tmp_path: Path, in_processes: Callable[..., None]):
+    told = [environment(rank, 2) for rank in range(2)]
+
+    def work(rank: int) -> None:
+        os.environ.update(told[rank])
+        torch.set_num_threads(1)
+        with joined("cpu") as device:
+            pipe = VideoPipeline.from_pretrained("tiny", device=device)
+            share_out(pipe)
+            video = pipe(**REQUEST)
+        torch.save((video.latents, torch.from_numpy(video.frames)), tmp_path / f"found-{rank}.pt")
+
+    in_processes(work)
+    torch.set_num_threads(1)
     alone = VideoPipeline.from_pretrained("tiny", device="cpu")(**REQUEST)
     latents, frames = alone.latents, torch.from_numpy(alone.frames)
     for rank in range(2):

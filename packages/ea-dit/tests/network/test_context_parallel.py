@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-
-_CHILD = """
-import sys
-sys.modules["torchao"] = sys.modules["bitsandbytes"] = None  # diffusers imports them, for seconds, if they are here
-import torch
 import torch.distributed as dist
-from diffusers import ContextParallelConfig
+
 from ea_dit import Transformer3DModel
 from ea_dit.network import motion as motion_file
+from ea_dit.network.context_parallel import first_frame
+from ea_runtime.machine.light_imports import without_quantizers
 
-rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", store=dist.FileStore(folder + "/store", size), rank=rank, world_size=size)
-torch.accelerator.device_count = lambda: 1  # diffusers takes the rank modulo this, and a CPU counts none
-motion = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16}
-grid = {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {**motion, "block_size": 2}}
-V3 = {"basic_block_type": "global_motionmodule", "motion_module_kwargs": None, "motion_module_kwargs_even": motion,
-      "motion_module_kwargs_odd": {**motion, "attention_block_types": ["Temporal_Self", "Global_Self"]}}
-small = dict(num_attention_heads=4, attention_head_dim=8, num_layers=4, cross_attention_dim=32, caption_channels=24,
-             sample_size=8, motion_module_kwargs=motion)
+MOTION = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16}
+GRID = {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {**MOTION, "block_size": 2}}
+V3 = {
+    "basic_block_type": "global_motionmodule",
+    "motion_module_kwargs": None,
+    "motion_module_kwargs_even": MOTION,
+    "motion_module_kwargs_odd": {**MOTION, "attention_block_types": ["Temporal_Self", "Global_Self"]},
+}
+SMALL: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 8,
+    "num_layers": 4,
+    "cross_attention_dim": 32,
+    "caption_channels": 24,
+    "sample_size": 8,
+    "motion_module_kwargs": MOTION,
+}
 
-def error(call):
+
+def error(call: Callable[[], object]) -> str:
     try:
         call()
     except ValueError as raised:
         return str(raised)
     return ""
 
-found = {}
-with torch.no_grad():
-    for name, options in (("tracks", {}), ("grid", grid), ("global", V3)):
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max())
+
+
+@torch.no_grad()
+def compare() -> dict[Any, Any]:
+    """(kind of motion module, frames) -> the difference; what is refused -> its message. For a process that ends."""
+    with without_quantizers():  # diffusers imports them, for seconds, if they are here
+        from diffusers import ContextParallelConfig
+
+    torch.accelerator.device_count = lambda: 1  # diffusers takes the rank modulo this, and a CPU counts none
+    found: dict[Any, Any] = {}
+    for name, options in (("tracks", {}), ("grid", GRID), ("global", V3)):
         torch.manual_seed(0)
-        model = Transformer3DModel(**{**small, **options}).double().eval()
+        model: Any = Transformer3DModel(**{**SMALL, **options}).double().eval()
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.1)
@@ -48,39 +65,42 @@ with torch.no_grad():
         prepared = model.prepare(text, mask, [500])
         inputs = {n: torch.randn(2, 4, n, 4, 12, dtype=torch.float64) for n in (2, 4)}
         alone = {n: model(x, 500, prepared=prepared).sample for n, x in inputs.items()}
+
+        def share(model: Any = model, **degrees: int) -> None:
+            model.enable_parallelism(config=ContextParallelConfig(**degrees))
+
         if name == "tracks":
-            found["ring"] = error(lambda: model.enable_parallelism(config=ContextParallelConfig(ring_degree=2)))
+            found["ring"] = error(lambda share=share: share(ring_degree=2))
             model.spread()
-            found["spread"] = error(lambda: model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2)))
+            found["spread"] = error(lambda share=share: share(ulysses_degree=2))
             model.spread(False)
-        model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+        share(ulysses_degree=2)
         for n, x in inputs.items():
-            shared = model(x, 500, prepared=prepared).sample
-            found[name, n] = float((alone[n] - shared).abs().max() / alone[n].abs().max())
+            found[name, n] = difference(alone[n], model(x, 500, prepared=prepared).sample)
         if name == "tracks":
-            found["odd"] = error(lambda: model(torch.randn(2, 4, 3, 4, 12).double(), 500, prepared=prepared))
-            cache = lambda signal, x, blocks: blocks(x)
-            found["cache"] = error(lambda: model(inputs[4], 500, prepared=prepared, step_cache=cache))
-            motion_file.first_frame = lambda config, num_frames: 0  # the twin: every process believes to be the first
-            shared = model(inputs[4], 500, prepared=prepared).sample
-            found["twin"] = float((alone[4] - shared).abs().max() / alone[4].abs().max())
-            from ea_dit.network.context_parallel import first_frame
+
+            def run(x: torch.Tensor, model: Any = model, prepared: Any = prepared, **more: Any) -> Any:
+                return model(x, 500, prepared=prepared, **more).sample
+
+            found["odd"] = error(lambda run=run: run(torch.randn(2, 4, 3, 4, 12).double()))
+            cache = {"step_cache": lambda signal, x, blocks: blocks(x)}
+            found["cache"] = error(lambda run=run, x=inputs[4], cache=cache: run(x, **cache))
+            # the twin: every process believes to be the first
+            motion_file.first_frame = lambda config, num_frames: 0
+            found["twin"] = difference(alone[4], run(inputs[4]))
             motion_file.first_frame = first_frame
-torch.save(found, f"{folder}/found-{rank}.pt")
-dist.destroy_process_group()
-"""
+    return found
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", _CHILD]
-    children = [
-        subprocess.Popen([*words, str(rank), "2", str(tmp_path)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for child in children:
-        _, errors = child.communicate(timeout=170)
-        assert child.returncode == 0, errors
+def test_two_processes_equal_one(tmp_path: Path, in_processes: Callable[..., None]) -> None:
+    def work(rank: int) -> None:
+        store = dist.FileStore(str(tmp_path / "store"), 2)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        torch.save(compare(), tmp_path / f"found-{rank}.pt")
+        dist.destroy_process_group()
+
+    in_processes(work)
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}.pt", weights_only=True)
         for name in ("tracks", "grid", "global"):

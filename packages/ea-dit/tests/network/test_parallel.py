@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from ea_dit.network.parallel import FrameSplit, shares
-
-_CHILD = """
-import sys
 import torch
 import torch.distributed as dist
-from ea_dit import Transformer3DModel
 
-rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", store=dist.FileStore(folder + "/store", size), rank=rank, world_size=size)
-motion = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16}
-grid = {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {**motion, "block_size": 2}}
-V3 = {"basic_block_type": "global_motionmodule", "motion_module_kwargs": None, "motion_module_kwargs_even": motion,
-      "motion_module_kwargs_odd": {**motion, "attention_block_types": ["Temporal_Self", "Global_Self"]}}
-small = dict(num_attention_heads=4, attention_head_dim=8, num_layers=4, cross_attention_dim=32, caption_channels=24,
-             sample_size=8, motion_module_kwargs=motion)
-found = {}
-with torch.no_grad():
-    for name, options in (("tracks", {}), ("grid", grid), ("global", V3)):
+from ea_dit import Transformer3DModel
+from ea_dit.network.parallel import FrameSplit, shares
+
+MOTION = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16}
+GRID = {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {**MOTION, "block_size": 2}}
+V3 = {
+    "basic_block_type": "global_motionmodule",
+    "motion_module_kwargs": None,
+    "motion_module_kwargs_even": MOTION,
+    "motion_module_kwargs_odd": {**MOTION, "attention_block_types": ["Temporal_Self", "Global_Self"]},
+}
+SMALL: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 8,
+    "num_layers": 4,
+    "cross_attention_dim": 32,
+    "caption_channels": 24,
+    "sample_size": 8,
+    "motion_module_kwargs": MOTION,
+}
+
+
+@torch.no_grad()
+def differences() -> dict[tuple[str, int], float]:
+    """(kind of motion module, frames) -> the largest difference of a shared pass from one alone, relative."""
+    found = {}
+    through = dist.all_to_all_single
+    for name, options in (("tracks", {}), ("grid", GRID), ("global", V3)):
         torch.manual_seed(0)
-        model = Transformer3DModel(**{**small, **options}).double().eval()
+        model = Transformer3DModel(**{**SMALL, **options}).double().eval()
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.1)
@@ -38,9 +48,13 @@ with torch.no_grad():
             mask[:2, 1:] = 0
             prepared = model.prepare(text, mask, [500])
             alone = model(latents, 500, prepared=prepared).sample
-            calls = []
-            through = dist.all_to_all_single
-            dist.all_to_all_single = lambda *a, **k: (calls.append(1), through(*a, **k))[1]
+            calls: list[int] = []
+
+            def counted(*given: Any, calls: list[int] = calls, **named: Any) -> Any:
+                calls.append(1)
+                return through(*given, **named)
+
+            dist.all_to_all_single = counted
             model.spread()
             shared = model(latents, 500, prepared=prepared).sample
             model.spread(False)
@@ -48,20 +62,17 @@ with torch.no_grad():
             assert len(calls) == (0 if frames == 1 else 8), calls  # two in each of four motion modules
             found[name, frames] = float((alone - shared).abs().max() / alone.abs().max())
             assert all(b.attn_temporal.temporal_transformer.split is None for b in model.blocks)
-torch.save(found, f"{folder}/found-{rank}.pt")
-dist.destroy_process_group()
-"""
+    return found
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", _CHILD]
-    children = [
-        subprocess.Popen([*words, str(rank), "2", str(tmp_path)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for child in children:
-        _, said = child.communicate(timeout=300)
-        assert child.returncode == 0, said
+def test_two_processes_equal_one(tmp_path: Path, in_processes: Callable[..., None]) -> None:
+    def work(rank: int) -> None:
+        store = dist.FileStore(str(tmp_path / "store"), 2)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        torch.save(differences(), tmp_path / f"found-{rank}.pt")
+        dist.destroy_process_group()
+
+    in_processes(work)
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}.pt")
         assert len(found) == 9

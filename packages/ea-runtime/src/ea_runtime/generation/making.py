@@ -9,13 +9,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ea_runtime.errors import NotFiniteError
+from ea_runtime.errors import NotFiniteError, UserError
 from ea_runtime.files.atomic import remove_partials_of
 from ea_runtime.files.hashes import content_hash, file_hash
 from ea_runtime.generation.inputs import input_hashes
@@ -271,7 +271,8 @@ class ModelHash:
         return self._found[0] if self._found else model_hash(self._model)
 
     def _count(self) -> None:
-        self._found.append(model_hash(self._model))
+        with suppress(OSError, UserError):  # a call counts again, and raises what is wrong
+            self._found.append(model_hash(self._model))
 
 
 @contextmanager

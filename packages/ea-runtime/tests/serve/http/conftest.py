@@ -48,9 +48,10 @@ class FakeWorker:
         self._end.set()
 
     def _make(self, job: Job) -> None:
-        step = 0
-        while step < 4 or not self.gate.is_set():
+        step, is_open = 0, False
+        while step < 4 or not is_open:
             step += 1
+            is_open = self.gate.is_set()  # before the report, which tells of a job cancelled until then
             if not self.store.report(job.id, "denoising", min(step, 4), 4):
                 self.store.end_cancelled(job.id)
                 return
@@ -58,7 +59,7 @@ class FakeWorker:
             if self._end.is_set():
                 self.store.hand_back(job.id)
                 return
-            if not self.gate.is_set():
+            if not is_open:
                 time.sleep(0.02)
         if FAILS in job.request["settings"]["prompt"]:
             self.store.fail(job.id, "out_of_memory", "the machine has no memory left; ask for fewer frames")
