@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from ea_runtime import VideoPipeline
+from ea_runtime.cli.main import run
 from ea_runtime.generation.spread import joined, share_out
 
 REQUEST = {"prompt": "a red circle moves right", "seed": 3, "num_inference_steps": 3}
@@ -23,24 +23,6 @@ def environment(rank: int, processes: int) -> dict[str, str]:
     store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
     threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return store | threads | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-
-
-def start(folder: Path, words: list[str], processes: int) -> None:
-    """Runs a command in several processes, as torchrun starts them."""
-    children = [
-        subprocess.Popen(
-            words,
-            env=os.environ | environment(rank, processes),
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    for child in children:
-        said = child.communicate(timeout=600)
-        assert child.returncode == 0, said
 
 
 @pytest.mark.slow
@@ -70,18 +52,16 @@ def test_two_processes_generate_what_one_does(tmp_path: Path, in_processes: Call
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="names the loopback device as Linux does")
-def test_the_command_writes_once(tmp_path: Path):
-    words = [
-        sys.executable,
-        "-m",
-        "ea_runtime.cli.main",
-        "generate",
-        "a red circle",
-        "--steps",
-        "2",
-        "-o",
-        "out.png",
-    ]
-    start(tmp_path, words, 2)
+def test_the_command_writes_once(
+    tmp_path: Path, in_processes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    told = [environment(rank, 2) for rank in range(2)]
+
+    def work(rank: int) -> None:
+        os.environ.update(told[rank])
+        assert run(["generate", "a red circle", "--steps", "2", "-o", "out.png"]) == 0
+
+    in_processes(work)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.png"]
     assert json.loads((tmp_path / "out.json").read_text())["device"]["processes"] == 2

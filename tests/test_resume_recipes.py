@@ -31,7 +31,7 @@ from ea_runtime.training.update.average import WeightAverage
 pytestmark = pytest.mark.slow
 
 FULL = os.environ.get("EA_FULL") == "1"
-STEPS = 12 if FULL else 8
+STEPS = 12 if FULL else 7
 #: (step after which the run is cut, workers)
 CUTS = [(cut, w) for w in (0, 2) for cut in (1, 2, 3, 4, 5, 6, 7, 8, 10, 11)] if FULL else [(2, 0), (5, 2)]
 #: stages whose recipe has both cuts in another one

@@ -133,7 +133,7 @@ def start_in() -> Start:
             "warmup": 20,
             "ema": 0.9,
             "save_every": 10,
-            "keep": 99,
+            "keep": 12,
             **train,
         }
         options = TrainOptions(steps=steps, seed=seed, **table)

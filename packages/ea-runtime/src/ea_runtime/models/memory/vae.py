@@ -1,6 +1,6 @@
 """The memory of decoding and encoding, walked through from the VAE's config (MagViT's and the slice VAE).
 
-Shapes: B videos, C channels, T frames (latent frames deep inside), H W.
+Shapes: one video, C channels, T frames (latent frames deep inside), H W.
 """
 
 from __future__ import annotations
@@ -132,10 +132,8 @@ def count_tiles(length: int, ratio: int, tile: int = TILE) -> int:
 class _Pass:
     """A pass in progress at a size (T, H, W)."""
 
-    def __init__(
-        self, meter: Meter, shape: VaeShape, mode: Mode, size: tuple[int, int, int], batch: int = 1
-    ) -> None:
-        self.m, self.shape, self.mode, self.size, self.batch = meter, shape, mode, size, batch
+    def __init__(self, meter: Meter, shape: VaeShape, mode: Mode, size: tuple[int, int, int]) -> None:
+        self.m, self.shape, self.mode, self.size = meter, shape, mode, size
 
     @property
     def positions(self) -> int:
@@ -143,7 +141,7 @@ class _Pass:
         return t * h * w
 
     def tensor(self, channels: int, passes: float = 2) -> Held:
-        return self.m.new(self.batch, channels, self.positions, passes=passes)
+        return self.m.new(channels, self.positions, passes=passes)
 
     def decode(self, neighbours: int) -> None:
         m, s = self.m, self.shape
@@ -212,7 +210,7 @@ class _Pass:
         changed = self.conv(out, out)
         m.free(normed, h)
         if into != out:
-            m.free(m.convolution(self.batch, into, out, self.positions, self.positions, 1))
+            m.free(m.convolution(1, into, out, self.positions, self.positions, 1))
         m.work[m.moves] += 3 * changed.size
         m.free(x)
         return changed
@@ -221,8 +219,8 @@ class _Pass:
         """Attention with its residual; takes over `x`."""
         m, (t, h, w) = self.m, self.size
         span = {"3d": t * h * w, "spatial": h * w, "temporal": t}[kind]
-        n = self.batch * self.positions
-        tokens = self.tensor(width) if self.batch * t > 1 and kind != "3d" else None
+        n = self.positions
+        tokens = self.tensor(width) if t > 1 and kind != "3d" else None
         normed = self.tensor(width, passes=3)
         q, k, v = (m.linear(n, width, width) for _ in range(3))
         found = m.attention(n // span, span, span, width)
@@ -237,7 +235,7 @@ class _Pass:
         """Takes over `x`."""
         m, (t, h, w) = self.m, self.size
         stride = 2 if level.is_spatial else 1
-        padded = m.new(self.batch, level.width, t, h + 1, w + 1) if level.is_spatial else None
+        padded = m.new(level.width, t, h + 1, w + 1) if level.is_spatial else None
         after = (-(-t // 2) if level.is_temporal else t, h // stride, w // stride)
         out = self.conv(level.width, level.width, after=after, slows=level.is_temporal)
         m.free(padded, x)
@@ -270,7 +268,7 @@ class _Pass:
         m, (t, h, w) = self.m, self.size
         tiled = Tiled(width, width, self.size, enlarges=True)
         if self.has_tiles and tiled.pays:
-            out = tiled.walk(m, self.batch, self.mode == "causal")
+            out = tiled.walk(m, self.mode == "causal")
             m.free(x)
             self.size = (t, 2 * h, 2 * w)
             return out
@@ -288,7 +286,7 @@ class _Pass:
             width, 4 * width, after=edges, form="summed" if form == "both" else "direct", area=4
         )
         m.free(weights)
-        out = m.new(self.batch, width, t, 4 * h * w)
+        out = m.new(width, t, 4 * h * w)
         m.free(phases, x)
         self.size = after
         return out
@@ -308,7 +306,7 @@ class _Pass:
         m, (t, h, w) = self.m, self.size
         tiled = Tiled(into, out, self.size)
         if self.has_tiles and after is None and form is None and tiled.pays:
-            return tiled.walk(m, self.batch, self.mode == "causal")
+            return tiled.walk(m, self.mode == "causal")
         after = after or self.size
         form = form or self.form(into, out, slows=slows)
         plane, image = h * w, after[1] * after[2]
@@ -318,15 +316,15 @@ class _Pass:
         def run(frames: int, given: int, taps: int) -> Held:
             inputs, outputs = given * plane, frames * image
             if not self.is_narrow(out, given, after):
-                return m.convolution(self.batch, into, out, inputs, outputs, taps * area, is_last=is_last)
-            fours = m.convolution(self.batch, into, 4 * out, inputs, outputs // 4, taps * 16, is_last=is_last)
-            result = m.new(self.batch, out, outputs)
+                return m.convolution(1, into, out, inputs, outputs, taps * area, is_last=is_last)
+            fours = m.convolution(1, into, 4 * out, inputs, outputs // 4, taps * 16, is_last=is_last)
+            result = m.new(out, outputs)
             m.free(fours)
             return result
 
         if form == "direct" or (form == "summed" and self.mode != "causal" and t > 1):
             is_padded = form == "direct"
-            padded = m.new(self.batch, into, t + 2, plane) if is_padded else None
+            padded = m.new(into, t + 2, plane) if is_padded else None
             result = run(after[0], t + 2 * is_padded, 3)
             m.free(padded)
             return result
@@ -338,7 +336,7 @@ class _Pass:
             parts.append(self.slice(into, 2, lambda: run(1, 2, 2)))
         if t > 2:
             parts.append(run(after[0] - len(parts), t, 3))
-        result = m.new(self.batch, out, after[0], image)
+        result = m.new(out, after[0], image)
         m.free(*parts, sums)
         return result
 
@@ -352,11 +350,11 @@ class _Pass:
         """True if 2x2 outputs are computed as channels of one. frames: of the input; after: (T, H, W) of the output."""
         _, h, w = self.size
         is_even = after[1:] == (h, w) and h % 2 == w % 2 == 0
-        return self.has_tiles and out <= _NARROW and is_even and self.batch * frames * h * w >= _MIN_LAST
+        return self.has_tiles and out <= _NARROW and is_even and frames * h * w >= _MIN_LAST
 
     def slice(self, channels: int, frames: int, run: Any) -> Held:
         """A convolution of the first frames, of which a copy is made."""
-        part = self.m.new(self.batch, channels, frames, self.size[1] * self.size[2])
+        part = self.m.new(channels, frames, self.size[1] * self.size[2])
         result = run()
         self.m.free(part)
         return result
@@ -370,7 +368,7 @@ class _Pass:
         """The form of a convolution without gradients: see ea-vae's choice.py."""
         causal, weight = self.mode == "causal", 27 * into * out
         positions = self.positions
-        work = self.batch * positions * weight * (4 if enlarges else 1)
+        work = positions * weight * (4 if enlarges else 1)
         if not self.m.has_scratch:
             if work < _MIN_WORK_CUDA:
                 return "direct"

@@ -32,7 +32,7 @@ class Tiled:
             and image * (3 if frames == 1 else frames) >= _POSITIONS
         )
 
-    def walk(self, meter: Meter, batch: int, is_causal: bool) -> Held:
+    def walk(self, meter: Meter, is_causal: bool) -> Held:
         """Adds the convolution, whose input the caller holds; returns its output.
 
         Its work is its matrix products, and the bytes "transformed": of inputs, of sums of products, and of taps.
@@ -47,7 +47,7 @@ class Tiled:
         tiles, high = rows * across, rows * 4 + 2
         slots = min(frames, 3) if block >= self.out else frames
         names = (1, 3, 5)[min(frames, 3) - 1] if is_causal else 3 if frames > 1 else 1
-        result = meter.new(batch, self.out, frames, height * width * scale**2, passes=0)
+        result = meter.new(self.out, frames, height * width * scale**2, passes=0)
         held = [
             meter.new(4 * high * (across + 1) * self.into, passes=0),
             meter.new(6 * high * across * self.into, passes=0),
@@ -61,7 +61,7 @@ class Tiled:
         meter.free(*held)
         kinds = 2 * frames if not is_causal else {1: 1, 2: 3}.get(frames, 3 * frames - 3)
         each = _PRODUCTS * self.into * self.out
-        meter.work["winograd"] += 2 * batch * kinds * down * across * each
-        moved = batch * frames * down * across * _PRODUCTS * (self.into + self.out) + names * each
+        meter.work["winograd"] += 2 * kinds * down * across * each
+        moved = frames * down * across * _PRODUCTS * (self.into + self.out) + names * each
         meter.work["transformed"] += moved * meter.itemsize
         return result
