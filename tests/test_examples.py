@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
-import shutil
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +15,6 @@ import torch
 from ea_data.draw.files import read_frames
 from ea_runtime import VideoPipeline
 from ea_runtime.cli.main import run
-from ea_runtime.models.layout import bundled_folder
 from ea_runtime.plugins.host import set_host
 from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae, host_with
 
@@ -114,14 +111,8 @@ def test_onnx_runtime_gives_pytorchs_video(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib))
     )
-    shutil.copytree(bundled_folder("tiny"), "model")
-    # exported by layer: one of a kind will do
-    fewer = {"vae": {"layers_per_block": 1}, "transformer": {"num_layers": 2}}
-    vae, dit = (
-        json.loads(Path(f"model/{part}/config.json").read_text("utf-8")) | less
-        for part, less in fewer.items()
-    )
-    load("random_models", ROOT / "tests/export").write_model(Path("model"), vae, dit, torch.float32)
+    # exported layer by layer: one of a kind will do
+    load("random_models", ROOT / "tests/export").write_small(Path("model"))
     assert load("onnx_runtime").main(["--model", "model", "--num-frames", "9", "--steps", "2"]) < 1.0
 
 

@@ -84,7 +84,7 @@ def test_the_first_makes_a_video_and_its_sidecar(start: list[str], checkout: Pat
         assert sum(1 for _ in video.decode(video=0)) > 1
 
 
-#: found, not imported: that takes ten seconds of a core, and this test itself is one of them
+#: found, not imported, nor are conftests: that takes ten seconds of a core, and this test itself is one of them
 FINDS = """
 import os
 
@@ -100,7 +100,7 @@ def test_the_second_runs_every_test(start: list[str], checkout: Path, tmp_path: 
     (tmp_path / "finds.py").write_text(FINDS)
     found = tmp_path / "found"
     settings = {
-        "PYTEST_ADDOPTS": "--collect-only -n 0 -p finds",
+        "PYTEST_ADDOPTS": "--collect-only -n 0 --noconftest -p finds",
         "PYTHONPATH": str(tmp_path),
         "FOUND": str(found),
     }
@@ -110,6 +110,9 @@ def test_the_second_runs_every_test(start: list[str], checkout: Path, tmp_path: 
     wanted = {path.resolve() for place in places for path in place.rglob("test_*.py")}
     assert len(wanted) > 300
     assert {Path(line) for line in found.read_text().splitlines()} == wanted
+    for conftest in checkout.rglob("conftest.py"):  # none leaves a file out
+        assert "collect_ignore" not in conftest.read_text("utf-8")
+        assert "pytest_ignore_collect" not in conftest.read_text("utf-8")
 
 
 def test_a_readme_without_commands_is_caught() -> None:

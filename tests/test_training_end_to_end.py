@@ -93,7 +93,7 @@ def test_every_stage_in_bf16(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_from_nothing_to_a_video(ea: Ea, monkeypatch: pytest.MonkeyPatch) -> None:
-    ea("data", "draw", "data/drawn", "--num-clips", "8", "--num-pictures", "8")
+    ea("data", "draw", "data/drawn", "--num-clips", "6", "--num-pictures", "6")
     train(ea, "text", 4, "data.num_samples=300")
     train(ea, "vae-pictures", 3)
     assert "latents whitened" in train(ea, "vae-clips", 2, "train.batch_size=2")[-2]

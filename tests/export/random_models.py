@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from ea_dit import Transformer3DModel
+from ea_runtime.models.layout import bundled_folder
 from ea_vae import AutoencoderKLMagvit
 
 #: the published V2 checkpoint's (widths 128, 256, 512, 512, two layers per block, 28 blocks of width 1152)
@@ -65,6 +67,16 @@ def write_model(
         path = folder / name / "diffusion_pytorch_model.safetensors"
         write_random(path, {key: tuple(t.shape) for key, t in network.state_dict().items()}, dtype)
     return folder
+
+
+def write_small(folder: Path) -> Path:
+    """Writes the bundled model with random weights in a VAE of one layer a block and a denoiser of two blocks."""
+    shutil.copytree(bundled_folder("tiny"), folder)
+    fewer = {"vae": {"layers_per_block": 1}, "transformer": {"num_layers": 2}}
+    vae, dit = (
+        json.loads((folder / part / "config.json").read_text("utf-8")) | less for part, less in fewer.items()
+    )
+    return write_model(folder, vae, dit, torch.float32)
 
 
 def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:

@@ -23,7 +23,7 @@ def killed(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     program = [sys.executable, str(Path(__file__).with_name("killed_runs.py"))]
     folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run(
-        [*program, str(random_model), str(folder), f"whole,{KILLS},1", "no-history,6,2", "no-generators,6,2"],
+        [*program, str(random_model), str(folder), f"whole,{KILLS},1", "no-history,4,2", "no-generators,4,2"],
         capture_output=True,
         text=True,
         timeout=600,
