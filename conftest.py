@@ -140,6 +140,24 @@ def in_processes() -> Callable[..., None]:
     return call
 
 
+@pytest.fixture
+def in_gloo(tmp_path: Path, in_processes: Callable[..., None]) -> Callable[..., None]:
+    """in_gloo(work): calls work(rank) in two processes that have joined a gloo group."""
+
+    def call(work: Callable[[int], object]) -> None:
+        import torch.distributed as dist
+
+        def joined(rank: int) -> None:
+            store = dist.FileStore(str(tmp_path / "store"), 2)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+            work(rank)
+            dist.destroy_process_group()
+
+        in_processes(joined)
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder of golden tensors, `shared/reference` next to the checkout; the test is skipped if it is missing."""

@@ -19,7 +19,7 @@ REQUEST = {"prompt": "a red circle moves right", "seed": 3, "num_inference_steps
 
 
 def environment(rank: int, processes: int) -> dict[str, str]:
-    """What torchrun tells a process."""
+    """The variables that torchrun sets for a process."""
     store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
     threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return store | threads | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
@@ -29,10 +29,10 @@ def environment(rank: int, processes: int) -> dict[str, str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="names the loopback device as Linux does")
 @pytest.mark.usefixtures("leave_torch_alone")
 def test_two_processes_generate_what_one_does(tmp_path: Path, in_processes: Callable[..., None]):
-    told = [environment(rank, 2) for rank in range(2)]
+    variables = [environment(rank, 2) for rank in range(2)]
 
     def work(rank: int) -> None:
-        os.environ.update(told[rank])
+        os.environ.update(variables[rank])
         torch.set_num_threads(1)
         with joined("cpu") as device:
             pipe = VideoPipeline.from_pretrained("tiny", device=device)
@@ -56,10 +56,10 @@ def test_the_command_writes_once(
     tmp_path: Path, in_processes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    told = [environment(rank, 2) for rank in range(2)]
+    variables = [environment(rank, 2) for rank in range(2)]
 
     def work(rank: int) -> None:
-        os.environ.update(told[rank])
+        os.environ.update(variables[rank])
         assert run(["generate", "a red circle", "--steps", "2", "-o", "out.png"]) == 0
 
     in_processes(work)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ea_dit import Transformer3DModel
 
+MOTION: dict[str, Any] = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16}
 TINY: dict[str, Any] = {
     "num_attention_heads": 4,
     "attention_head_dim": 8,
@@ -18,7 +19,7 @@ TINY: dict[str, Any] = {
     "cross_attention_dim": 32,
     "caption_channels": 24,
     "sample_size": 8,
-    "motion_module_kwargs": {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16},
+    "motion_module_kwargs": MOTION,
 }
 
 
@@ -41,6 +42,21 @@ def make_model() -> Callable[..., Transformer3DModel]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def motion_kinds() -> dict[str, dict[str, Any]]:
+    """Kind of motion module -> what it changes of a tiny model's config."""
+    return {
+        "tracks": {},
+        "grid": {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {**MOTION, "block_size": 2}},
+        "global": {
+            "basic_block_type": "global_motionmodule",
+            "motion_module_kwargs": None,
+            "motion_module_kwargs_even": MOTION,
+            "motion_module_kwargs_odd": {**MOTION, "attention_block_types": ["Temporal_Self", "Global_Self"]},
+        },
+    }
 
 
 @pytest.fixture

@@ -8,30 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from ea_dit import Transformer3DModel
 from ea_dit.network import motion as motion_file
 from ea_dit.network.context_parallel import first_frame
 from ea_runtime.machine.light_imports import without_quantizers
 
-MOTION = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16}
-GRID = {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {**MOTION, "block_size": 2}}
-V3 = {
-    "basic_block_type": "global_motionmodule",
-    "motion_module_kwargs": None,
-    "motion_module_kwargs_even": MOTION,
-    "motion_module_kwargs_odd": {**MOTION, "attention_block_types": ["Temporal_Self", "Global_Self"]},
-}
-SMALL: dict[str, Any] = {
-    "num_attention_heads": 4,
-    "attention_head_dim": 8,
-    "num_layers": 4,
-    "cross_attention_dim": 32,
-    "caption_channels": 24,
-    "sample_size": 8,
-    "motion_module_kwargs": MOTION,
-}
+Make = Callable[..., Any]
+Kinds = dict[str, dict[str, Any]]
 
 
 def error(call: Callable[[], object]) -> str:
@@ -47,19 +30,16 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def compare() -> dict[Any, Any]:
+def compare(make_model: Make, kinds: Kinds) -> dict[Any, Any]:
     """(kind of motion module, frames) -> the difference; what is refused -> its message. For a process that ends."""
     with without_quantizers():  # diffusers imports them, for seconds, if they are here
         from diffusers import ContextParallelConfig
 
     torch.accelerator.device_count = lambda: 1  # diffusers takes the rank modulo this, and a CPU counts none
     found: dict[Any, Any] = {}
-    for name, options in (("tracks", {}), ("grid", GRID), ("global", V3)):
+    for name, options in kinds.items():
         torch.manual_seed(0)
-        model: Any = Transformer3DModel(**{**SMALL, **options}).double().eval()
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.1)
+        model = make_model(**options).double()
         text, mask = torch.randn(4, 6, 24, dtype=torch.float64), torch.ones(4, 6, dtype=torch.long)
         mask[:2, 1:] = 0
         prepared = model.prepare(text, mask, [500])
@@ -93,14 +73,10 @@ def compare() -> dict[Any, Any]:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path, in_processes: Callable[..., None]) -> None:
-    def work(rank: int) -> None:
-        store = dist.FileStore(str(tmp_path / "store"), 2)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-        torch.save(compare(), tmp_path / f"found-{rank}.pt")
-        dist.destroy_process_group()
-
-    in_processes(work)
+def test_two_processes_equal_one(
+    tmp_path: Path, in_gloo: Callable[..., None], make_model: Make, motion_kinds: Kinds
+) -> None:
+    in_gloo(lambda rank: torch.save(compare(make_model, motion_kinds), tmp_path / f"found-{rank}.pt"))
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}.pt", weights_only=True)
         for name in ("tracks", "grid", "global"):

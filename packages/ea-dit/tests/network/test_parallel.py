@@ -9,39 +9,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ea_dit import Transformer3DModel
 from ea_dit.network.parallel import FrameSplit, shares
 
-MOTION = {"num_attention_heads": 4, "temporal_position_encoding_max_len": 16}
-GRID = {"motion_module_type": "VanillaGrid", "motion_module_kwargs": {**MOTION, "block_size": 2}}
-V3 = {
-    "basic_block_type": "global_motionmodule",
-    "motion_module_kwargs": None,
-    "motion_module_kwargs_even": MOTION,
-    "motion_module_kwargs_odd": {**MOTION, "attention_block_types": ["Temporal_Self", "Global_Self"]},
-}
-SMALL: dict[str, Any] = {
-    "num_attention_heads": 4,
-    "attention_head_dim": 8,
-    "num_layers": 4,
-    "cross_attention_dim": 32,
-    "caption_channels": 24,
-    "sample_size": 8,
-    "motion_module_kwargs": MOTION,
-}
+Make = Callable[..., Any]
+Kinds = dict[str, dict[str, Any]]
 
 
 @torch.no_grad()
-def differences() -> dict[tuple[str, int], float]:
+def differences(make_model: Make, kinds: Kinds) -> dict[tuple[str, int], float]:
     """(kind of motion module, frames) -> the largest difference of a shared pass from one alone, relative."""
     found = {}
     through = dist.all_to_all_single
-    for name, options in (("tracks", {}), ("grid", GRID), ("global", V3)):
+    for name, options in kinds.items():
         torch.manual_seed(0)
-        model = Transformer3DModel(**{**SMALL, **options}).double().eval()
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.1)
+        model = make_model(**options).double()
         for frames in (1, 3, 4):  # a picture cannot be shared out, three frames not evenly
             latents = torch.randn(2, 4, frames, 4, 12, dtype=torch.float64)
             text, mask = torch.randn(4, 6, 24, dtype=torch.float64), torch.ones(4, 6, dtype=torch.long)
@@ -65,14 +46,10 @@ def differences() -> dict[tuple[str, int], float]:
     return found
 
 
-def test_two_processes_equal_one(tmp_path: Path, in_processes: Callable[..., None]) -> None:
-    def work(rank: int) -> None:
-        store = dist.FileStore(str(tmp_path / "store"), 2)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-        torch.save(differences(), tmp_path / f"found-{rank}.pt")
-        dist.destroy_process_group()
-
-    in_processes(work)
+def test_two_processes_equal_one(
+    tmp_path: Path, in_gloo: Callable[..., None], make_model: Make, motion_kinds: Kinds
+) -> None:
+    in_gloo(lambda rank: torch.save(differences(make_model, motion_kinds), tmp_path / f"found-{rank}.pt"))
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}.pt")
         assert len(found) == 9

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from ea_vae import AutoencoderKLMagvit
 from ea_vae.network.streaming import VideoCoder
@@ -41,15 +40,12 @@ def decode_alone_and_together() -> list[tuple[bool, int, tuple[int, ...]]]:
     return found
 
 
-def test_two_processes_equal_one(tmp_path: Path, in_processes: Callable[..., None]):
+def test_two_processes_equal_one(tmp_path: Path, in_gloo: Callable[..., None]):
     def work(rank: int) -> None:
         torch.set_num_threads(1)
-        store = dist.FileStore(str(tmp_path / "store"), 2)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
         torch.save(decode_alone_and_together(), tmp_path / f"found-{rank}.pt")
-        dist.destroy_process_group()
 
-    in_processes(work)
+    in_gloo(work)
     found = [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2)]
     for ours, others in zip(*found, strict=True):
         assert ours[0]

@@ -51,7 +51,7 @@ class FakeWorker:
         step, is_open = 0, False
         while step < 4 or not is_open:
             step += 1
-            is_open = self.gate.is_set()  # before the report, which tells of a job cancelled until then
+            is_open = self.gate.is_set()  # read first: the report then sees every earlier cancel
             if not self.store.report(job.id, "denoising", min(step, 4), 4):
                 self.store.end_cancelled(job.id)
                 return
