@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,9 @@ from ea_dit import Transformer3DModel
 from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.models.memory.denoiser import DenoiserShape, LoraRanks, Pass, StepInput, walk_step
 from ea_runtime.models.memory.meter import Meter
-from ea_runtime.models.memory.vae import walk_decode, walk_encode
+from ea_runtime.models.memory.vae import decoded_pieces, walk_decode, walk_encode
 from ea_vae import AutoencoderKLMagvit
+from ea_vae.network.chunking import decode_pieces
 
 DENOISER: dict[str, Any] = {
     "num_layers": 7,
@@ -122,6 +124,17 @@ def test_an_encoded_piece(config: dict[str, Any], frames: int) -> None:
     meter = Meter(has_scratch=True)
     walk_encode(meter, dict(vae.config), frames, 64, 64)
     assert meter.peak - 4 * x.numel() == pytest.approx(found, rel=0.04)
+
+
+@pytest.mark.parametrize("is_slice", [False, True], ids=["magvit", "slice"])
+def test_pieces_of_a_video_are_those_that_the_vae_decodes(is_slice: bool) -> None:
+    config: dict[str, Any] = {"mini_batch_decoder": 2, "mini_batch_encoder": 8} if is_slice else {}
+    settings = AutoencoderKLMagvit(**VAE, slice_compression_vae=is_slice, **config).settings
+    for latents in (1, 2, 3, 4, 5, 9, 12):
+        if is_slice or latents % 3 == 0 or latents == 1:
+            pieces = decode_pieces(latents, settings)
+            wanted = Counter((one.stop - one.start, one.num_before, one.num_after) for one in pieces)
+            assert decoded_pieces(latents, settings.mini_batch_decoder, is_slice) == wanted
 
 
 def test_the_plan_of_a_pipeline() -> None:

@@ -52,7 +52,7 @@ def test_a_plan_counts_what_waits() -> None:
     for name, part in read_parts(bundled_folder("tiny")).items():
         network = pipe.text.model if name == "text" else getattr(pipe, name)
         groups = [group.nbytes // 4 for group in waiting_groups(network)]
-        assert (part.waiting, part.group) == (sum(groups), max(groups))
+        assert (part.waiting, part.group, part.groups) == (sum(groups), max(groups), len(groups))
 
 
 def test_memory_that_is_short_is_planned_and_bad_modes_are_refused(

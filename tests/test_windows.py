@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -105,3 +106,23 @@ def test_windows_continue_each_other(is_slice: bool, channels: int) -> None:
     looped = pipe(num_frames=count, latents=noise, loop=True, **text, **SETTINGS)
     assert looped.frames is not None
     assert looped.frames.shape[1] == count
+
+
+def test_what_windows_encode_in_their_turn_is_encoding_and_not_denoising() -> None:
+    pipe = make_pipe(False, 12)
+    slow, spent = pipe.vae.encode_video, []
+
+    def encode_video(*args: Any) -> torch.Tensor:
+        started = time.perf_counter()
+        time.sleep(0.01)
+        try:
+            return slow(*args)
+        finally:
+            spent.append(time.perf_counter() - started)
+
+    pipe.vae.encode_video = encode_video  # pyright: ignore[reportAttributeAccessIssue]
+    started = time.perf_counter()
+    found = pipe(prompt_embeds=torch.ones(1, 4, 16), num_frames=36, output="latents", **SETTINGS)
+    whole = time.perf_counter() - started
+    assert len(spent) >= 2
+    assert sum(spent) <= found.timings["encoding"] <= whole - found.timings["denoising"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ea_runtime.generation.measure_networks import _solve, bytes_of_networks, starts
+from ea_runtime.generation import measure_networks
+from ea_runtime.generation.measure_networks import _forecast, _solve, _work, bytes_of_networks, starts
+from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.planning.calibration import Calibration, write_calibration
+from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
 
 WORK = {"linear": 4e9, "calls": 500, "unknown": 7.0}
 
@@ -47,3 +52,32 @@ def test_an_earlier_calibration_does_not_count_as_the_networks(
     found = bytes_of_networks("cpu")
     assert write_calibration("cpu", Calibration(program_bytes=900_000_000))
     assert bytes_of_networks("cpu") == found
+
+
+def test_a_later_run_has_no_work_of_the_first_one() -> None:
+    found = _forecast("cpu", {"num_frames": 18})
+    assert {"touched", "writers"} & set(found.phase("decoding").work) == {"touched"}  # no file is written
+    assert not {"touched", "writers"} & set(_work(found, "decoding"))
+    assert _work(found, "decoding")["convolution"] == found.phase("decoding").work["convolution"]
+
+
+@pytest.mark.parametrize(
+    ("times", "seconds"), [([0.31, 0.3, 0.32, 0.38], 0.08), ([0.3, 0.3, 0.3, 0.29], 1e-3)]
+)
+def test_opening_a_video_is_what_decoding_takes_longer(
+    times: list[float], seconds: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    written: list[int] = []
+    left = list(times)
+
+    def timed(run: Callable[[], deque[None]]) -> float:
+        run()
+        written.append(len(list(tmp_path.rglob("*.mp4*"))))
+        return left.pop(0)
+
+    monkeypatch.setattr(measure_networks, "_timed", timed)
+    pipe = VideoPipeline(FakeVae(), FakeDenoiser(), FakeTextEncoder(num_tokens=40))
+    assert measure_networks._writer_seconds(pipe) == pytest.approx(seconds)
+    assert written == [0, 0, 0, 1]
+    assert not list(tmp_path.iterdir())

@@ -48,7 +48,7 @@ def test_runs_correct_the_next_plans() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"version": 3}', '{"version": 3, "machines": []}', '{"version": 2, "machines": {}}'],
+    ["{", "[]", "{}", '{"version": 4}', '{"version": 4, "machines": []}', '{"version": 3, "machines": {}}'],
 )
 def test_a_damaged_cache_is_an_empty_one(text: str) -> None:
     assert write_calibration("cpu", Calibration(1, RATES))
@@ -156,7 +156,7 @@ def test_runs_that_are_none_are_left_out(run: object, is_sound: bool) -> None:
     "harm",
     [{"rates": {"linear": 0.0}}, {"rates": {"linear": float("nan")}}, {"rates": {"linear": "x"}}, {"rates": []},
      {"rates": None}, {"starts": {"text": -0.1}}, {"starts": {"text": float("nan")}}, {"starts": 7}, {"runs": 7},
-     {"program_bytes": "x"}, {"program_bytes": None}],
+     {"program_bytes": "x"}, {"program_bytes": None}, {"ready_bytes": -1}, {"ready_bytes": None}],
 )  # fmt: skip
 def test_a_machine_with_odd_numbers_is_measured_again(harm: dict[str, object]) -> None:
     assert write_calibration("cpu", Calibration(5, RATES))
@@ -171,12 +171,18 @@ def test_a_machine_with_odd_numbers_is_measured_again(harm: dict[str, object]) -
 
 
 def test_the_file_of_this_version() -> None:
-    one = Calibration(5, RATES, ({"factors": {}},), {"text": 0.0, "loading": 0.5})
+    one = Calibration(5, RATES, ({"factors": {}},), {"text": 0.0, "loading": 0.5}, 7)
     assert write_calibration("cpu", one)
     table = json.loads(calibration_file().read_text())
-    assert (table["version"], list(table)) == (3, ["version", "machines"])
+    assert (table["version"], list(table)) == (4, ["version", "machines"])
     assert list(table["machines"].values()) == [
-        {"program_bytes": 5, "rates": RATES, "runs": [{"factors": {}}], "starts": one.starts}
+        {
+            "program_bytes": 5,
+            "rates": RATES,
+            "runs": [{"factors": {}}],
+            "starts": one.starts,
+            "ready_bytes": 7,
+        }
     ]
     assert read_calibration("cpu") == one
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from ea_runtime.errors import UserError
 from ea_runtime.text import clean_caption
-from ea_runtime.text.cleaning import clean_once
+from ea_runtime.text.cleaning import _repair, clean_once
 from ea_runtime.text.encoder import MAX_PROMPT_BYTES, check_prompt
 from ea_runtime.text.html import visible_text
 
@@ -91,6 +91,22 @@ def plain(text: str) -> str:
     for pattern, replacement in AFTER_REPAIR:
         text = re.sub(pattern, replacement, text)
     return text.strip()
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="&"), max_size=80))
+def test_ftfy_leaves_printable_ascii_as_it_is(text: str) -> None:
+    assert ftfy.fix_text(text) == text
+
+
+def test_ftfy_is_imported_for_texts_that_it_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    assert (
+        clean_caption("A red circle moves right, 'slowly'; ~5 px!")
+        == "a red circle moves right, 'slowly'; 5 px!"
+    )
+    for text in ("caf\u00e9", "a \x07bell", "R & D"):
+        with pytest.raises(ImportError):
+            _repair(text)
 
 
 FRAGMENTS = [

@@ -100,6 +100,7 @@ def setting_of(
         batch=batch,
         is_smooth=request.smooth,
         has_known=has_known_frames(request),
+        known_pictures=_known_pictures(request),
         has_cache=request.step_cache is not None,
         text_tokens=(24 if prompt is None else text_length(prompt), text_length(negative)),
         lora=joined([ranks for ranks, _ in loras]),
@@ -108,6 +109,12 @@ def setting_of(
         window=windows.longest,
         windows=len(windows),
     )
+
+
+def _known_pictures(request: Request) -> int:
+    """How many pictures a video starts from and ends with; 0 if it is made from a video."""
+    is_video = request.video is not None or request.mask is not None
+    return 0 if is_video else sum(one is not None for one in (request.image, request.image_end))
 
 
 def forecast_pipeline(pipe: Any, request: Request, batch: int, memory: int | None = None) -> Forecast:

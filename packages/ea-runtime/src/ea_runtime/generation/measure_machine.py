@@ -1,11 +1,11 @@
-"""This machine measured for plans, in about 20 seconds and in a separate process.
+"""This machine measured for plans, in about half a minute and in separate processes.
 
 Rates of single operations, rates at which the networks run (measure_networks.py), what the first video of a process
 takes once, and the program's own memory.
 
-`python -m ea_runtime.generation.measure_machine DEVICE --first` prints the first picture's seconds by phase as JSON;
-with that in place of `--first` it prints all figures. Of the two first pictures the shorter phases count, since a
-process that is the first of its kind reads its libraries from the disk.
+`python -m ea_runtime.generation.measure_machine DEVICE --first` prints the first picture's seconds by phase, and how
+fast memory is touched, as JSON; with that in place of `--first` it prints all figures. Of the two first pictures the
+shorter phases count, since a process that is the first of its kind reads its libraries from the disk.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from ea_runtime.planning.calibration import PROGRAM_BYTES, Calibration, write_ca
 
 #: seconds that each rate is measured
 _SECONDS = 0.3
+#: bytes of a block that is touched once, and how many blocks; those that take less than this share of the usual time
+#: were ready
+_TOUCHED, _TOUCHES, _FAST = 32 << 20, 16, 0.9
 #: bytes of a file that are read to measure reading
 _READ = 256 << 20
 #: sizes of two blocks, in elements of float32, that are mapped anew
@@ -35,7 +40,12 @@ def calibrate(device: str) -> Calibration:
     first = _in_a_process(device, "--first")
     found = _in_a_process(device, json.dumps(first))
     try:
-        calibration = Calibration(int(found["program_bytes"]), found["rates"], starts=found["starts"])
+        calibration = Calibration(
+            int(found["program_bytes"]),
+            found["rates"],
+            starts=found["starts"],
+            ready_bytes=int(found["ready_bytes"]),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"`--calibrate` could not measure {device}: {error!r}") from error
     if not write_calibration(device, calibration):
@@ -77,29 +87,38 @@ def _measure(device: str, which: str) -> dict[str, Any]:
     from ea_runtime.machine.memory import peak_rss
 
     program, first = PROGRAM_BYTES, {}
+    started = time.perf_counter()
     try:
         pipe = VideoPipeline.from_pretrained("tiny", device=device)
     except MissingPackageError:
         pipe = None  # then no model can run: rates of single operations will do
     else:
-        first = networks.first_picture(pipe)
+        loading = imports + time.perf_counter() - started
+        first = {"loading": loading} | networks.first_picture(pipe)
         if device == "cpu":
             program = peak_rss() - networks.bytes_of_networks(device)
     if which == "--first":
-        return first
+        runs = [] if pipe is None else networks.middle_runs(pipe)
+        return {"first": first, "middle": runs, "touched": _touched() if device == "cpu" else None}
     earlier = json.loads(which)
-    first = {name: min(seconds, earlier.get(name, seconds)) for name, seconds in first.items()}
+    first = {name: min(seconds, earlier["first"].get(name, seconds)) for name, seconds in first.items()}
     with torch.inference_mode():
-        rates = {"imports": imports} | _rates(device)
+        layer = torch.nn.Linear if pipe is None else networks.linear_class(pipe)
+        rates = {"imports": imports} | _rates(device, layer)
+    ready = 0
+    if device == "cpu":
+        touched, ready = earlier["touched"]
+        rates |= _touching_rate(touched, rates.get("mapped"))
     rates["disk"] = _disk_rate()
     if pipe is not None:
-        rates = networks.rates(pipe, device, rates)
+        rates = networks.rates(pipe, device, rates, earlier["middle"])
     del tokenizer
-    return {"program_bytes": program, "rates": rates, "starts": networks.starts(device, rates, first)}
+    starts = networks.starts(device, rates, first)
+    return {"program_bytes": program, "ready_bytes": ready, "rates": rates, "starts": starts}
 
 
-def _rates(device: str) -> dict[str, float]:
-    """Rates by kind of work, of one operation each."""
+def _rates(device: str, layer: Any) -> dict[str, float]:
+    """Rates by kind of work, of one operation each. layer: the class of a denoiser's linear layers."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -109,8 +128,7 @@ def _rates(device: str) -> dict[str, float]:
     where: dict[str, Any] = {"device": choose_device(device)}
     where["dtype"] = choose_dtype(where["device"])
     scale = 1 if device == "cpu" else 8
-    x, linear = torch.randn(1536 * scale, 768, **where), nn.Linear(768, 3072, **where)
-    image, weight = torch.randn(1, 128, 5, 32 * scale, 32, **where), torch.randn(128, 128, 3, 3, 3, **where)
+    image, weight = torch.randn(1, 128, 5, 16 * scale, 16, **where), torch.randn(128, 128, 3, 3, 3, **where)
     q = torch.randn(2 * scale, 12, 512, 64, **where)
     large, small, norm = (
         torch.randn(2, 8 << 20, **where),
@@ -123,14 +141,19 @@ def _rates(device: str) -> dict[str, float]:
         """As the VAE's residual blocks, which count 8 passes."""
         return F.silu(F.group_norm(frames, 8), inplace=True).add_(frames)
 
+    def convolve(frames: Any) -> Any:
+        """As the VAE: by oneDNN itself where it can."""
+        if device == "cpu" and torch.backends.mkldnn.is_available():
+            return torch.mkldnn_convolution(frames, weight, None, (1, 1, 1), (1, 1, 1), (1, 1, 1), 1)
+        return F.conv3d(frames, weight, None, 1, 1)
+
     def wait() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
     positions = image.shape[2] * image.shape[3] * image.shape[4]
     works: dict[str, tuple[Callable[[], Any], float]] = {
-        "linear": (lambda: linear(x), 2.0 * len(x) * 768 * 3072),
-        "convolution": (lambda: F.conv3d(image, weight, None, 1, 1), 2.0 * positions * 128 * 128 * 27),
+        "convolution": (partial(convolve, image), 2.0 * positions * 128 * 128 * 27),
         "attention": (
             lambda: F.scaled_dot_product_attention(q, q, q),
             4.0 * q.shape[0] * 12 * 512 * 512 * 64,
@@ -149,7 +172,56 @@ def _rates(device: str) -> dict[str, float]:
         spent = size / mappings["mapped"] + 1 / mappings["mappings"]
         seconds["swept"] -= min(spent, seconds["swept"] / 2)
     rates = {name: amount / seconds[name] for name, (_, amount) in works.items()} | mappings
-    return rates | {"winograd": rates["convolution"]}
+    few = image[..., :4, :4].contiguous()
+    laid = _seconds(partial(convolve, few), wait) - seconds["convolution"] * few.numel() / image.numel()
+    if laid > 0:
+        rates["filters"] = weight.numel() * weight.element_size() / laid
+    rates |= _linear_rates(layer, scale, where, wait)
+    return rates | {"winograd": rates["convolution"], "wide": rates["convolution"]}
+
+
+def _linear_rates(
+    layer: Any, scale: int, where: dict[str, Any], wait: Callable[[], None]
+) -> dict[str, float]:
+    """FLOP/s of linear layers, and bytes of their weights a second: from few rows and from many."""
+    import torch
+
+    layers = [layer(768, out, **where) for out in (768, 3072)]
+    elements = sum(one.weight.numel() for one in layers)
+    rows, spent = (64, 1536 * scale), []
+    for count in rows:
+        x = torch.randn(count, 768, **where)
+        spent.append(sum(_seconds(partial(one, x), wait) for one in layers))
+    a_row = (spent[1] - spent[0]) / (rows[1] - rows[0])
+    weights = spent[0] - rows[0] * a_row
+    if min(a_row, weights) <= 0:  # no weights could be seen
+        return {"linear": 2 * rows[1] * elements / spent[1]}
+    return {"linear": 2 * elements / a_row, "weights": elements * layers[0].weight.element_size() / weights}
+
+
+def _touched() -> tuple[float, int]:
+    """Bytes a second of memory that this process has not had before, the first time that it is written, and the bytes
+    before that, which were ready.
+
+    A virtual machine's host takes back what is free for some seconds; then this takes ten times as long as the next
+    time.
+    """
+    import torch
+
+    held, spent = [], []
+    for _ in range(_TOUCHES):
+        started = time.perf_counter()
+        held.append(torch.empty(_TOUCHED, dtype=torch.uint8).fill_(1))
+        spent.append(time.perf_counter() - started)
+    usual = sorted(spent)[len(spent) // 2]
+    ready = sum(1 - one / usual for one in takewhile(lambda one: one < _FAST * usual, spent))
+    return _TOUCHED / usual, int(ready * _TOUCHED)
+
+
+def _touching_rate(touched: float, mapped: float | None) -> dict[str, float]:
+    """What it costs to touch memory, beyond what every mapping does; nothing if it is no more."""
+    seconds = 1 / touched - (1 / mapped if mapped else 0.0)
+    return {"touched": 1 / seconds} if seconds > 0 else {}
 
 
 def _mapping_rates() -> dict[str, float]:

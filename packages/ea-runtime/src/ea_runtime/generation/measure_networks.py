@@ -3,41 +3,66 @@
 A network's time is the sum of its work by kind over their rates. Linear layers and attention are measured as single
 operations; what lies between them in the denoiser ("calls", "moved") and the VAE's convolutions follow from runs of the
 bundled model and of a wider VAE with random weights: each run gives the one rate that is still unknown in it. A run's
-time is the median of three, since a user's run is as often disturbed.
+time is the median of three or six, since a user's run is as often disturbed.
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ea_runtime.generation.decoding import frames_of
 from ea_runtime.generation.forecasts import forecast_request
+from ea_runtime.generation.making import ModelHash
 from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.generation.resolve import resolve
 from ea_runtime.models.memory.meter import Meter
 from ea_runtime.models.memory.vae import walk_decode
 from ea_runtime.planning.calibration import Calibration, read_calibration
 from ea_runtime.planning.forecast import Forecast
+from ea_runtime.video.output import plan_output
+from ea_runtime.video.overlap import overlapped
 
 #: the first picture: smallest, so that a phase's time is mostly what it takes once
-_FIRST: Mapping[str, Any] = {"num_frames": 1, "num_inference_steps": 2}
-_MIDDLE: Mapping[str, Any] = {"num_frames": 18, "num_inference_steps": 2, "height": 128, "width": 128}
-#: a VAE whose layers run in Winograd's form; 9 frames of 64x64, and a picture of 128x128, which transforms more
+_FIRST: dict[str, Any] = {"num_frames": 1, "num_inference_steps": 2}
+_MIDDLE: dict[str, Any] = {"num_frames": 18, "num_inference_steps": 2, "height": 128, "width": 128}
+#: pictures denoised together, so many that their tensors are larger than the caches, as those of a video are
+_TOGETHER: dict[str, Any] = {"num_frames": 1, "num_inference_steps": 2, "height": 256, "width": 256}
+_PROMPTS = ["a circle"] * 8
+#: a VAE whose layers run in Winograd's form; 9 frames of 128x128, and a picture of 256x256, which transforms more
 _WIDE = {"block_out_channels": [64, 128, 256, 256], "layers_per_block": 1, "norm_num_groups": 32}
-_CHUNK, _PICTURE = (3, 8, 8), (1, 16, 16)
-#: FLOPs of products that take as long as a byte of transforms; measured (AVX-512: 67 GFLOP/s, 2.2 GB/s)
-_TRANSFORM = 30.0
+_CHUNK, _PICTURE = (3, 16, 16), (1, 32, 32)
+#: FLOPs of products that take as long as a byte of transforms; measured (AVX-512: 61 GFLOP/s, 4 GB/s)
+_TRANSFORM = 15.0
+#: seconds that opening a video's file takes at least
+_QUICK = 1e-3
+#: groups of weights that are read a second, about
+_READS = 2000.0
+#: work of a process's first run
+_ONCE = "touched", "writers"
 #: a rate is at most this many times that of the single operation, and at least its inverse
 _RANGE = 10.0
 
 
 def first_picture(pipe: Any) -> dict[str, float]:
     """Seconds by phase of the first picture in this process."""
-    return dict(pipe("a circle", seed=0, **_FIRST).timings)
+    hashed = ModelHash("tiny")  # as `ea generate` does meanwhile
+    timings = dict(pipe(_PROMPTS[0], seed=0, **_FIRST).timings)
+    hashed()
+    return timings
+
+
+def linear_class(pipe: Any) -> Any:
+    """The class of a denoiser's linear layers."""
+    from torch import nn
+
+    return next(type(one) for one in pipe.denoiser.modules() if isinstance(one, nn.Linear))
 
 
 def bytes_of_networks(device: str) -> int:
@@ -56,22 +81,34 @@ def starts(device: str, rates: Mapping[str, float], first: Mapping[str, float]) 
     }
 
 
-def rates(pipe: Any, device: str, single: Mapping[str, float]) -> dict[str, float]:
-    """All rates. pipe: of the bundled model. single: those of single operations, which bound what is found here."""
+def rates(
+    pipe: Any, device: str, single: Mapping[str, float], earlier: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
+    """All rates. pipe: of the bundled model. single: those of single operations, which bound what is found here.
+    earlier: `middle_runs` of another process.
+    """
     found = dict(single)
     small, middle = _forecast(device, _FIRST), _forecast(device, _MIDDLE)
-    timings = [_usual(pipe, _FIRST), _usual(pipe, _MIDDLE)]
-    _solve(found, single, "calls", _work(small, "denoising"), timings[0]["denoising"])
-    _solve(found, single, "moved", _work(middle, "denoising"), timings[1]["denoising"])
-    _solve(found, single, "convolution", _work(middle, "decoding"), timings[1]["decoding"])
+    together = _forecast(device, _TOGETHER, len(_PROMPTS))
+    decoding = usual([*earlier, *middle_runs(pipe)])["decoding"]
+    _solve(found, single, "calls", _work(small, "denoising"), usual(_runs(pipe, _FIRST, 3))["denoising"])
+    _solve(
+        found, single, "moved", _work(together, "denoising"), usual(_runs(pipe, _TOGETHER, 3))["denoising"]
+    )
+    _solve(found, single, "convolution", _work(middle, "decoding"), decoding)
     if device == "cpu":
+        found["writers"] = 1 / _writer_seconds(pipe)
         counted, seconds = _wide_runs(type(pipe.vae))
         work = {name: float(amount) for name, amount in counted.items()}
         work["winograd"] += _TRANSFORM * work.pop("transformed")
         _solve(found, single, "winograd", work, seconds)
         found["transformed"] = found["winograd"] / _TRANSFORM
         # once more, since a few of its layers are in that form too
-        _solve(found, single, "convolution", _work(middle, "decoding"), timings[1]["decoding"])
+        _solve(found, single, "convolution", _work(middle, "decoding"), decoding)
+        waiting = type(pipe).from_pretrained("tiny", device=device, offload="group")
+        asked = _forecast(device, _FIRST | {"offload": "group"})
+        seconds = usual(_runs(waiting, _FIRST, 3))["denoising"]
+        _solve(found, {"reads": _READS}, "reads", _work(asked, "denoising"), seconds)
     return found
 
 
@@ -89,19 +126,42 @@ def _solve(
     rates[kind] = min(max(work[kind] / left, slowest), single[kind] * _RANGE) if left > 0 else single[kind]
 
 
-def _usual(pipe: Any, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds by phase, the medians of three runs."""
-    runs = [pipe("a circle", seed=0, **settings).timings for _ in range(3)]
+def middle_runs(pipe: Any) -> list[dict[str, float]]:
+    """Seconds by phase of short videos."""
+    return _runs(pipe, _MIDDLE, 3)
+
+
+def usual(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The medians of runs."""
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
-def _forecast(device: str, settings: Mapping[str, Any]) -> Forecast:
-    resolved = resolve(ModelRequest(prompt="a circle", model="tiny", device=device, **settings))
-    return forecast_request(resolved.request, resolved.folder, kind=None)
+def _runs(pipe: Any, settings: dict[str, Any], count: int) -> list[dict[str, float]]:
+    if settings is _TOGETHER:
+        settings = settings | {"output": "latents", "batch_size": len(_PROMPTS)}
+    prompt = _PROMPTS if settings.get("batch_size") else _PROMPTS[0]
+    return [dict(pipe(prompt, seed=0, **settings).timings) for _ in range(count)]
+
+
+def _forecast(device: str, settings: Mapping[str, Any], batch: int = 1) -> Forecast:
+    resolved = resolve(ModelRequest(prompt=_PROMPTS[0], model="tiny", device=device, **settings))
+    return forecast_request(resolved.request, resolved.folder, kind=None, batch=batch)
 
 
 def _work(forecast: Forecast, phase: str) -> Mapping[str, float]:
-    return next(one.work for one in forecast.phases if one.name == phase)
+    """The work of a run that is not the first of its process, and writes no file."""
+    return {name: amount for name, amount in forecast.phase(phase).work.items() if name not in _ONCE}
+
+
+def _writer_seconds(pipe: Any) -> float:
+    """Seconds that decoding a video takes longer while its file is opened in another thread."""
+    made = pipe(_PROMPTS[0], seed=0, output="latents", **_FIRST | {"num_frames": 18})
+    alone = min(_timed(lambda: deque(frames_of(pipe, made), 0)) for _ in range(3))
+    with tempfile.TemporaryDirectory() as folder:
+        output = plan_output(Path(folder) / "a.mp4")
+        with output.writer(12, 18) as write, overlapped(write) as hand_in:
+            together = _timed(lambda: deque(map(hand_in, frames_of(pipe, made)), 0))
+    return max(together - alone, _QUICK)
 
 
 def _wide_runs(vae_class: Any) -> tuple[Counter[str], float]:
@@ -115,7 +175,7 @@ def _wide_runs(vae_class: Any) -> tuple[Counter[str], float]:
         work += meter.work
         latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            seconds += statistics.median(_timed(partial(vae.decode, latents)) for _ in range(3))
+            seconds += min(_timed(partial(vae.decode, latents)) for _ in range(2))  # the first touches memory
     return work, seconds
 
 

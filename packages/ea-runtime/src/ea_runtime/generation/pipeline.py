@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -360,10 +360,9 @@ class VideoPipeline:
                 self._formats.watch(getattr(self.text, "model", self.text)),
             ):
                 texts, notes = encode_text(request, self.text, step, self.device, self.dtype)
-            with Timed("encoding", timings, self.device):
-                inputs = self._inputs(request, windows, len(generators))
+            inputs = self._inputs(request, windows, len(generators), timings)
             if inputs.is_empty:
-                del timings["encoding"]
+                timings.pop("encoding", None)
             notes = [*request.notes(self.defaults), *inputs.notes, *notes, *cache]
             for note in notes:
                 logger.warning("%s", note)
@@ -371,7 +370,11 @@ class VideoPipeline:
                 work = Denoising(
                     self, request, texts, generators, caching, self._formats, step, on_preview, run, inputs
                 )
+                encoded = timings.get("encoding", 0.0)
                 found, passes = work.run_all(scheduler, saved)
+            timings["denoising"] -= (
+                timings.get("encoding", 0.0) - encoded
+            )  # windows encode when their turn comes
         if caching is not None:
             notes = [*notes, caching.note]
             logger.warning("%s", caching.note)
@@ -381,10 +384,16 @@ class VideoPipeline:
             run.offer("denoised", passes, passes, lambda: _finished(result, passes))
         return self._with_frames(result, output, step)
 
-    def _inputs(self, request: Request, windows: Windows, batch: int) -> WindowInputs:
-        """The known frames of a checked request."""
-        config, watch = getattr(self.denoiser, "config", None), partial(self._formats.watch, self.vae)
-        keeps = self.defaults.keep_known
+    def _inputs(
+        self, request: Request, windows: Windows, batch: int, timings: dict[str, float]
+    ) -> WindowInputs:
+        """The known frames of a checked request. timings: gets the seconds of encoding, whenever it happens."""
+        config, keeps = getattr(self.denoiser, "config", None), self.defaults.keep_known
+
+        @contextmanager
+        def watch() -> Iterator[None]:
+            with Timed("encoding", timings, self.device), self._formats.watch(self.vae):
+                yield
 
         def encode(one: Request) -> tuple[KnownFrames | None, tuple[str, ...]]:
             with watch():

@@ -16,7 +16,7 @@ from ea_runtime.files.atomic import write_atomic
 from ea_runtime.machine.processor import processor_name
 
 #: of the file's format
-VERSION = 3
+VERSION = 4
 #: memory of Python with torch, diffusers and transformers once networks have run; measured (benchmarks/test_plan.py)
 PROGRAM_BYTES = 640_000_000
 #: runs that are remembered
@@ -29,16 +29,18 @@ _SMALL = 0.5
 class Calibration:
     """This machine with one device.
 
-    program_bytes: of the program itself. rates: FLOP/s by kind of work, "moved", "swept", "transformed" and "mapped"
-    bytes a second, "calls" and "mappings" a second, "disk" bytes a second, "imports" seconds; empty until measured.
-    runs: what finished runs were predicted to take, and took. starts: seconds that a phase takes once, before its first
-    arithmetic.
+    program_bytes: of the program itself. rates: FLOP/s by kind of work, "weights", "filters", "moved", "swept",
+    "transformed", "mapped", "touched" and "disk" bytes a second, "calls", "mappings", "reads" and "writers" a second,
+    "imports" seconds; empty until measured. runs: what finished runs were predicted to take, and took. starts: seconds
+    that a phase takes once, before its first arithmetic. ready_bytes: of memory that a program finds before it has to
+    touch more.
     """
 
     program_bytes: int = PROGRAM_BYTES
     rates: Mapping[str, float] = field(default_factory=dict)
     runs: tuple[Mapping[str, Any], ...] = ()
     starts: Mapping[str, float] = field(default_factory=dict)
+    ready_bytes: int = 0
 
     def seconds(self, phase: str, work: Mapping[str, float], disk: int = 0) -> float | None:
         """Seconds of a phase, corrected by the runs so far; None without rates."""
@@ -104,7 +106,10 @@ def read_calibration(device: str) -> Calibration:
         if any(not value >= 0 for value in starts.values()):
             raise ValueError
         runs = tuple(run for run in found["runs"] if _is_sound(run))
-        return Calibration(int(found["program_bytes"]), rates, runs, starts)
+        ready = int(found["ready_bytes"])
+        if ready < 0:
+            raise ValueError
+        return Calibration(int(found["program_bytes"]), rates, runs, starts, ready)
     except (TypeError, KeyError, ValueError, AttributeError):
         return Calibration()
 

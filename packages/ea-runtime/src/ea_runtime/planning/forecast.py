@@ -43,19 +43,23 @@ class Way:
 class Phase:
     """A part of a run. device_bytes, host_bytes: the peak on the device, and in the machine's memory; equal on a CPU.
 
-    work: FLOPs by kind, and bytes "moved" (memory/meter.py). seconds: None without a calibration.
+    work: FLOPs by kind, and bytes "moved" (memory/meter.py); on a CPU "touched": bytes that no earlier phase held, and
+    "writers": of videos, that are opened. disk_bytes: read from files. seconds: None without a calibration.
     """
 
     name: str
     device_bytes: int
     host_bytes: int
     work: Mapping[str, int] = field(default_factory=dict)
+    disk_bytes: int = 0
     seconds: float | None = None
 
     @property
     def flops(self) -> int:
         """Arithmetic, multiply-adds counted as two."""
-        return sum(self.work.get(kind, 0) for kind in ("linear", "convolution", "winograd", "attention"))
+        return sum(
+            self.work.get(kind, 0) for kind in ("linear", "convolution", "wide", "winograd", "attention")
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ class Part:
     which a prompt reads a few rows. stored: bytes by file. largest: bytes of the largest tensor in its file. dtypes:
     of its tensors ("F16"). layers: weights that can have another form, rows and columns by name. held: bytes of a part
     in memory that has one. waiting: of the blocks and large layers that wait in their files with group offloading
-    (models/waiting.py). group: of the largest of these.
+    (models/waiting.py). group: of the largest of these. groups: how many there are.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Part:
     held: int = 0
     waiting: int = 0
     group: int = 0
+    groups: int = 0
 
     def bytes_in(self, dtype: str, form: str | Path | None = None) -> int:
         """Bytes of the weights in a number format; form: of its layers' weights (models/quantize.py)."""
@@ -134,7 +135,7 @@ def _read_part(folder: Path, name: str) -> Part:
     by_file = dict.fromkeys(weights.files, 0)
     for entry in weights.tensors.values():
         by_file[entry.file] += entry.end - entry.begin
-    waiting, group = _groups({key: entry.count for key, entry in tensors.items()})
+    waiting = _groups({key: entry.count for key, entry in tensors.items()})
     return Part(
         name,
         config,
@@ -147,19 +148,19 @@ def _read_part(folder: Path, name: str) -> Part:
         largest=max((e.end - e.begin for e in tensors.values()), default=0),
         dtypes=tuple(weights.dtypes),
         layers={key: e.shape for key, e in tensors.items() if takes(name, key, e.shape)},
-        waiting=waiting,
-        group=group,
+        waiting=sum(waiting),
+        group=max(waiting, default=0),
+        groups=len(waiting),
     )
 
 
-def _groups(counts: Mapping[str, int]) -> tuple[int, int]:
-    """`waiting` and `group` of tensors, elements by name."""
+def _groups(counts: Mapping[str, int]) -> list[int]:
+    """Elements of the groups that wait, of tensors by name."""
     sizes: Counter[str] = Counter()
     for name, count in counts.items():
         item = _ITEM.match(name)
         sizes[name.rpartition(".")[0] if item is None else item[0]] += count
-    waiting = [size for name, size in sizes.items() if _ITEM.match(f"{name}.") or size >= LARGE_ELEMENTS]
-    return sum(waiting), max(waiting, default=0)
+    return [size for name, size in sizes.items() if _ITEM.match(f"{name}.") or size >= LARGE_ELEMENTS]
 
 
 def _check_shape(name: str, config: dict[str, Any]) -> None:
@@ -186,7 +187,7 @@ def loaded_part(name: str, module: Any, config: Mapping[str, Any]) -> Part:
     for kind in ("named_parameters", "named_buffers"):
         counts |= {key: int(t.numel()) for key, t in getattr(module, kind, lambda: ())()}
     elements = sum(int(t.numel()) for t in tensors.values())
-    waiting, group = _groups(counts)
+    waiting = _groups(counts)
     # a layer knows its width also where its weight is packed in another shape
     widths = {
         f"{key}.weight": (layer.out_features, layer.in_features)
@@ -194,7 +195,16 @@ def loaded_part(name: str, module: Any, config: Mapping[str, Any]) -> Part:
         if hasattr(layer, "in_features") and hasattr(layer, "out_features")
     }
     layers = {key: shape for key, shape in widths.items() if takes(name, key, shape)}
-    return Part(name, config, elements=elements, is_loaded=True, layers=layers, waiting=waiting, group=group)
+    return Part(
+        name,
+        config,
+        elements=elements,
+        is_loaded=True,
+        layers=layers,
+        waiting=sum(waiting),
+        group=max(waiting, default=0),
+        groups=len(waiting),
+    )
 
 
 _RANK = re.compile(r"(?:lora_down|lora_A)(?:\.default)?\.weight$")

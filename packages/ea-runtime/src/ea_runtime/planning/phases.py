@@ -7,7 +7,7 @@ holds, and the CUDA context.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ea_runtime.models.geometry import takes_known_frames
@@ -15,7 +15,7 @@ from ea_runtime.models.layout import IMAGE_ENCODER
 from ea_runtime.models.memory.denoiser import StepInput, walk_step
 from ea_runtime.models.memory.meter import Meter
 from ea_runtime.models.memory.text import walk_text
-from ea_runtime.models.memory.vae import count_tiles, tile_edge, walk_decode, walk_encode
+from ea_runtime.models.memory.vae import count_tiles, decoded_pieces, tile_edge, walk_decode, walk_encode
 from ea_runtime.planning.forecast import ALL_PARTS, Phase, Way
 from ea_runtime.planning.parts import ITEMSIZE
 from ea_runtime.planning.setting import Setting
@@ -53,7 +53,26 @@ class Planner(PlannedModel):
         found = [self.loading(setting, way), self.text(setting, way)]
         if setting.has_known or takes_known_frames(self.parts["denoiser"].config):
             found.append(self.encoding(setting, way))
-        return (*found, self.denoising(setting, way), self.decoding(setting, way))
+        return self.timed((*found, self.denoising(setting, way), self.decoding(setting, way)), setting)
+
+    def timed(self, phases: Iterable[Phase], setting: Setting) -> tuple[Phase, ...]:
+        """The phases of a run, in order, with their seconds; on a CPU with the memory that each takes first."""
+        found, highest = [], self.program_bytes(setting)
+        for phase in phases:
+            if phase.name == "text":  # loading leaves as much, and mapped weights are pages of their files
+                highest += self.calibration.ready_bytes
+                highest += self.part_bytes("text") - self.unread() if self.is_mapped else 0
+            work = dict(phase.work)
+            if self.is_cpu and phase.host_bytes > highest:
+                work["touched"] = phase.host_bytes - highest
+                highest = phase.host_bytes
+            seconds = self.calibration.seconds(phase.name, work, phase.disk_bytes)
+            found.append(replace(phase, work=work, seconds=seconds))
+        return tuple(found)
+
+    def program_bytes(self, setting: Setting) -> int:
+        """Bytes of the program and of what it imports for a setting."""
+        return self.calibration.program + self.imports(setting) + self.program
 
     def phase(
         self,
@@ -67,14 +86,13 @@ class Planner(PlannedModel):
     ) -> Phase:
         """host: bytes in the machine's memory whatever the device, next to the program's."""
         held = self.held(name, way) + setting.lora_bytes * ITEMSIZE[self.dtype] // 2
-        program = self.calibration.program + self.imports(setting) + self.program
-        seconds = self.calibration.seconds(name, work, disk)
+        program = self.program_bytes(setting)
         if self.kind != "cuda":
             total = program + held + activations + host
-            return Phase(name, total, total, work, seconds)
+            return Phase(name, total, total, work, disk)
         if way.offload != "none":
             host += self.weights(ALL_PARTS)
-        return Phase(name, CUDA_CONTEXT + held + activations, program + CUDA_HOST + host, work, seconds)
+        return Phase(name, CUDA_CONTEXT + held + activations, program + CUDA_HOST + host, work, disk)
 
     def imports(self, setting: Setting) -> int:
         """Bytes of the program beyond what every run has."""
@@ -117,13 +135,12 @@ class Planner(PlannedModel):
         )
 
     def text(self, setting: Setting, way: Way) -> Phase:
-        """The prompt, and with guidance the negative prompt."""
+        """The prompts, and with guidance the negative prompt."""
         meter = self.meter("text")
         if self.parts["text"].config:  # a pipeline may have none
             walk_text(meter, self.parts["text"].config)
         activations = meter.peak + self.widened("text") - self.unread_in(way, "text")
-        moved = self.fetched("text", way) + self.restored("text")
-        work = _times(_with_moved(meter.work, moved), setting.branches)
+        work = _times(self.with_weights(meter.work, "text", way), setting.batch + setting.branches - 1)
         return self.phase("text", way, setting, activations, 0, work)
 
     def encoding(self, setting: Setting, way: Way) -> Phase:
@@ -136,10 +153,16 @@ class Planner(PlannedModel):
         chunk = min(setting.frames, self.geometry.chunk_frames)
         height, width, tiles = self.tiled(setting, way)
         walk_encode(meter, vae, chunk, height, width)  # one video after the other
-        passes = -(-setting.frames // chunk) * (3 if is_v3 else 1) * tiles * setting.batch
-        if not setting.has_known:
-            passes = 2 * tiles  # chunks of one colour are encoded once, for all videos
-        work = Counter(_times(_with_moved(meter.work, self.fetched("vae", way) // 2), passes))
+        pieces = -(-setting.frames // chunk)
+        # pieces of one colour are encoded once, for all videos: those of what is made, and of their mask
+        passes = 2 * (1 if setting.windows == 1 else 2)
+        if setting.has_known:
+            known = min(pieces, setting.known_pictures) or pieces
+            # the frames, their mask, and what is seen of them, which is all of a picture
+            kinds = 1 if not is_v3 else 2 if setting.frames == 1 else 3
+            passes = kinds * known * setting.batch + (known < pieces) * (2 if is_v3 else 1)
+        passes *= tiles
+        work = Counter(_times(self.with_weights(meter.work, "vae", way), passes))
         encoder = self.parts.get(IMAGE_ENCODER)
         if encoder is not None and setting.has_known:
             # read for the picture and dropped; in float32 on the CPU, whatever the device
@@ -169,8 +192,7 @@ class Planner(PlannedModel):
         )
         count = setting.steps * passes * -(-setting.batch // way.batch)
         activations = meter.peak + known + self.widened("denoiser") - self.unread_in(way, "denoising")
-        moved = self.fetched("denoiser", way) + self.restored("denoiser")
-        work = _times(_with_moved(meter.work, moved), count)
+        work = _times(self.with_weights(meter.work, "denoiser", way), count)
         return self.phase("denoising", way, setting, activations, 0, work)
 
     def decoding(self, setting: Setting, way: Way) -> Phase:
@@ -178,21 +200,16 @@ class Planner(PlannedModel):
         vae, geometry = self.parts["vae"].config, self.geometry
         height, width, tiles = self.tiled(setting, way)
         rows, columns = height // geometry.spatial_ratio, width // geometry.spatial_ratio
-        latents = geometry.num_latents(setting.frames)
-        chunk = min(latents, geometry.chunk_latents)
-        sides = min(geometry.chunk_latents, latents - chunk) if geometry.is_slice else 0
-        meter = self.meter("vae")
-        walk_decode(meter, vae, chunk, rows, columns, before=sides, after=sides)
-        work = _times(_with_moved(meter.work, self.fetched("vae", way) // 2), latents / chunk * tiles)
+        work, peak = self.decoded(setting.frames, rows, columns, way)
         is_smooth = setting.is_smooth and setting.frames > geometry.chunk_frames
-        peak = meter.peak
         if is_smooth:
-            again = self.meter("vae")
-            walk_encode(again, vae, geometry.chunk_frames, height, width)
-            peak = max(peak, again.peak)
-            twice = Counter(again.work) + Counter(meter.work)
-            part = (setting.frames - geometry.chunk_frames) / geometry.chunk_frames  # that is decoded again
-            work = dict(Counter(work) + Counter(_times(twice, part * tiles)))
+            inner = setting.frames - geometry.chunk_frames  # encoded and decoded again
+            for count, times in Counter(one.stop - one.start for one in geometry.pieces(inner)).items():
+                again = self.meter("vae")
+                walk_encode(again, vae, count, height, width)
+                peak = max(peak, again.peak)
+                work += Counter(_times(self.with_weights(again.work, "vae", way), times))
+            work += self.decoded(inner, rows, columns, way)[0]
         frame = setting.height * setting.width
         size = ITEMSIZE[self.dtype_of("vae")]
         held = min(setting.frames, _HELD_SMOOTH if is_smooth else _HELD) * 3 * size * frame
@@ -205,7 +222,34 @@ class Planner(PlannedModel):
         )
         host = fixed + (each + 3 * min(setting.frames, _WAITING)) * frame
         activations = peak + held - self.unread_in(way, "decoding")
-        return self.phase("decoding", way, setting, activations, host, _times(work, setting.batch))
+        work = _times(work, tiles * setting.batch)
+        if self.is_cpu and setting.kind in _WRITERS:
+            work["writers"] = 1
+        return self.phase("decoding", way, setting, activations, host, work)
+
+    def decoded(self, frames: int, rows: int, columns: int, way: Way) -> tuple[Counter[str], int]:
+        """Work of decoding that many frames once, and the peak of its activations."""
+        geometry = self.geometry
+        latents = geometry.num_latents(frames)
+        work, peak = Counter[str](), 0
+        for piece, times in decoded_pieces(latents, geometry.chunk_latents, geometry.is_slice).items():
+            meter, (count, before, after) = self.meter("vae"), piece
+            walk_decode(meter, self.parts["vae"].config, count, rows, columns, before=before, after=after)
+            work += Counter(_times(self.with_weights(meter.work, "vae", way), times))
+            peak = max(peak, meter.peak)
+        return work, peak
+
+    def with_weights(self, work: Mapping[str, int], name: str, way: Way) -> Counter[str]:
+        """The work of a pass through a part, with that of weights that wait or are kept in fewer bits."""
+        added: Counter[str] = Counter({"swept": self.restored(name)})
+        share = 0.5 if name == "vae" else 1.0  # encoder and decoder are about equal
+        fetched, groups = (int(share * one) for one in (self.fetched(name, way), self.parts[name].groups))
+        if not fetched:
+            return Counter(work) + added
+        if not self.is_cpu:
+            return Counter(work) + added + Counter({"swept": fetched})
+        # copied from the system's copy of the file to memory that is mapped anew
+        return Counter(work) + added + Counter({"moved": 2 * fetched, "mapped": fetched, "reads": groups})
 
     def tiled(self, setting: Setting, way: Way) -> tuple[int, int, int]:
         """Height and width that the VAE works on at once, and the number of tiles."""
@@ -214,11 +258,6 @@ class Planner(PlannedModel):
         ratio = self.geometry.spatial_ratio
         tiles = count_tiles(setting.height, ratio) * count_tiles(setting.width, ratio)
         return tile_edge(setting.height), tile_edge(setting.width), tiles
-
-
-def _with_moved(work: Mapping[str, int], size: int) -> dict[str, int]:
-    """The work of a pass that moves `size` bytes of weights as well."""
-    return {**work, "swept": work.get("swept", 0) + size} if size else dict(work)
 
 
 def _times(work: Mapping[str, int], count: float) -> dict[str, int]:

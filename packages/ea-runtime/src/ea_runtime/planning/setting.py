@@ -12,10 +12,10 @@ class Setting:
     """One generation.
 
     frames, height, width: of a video, pixels. steps: network passes. batch: videos denoised together. is_smooth: the
-    seams between chunks are decoded twice. has_known: starts from pictures or a video. text_tokens: of the prompt and
-    of the negative prompt. lora, lora_bytes: ranks by place, and the size of the files. kind: of the file that is
-    written ("mp4", "png", ...); None: frames stay in memory. window: frames of the longest window, if the video is made
-    window by window. windows: how many there are.
+    seams between chunks are decoded twice. has_known: starts from pictures or a video. known_pictures: how many, where
+    all else is made; 0: a video. text_tokens: of the prompt and of the negative prompt. lora, lora_bytes: ranks by
+    place, and the size of the files. kind: of the file that is written ("mp4", "png", ...); None: frames stay in
+    memory. window: frames of the longest window, if the video is made window by window. windows: how many there are.
     """
 
     frames: int
@@ -26,6 +26,7 @@ class Setting:
     batch: int = 1
     is_smooth: bool = True
     has_known: bool = False
+    known_pictures: int = 0
     has_cache: bool = False
     text_tokens: tuple[int, int] = (24, 1)
     lora: LoraRanks = field(default_factory=LoraRanks)

@@ -105,9 +105,13 @@ class PlannedModel:
 
     def unread(self) -> int:
         """Bytes of the table of words that no prompt touches: a mapped file is read where it is used."""
+        return self.parts["text"].table * ITEMSIZE[self.dtype] if self.is_mapped else 0
+
+    @property
+    def is_mapped(self) -> bool:
+        """True if the text encoder's weights are pages of their files."""
         text = self.parts["text"]
-        is_mapped = self.kind != "cuda" and not text.is_loaded and not text.is_cast_to(self.dtype)
-        return text.table * ITEMSIZE[self.dtype] if is_mapped else 0
+        return self.kind != "cuda" and not text.is_loaded and not text.is_cast_to(self.dtype)
 
     def unread_in(self, way: Way, phase: str) -> int:
         """As `unread`, in a phase that may hold no text encoder."""

@@ -244,8 +244,14 @@ def _drop_file_names(text: str) -> str:
 _ENDLESS_MOJIBAKE = re.compile("(Ã[ƒ\x83]{8})[ƒ\x83]+")
 
 
+# what ftfy leaves as it is: its import takes longer than reading a prompt with a small encoder
+_PLAIN = re.compile("[ -%'-~]*")
+
+
 def _repair(text: str) -> str:
     """ftfy's repair of mojibake, widths, ligatures, quotes, line breaks and control characters; gives NFC."""
+    if _PLAIN.fullmatch(text):
+        return text
     import ftfy
 
     return ftfy.fix_text(_ENDLESS_MOJIBAKE.sub(r"\1", text), max_decode_length=REPAIR_CHARACTERS)

@@ -16,6 +16,8 @@ from ea_runtime.machine.allocator import MAPPED
 BLOCK = 16
 #: multiply-adds below which ea-vae leaves a convolution to torch
 _MIN_ONEDNN = 2_000_000
+#: channels from which a convolution fills the processor's units
+_WIDE = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -28,9 +30,12 @@ class Held:
 
 @dataclass
 class Meter:
-    """Bytes that are alive, their peak, and work by kind ("linear", "convolution", "winograd", "attention": FLOPs;
-    "transformed": bytes of Winograd's transforms; "moved" or "swept": those read and written by all else; "calls";
-    "mappings" and "mapped": of large tensors and their bytes, which a CPU's system fills with zeros first).
+    """Bytes that are alive, their peak, and work by kind.
+
+    "linear", "convolution", "wide" (a convolution with many channels), "winograd", "attention": FLOPs. "weights" and
+    "filters": bytes of linears' weights and of wide convolutions', in each call. "transformed": bytes of Winograd's
+    transforms. "moved" or "swept": bytes read and written by all else. "calls". "mappings" and "mapped": of large
+    tensors and their bytes, which a CPU's system fills with zeros first.
 
     itemsize: bytes of an element. has_scratch: counts what oneDNN's convolutions take next to their tensors. moves: the
     kind of bytes moved: "swept" for the VAE, whose tensors are larger than the processor's cache.
@@ -78,15 +83,17 @@ class Meter:
     def linear(self, rows: int, into: int, out: int, lora: int = 0) -> Held:
         """A linear layer on `rows` rows. lora: rank of a LoRA on it, 0 without one (peft's forward)."""
         self.work["linear"] += 2 * rows * into * out
+        self.work["weights"] += into * out * self.itemsize
         result = self.new(rows, out, passes=0)
         if not lora:
             return result
         self.work["linear"] += 2 * rows * lora * (into + out)
         small, change = self.new(rows, lora, passes=0), self.new(rows, out, passes=0)
         self.free(small)
-        scaled = self.new(rows, out)
+        scaled = self.new(rows, out, passes=0)
         self.free(change)
-        total = self.new(rows, out, passes=3)
+        total = self.new(rows, out, passes=0)
+        self.work["swept"] += 5 * total.size  # times its weight, and added: bare passes
         self.free(result, scaled)
         return total
 
@@ -113,7 +120,10 @@ class Meter:
         with channels last, which it reads and writes as they are.
         """
         # few filters leave lanes idle
-        self.work["convolution"] += 2 * batch * outputs * taps * into * (_blocks(out) if is_last else out)
+        kind = "wide" if min(into, out) >= _WIDE else "convolution"
+        if kind == "wide":
+            self.work["filters"] += taps * into * out * self.itemsize
+        self.work[kind] += 2 * batch * outputs * taps * into * (_blocks(out) if is_last else out)
         size = batch * outputs * out * self.itemsize
         if self.has_scratch and is_direct and batch * inputs * into * out * taps >= _MIN_ONEDNN and taps > 1:
             # measured: the input is laid out in blocks unless it has few channels, and so is the output

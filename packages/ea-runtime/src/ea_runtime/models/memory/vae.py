@@ -5,6 +5,7 @@ Shapes: one video, C channels, T frames (latent frames deep inside), H W.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -115,6 +116,20 @@ def walk_encode(meter: Meter, config: Mapping[str, Any], frames: int, height: in
     shape = VaeShape.of(config)
     mode: Mode = "causal" if not shape.is_slice else "single" if frames == 1 else "slice"
     _Pass(meter, shape, mode, (frames, height, width)).encode()
+
+
+def decoded_pieces(latents: int, chunk: int, is_slice: bool) -> Counter[tuple[int, int, int]]:
+    """The decoder's passes for that many latent frames: (latent frames, neighbours before, neighbours after) -> count.
+
+    Follows ea-vae's chunking.py.
+    """
+    alone = latents % 2 if is_slice else 0
+    found = Counter({(1, 0, 0): alone})
+    for start in range(alone, latents, chunk):
+        stop = min(start + chunk, latents)
+        sides = (min(chunk, start - alone), min(chunk, latents - stop)) if is_slice else (0, 0)
+        found[stop - start, *sides] += 1
+    return +found
 
 
 def tile_edge(length: int, tile: int = TILE) -> int:
