@@ -112,7 +112,7 @@ def setting_of(
 
 
 def _known_pictures(request: Request) -> int:
-    """How many pictures a video starts from and ends with; 0 if it is made from a video."""
+    """The number of pictures that a video starts from and ends with; 0 if it is made from a video."""
     is_video = request.video is not None or request.mask is not None
     return 0 if is_video else sum(one is not None for one in (request.image, request.image_end))
 

@@ -219,7 +219,7 @@ def _touched() -> tuple[float, int]:
 
 
 def _touching_rate(touched: float, mapped: float | None) -> dict[str, float]:
-    """What it costs to touch memory, beyond what every mapping does; nothing if it is no more."""
+    """The rate of touching memory, without what every mapping takes; nothing if it takes no more."""
     seconds = 1 / touched - (1 / mapped if mapped else 0.0)
     return {"touched": 1 / seconds} if seconds > 0 else {}
 
