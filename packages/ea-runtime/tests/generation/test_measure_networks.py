@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from ea_runtime.generation.measure_networks import _forecast, _solve, _work, byt
 from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.planning.calibration import Calibration, write_calibration
 from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
+from ea_runtime.video.overlap import Write
 
 WORK = {"linear": 4e9, "calls": 500, "unknown": 7.0}
 
@@ -68,16 +69,21 @@ def test_opening_a_video_is_what_decoding_takes_longer(
     times: list[float], seconds: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    written: list[int] = []
-    left = list(times)
+    left, handed_in = list(times), []
+    real = measure_networks.overlapped
 
-    def timed(run: Callable[[], deque[None]]) -> float:
+    @contextmanager
+    def overlapped(write: Write) -> Iterator[Write]:
+        with real(write) as hand_in:
+            yield lambda frame: hand_in(handed_in.append(len(left)) or frame)
+
+    def timed(run: Callable[[], object]) -> float:
         run()
-        written.append(len(list(tmp_path.rglob("*.mp4*"))))
         return left.pop(0)
 
+    monkeypatch.setattr(measure_networks, "overlapped", overlapped)
     monkeypatch.setattr(measure_networks, "_timed", timed)
     pipe = VideoPipeline(FakeVae(), FakeDenoiser(), FakeTextEncoder(num_tokens=40))
     assert measure_networks._writer_seconds(pipe) == pytest.approx(seconds)
-    assert written == [0, 0, 0, 1]
-    assert not list(tmp_path.iterdir())
+    assert handed_in == [1] * 18  # all frames, while the last time is taken
+    assert not list(tmp_path.rglob("*.mp4*"))
