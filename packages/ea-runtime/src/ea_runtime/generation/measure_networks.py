@@ -34,7 +34,7 @@ _FIRST: dict[str, Any] = {"num_frames": 1, "num_inference_steps": 2}
 _MIDDLE: dict[str, Any] = {"num_frames": 18, "num_inference_steps": 2, "height": 128, "width": 128}
 #: pictures denoised together, so many that their tensors are larger than the caches, as those of a video are
 _TOGETHER: dict[str, Any] = {"num_frames": 1, "num_inference_steps": 2, "height": 256, "width": 256}
-_PROMPTS = ["a circle"] * 8
+_PROMPT, _BATCH = "a circle", 8
 #: a VAE whose layers run in Winograd's form; 9 frames of 128x128, and a picture of 256x256, which transforms more
 _WIDE = {"block_out_channels": [64, 128, 256, 256], "layers_per_block": 1, "norm_num_groups": 32}
 _CHUNK, _PICTURE = (3, 16, 16), (1, 32, 32)
@@ -53,7 +53,7 @@ _RANGE = 10.0
 def first_picture(pipe: Any) -> dict[str, float]:
     """Seconds by phase of the first picture in this process."""
     hashed = ModelHash("tiny")  # as `ea generate` does meanwhile
-    timings = dict(pipe(_PROMPTS[0], seed=0, **_FIRST).timings)
+    timings = dict(pipe(_PROMPT, seed=0, **_FIRST).timings)
     hashed()
     return timings
 
@@ -89,12 +89,11 @@ def rates(
     """
     found = dict(single)
     small, middle = _forecast(device, _FIRST), _forecast(device, _MIDDLE)
-    together = _forecast(device, _TOGETHER, len(_PROMPTS))
-    decoding = usual([*earlier, *middle_runs(pipe)])["decoding"]
-    _solve(found, single, "calls", _work(small, "denoising"), usual(_runs(pipe, _FIRST, 3))["denoising"])
-    _solve(
-        found, single, "moved", _work(together, "denoising"), usual(_runs(pipe, _TOGETHER, 3))["denoising"]
-    )
+    together = _forecast(device, _TOGETHER, _BATCH)
+    decoding = _usual([*earlier, *middle_runs(pipe)])["decoding"]
+    pictures = _runs(pipe, _TOGETHER | {"output": "latents", "batch_size": _BATCH}, [_PROMPT] * _BATCH)
+    _solve(found, single, "calls", _work(small, "denoising"), _usual(_runs(pipe, _FIRST))["denoising"])
+    _solve(found, single, "moved", _work(together, "denoising"), _usual(pictures)["denoising"])
     _solve(found, single, "convolution", _work(middle, "decoding"), decoding)
     if device == "cpu":
         found["writers"] = 1 / _writer_seconds(pipe)
@@ -107,7 +106,7 @@ def rates(
         _solve(found, single, "convolution", _work(middle, "decoding"), decoding)
         waiting = type(pipe).from_pretrained("tiny", device=device, offload="group")
         asked = _forecast(device, _FIRST | {"offload": "group"})
-        seconds = usual(_runs(waiting, _FIRST, 3))["denoising"]
+        seconds = _usual(_runs(waiting, _FIRST))["denoising"]
         _solve(found, {"reads": _READS}, "reads", _work(asked, "denoising"), seconds)
     return found
 
@@ -128,23 +127,21 @@ def _solve(
 
 def middle_runs(pipe: Any) -> list[dict[str, float]]:
     """Seconds by phase of short videos."""
-    return _runs(pipe, _MIDDLE, 3)
+    return _runs(pipe, _MIDDLE)
 
 
-def usual(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _usual(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The medians of runs."""
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
-def _runs(pipe: Any, settings: dict[str, Any], count: int) -> list[dict[str, float]]:
-    if settings is _TOGETHER:
-        settings = settings | {"output": "latents", "batch_size": len(_PROMPTS)}
-    prompt = _PROMPTS if settings.get("batch_size") else _PROMPTS[0]
-    return [dict(pipe(prompt, seed=0, **settings).timings) for _ in range(count)]
+def _runs(pipe: Any, settings: Mapping[str, Any], prompt: Any = _PROMPT) -> list[dict[str, float]]:
+    """Seconds by phase of three runs."""
+    return [dict(pipe(prompt, seed=0, **settings).timings) for _ in range(3)]
 
 
 def _forecast(device: str, settings: Mapping[str, Any], batch: int = 1) -> Forecast:
-    resolved = resolve(ModelRequest(prompt=_PROMPTS[0], model="tiny", device=device, **settings))
+    resolved = resolve(ModelRequest(prompt=_PROMPT, model="tiny", device=device, **settings))
     return forecast_request(resolved.request, resolved.folder, kind=None, batch=batch)
 
 
@@ -155,7 +152,7 @@ def _work(forecast: Forecast, phase: str) -> Mapping[str, float]:
 
 def _writer_seconds(pipe: Any) -> float:
     """Seconds that decoding a video takes longer while its file is opened in another thread."""
-    made = pipe(_PROMPTS[0], seed=0, output="latents", **_FIRST | {"num_frames": 18})
+    made = pipe(_PROMPT, seed=0, output="latents", **_FIRST | {"num_frames": 18})
     alone = min(_timed(lambda: deque(frames_of(pipe, made), 0)) for _ in range(3))
     with tempfile.TemporaryDirectory() as folder:
         output = plan_output(Path(folder) / "a.mp4")

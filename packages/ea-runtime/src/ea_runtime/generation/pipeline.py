@@ -372,9 +372,8 @@ class VideoPipeline:
                 )
                 encoded = timings.get("encoding", 0.0)
                 found, passes = work.run_all(scheduler, saved)
-            timings["denoising"] -= (
-                timings.get("encoding", 0.0) - encoded
-            )  # windows encode when their turn comes
+            # windows encode when their turn comes
+            timings["denoising"] -= timings.get("encoding", 0.0) - encoded
         if caching is not None:
             notes = [*notes, caching.note]
             logger.warning("%s", caching.note)

@@ -119,10 +119,10 @@ class Meter:
         taps: of the filter, in all dimensions. is_direct: oneDNN is asked for it, where it is large enough. is_last:
         with channels last, which it reads and writes as they are.
         """
-        # few filters leave lanes idle
         kind = "wide" if min(into, out) >= _WIDE else "convolution"
         if kind == "wide":
             self.work["filters"] += taps * into * out * self.itemsize
+        # few filters leave lanes idle
         self.work[kind] += 2 * batch * outputs * taps * into * (_blocks(out) if is_last else out)
         size = batch * outputs * out * self.itemsize
         if self.has_scratch and is_direct and batch * inputs * into * out * taps >= _MIN_ONEDNN and taps > 1:
