@@ -14,7 +14,11 @@ from ea_runtime.generation import measure_machine
 from ea_runtime.generation.measure_machine import calibrate
 from ea_runtime.planning.calibration import read_calibration
 
-FIRST = {"first": {"text": 0.5}, "middle": [{"decoding": 1.0}], "touched": [1e9, 40_000_000]}
+FIRST = {
+    "first": {"text": 0.5},
+    "videos": {"middle": [{"decoding": 1.0}], "opening": 0.07},
+    "touched": [1e9, 40_000_000],
+}
 ALL = {
     "program_bytes": 700_000_000,
     "ready_bytes": 40_000_000,

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from ea_runtime.generation import measure_networks
-from ea_runtime.generation.measure_networks import _forecast, _solve, _work, bytes_of_networks, starts
+from ea_runtime.generation.measure_networks import (
+    _forecast,
+    _of_two,
+    _solve,
+    _work,
+    bytes_of_networks,
+    starts,
+)
 from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.planning.calibration import Calibration, write_calibration
 from ea_runtime.testing import FakeDenoiser, FakeTextEncoder, FakeVae
@@ -84,6 +91,14 @@ def test_opening_a_video_is_what_decoding_takes_longer(
     monkeypatch.setattr(measure_networks, "overlapped", overlapped)
     monkeypatch.setattr(measure_networks, "_timed", timed)
     pipe = VideoPipeline(FakeVae(), FakeDenoiser(), FakeTextEncoder(num_tokens=40))
-    assert measure_networks._writer_seconds(pipe) == pytest.approx(seconds)
+    assert measure_networks._opening_seconds(pipe) == pytest.approx(seconds)
     assert handed_in == [1] * 18  # all frames, while the last time is taken
     assert not list(tmp_path.rglob("*.mp4*"))
+
+
+def test_a_library_that_is_read_from_the_disk_does_not_count() -> None:
+    first = {"middle": [{"decoding": 1.0}], "opening": 0.24}
+    then = {"middle": [{"decoding": 1.1}], "opening": 0.06}
+    runs = [{"decoding": 1.0}, {"decoding": 1.1}]
+    assert _of_two(first, then) == {"middle": runs, "opening": 0.06}
+    assert _of_two(first | {"opening": None}, then | {"opening": None}) == {"middle": runs, "opening": None}

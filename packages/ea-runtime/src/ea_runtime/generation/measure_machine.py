@@ -3,9 +3,9 @@
 Rates of single operations, rates at which the networks run (measure_networks.py), what the first video of a process
 takes once, and the program's own memory.
 
-`python -m ea_runtime.generation.measure_machine DEVICE --first` prints the first picture's seconds by phase, and how
-fast memory is touched, as JSON; with that in place of `--first` it prints all figures. Of the two first pictures the
-shorter phases count, since a process that is the first of its kind reads its libraries from the disk.
+`python -m ea_runtime.generation.measure_machine DEVICE --first` prints seconds of the first picture and of short
+videos, and how fast memory is touched, as JSON; with that in place of `--first` it prints all figures. Of what a
+process takes once the shorter time counts, since the first process reads its libraries from the disk.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def _measure(device: str, which: str) -> dict[str, Any]:
         if device == "cpu":
             program = peak_rss() - networks.bytes_of_networks(device)
     if which == "--first":
-        runs = [] if pipe is None else networks.middle_runs(pipe)
-        return {"first": first, "middle": runs, "touched": _touched() if device == "cpu" else None}
+        videos = None if pipe is None else networks.short_videos(pipe, device)
+        return {"first": first, "videos": videos, "touched": _touched() if device == "cpu" else None}
     earlier = json.loads(which)
     first = {name: min(seconds, earlier["first"].get(name, seconds)) for name, seconds in first.items()}
     with torch.inference_mode():
@@ -111,7 +111,7 @@ def _measure(device: str, which: str) -> dict[str, Any]:
         rates |= _touching_rate(touched, rates.get("mapped"))
     rates["disk"] = _disk_rate()
     if pipe is not None:
-        rates = networks.rates(pipe, device, rates, earlier["middle"])
+        rates = networks.rates(pipe, device, rates, earlier["videos"])
     del tokenizer
     starts = networks.starts(device, rates, first)
     return {"program_bytes": program, "ready_bytes": ready, "rates": rates, "starts": starts}

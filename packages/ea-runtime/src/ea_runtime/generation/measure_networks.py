@@ -82,21 +82,22 @@ def starts(device: str, rates: Mapping[str, float], first: Mapping[str, float]) 
 
 
 def rates(
-    pipe: Any, device: str, single: Mapping[str, float], earlier: Sequence[Mapping[str, float]]
+    pipe: Any, device: str, single: Mapping[str, float], earlier: Mapping[str, Any]
 ) -> dict[str, float]:
     """All rates. pipe: of the bundled model. single: those of single operations, which bound what is found here.
-    earlier: `middle_runs` of another process.
+    earlier: `short_videos` of another process.
     """
     found = dict(single)
     small, middle = _forecast(device, _FIRST), _forecast(device, _MIDDLE)
     together = _forecast(device, _TOGETHER, _BATCH)
-    decoding = _usual([*earlier, *middle_runs(pipe)])["decoding"]
+    videos = _of_two(earlier, short_videos(pipe, device))
+    decoding = _usual(videos["middle"])["decoding"]
     pictures = _runs(pipe, _TOGETHER | {"output": "latents", "batch_size": _BATCH}, [_PROMPT] * _BATCH)
     _solve(found, single, "calls", _work(small, "denoising"), _usual(_runs(pipe, _FIRST))["denoising"])
     _solve(found, single, "moved", _work(together, "denoising"), _usual(pictures)["denoising"])
     _solve(found, single, "convolution", _work(middle, "decoding"), decoding)
     if device == "cpu":
-        found["writers"] = 1 / _writer_seconds(pipe)
+        found["writers"] = 1 / videos["opening"]
         counted, seconds = _wide_runs(type(pipe.vae))
         work = {name: float(amount) for name, amount in counted.items()}
         work["winograd"] += _TRANSFORM * work.pop("transformed")
@@ -125,9 +126,17 @@ def _solve(
     rates[kind] = min(max(work[kind] / left, slowest), single[kind] * _RANGE) if left > 0 else single[kind]
 
 
-def middle_runs(pipe: Any) -> list[dict[str, float]]:
-    """Seconds by phase of short videos."""
-    return _runs(pipe, _MIDDLE)
+def short_videos(pipe: Any, device: str) -> dict[str, Any]:
+    """Seconds of short videos, once in a process. "middle": by phase, of three. "opening": on the CPU, those that
+    decoding takes longer while the first file of the process is opened."""
+    runs = _runs(pipe, _MIDDLE)
+    return {"middle": runs, "opening": _opening_seconds(pipe) if device == "cpu" else None}
+
+
+def _of_two(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What two processes found: the shorter opening, since the first of them reads libraries from the disk."""
+    opening = None if one["opening"] is None else min(one["opening"], other["opening"])
+    return {"middle": [*one["middle"], *other["middle"]], "opening": opening}
 
 
 def _usual(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -150,8 +159,8 @@ def _work(forecast: Forecast, phase: str) -> Mapping[str, float]:
     return {name: amount for name, amount in forecast.phase(phase).work.items() if name not in _ONCE}
 
 
-def _writer_seconds(pipe: Any) -> float:
-    """Seconds that decoding a video takes longer while its file is opened in another thread."""
+def _opening_seconds(pipe: Any) -> float:
+    """Seconds that decoding a video takes longer while its file is opened in another thread, which imports codecs."""
     made = pipe(_PROMPT, seed=0, output="latents", **_FIRST | {"num_frames": 18})
     alone = min(_timed(lambda: deque(frames_of(pipe, made), 0)) for _ in range(3))
     with tempfile.TemporaryDirectory() as folder:
