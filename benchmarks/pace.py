@@ -1,13 +1,12 @@
-"""How fast the machine itself is at a moment, by fixed work.
+"""The machine's own speed at a moment, measured with fixed work.
 
-Other machines on the same host make everything 1.1 to 1.7 times slower for seconds or minutes. Fixed work before and
-after a run tells that apart from an error of what was predicted for it.
+Other machines on the same host make everything 1.1 to 1.7 times slower for seconds or minutes. Fixed work
+is timed before and after a run, so that a slow machine is not taken for a wrong prediction.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.benchmark import Timer
 
 #: seconds that each kind of work is repeated
 _SECONDS = 0.1
@@ -29,9 +29,9 @@ Found = TypeVar("Found")
 
 
 class Pace:
-    """Fixed work of the kinds that a generation is made of: convolutions, linear layers, passes over memory, calls.
+    """Times convolutions, linear layers, passes over memory and small calls, as a generation has them.
 
-    Its tensors are made once, so that measuring takes no memory from the system and gives none back. threads: those of
+    The tensors are made once, so that measuring takes no memory from the system and gives none back. threads: those of
     the work. idle: seconds without any work before a run.
     """
 
@@ -56,19 +56,18 @@ class Pace:
 
     def is_quiet(self) -> bool:
         """The machine is as fast as it has been; the kinds of work count by their geometric mean."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            with torch.inference_mode():
-                now = [_median(work) for work in self._works]
-        finally:
-            torch.set_num_threads(before)
+        timers = [Timer("work()", globals={"work": work}, num_threads=self.threads) for work in self._works]
+        with torch.inference_mode():
+            now = [timer.blocked_autorange(min_run_time=_SECONDS).median for timer in timers]
         self._best = [min(pair) for pair in zip(now, self._best, strict=True)]
         slower = math.prod(one / best for one, best in zip(now, self._best, strict=True))
         return slower ** (1 / len(now)) <= _QUIET
 
     def undisturbed(self, run: Callable[[], Found]) -> tuple[Found, int]:
-        """What a run gives that began and ended on a quiet machine, and how many did not. Raises TimeoutError."""
+        """The result of a run that began and ended on a quiet machine, and the number of runs that did not.
+
+        Raises TimeoutError.
+        """
         for others in range(_TRIES):
             time.sleep(self.idle)
             self.wait()
@@ -86,14 +85,3 @@ class Pace:
                     f"other programs, or other machines on this host, were busy for {_PATIENCE:.0f} s"
                 )
             time.sleep(_BETWEEN)
-
-
-def _median(work: Callable[[], object]) -> float:
-    times = []
-    work()
-    stop = time.perf_counter() + _SECONDS
-    while time.perf_counter() < stop:
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)

@@ -3,8 +3,8 @@
 Each run and each plan is a separate process; the processor time of a plan is measured too.
 
 `uv run pytest benchmarks/test_plan.py -k memory` counts bytes, which other programs on the machine do not change; `-k
-seconds` measures seconds in half an hour, and wants an idle machine. Both calibrate first: how much of its libraries a
-program holds depends on the system (120 MB between two kernels).
+seconds` measures seconds in about 45 minutes, and wants an idle machine. Both calibrate first: how much of its
+libraries a program holds depends on the system (120 MB between two kernels).
 
 Other machines on the same host make everything slower for seconds or minutes, which no plan can know. So the
 calibration and each run wait for a quiet machine (pace.py), and are repeated if they did not end on one.
@@ -338,14 +338,14 @@ def test_seconds(
         for case in CHOSEN:
             (cache / "plans.json").write_text(text)
             plan, _ = planned(case, folder, env)
-            phases = {phase["name"]: phase["seconds"] for phase in plan["phases"]}
-            is_short, runs = sum(phases[name] for name in _PHASES if name in phases) < _SHORT, []
-            for _ in range(3 if is_short else 1):
+            phases = {one["name"]: one["seconds"] for one in plan["phases"] if one["name"] in _PHASES}
+            runs = []
+            for _ in range(3 if sum(phases.values()) < _SHORT else 1):
                 (_, timings), others = pace.undisturbed(partial(measured, case, folder, plan, env))
                 runs.append(timings)
                 disturbed += others
             timings = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-            both = [name for name in _PHASES if name in phases and name in timings]
+            both = [name for name in phases if name in timings]
             expected, taken = sum(phases[name] for name in both), sum(timings[name] for name in both)
             found[case].append((taken, expected / taken - 1))
             with capsys.disabled():

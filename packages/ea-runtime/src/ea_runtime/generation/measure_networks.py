@@ -134,7 +134,7 @@ def short_videos(pipe: Any, device: str) -> dict[str, Any]:
 
 
 def _of_two(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What two processes found: the shorter opening, since the first of them reads libraries from the disk."""
+    """The runs of both processes, and the shorter opening: the first process reads its libraries from the disk."""
     opening = None if one["opening"] is None else min(one["opening"], other["opening"])
     return {"middle": [*one["middle"], *other["middle"]], "opening": opening}
 
