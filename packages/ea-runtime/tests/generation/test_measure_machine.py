@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from ea_runtime.errors import UserError
 from ea_runtime.generation import measure_machine
 from ea_runtime.generation.measure_machine import calibrate
 from ea_runtime.planning.calibration import read_calibration
 
-FIRST = {
-    "first": {"text": 0.5},
-    "videos": {"middle": [{"decoding": 1.0}], "opening": 0.07},
-    "touched": [1e9, 40_000_000],
-}
 ALL = {
     "program_bytes": 700_000_000,
     "ready_bytes": 40_000_000,
@@ -44,6 +39,9 @@ def answer(monkeypatch: pytest.MonkeyPatch, *outputs: tuple[str, str]) -> list[l
     return seen
 
 
+FIRST = {"first": {"text": 0.5}, "touched": [1e9, 40_000_000]}
+
+
 def test_two_processes_measure_and_the_second_knows_the_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -57,6 +55,19 @@ def test_two_processes_measure_and_the_second_knows_the_first(
         40_000_000,
     )
     assert read_calibration("cpu") == found
+
+
+def test_what_is_timed_takes_turns() -> None:
+    times = {"a": [3.0, 1.0, 2.0], "b": [1.0, 5.0, 5.0]}
+    order: list[str] = []
+
+    def timer(name: str) -> float:
+        order.append(name)
+        return times[name].pop(0)
+
+    timers = {name: partial(timer, name) for name in times}
+    assert measure_machine._seconds(timers, min) == {"a": 1.0, "b": 1.0}
+    assert order == ["a", "b"] * 3
 
 
 @pytest.mark.parametrize(
@@ -75,44 +86,6 @@ def test_a_process_that_fails_is_one_line(
     with pytest.raises(UserError, match=f"`--calibrate` could not measure cpu: .*{reason}"):
         calibrate("cpu")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("times", "rates"),
-    [
-        # (new, old) blocks of 8 and 64 MiB, in ms: 56 MiB take 4 ms, and a block of no size 1 ms
-        ([1.8, 0.3, 8.0, 2.5], {"mapped": 14.7e9, "mappings": 1077.0}),
-        ([1.0, 1.0, 3.0, 3.0], {}),  # a system that keeps what is freed
-        ([2.0, 0.0, 1.0, 0.0], {}),
-    ],
-)
-def test_mapping_is_what_a_new_block_takes_longer(
-    times: list[float], rates: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = [one / 1000 for one in times]
-    monkeypatch.setattr(measure_machine, "_seconds", lambda work, wait: left.pop(0))
-    assert measure_machine._mapping_rates() == pytest.approx(rates, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("times", "rates"),
-    [
-        # (64 rows, 1,536 rows) of layers of 768x768 and 768x3,072: 1,472 rows take 46 ms, and the weights 1 ms
-        ([0.001, 0.002, 0.0166, 0.0324], {"linear": 1.8874e11, "weights": 1.1796e10}),
-        (
-            [0.001, 0.001, 0.0245, 0.0245],
-            {"linear": 1.842e11},
-        ),  # no weights are seen: 2 ms for 64 rows, 49 for all
-        ([0.02, 0.02, 0.01, 0.01], {"linear": 4.53e11}),  # a machine that was busy
-    ],
-)
-def test_linear_layers_of_few_rows_show_what_their_weights_take(
-    times: list[float], rates: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = list(times)
-    monkeypatch.setattr(measure_machine, "_seconds", lambda work, wait: left.pop(0))
-    found = measure_machine._linear_rates(torch.nn.Linear, 1, {}, lambda: None)
-    assert found == pytest.approx(rates, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +109,7 @@ def test_touching_is_what_the_first_time_costs_beyond_any_mapping(
         ([67] * 16, 0.0),
         ([60.5, 4] + [67] * 14, 0.0),  # what is fast later on was given back in between
         ([67] * 11 + [21, 4, 55, 67, 67], 0.0),
+        ([4] * 9 + [67] * 7, 8.463),
     ],
 )
 def test_blocks_that_are_fast_at_first_were_ready(

@@ -2,17 +2,16 @@
 
 A network's time is the sum of its work by kind over their rates. Linear layers and attention are measured as single
 operations; what lies between them in the denoiser ("calls", "moved") and the VAE's convolutions follow from runs of the
-bundled model and of a wider VAE with random weights: each run gives the one rate that is still unknown in it. A run's
-time is the median of three or six, since a user's run is as often disturbed.
+bundled model and of a wider VAE with random weights: each run gives the one rate that is still unknown in it.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,21 @@ from ea_runtime.models.memory.vae import walk_decode
 from ea_runtime.planning.calibration import Calibration, read_calibration
 from ea_runtime.planning.forecast import Forecast
 from ea_runtime.video.output import plan_output
-from ea_runtime.video.overlap import overlapped
+from ea_runtime.video.overlap import Write, overlapped
 
 #: the first picture: smallest, so that a phase's time is mostly what it takes once
 _FIRST: dict[str, Any] = {"num_frames": 1, "num_inference_steps": 2}
-_MIDDLE: dict[str, Any] = {"num_frames": 18, "num_inference_steps": 2, "height": 128, "width": 128}
+#: a chunk of a video
+_CHUNK: dict[str, Any] = {"num_frames": 9, "num_inference_steps": 1, "height": 128, "width": 128}
+#: a video of several chunks
+_VIDEO: dict[str, Any] = {"num_frames": 18, "num_inference_steps": 1}
 #: pictures denoised together, so many that their tensors are larger than the caches, as those of a video are
-_TOGETHER: dict[str, Any] = {"num_frames": 1, "num_inference_steps": 2, "height": 256, "width": 256}
+_TOGETHER: dict[str, Any] = {"num_frames": 1, "num_inference_steps": 1, "height": 256, "width": 256}
 _PROMPT, _BATCH = "a circle", 8
-#: a VAE whose layers run in Winograd's form; 9 frames of 128x128, and a picture of 256x256, which transforms more
+_WAITING: dict[str, Any] = _FIRST | {"offload": "group"}
+#: a VAE whose layers run in Winograd's form, and its latents of 9 frames of 128x32: so its rate is that of larger ones
 _WIDE = {"block_out_channels": [64, 128, 256, 256], "layers_per_block": 1, "norm_num_groups": 32}
-_CHUNK, _PICTURE = (3, 16, 16), (1, 32, 32)
+_WIDE_LATENTS = 3, 4, 16
 #: FLOPs of products that take as long as a byte of transforms; measured (AVX-512: 61 GFLOP/s, 4 GB/s)
 _TRANSFORM = 15.0
 #: seconds that opening a video's file takes at least
@@ -65,15 +68,36 @@ def linear_class(pipe: Any) -> Any:
     return next(type(one) for one in pipe.denoiser.modules() if isinstance(one, nn.Linear))
 
 
+def open_file() -> None:
+    """Writes a video of one frame, which imports codecs."""
+    import numpy as np
+
+    with _writer(1) as write:
+        write(np.zeros((64, 64, 3), np.uint8))
+
+
+def opening_seconds(pipe: Any) -> float:
+    """Seconds that decoding a video takes longer while the first file of the process is opened in another thread."""
+    made = _latents(pipe, _VIDEO)
+    decode = partial(_decoding, pipe, made)
+    alone = min(decode() for _ in range(2))
+    with _writer(_VIDEO["num_frames"]) as write, overlapped(write) as hand_in:
+        together = _timed(lambda: deque(map(hand_in, frames_of(pipe, made)), 0))
+    return max(together - alone, _QUICK)
+
+
 def bytes_of_networks(device: str) -> int:
     """Bytes that a plan counts for the first picture, without the program."""
     return _forecast(device, _FIRST).peak - read_calibration(device).program
 
 
 def starts(device: str, rates: Mapping[str, float], first: Mapping[str, float]) -> dict[str, float]:
-    """Seconds that each phase takes once: the first picture's time without its work."""
-    calibration = Calibration(rates=rates)
-    work = {phase.name: phase.work for phase in _forecast(device, _FIRST).phases}
+    """Seconds that each phase takes once: the first picture's time without its work.
+
+    Nothing counts for touching memory: blocks as small as its tensors are among those that the system has.
+    """
+    calibration, forecast = Calibration(rates=rates), _forecast(device, _FIRST)
+    work = {phase.name: _work(forecast, phase.name) for phase in forecast.phases}
     return {
         name: max(seconds - (calibration.seconds(name, work[name]) or 0.0), 0.0)
         for name, seconds in first.items()
@@ -81,34 +105,40 @@ def starts(device: str, rates: Mapping[str, float], first: Mapping[str, float]) 
     }
 
 
-def rates(
-    pipe: Any, device: str, single: Mapping[str, float], earlier: Mapping[str, Any]
-) -> dict[str, float]:
-    """All rates. pipe: of the bundled model. single: those of single operations, which bound what is found here.
-    earlier: `short_videos` of another process.
+def runs(pipe: Any, device: str) -> dict[str, Callable[[], float]]:
+    """Runs of the networks, of which each returns its seconds, by the kind of work that its time tells.
+
+    pipe: of the bundled model.
     """
-    found = dict(single)
-    small, middle = _forecast(device, _FIRST), _forecast(device, _MIDDLE)
-    together = _forecast(device, _TOGETHER, _BATCH)
-    videos = _of_two(earlier, short_videos(pipe, device))
-    decoding = _usual(videos["middle"])["decoding"]
-    pictures = _runs(pipe, _TOGETHER | {"output": "latents", "batch_size": _BATCH}, [_PROMPT] * _BATCH)
-    _solve(found, single, "calls", _work(small, "denoising"), _usual(_runs(pipe, _FIRST))["denoising"])
-    _solve(found, single, "moved", _work(together, "denoising"), _usual(pictures)["denoising"])
-    _solve(found, single, "convolution", _work(middle, "decoding"), decoding)
+    pictures = _TOGETHER | {"output": "latents", "batch_size": _BATCH}
+    found: dict[str, Callable[[], float]] = {
+        "network calls": partial(_denoising, pipe, _PROMPT, _FIRST),
+        "network moved": partial(_denoising, pipe, [_PROMPT] * _BATCH, pictures),
+        "network convolution": partial(_decoding, pipe, _latents(pipe, _CHUNK)),
+    }
     if device == "cpu":
-        found["writers"] = 1 / videos["opening"]
-        counted, seconds = _wide_runs(type(pipe.vae))
-        work = {name: float(amount) for name, amount in counted.items()}
-        work["winograd"] += _TRANSFORM * work.pop("transformed")
-        _solve(found, single, "winograd", work, seconds)
-        found["transformed"] = found["winograd"] / _TRANSFORM
-        # once more, since a few of its layers are in that form too
-        _solve(found, single, "convolution", _work(middle, "decoding"), decoding)
         waiting = type(pipe).from_pretrained("tiny", device=device, offload="group")
-        asked = _forecast(device, _FIRST | {"offload": "group"})
-        seconds = _usual(_runs(waiting, _FIRST))["denoising"]
-        _solve(found, {"reads": _READS}, "reads", _work(asked, "denoising"), seconds)
+        found["network reads"] = partial(_denoising, waiting, _PROMPT, _FIRST)
+        found["network winograd"] = _wide_run(type(pipe.vae))
+    return found
+
+
+def rates(device: str, single: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
+    """All rates. single: those of single operations, which bound what is found here. seconds: of `runs`."""
+    found = dict(single)
+    works = {
+        "calls": _work(_forecast(device, _FIRST), "denoising"),
+        "moved": _work(_forecast(device, _TOGETHER, _BATCH), "denoising"),
+        "convolution": _work(_forecast(device, _CHUNK), "decoding"),
+    }
+    if device == "cpu":
+        # convolutions once more, since a few layers of the bundled model are in Winograd's form too
+        works |= {"winograd": _wide_work(), "reads": _work(_forecast(device, _WAITING), "denoising")}
+    bounds = {"reads": _READS, **single}
+    for kind in [*works, "convolution"]:
+        _solve(found, bounds, kind, works[kind], seconds[f"network {kind}"])
+        if kind == "winograd":
+            found["transformed"] = found["winograd"] / _TRANSFORM
     return found
 
 
@@ -126,27 +156,28 @@ def _solve(
     rates[kind] = min(max(work[kind] / left, slowest), single[kind] * _RANGE) if left > 0 else single[kind]
 
 
-def short_videos(pipe: Any, device: str) -> dict[str, Any]:
-    """Seconds of short videos, once in a process. "middle": by phase, of three. "opening": on the CPU, those that
-    decoding takes longer while the first file of the process is opened."""
-    runs = _runs(pipe, _MIDDLE)
-    return {"middle": runs, "opening": _opening_seconds(pipe) if device == "cpu" else None}
+def _latents(pipe: Any, settings: Mapping[str, Any]) -> Any:
+    return pipe(_PROMPT, seed=0, output="latents", **settings)
 
 
-def _of_two(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The runs of both processes, and the shorter opening: the first process reads its libraries from the disk."""
-    opening = None if one["opening"] is None else min(one["opening"], other["opening"])
-    return {"middle": [*one["middle"], *other["middle"]], "opening": opening}
+def _denoising(pipe: Any, prompt: Any, settings: Mapping[str, Any]) -> float:
+    """Seconds of denoising in a run."""
+    return pipe(prompt, seed=0, **settings).timings["denoising"]
 
 
-def _usual(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The medians of runs."""
-    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+def _decoding(pipe: Any, made: Any) -> float:
+    """Seconds of decoding latents."""
+    return _timed(lambda: deque(frames_of(pipe, made), 0))
 
 
-def _runs(pipe: Any, settings: Mapping[str, Any], prompt: Any = _PROMPT) -> list[dict[str, float]]:
-    """Seconds by phase of three runs."""
-    return [dict(pipe(prompt, seed=0, **settings).timings) for _ in range(3)]
+@contextmanager
+def _writer(count: int) -> Iterator[Write]:
+    """Writes a video of `count` frames to a file that is deleted."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        plan_output(Path(folder) / "a.mp4").writer(12, count) as write,
+    ):
+        yield write
 
 
 def _forecast(device: str, settings: Mapping[str, Any], batch: int = 1) -> Forecast:
@@ -159,30 +190,27 @@ def _work(forecast: Forecast, phase: str) -> Mapping[str, float]:
     return {name: amount for name, amount in forecast.phase(phase).work.items() if name not in _ONCE}
 
 
-def _opening_seconds(pipe: Any) -> float:
-    """Seconds that decoding a video takes longer while its file is opened in another thread, which imports codecs."""
-    made = pipe(_PROMPT, seed=0, output="latents", **_FIRST | {"num_frames": 18})
-    alone = min(_timed(lambda: deque(frames_of(pipe, made), 0)) for _ in range(3))
-    with tempfile.TemporaryDirectory() as folder:
-        output = plan_output(Path(folder) / "a.mp4")
-        with output.writer(12, 18) as write, overlapped(write) as hand_in:
-            together = _timed(lambda: deque(map(hand_in, frames_of(pipe, made)), 0))
-    return max(together - alone, _QUICK)
+def _wide_work() -> dict[str, float]:
+    """The work of `_wide_run`, of which transforms count as products of as many seconds."""
+    meter = Meter(4, has_scratch=True, moves="swept")
+    walk_decode(meter, _WIDE, *_WIDE_LATENTS)
+    found = {name: float(amount) for name, amount in meter.work.items()}
+    found["winograd"] += _TRANSFORM * found.pop("transformed")
+    return found
 
 
-def _wide_runs(vae_class: Any) -> tuple[Counter[str], float]:
-    """Work and seconds of a chunk and a picture decoded by the wider VAE, in float32 on the CPU."""
+def _wide_run(vae_class: Any) -> Callable[[], float]:
+    """A chunk decoded by the wider VAE, in float32 on the CPU."""
     import torch
 
-    vae, work, seconds = vae_class.from_config(_WIDE).eval(), Counter[str](), 0.0
-    for size in (_CHUNK, _PICTURE):
-        meter = Meter(4, has_scratch=True, moves="swept")
-        walk_decode(meter, _WIDE, *size)
-        work += meter.work
-        latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
-        with torch.inference_mode():
-            seconds += min(_timed(partial(vae.decode, latents)) for _ in range(2))  # the first touches memory
-    return work, seconds
+    vae = vae_class.from_config(_WIDE).eval()
+    latents = torch.randn(1, 4, *_WIDE_LATENTS, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def run() -> float:
+        return _timed(partial(vae.decode, latents))
+
+    return run
 
 
 def _timed(run: Callable[[], Any]) -> float:
