@@ -92,3 +92,38 @@ def test_opening_a_video_is_what_decoding_takes_longer(
     assert opening_seconds(pipe) == pytest.approx(seconds)
     assert handed_in == [1] * 18  # all frames, while the last time is taken
     assert not list(tmp_path.rglob("*.mp4*"))
+
+
+def test_rates_are_those_that_the_runs_were_made_with() -> None:
+    known = {
+        "convolution": 80e9,
+        "winograd": 55e9,
+        "transformed": 55e9 / 15,
+        "wide": 130e9,
+        "linear": 100e9,
+        "attention": 80e9,
+        "moved": 5e9,
+        "swept": 27e9,
+        "calls": 26e3,
+        "mapped": 15e9,
+        "mappings": 2500.0,
+        "filters": 25e9,
+        "weights": 20e9,
+        "reads": 1500.0,
+    }
+    works = {
+        "calls": _work(_forecast("cpu", measure_networks._FIRST), "denoising"),
+        "moved": _work(_forecast("cpu", measure_networks._TOGETHER, measure_networks._BATCH), "denoising"),
+        "convolution": _work(_forecast("cpu", measure_networks._CHUNK), "decoding"),
+        "reads": _work(_forecast("cpu", measure_networks._WAITING), "denoising"),
+        "winograd": measure_networks._wide_work(),
+    }
+    seconds = {
+        f"network {kind}": sum(amount / known[name] for name, amount in work.items() if name in known)
+        for kind, work in works.items()
+    }
+    single = known | {"convolution": 130e9, "winograd": 130e9, "moved": 40e9, "calls": 75e3}
+    del single["transformed"], single["reads"]
+    found = measure_networks.rates("cpu", single, seconds)
+    assert found.pop("reads") == pytest.approx(known.pop("reads"), rel=0.25)  # a small part of its run
+    assert found == pytest.approx(known, rel=0.1)

@@ -87,24 +87,21 @@ def _measure(device: str, which: str) -> dict[str, Any]:
     from ea_runtime.machine.memory import peak_rss
 
     is_cpu, is_first = device == "cpu", which == "--first"
-    touched = None
     started = time.perf_counter()
     try:
         pipe = VideoPipeline.from_pretrained("tiny", device=device)
     except MissingPackageError:
         pipe = None  # then no model can run: rates of single operations will do
     loading = imports + time.perf_counter() - started
-    if is_cpu and is_first:
-        touched = _touched()  # where a run begins to take memory
+    touched = _touched() if is_cpu and is_first else None  # where a run begins to take memory
     first = {} if pipe is None else {"loading": loading} | networks.first_picture(pipe)
     if is_first:
         if is_cpu:
             networks.open_file()
         return {"first": first, "touched": touched}
-    program = PROGRAM_BYTES
+    earlier, program = json.loads(which), PROGRAM_BYTES
     if is_cpu and pipe is not None:
         program = peak_rss() - networks.bytes_of_networks(device)
-    earlier = json.loads(which)
     first = {name: min(seconds, earlier["first"].get(name, seconds)) for name, seconds in first.items()}
     found = {"imports": imports, "disk": _disk_rate()}
     if is_cpu and pipe is not None:
@@ -113,8 +110,8 @@ def _measure(device: str, which: str) -> dict[str, Any]:
     found |= operations.rates(_seconds(operations.timers, min))
     ready = 0
     if is_cpu:
-        touched, ready = earlier["touched"]
-        found |= _touching_rate(touched, found.get("mapped"))
+        rate, ready = earlier["touched"]
+        found |= _touching_rate(rate, found.get("mapped"))
     if pipe is not None:
         found = networks.rates(device, found, _seconds(networks.runs(pipe, device), statistics.median))
     del tokenizer
