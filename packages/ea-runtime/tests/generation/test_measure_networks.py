@@ -119,7 +119,7 @@ def test_rates_are_those_that_the_runs_were_made_with() -> None:
         "winograd": measure_networks._wide_work(),
     }
     seconds = {
-        f"network {kind}": sum(amount / known[name] for name, amount in work.items() if name in known)
+        kind: sum(amount / known[name] for name, amount in work.items() if name in known)
         for kind, work in works.items()
     }
     single = known | {"convolution": 130e9, "winograd": 130e9, "moved": 40e9, "calls": 75e3}

@@ -113,14 +113,14 @@ def runs(pipe: Any, device: str) -> dict[str, Callable[[], float]]:
     """
     pictures = _TOGETHER | {"output": "latents", "batch_size": _BATCH}
     found: dict[str, Callable[[], float]] = {
-        "network calls": partial(_denoising, pipe, _PROMPT, _FIRST),
-        "network moved": partial(_denoising, pipe, [_PROMPT] * _BATCH, pictures),
-        "network convolution": partial(_decoding, pipe, _latents(pipe, _CHUNK)),
+        "calls": partial(_denoising, pipe, _PROMPT, _FIRST),
+        "moved": partial(_denoising, pipe, [_PROMPT] * _BATCH, pictures),
+        "convolution": partial(_decoding, pipe, _latents(pipe, _CHUNK)),
     }
     if device == "cpu":
         waiting = type(pipe).from_pretrained("tiny", device=device, offload="group")
-        found["network reads"] = partial(_denoising, waiting, _PROMPT, _FIRST)
-        found["network winograd"] = _wide_run(type(pipe.vae))
+        found["reads"] = partial(_denoising, waiting, _PROMPT, _FIRST)
+        found["winograd"] = _wide_run(type(pipe.vae))
     return found
 
 
@@ -137,7 +137,7 @@ def rates(device: str, single: Mapping[str, float], seconds: Mapping[str, float]
         works |= {"winograd": _wide_work(), "reads": _work(_forecast(device, _WAITING), "denoising")}
     bounds = {"reads": _READS, **single}
     for kind in [*works, "convolution"]:
-        _solve(found, bounds, kind, works[kind], seconds[f"network {kind}"])
+        _solve(found, bounds, kind, works[kind], seconds[kind])
         if kind == "winograd":
             found["transformed"] = found["winograd"] / _TRANSFORM
     return found
