@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -50,9 +51,10 @@ class Operations:
             "moved": lambda: torch.add(self._large[0], 1, out=self._large[1]),
             "swept": self._sweep,
             "calls": lambda: norm(small),
-            "few rows": lambda: [layer(rows[0]) for layer in self._layers],
-            "many rows": lambda: [layer(rows[1]) for layer in self._layers],
         }
+        for number, one in enumerate(self._layers):
+            works[f"few rows {number}"] = partial(one, rows[0])
+            works[f"many rows {number}"] = partial(one, rows[1])
         if device == "cpu":
             for number, count in enumerate(_BLOCKS):
                 works[f"new block {number}"] = partial(_map, count)
@@ -85,7 +87,7 @@ class Operations:
             sum(weight.numel() for weight in weights),
             weights[0].element_size(),
             self._rows,
-            (spent["few rows"], spent["many rows"]),
+            (spent["few rows 0"] + spent["few rows 1"], spent["many rows 0"] + spent["many rows 1"]),
         )
         return found | {"winograd": found["convolution"], "wide": found["convolution"]}
 
@@ -101,15 +103,17 @@ class Operations:
 
     @torch.inference_mode()
     def _seconds(self, work: Callable[[], Any]) -> float:
-        """The median time of one call, of as many as fit."""
+        """The median time of one call, of as many as fit, after a first one that fills caches."""
         times = []
+        work()
+        self._wait()
         stop = time.perf_counter() + _SECONDS
         while not times or time.perf_counter() < stop:
             started = time.perf_counter()
             work()
             self._wait()
             times.append(time.perf_counter() - started)
-        return sorted(times)[len(times) // 2]
+        return statistics.median_low(times)
 
     def _wait(self) -> None:
         if self.device == "cuda":
