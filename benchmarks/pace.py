@@ -29,7 +29,7 @@ Found = TypeVar("Found")
 
 
 class Pace:
-    """Times convolutions, linear layers, passes over memory and small calls, as a generation has them.
+    """Times the operations that a generation consists of: convolutions, linear layers, memory passes and small calls.
 
     The tensors are made once, so that measuring takes no memory from the system and gives none back. threads: those of
     the work. idle: seconds without any work before a run.

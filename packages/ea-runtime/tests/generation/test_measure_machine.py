@@ -14,6 +14,7 @@ from ea_runtime.generation import measure_machine
 from ea_runtime.generation.measure_machine import calibrate
 from ea_runtime.planning.calibration import read_calibration
 
+FIRST = {"first": {"text": 0.5}, "touched": [1e9, 40_000_000]}
 ALL = {
     "program_bytes": 700_000_000,
     "ready_bytes": 40_000_000,
@@ -37,9 +38,6 @@ def answer(monkeypatch: pytest.MonkeyPatch, *outputs: tuple[str, str]) -> list[l
 
     monkeypatch.setattr(subprocess, "run", run)
     return seen
-
-
-FIRST = {"first": {"text": 0.5}, "touched": [1e9, 40_000_000]}
 
 
 def test_two_processes_measure_and_the_second_knows_the_first(

@@ -16,6 +16,7 @@ from ea_runtime.generation.measure_networks import (
     bytes_of_networks,
     opening_seconds,
     starts,
+    works_of_runs,
 )
 from ea_runtime.generation.pipeline import VideoPipeline
 from ea_runtime.planning.calibration import Calibration, write_calibration
@@ -111,16 +112,9 @@ def test_rates_are_those_that_the_runs_were_made_with() -> None:
         "weights": 20e9,
         "reads": 1500.0,
     }
-    works = {
-        "calls": _work(_forecast("cpu", measure_networks._FIRST), "denoising"),
-        "moved": _work(_forecast("cpu", measure_networks._TOGETHER, measure_networks._BATCH), "denoising"),
-        "convolution": _work(_forecast("cpu", measure_networks._CHUNK), "decoding"),
-        "reads": _work(_forecast("cpu", measure_networks._WAITING), "denoising"),
-        "winograd": measure_networks._wide_work(),
-    }
     seconds = {
         kind: sum(amount / known[name] for name, amount in work.items() if name in known)
-        for kind, work in works.items()
+        for kind, work in works_of_runs("cpu").items()
     }
     single = known | {"convolution": 130e9, "winograd": 130e9, "moved": 40e9, "calls": 75e3}
     del single["transformed"], single["reads"]

@@ -1,4 +1,4 @@
-"""This machine measured for plans, in some ten seconds and in two separate processes.
+"""This machine measured for plans, in about 15 seconds and in two separate processes.
 
 Rates of single operations (measure_operations.py), rates at which the networks run (measure_networks.py), what the
 first video of a process takes once, and the program's own memory. Operations take turns, and so do runs of networks, so

@@ -107,7 +107,7 @@ def starts(device: str, rates: Mapping[str, float], first: Mapping[str, float]) 
 
 
 def runs(pipe: Any, device: str) -> dict[str, Callable[[], float]]:
-    """Runs of the networks, of which each returns its seconds, by the kind of work that its time tells.
+    """Functions that run a network and return the seconds it took, keyed by the kind of work whose rate follows.
 
     pipe: of the bundled model.
     """
@@ -124,18 +124,23 @@ def runs(pipe: Any, device: str) -> dict[str, Callable[[], float]]:
     return found
 
 
-def rates(device: str, single: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
-    """All rates. single: those of single operations, which bound what is found here. seconds: of `runs`."""
-    found = dict(single)
-    works = {
+def works_of_runs(device: str) -> dict[str, Mapping[str, float]]:
+    """The work of each of `runs`."""
+    found = {
         "calls": _work(_forecast(device, _FIRST), "denoising"),
         "moved": _work(_forecast(device, _TOGETHER, _BATCH), "denoising"),
         "convolution": _work(_forecast(device, _CHUNK), "decoding"),
     }
     if device == "cpu":
-        # convolutions once more, since a few layers of the bundled model are in Winograd's form too
-        works |= {"winograd": _wide_work(), "reads": _work(_forecast(device, _WAITING), "denoising")}
+        found |= {"reads": _work(_forecast(device, _WAITING), "denoising"), "winograd": _wide_work()}
+    return found
+
+
+def rates(device: str, single: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
+    """All rates. single: those of single operations, which bound what is found here. seconds: of `runs`."""
+    found, works = dict(single), works_of_runs(device)
     bounds = {"reads": _READS, **single}
+    # convolutions once more, since a few layers of the bundled model are in Winograd's form too
     for kind in [*works, "convolution"]:
         _solve(found, bounds, kind, works[kind], seconds[kind])
         if kind == "winograd":
