@@ -55,7 +55,7 @@ def plan(
         str | None, Option("--output", "-o", help="File that would be written: only its ending counts.")
     ] = None,
     calibrate: Annotated[
-        bool, Option("--calibrate", help="First measure this machine, about 15 s; remembered.")
+        bool, Option("--calibrate", help="First measure this machine, about 10 s; remembered.")
     ] = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:

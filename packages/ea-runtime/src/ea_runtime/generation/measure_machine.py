@@ -1,22 +1,24 @@
-"""This machine measured for plans, in about 15 seconds and in two separate processes.
+"""This machine measured for plans, in about ten seconds and in two separate processes.
 
 Rates of single operations (measure_operations.py), rates at which the networks run (measure_networks.py), what the
 first video of a process takes once, and the program's own memory. Operations take turns, and so do runs of networks, so
 that a disturbance of a second hits each of them once at most.
 
-`python -m ea_runtime.generation.measure_machine DEVICE --first` prints seconds of the first picture and how fast memory
-is touched, as JSON, and leaves the libraries in the system's cache; with that in place of `--first` it prints all
-figures.
+`python -m ea_runtime.generation.measure_machine DEVICE` prints all figures as JSON. Its child, a copy of it where the
+system can make one, makes the first picture once more, and finds how fast memory is touched.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -24,20 +26,24 @@ from typing import Any
 from ea_runtime.errors import UserError
 from ea_runtime.planning.calibration import PROGRAM_BYTES, Calibration, write_calibration
 
-#: bytes of a block that is touched once, and how many blocks; those that take less than this share of the usual time
+#: bytes of a block that is touched once, and blocks at most; those that take less than this share of the usual time
 #: were ready
 _TOUCHED, _TOUCHES, _FAST = 32 << 20, 16, 0.9
+#: no more are touched after this many seconds if the last few took as long as each other
+_ENOUGH, _LAST = 0.3, 6
 #: bytes of a file that are read to measure reading
 _READ = 256 << 20
-#: times that each operation and network is timed
-_ROUNDS = 3
+#: how the child is started: as a copy, whose imports are done, where that is safe
+_START = "fork" if sys.platform.startswith("linux") else "spawn"
+#: times that each operation and network is timed at most; two will do if the longer one is at most this many times the
+#: shorter one
+_ROUNDS, _ALIKE = 3, 1.05
 
 
 def calibrate(device: str) -> Calibration:
     """Measures this machine and remembers it for `device`; runs so far are forgotten, since they were compared with
     other figures. Raises UserError if it cannot be measured."""
-    first = _in_a_process(device, "--first")
-    found = _in_a_process(device, json.dumps(first))
+    found = _in_a_process(device)
     try:
         calibration = Calibration(
             int(found["program_bytes"]),
@@ -54,8 +60,8 @@ def calibrate(device: str) -> Calibration:
     return calibration
 
 
-def _in_a_process(device: str, which: str) -> dict[str, Any]:
-    words = [sys.executable, "-m", "ea_runtime.generation.measure_machine", device, which]
+def _in_a_process(device: str) -> dict[str, Any]:
+    words = [sys.executable, "-m", "ea_runtime.generation.measure_machine", device]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -64,48 +70,31 @@ def _in_a_process(device: str, which: str) -> dict[str, Any]:
         raise UserError(f"`--calibrate` could not measure {device}: {last[:200]}") from error
 
 
-def _measure(device: str, which: str) -> dict[str, Any]:
-    """which: "--first", or what it printed in an earlier process."""
-    from ea_runtime.machine.allocator import tune_allocator
-    from ea_runtime.machine.light_imports import import_diffusers, without_collecting
+def _measure(device: str) -> dict[str, Any]:
+    imports = _import()
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context(_START)) as pool:
+            earlier = pool.submit(_first, device).result()
+    except BrokenProcessPool as error:
+        raise UserError("the process of the first picture ended, killed or out of memory") from error
 
-    tune_allocator()
-    started = time.perf_counter()
-    with without_collecting():
-        import torch
+    import torch
 
-        import_diffusers()
-        import transformers
-
-        tokenizer = transformers.PreTrainedTokenizerFast  # loaded when it is asked for
-    imports = time.perf_counter() - started
-
-    from ea_runtime.errors import MissingPackageError
     from ea_runtime.generation import measure_networks as networks
     from ea_runtime.generation.measure_operations import Operations
-    from ea_runtime.generation.pipeline import VideoPipeline
     from ea_runtime.machine.memory import peak_rss
 
-    is_cpu, is_first = device == "cpu", which == "--first"
-    started = time.perf_counter()
-    try:
-        pipe = VideoPipeline.from_pretrained("tiny", device=device)
-    except MissingPackageError:
-        pipe = None  # then no model can run: rates of single operations will do
-    loading = imports + time.perf_counter() - started
-    touched = _touched() if is_cpu and is_first else None  # where a run begins to take memory
-    first = {} if pipe is None else {"loading": loading} | networks.first_picture(pipe)
-    if is_first:
-        if is_cpu:
-            networks.open_file()
-        return {"first": first, "touched": touched}
-    earlier, program = json.loads(which), PROGRAM_BYTES
+    is_cpu, program = device == "cpu", PROGRAM_BYTES
+    pipe, first = _loaded(device)
+    if pipe is not None:
+        first |= networks.first_picture(pipe)
     if is_cpu and pipe is not None:
         program = peak_rss() - networks.bytes_of_networks(device)
     first = {name: min(seconds, earlier["first"].get(name, seconds)) for name, seconds in first.items()}
+    first["loading"] += imports
     found = {"imports": imports, "disk": _disk_rate()}
     if is_cpu and pipe is not None:
-        found["writers"] = 1 / networks.opening_seconds(pipe)
+        found["writers"] = 1 / min(networks.opening_seconds(), earlier["writer"])
     operations = Operations(device, torch.nn.Linear if pipe is None else networks.linear_class(pipe))
     found |= operations.rates(_seconds(operations.timers, min))
     ready = 0
@@ -114,17 +103,67 @@ def _measure(device: str, which: str) -> dict[str, Any]:
         found |= _touching_rate(rate, found.get("mapped"))
     if pipe is not None:
         found = networks.rates(device, found, _seconds(networks.runs(pipe, device), statistics.median))
-    del tokenizer
     starts = networks.starts(device, found, first)
     return {"program_bytes": program, "ready_bytes": ready, "rates": found, "starts": starts}
+
+
+def _import() -> float:
+    """Seconds of processor time that a generation's imports take: reading them from a disk, as after a start of the
+    machine, does not count."""
+    from ea_runtime.machine.allocator import tune_allocator
+    from ea_runtime.machine.light_imports import import_diffusers, without_collecting
+
+    tune_allocator()
+    started = time.process_time()
+    with without_collecting():
+        import_diffusers()
+        from transformers import PreTrainedTokenizerFast  # noqa: F401
+
+        from ea_runtime.generation.pipeline import VideoPipeline  # noqa: F401
+    return time.process_time() - started
+
+
+def _loaded(device: str) -> tuple[Any, dict[str, float]]:
+    """The bundled model, and the seconds that loading it takes; None if no model can run."""
+    from ea_runtime.errors import MissingPackageError
+    from ea_runtime.generation.pipeline import VideoPipeline
+
+    started = time.perf_counter()
+    try:
+        pipe = VideoPipeline.from_pretrained("tiny", device=device)
+    except MissingPackageError:
+        pipe = None  # rates of single operations will do
+    return pipe, {"loading": time.perf_counter() - started}
+
+
+def _first(device: str) -> dict[str, Any]:
+    """Seconds of the first picture; on the CPU those of the first file too, and how fast memory is touched where a run
+    begins to take it. Libraries are in the system's cache afterwards."""
+    from ea_runtime.generation import measure_networks as networks
+
+    _import()
+    pipe, first = _loaded(device)
+    touched = _touched() if device == "cpu" else None
+    if pipe is not None:
+        first |= networks.first_picture(pipe)
+    writer = networks.opening_seconds() if device == "cpu" and pipe is not None else None
+    return {"first": first, "touched": touched, "writer": writer}
 
 
 def _seconds(
     timers: Mapping[str, Callable[[], float]], usual: Callable[[list[float]], float]
 ) -> dict[str, float]:
-    """The usual time of each, of a few rounds in which all are timed."""
-    rounds = [{name: timer() for name, timer in timers.items()} for _ in range(_ROUNDS)]
-    return {name: usual([one[name] for one in rounds]) for name in timers}
+    """The usual time of each, of two that are alike or of three. All are timed in turns."""
+    found: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(_ROUNDS):
+        for name, timer in timers.items():
+            if not _are_alike(found[name]):
+                found[name].append(timer())
+    return {name: usual(times) for name, times in found.items()}
+
+
+def _are_alike(times: list[float], ratio: float = _ALIKE) -> bool:
+    return len(times) > 1 and max(times) <= ratio * min(times)
 
 
 def _touched() -> tuple[float, int]:
@@ -136,8 +175,9 @@ def _touched() -> tuple[float, int]:
     """
     import torch
 
-    held, spent = [], []
-    for _ in range(_TOUCHES):
+    held: list[torch.Tensor] = []
+    spent: list[float] = []
+    while len(held) < _TOUCHES and not (sum(spent) > _ENOUGH and _are_alike(spent[-_LAST:], 1 / _FAST)):
         started = time.perf_counter()
         held.append(torch.empty(_TOUCHED, dtype=torch.uint8).fill_(1))
         spent.append(time.perf_counter() - started)
@@ -166,4 +206,7 @@ def _disk_rate() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(sys.argv[1], sys.argv[2])))  # noqa: T201
+    try:
+        print(json.dumps(_measure(sys.argv[1])))  # noqa: T201
+    except UserError as reason:
+        sys.exit(str(reason))

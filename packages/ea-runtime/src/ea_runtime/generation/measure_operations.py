@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ea_runtime.machine.device import choose_device, choose_dtype
 
 #: seconds that an operation is repeated
-_SECONDS = 0.04
+_SECONDS = 0.025
 #: rows of a linear layer: so few that its weights show, and many
 _FEW, _MANY = 64, 1536
 #: sizes of two blocks, in elements of float32, that are mapped anew

@@ -55,7 +55,7 @@ def lines(forecast: Forecast) -> list[str]:
     found.append(disk)
     total = f"time {in_seconds(f.seconds)}, {in_flops(f.flops)}"
     if f.seconds is None:
-        total += "; `ea plan --calibrate` measures this machine once, in about 15 s"
+        total += "; `ea plan --calibrate` measures this machine once, in about 10 s"
     found.append(total)
     if f.fits:
         found.append(f"it fits: {f.way.name}" + (f" ({f.way.why})" if f.way.why else ""))
