@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from ea_runtime.generation import measure_networks
 from ea_runtime.generation.measure_networks import (
     _forecast,
     _solve,
+    _with_memory,
     _work,
     bytes_of_networks,
     opening_seconds,
@@ -74,14 +76,20 @@ def test_opening_a_video_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_decoding_runs_once_before_it_is_timed() -> None:
+def test_memory_is_there_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    filled: list[int] = []
+    real = torch.Tensor.fill_
+    monkeypatch.setattr(torch.Tensor, "fill_", lambda one, value: filled.append(len(one)) or real(one, value))
+    monkeypatch.setattr(measure_networks, "_MEMORY", 4096)
+    assert _with_memory(lambda: 0.5 * sum(filled)) == 2048
+
+
+def test_a_chunk_of_noise_is_decoded() -> None:
     pipe, decoded = VideoPipeline(FakeVae(), FakeDenoiser(), FakeTextEncoder(num_tokens=40)), []
     real = pipe.iter_frames
     pipe.iter_frames = lambda latents: decoded.append(tuple(latents.shape)) or real(latents)  # pyright: ignore
-    found = runs(pipe, "cuda")
-    assert len(decoded) == 1
-    assert found["convolution"]() > 0
-    assert decoded == [pipe.geometry.latent_shape(1, 9, 128, 128)] * 2
+    assert runs(pipe, "cuda")["convolution"]() > 0
+    assert decoded == [pipe.geometry.latent_shape(1, 9, 128, 128)]
 
 
 def test_rates_are_those_that_the_runs_were_made_with() -> None:
