@@ -113,6 +113,7 @@ def test_touching_is_what_the_first_time_costs_beyond_any_mapping(
         ([4, 38] + [67] * 14, 1.373),
         ([67] * 16, 0.0),
         ([60.5, 4] + [67] * 14, 0.0),  # what is fast later on was given back in between
+        ([67] * 11 + [21, 4, 55, 67, 67], 0.0),
         ([67, 40] * 5 + [67, 21, 4, 55, 67, 67], 0.0),
         ([4] * 9 + [67] * 7, 8.463),
     ],
