@@ -3,7 +3,7 @@
 Each run and each plan is a separate process; the processor time of a plan is measured too.
 
 `uv run pytest benchmarks/test_plan.py -k memory` counts bytes, which other programs on the machine do not change; `-k
-seconds` measures seconds in 45 to 75 minutes, and wants an idle machine. Both calibrate first: how much of its
+seconds` measures seconds in one to two hours, and wants an idle machine. Both calibrate first: how much of its
 libraries a program holds depends on the system (120 MB between two kernels).
 
 Other machines on the same host make everything slower for seconds or minutes, which no plan can know. So the
