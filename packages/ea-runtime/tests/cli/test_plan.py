@@ -18,7 +18,7 @@ from ea_runtime.generation.requests import ModelRequest
 from ea_runtime.generation.resolve import resolve
 from ea_runtime.models.layout import bundled_folder
 from ea_runtime.planning import room
-from ea_runtime.planning.calibration import read_calibration
+from ea_runtime.planning.calibration import Calibration, read_calibration, write_calibration
 from ea_runtime.planning.forecast import Forecast
 
 _FRESH = """
@@ -165,3 +165,24 @@ def test_a_run_teaches_the_next_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.startswith(f"plan: peak {before.peak / 1e6:.0f} MB predicted, ")
     after = tiny_forecast(monkeypatch, 10**11, num_frames=1)
     assert after.peak == before.peak + 50_000_000
+
+
+def test_a_run_is_compared_with_all_that_a_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {
+        "linear": 1e11,
+        "convolution": 1e11,
+        "attention": 1e11,
+        "disk": 1e9,
+        "imports": 2.0,
+        "calls": 1e5,
+    }
+    write_calibration("cpu", Calibration(rates=rates))
+    forecast = tiny_forecast(monkeypatch, 10**11, num_frames=1)
+    planned = {phase.name: phase.seconds or 0.0 for phase in forecast.phases}
+    assert planned["loading"] > rates["imports"]
+    timings = {"imports": 1.5, "loading": planned["loading"] - 1.5, "denoising": planned["denoising"]}
+    timings |= {"decoding": planned["decoding"] / 2, "writing": planned["decoding"] / 2, "total": 9.0}
+    assert Watch(forecast).learn(timings, forecast.peak, 0).endswith(" measured (+0%)")
+    assert read_calibration("cpu").runs[-1]["factors"] == pytest.approx(
+        dict.fromkeys(timings.keys() & planned.keys(), 1.0)
+    )

@@ -48,7 +48,16 @@ def test_runs_correct_the_next_plans() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"version": 4}', '{"version": 4, "machines": []}', '{"version": 3, "machines": {}}'],
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"version": 5}',
+        '{"version": 5, "machines": []}',
+        '{"version": 4}',
+        '{"version": 4, "machines": []}',
+        '{"version": 3, "machines": {}}',
+    ],
 )
 def test_a_damaged_cache_is_an_empty_one(text: str) -> None:
     assert write_calibration("cpu", Calibration(1, RATES))
@@ -174,7 +183,7 @@ def test_the_file_of_this_version() -> None:
     one = Calibration(5, RATES, ({"factors": {}},), {"text": 0.0, "loading": 0.5}, 7)
     assert write_calibration("cpu", one)
     table = json.loads(calibration_file().read_text())
-    assert (table["version"], list(table)) == (4, ["version", "machines"])
+    assert (table["version"], list(table)) == (5, ["version", "machines"])
     assert list(table["machines"].values()) == [
         {
             "program_bytes": 5,

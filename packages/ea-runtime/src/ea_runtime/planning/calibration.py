@@ -16,7 +16,7 @@ from ea_runtime.files.atomic import write_atomic
 from ea_runtime.machine.processor import processor_name
 
 #: of the file's format
-VERSION = 4
+VERSION = 5
 #: memory of Python with torch, diffusers and transformers once networks have run; measured (benchmarks/test_plan.py)
 PROGRAM_BYTES = 640_000_000
 #: runs that are remembered
